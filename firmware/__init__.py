@@ -1,0 +1,1 @@
+"""Machine definition in pure Python: configuration, number formats, instruction set, programs, emulator."""

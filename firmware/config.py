@@ -1,0 +1,277 @@
+"""The one configuration record: what a generated machine is, with its digest.
+
+A `BuildConfig` fixes every number the Verilog depends on. It is plain data: JSON both ways,
+validated on construction. `ModelShape` is its model half (the dimensions the hardware is built
+for); the rest are the generator's parameters. Numerics (docs/numbers.md) do not depend on the
+generator's parameters: every configuration computes the same bits for the same model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+TRITS = 3
+"""Trits per table index (G)."""
+
+CHUNK = 16
+"""Positions per KV-cache chunk: the granularity of the streaming softmax. Part of the numerics."""
+
+KV_SCALE_BYTES = 4
+"""Bytes of one stored key or value scale: u16 mantissa, s16 exponent, little endian."""
+
+LOGIT_BITS = 44
+"""Signed width of an integer logit: a dot product of hidden int8 codes with an int8 row, times the row's u16 scale."""
+
+PARAM_HEADER_BYTES = 32
+"""Bytes of the parameter block's header, before padding to a memory beat."""
+
+ACTIVATIONS = ("relu2", "silu")
+TABLE_FORMS = ("full27", "symmetric14", "addsub")
+PACKINGS = ("index5", "trit5")
+MEMORIES = ("axi", "onchip")
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot exist; the message names the field and the remedy."""
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+def _power_of_two(value: int) -> bool:
+    return value > 0 and value & (value - 1) == 0
+
+
+def round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelShape:
+    """Dimensions of the model a machine is built for.
+
+    `hidden`, `ffn`: widths; `heads`/`kv_heads`: query and key/value heads of `head_dim`;
+    `context`: most positions the KV cache holds; `sub_norms`: norms before o_proj and down_proj.
+    """
+
+    hidden: int
+    ffn: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    context: int
+    activation: str
+    sub_norms: bool
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.type == "int":
+                _require(isinstance(value, int) and value > 0, f"shape.{field.name} must be a positive integer, not {value!r}")
+        _require(self.activation in ACTIVATIONS, f"shape.activation must be one of {', '.join(ACTIVATIONS)}, not {self.activation!r}")
+        _require(self.heads % self.kv_heads == 0, f"shape.heads ({self.heads}) must be a multiple of shape.kv_heads ({self.kv_heads})")
+        _require(self.head_dim % 2 == 0, f"shape.head_dim must be even for rotary embedding, not {self.head_dim}")
+
+    @property
+    def group(self) -> int:
+        """Query heads per key/value head."""
+        return self.heads // self.kv_heads
+
+    @property
+    def q_size(self) -> int:
+        return self.heads * self.head_dim
+
+    @property
+    def kv_size(self) -> int:
+        return self.kv_heads * self.head_dim
+
+    @property
+    def qkv_rows(self) -> int:
+        """Rows of the fused q, k, v matrix, in this order."""
+        return self.q_size + 2 * self.kv_size
+
+    @property
+    def max_inputs(self) -> int:
+        """Longest activation vector a ternary matrix takes."""
+        return max(self.hidden, self.q_size, self.ffn)
+
+    @property
+    def max_rows(self) -> int:
+        """Most rows of one ternary matrix (gate and up are interleaved into one)."""
+        return max(self.qkv_rows, self.hidden, 2 * self.ffn)
+
+    @property
+    def chunks(self) -> int:
+        """KV-cache chunks per layer and key/value head."""
+        return ceil(self.context / CHUNK)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildConfig:
+    """Everything the Verilog of one machine depends on.
+
+    Symbols of docs/architecture.md: `lanes` P, `tables` T, `rows_per_cycle` Q, `vector_lanes` V,
+    `attention_macs` A, `mem_bytes` M over `mem_ports` ports.
+    """
+
+    shape: ModelShape
+    board: str = "sim"
+    clock_hz: int = 250_000_000
+    lanes: int = 4
+    tables: int = 13
+    rows_per_cycle: int = 4
+    vector_lanes: int = 8
+    attention_macs: int = 32
+    mem_bytes: int = 32
+    mem_ports: int = 1
+    memory: str = "axi"
+    onchip_bytes: int = 0
+    table_form: str = "symmetric14"
+    packing: str = "trit5"
+    weight_fifo_beats: int = 256
+    sampler_candidates: int = 64
+    program_words: int = 256
+
+    def __post_init__(self) -> None:
+        s = self.shape
+        for name in ("clock_hz", "lanes", "tables", "rows_per_cycle", "vector_lanes", "attention_macs", "mem_bytes",
+                     "mem_ports", "weight_fifo_beats", "sampler_candidates", "program_words"):
+            value = getattr(self, name)
+            _require(isinstance(value, int) and value > 0, f"{name} must be a positive integer, not {value!r}")
+        for name in ("rows_per_cycle", "vector_lanes", "attention_macs", "mem_bytes", "mem_ports", "weight_fifo_beats", "program_words"):
+            _require(_power_of_two(getattr(self, name)), f"{name} must be a power of two, not {getattr(self, name)}")
+        _require(self.table_form in TABLE_FORMS, f"table_form must be one of {', '.join(TABLE_FORMS)}, not {self.table_form!r}")
+        _require(self.packing in PACKINGS, f"packing must be one of {', '.join(PACKINGS)}, not {self.packing!r}")
+        _require(self.memory in MEMORIES, f"memory must be one of {', '.join(MEMORIES)}, not {self.memory!r}")
+        _require(2 <= self.vector_lanes <= self.attention_macs,
+                 f"vector_lanes must be from 2 to attention_macs ({self.attention_macs}), not {self.vector_lanes}")
+        _require(self.attention_macs <= self.mem_bytes,
+                 f"attention_macs ({self.attention_macs}) must not exceed mem_bytes ({self.mem_bytes})")
+        _require(4 <= self.mem_bytes <= 128, f"mem_bytes must be from 4 to 128, not {self.mem_bytes}")
+        _require(self.mem_bytes // self.mem_ports >= 4,
+                 f"a memory port must be 4 bytes or wider: mem_bytes {self.mem_bytes} over {self.mem_ports} ports")
+        _require(self.word_bytes <= self.mem_bytes,
+                 f"tables*rows_per_cycle = {self.indices_per_word} indices need {self.word_bytes} bytes a cycle as {self.packing}, "
+                 f"but mem_bytes is {self.mem_bytes}: lower tables or rows_per_cycle")
+        _require(s.head_dim % self.attention_macs == 0, f"attention_macs ({self.attention_macs}) must divide head_dim ({s.head_dim})")
+        _require(s.hidden % self.attention_macs == 0, f"attention_macs ({self.attention_macs}) must divide hidden ({s.hidden})")
+        for name in ("hidden", "ffn", "head_dim"):
+            _require(getattr(s, name) % self.vector_lanes == 0,
+                     f"vector_lanes ({self.vector_lanes}) must divide {name} ({getattr(s, name)})")
+        _require((CHUNK * s.head_dim) % self.mem_bytes == 0,
+                 f"mem_bytes ({self.mem_bytes}) must divide {CHUNK}*head_dim ({CHUNK * s.head_dim})")
+        _require(s.max_inputs * 127 < 2**22, f"activation vectors of {s.max_inputs} overflow the 23-bit accumulator")
+        _require(127 * 127 * s.hidden * 65535 < 1 << (LOGIT_BITS - 1),
+                 f"hidden ({s.hidden}) is too wide: its logits could overflow the head's {LOGIT_BITS} bits")
+        if self.memory == "onchip":
+            _require(self.onchip_bytes > 0 and self.onchip_bytes % self.mem_bytes == 0,
+                     f"onchip_bytes must be a positive multiple of mem_bytes ({self.mem_bytes}), not {self.onchip_bytes}")
+            _require(self.mem_ports == 1, f"on-chip memory has one port, not {self.mem_ports}")
+
+    # Derived widths -------------------------------------------------------------------------
+
+    @property
+    def indices_per_word(self) -> int:
+        """Table indices consumed per cycle: tables * rows_per_cycle, ordered row-major (row*tables + table)."""
+        return self.tables * self.rows_per_cycle
+
+    @property
+    def word_bytes(self) -> int:
+        """Bytes of a packed weight word; each word travels in one memory beat of mem_bytes."""
+        n = self.indices_per_word
+        if self.packing == "index5":
+            return ceil(5 * n / 8)
+        return 3 * (n // 5) + min(n % 5, 3)
+
+    @property
+    def acc_bits(self) -> int:
+        """Signed accumulator width: holds 127 * max_inputs."""
+        return (127 * self.shape.max_inputs).bit_length() + 1
+
+    @property
+    def group_rows(self) -> int:
+        """Head rows that share one beat of u16 row scales."""
+        return self.mem_bytes // 2
+
+    @property
+    def head_row_bytes(self) -> int:
+        return round_up(self.shape.hidden, self.mem_bytes)
+
+    @property
+    def head_group_bytes(self) -> int:
+        return self.mem_bytes + self.group_rows * self.head_row_bytes
+
+    @property
+    def kv_scale_block_bytes(self) -> int:
+        """Bytes of one chunk's scales (CHUNK of KV_SCALE_BYTES, padded to a beat)."""
+        return round_up(CHUNK * KV_SCALE_BYTES, self.mem_bytes)
+
+    @property
+    def kv_half_bytes(self) -> int:
+        """Bytes of the key (or value) half of a chunk block: scales, then CHUNK rows of head_dim bytes."""
+        return self.kv_scale_block_bytes + CHUNK * self.shape.head_dim
+
+    @property
+    def kv_head_bytes(self) -> int:
+        """Bytes of one layer's cache of one key/value head: chunks of (key half, value half)."""
+        return self.shape.chunks * 2 * self.kv_half_bytes
+
+    @property
+    def kv_layer_bytes(self) -> int:
+        return self.shape.kv_heads * self.kv_head_bytes
+
+    @property
+    def rope_row_bytes(self) -> int:
+        """Bytes of one position's rotary row: head_dim/2 pairs of (cos, sin) int16, padded to a beat."""
+        return round_up(2 * self.shape.head_dim, self.mem_bytes)
+
+    # JSON and digest ------------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict() | {"digest": f"{self.digest:08x}"}, indent=2) + "\n"
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> BuildConfig:
+        data = {k: v for k, v in data.items() if k != "digest"}
+        known = {f.name for f in dataclasses.fields(cls)}
+        unknown = sorted(set(data) - known)
+        _require(not unknown, f"unknown configuration field(s): {', '.join(unknown)}")
+        _require(isinstance(data.get("shape"), dict), "configuration has no shape")
+        known = {f.name for f in dataclasses.fields(ModelShape)}
+        unknown = sorted(set(data["shape"]) - known)
+        _require(not unknown, f"unknown shape field(s): {', '.join(unknown)}")
+        try:
+            fields: dict[str, Any] = data | {"shape": ModelShape(**data["shape"])}
+            return cls(**fields)
+        except TypeError as error:
+            raise ConfigError(f"incomplete configuration: {error}") from None
+
+    @classmethod
+    def from_json(cls, text: str) -> BuildConfig:
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"configuration is not JSON: {error}") from None
+        config = cls.from_dict(data)
+        if "digest" in data:
+            _require(data["digest"] == f"{config.digest:08x}",
+                     f"configuration digest {data['digest']} does not match its fields ({config.digest:08x})")
+        return config
+
+    @property
+    def digest(self) -> int:
+        """32-bit digest of every field: stands in a CSR, in the image and beside the Verilog."""
+        canonical = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+        return int.from_bytes(hashlib.sha256(canonical.encode()).digest()[:4], "little")

@@ -1,0 +1,226 @@
+"""Where everything stands in the machine's memory, and the descriptor program that streams the weights.
+
+Regions start at multiples of 4096 bytes (or of a beat, if that is larger). The weight stream is one
+region in consumption order:
+
+    embedding parameters (header only)
+    per layer: qkv parameters, qkv, o parameters, o, gate/up parameters, gate/up, down parameters, down
+    head parameters, head groups
+
+so a pass over the model is one sequential read. Parameter blocks and matrices are whole beats.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tritloom.firmware.config import PARAM_HEADER_BYTES, TRITS, BuildConfig, ConfigError, round_up
+from tritloom.firmware.isa import Descriptor, DescriptorOp, Destination
+
+REGION_ALIGN = 4096
+ADDRESS_LIMIT = 1 << 32
+DESCRIPTOR_LIMIT = 64
+"""Entries of the streamer's descriptor memory."""
+
+
+def matrix_beats(config: BuildConfig, rows: int, inputs: int) -> int:
+    """Weight words of a ternary matrix."""
+    return ceil(inputs / (TRITS * config.tables)) * ceil(rows / config.rows_per_cycle)
+
+
+def parameter_beats(config: BuildConfig, gains: int) -> int:
+    """Beats of a parameter block: the header, then the int16 gains, each padded to a beat."""
+    return (round_up(PARAM_HEADER_BYTES, config.mem_bytes) + round_up(2 * gains, config.mem_bytes)) // config.mem_bytes
+
+
+@dataclass(frozen=True)
+class Block:
+    """One piece of the weight stream: `beats` for `dest`. Parameters have `gains`; matrices `rows` and `inputs`."""
+
+    name: str
+    dest: Destination
+    beats: int
+    gains: int = 0
+    rows: int = 0
+    inputs: int = 0
+
+
+def stream_blocks(config: BuildConfig) -> tuple[list[Block], list[Block], list[Block]]:
+    """The weight stream's blocks before the layers, of one layer, and after the layers."""
+    s = config.shape
+
+    def parameters(name: str, gains: int) -> Block:
+        return Block(name, Destination.VECTOR, parameter_beats(config, gains), gains=gains)
+
+    def matrix(name: str, rows: int, inputs: int) -> Block:
+        return Block(name, Destination.MATMUL, matrix_beats(config, rows, inputs), rows=rows, inputs=inputs)
+
+    layer = [
+        parameters("qkv_parameters", s.hidden),
+        matrix("qkv", s.qkv_rows, s.hidden),
+        parameters("o_parameters", s.q_size if s.sub_norms else 0),
+        matrix("o", s.hidden, s.q_size),
+        parameters("gate_up_parameters", s.hidden),
+        matrix("gate_up", 2 * s.ffn, s.hidden),
+        parameters("down_parameters", s.ffn if s.sub_norms else 0),
+        matrix("down", s.hidden, s.ffn),
+    ]
+    groups = ceil(s.vocab / config.group_rows)
+    head = Block("head", Destination.DOT, groups * config.head_group_bytes // config.mem_bytes, rows=s.vocab, inputs=s.hidden)
+    return [parameters("embedding_parameters", 0)], layer, [parameters("head_parameters", s.hidden), head]
+
+
+@dataclass(frozen=True)
+class Region:
+    """Bytes base..base+length-1; `loaded` regions are filled from the image, the others by the machine."""
+
+    base: int
+    length: int
+    loaded: bool = True
+
+    @property
+    def end(self) -> int:
+        return self.base + self.length
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryMap:
+    """Regions by name (weights, rope, kv and, when not tied, embedding), the descriptor program and its entries.
+
+    `embedding_base`: first group of the embedding table (the head's when tied); `prologue_beats`, `layer_beats`,
+    `epilogue_beats`: lengths of the weight stream's parts; `total_bytes`: end of the last region.
+    """
+
+    mem_bytes: int
+    layers: int
+    regions: dict[str, Region]
+    embedding_base: int
+    head_base: int
+    prologue_beats: int
+    layer_beats: int
+    epilogue_beats: int
+    descriptors: tuple[Descriptor, ...]
+    entry_layers: int
+    entry_token: int
+
+    @property
+    def weights_base(self) -> int:
+        return self.regions["weights"].base
+
+    @property
+    def rope_base(self) -> int:
+        return self.regions["rope"].base
+
+    @property
+    def kv_base(self) -> int:
+        return self.regions["kv"].base
+
+    @property
+    def total_bytes(self) -> int:
+        return max(region.end for region in self.regions.values())
+
+    @property
+    def layers_beats(self) -> int:
+        """Beats that the entry `entry_layers` streams."""
+        return self.prologue_beats + self.layers * self.layer_beats
+
+    @property
+    def token_beats(self) -> int:
+        """Beats that the entry `entry_token` streams."""
+        return self.layers_beats + self.epilogue_beats
+
+    def descriptor_words(self) -> list[int]:
+        return [d.encode() for d in self.descriptors]
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self) | {
+            "descriptors": [f"{word:016x}" for word in self.descriptor_words()],
+            "total_bytes": self.total_bytes,
+        }
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> MemoryMap:
+        data = {k: v for k, v in data.items() if k != "total_bytes"}
+        regions = {name: Region(**region) for name, region in data["regions"].items()}
+        return cls(**(data | {"regions": regions, "descriptors": tuple(Descriptor.decode(int(w, 16)) for w in data["descriptors"])}))
+
+    @classmethod
+    def from_json(cls, text: str) -> MemoryMap:
+        return cls.from_dict(json.loads(text))
+
+
+def _descriptors(base: int, prologue: list[Block], layer: list[Block], epilogue: list[Block], layers: int) -> tuple[list[Descriptor], int]:
+    """Descriptor program and the index of its second entry: layers only at 0, then a whole token."""
+    program: list[Descriptor] = []
+
+    def stream(blocks: list[Block]) -> None:
+        program.extend(Descriptor(DescriptorOp.STREAM, b.beats, b.dest) for b in blocks)
+
+    entries = []
+    for last in ([], epilogue):
+        entries.append(len(program))
+        program.append(Descriptor(DescriptorOp.BASE, base))
+        stream(prologue)
+        target = len(program)
+        stream(layer)
+        program.append(Descriptor(DescriptorOp.LOOP, layers, target=target))
+        stream(last)
+        program.append(Descriptor(DescriptorOp.END))
+    return program, entries[1]
+
+
+def memory_map(config: BuildConfig, *, tied: bool = True) -> MemoryMap:
+    """The map of a configuration; `tied`: the head serves as embedding table too."""
+    s = config.shape
+    prologue, layer, epilogue = stream_blocks(config)
+    prologue_beats, layer_beats, epilogue_beats = (sum(b.beats for b in part) for part in (prologue, layer, epilogue))
+    regions: dict[str, Region] = {}
+
+    def place(name: str, length: int, loaded: bool = True) -> int:
+        base = round_up(max((r.end for r in regions.values()), default=0), max(REGION_ALIGN, config.mem_bytes))
+        regions[name] = Region(base, length, loaded)
+        return base
+
+    weights = place("weights", (prologue_beats + s.layers * layer_beats + epilogue_beats) * config.mem_bytes)
+    head = regions["weights"].end - epilogue[-1].beats * config.mem_bytes
+    embedding = head if tied else place("embedding", epilogue[-1].beats * config.mem_bytes)
+    place("rope", s.context * config.rope_row_bytes)
+    place("kv", s.layers * config.kv_layer_bytes, loaded=False)
+    total = regions["kv"].end
+    if total > ADDRESS_LIMIT:
+        raise ConfigError(f"the model needs {total} bytes, but the machine addresses {ADDRESS_LIMIT}: lower the context ({s.context})")
+    program, entry_token = _descriptors(weights, prologue, layer, epilogue, s.layers)
+    return MemoryMap(
+        mem_bytes=config.mem_bytes,
+        layers=s.layers,
+        regions=regions,
+        embedding_base=embedding,
+        head_base=head,
+        prologue_beats=prologue_beats,
+        layer_beats=layer_beats,
+        epilogue_beats=epilogue_beats,
+        descriptors=tuple(program),
+        entry_layers=0,
+        entry_token=entry_token,
+    )
+
+
+def flat_memory(chunks: Iterable[tuple[int, NDArray[np.uint8]]], total_bytes: int, fill: int = 0) -> NDArray[np.uint8]:
+    """One array of the whole memory from (address, bytes) chunks; the rest holds `fill`."""
+    memory = np.full(total_bytes, fill, np.uint8)
+    for address, data in chunks:
+        if address < 0 or address + len(data) > total_bytes:
+            raise ValueError(f"{len(data)} bytes at {address:#x} do not fit {total_bytes} bytes of memory")
+        memory[address : address + len(data)] = data
+    return memory

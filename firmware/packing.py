@@ -1,0 +1,187 @@
+"""Ternary weights as the TLMM engine reads them: triples of trits as 5-bit codes, codes as packed words.
+
+A code is sign and magnitude: bits 3:0 index one of the 14 triples whose first non-zero trit is +1
+(0 is the zero triple), bit 4 negates it. `SERPENTINE` orders the triples so that neighbours differ
+in one trit by one step, which lets the hardware build a table with one addition per entry.
+
+Two packings of a word of n codes, both little endian:
+
+`index5`
+    code i in bits 5i..5i+4.
+`trit5`
+    five codes c0..c4 in three bytes. Byte b has c_b in its low 5 bits and, in its high 3 bits, the
+    b-th pair of the six trits of c3 and c4 (value 3*d(first) + d(second), d(0, +1, -1) = 0, 1, 2). The
+    pair value 8 has no room there: bits 3:1, which no code has all set, become 111 and the code's
+    own bits 3:1 move to the high bits. A rest of r < 5 codes takes min(r, 3) bytes; a fourth code's
+    trits stand in the pairs of the first two.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "SERPENTINE", "TRIPLES", "decode_codes", "encode_triples", "pack_codes", "pack_matrix", "unpack_codes",
+    "unpack_matrix", "word_bytes",
+]
+
+Trits = NDArray[np.int8]
+Bytes = NDArray[np.uint8]
+
+SERPENTINE: tuple[tuple[int, int, int], ...] = (
+    (0, 0, 0), (0, 0, 1), (0, 1, 1), (0, 1, 0), (0, 1, -1), (1, 1, -1), (1, 1, 0),
+    (1, 1, 1), (1, 0, 1), (1, 0, 0), (1, 0, -1), (1, -1, -1), (1, -1, 0), (1, -1, 1),
+)
+"""The triple of each magnitude index; each differs from the one before in one trit by one."""
+
+NEGATE = 16
+VALID_CODES = tuple(range(14)) + tuple(range(17, 30))
+
+
+def _triples() -> Trits:
+    table = np.zeros((32, 3), np.int8)
+    table[:14] = SERPENTINE
+    table[NEGATE:] = -table[:NEGATE]
+    return table
+
+
+TRIPLES: Trits = _triples()
+"""Trits of every 5-bit code [32, 3]; unused codes read as zeros."""
+
+
+def _key(trits: NDArray[np.integer]) -> NDArray[np.integer]:
+    """Number 0..26 of a triple [..., 3]."""
+    return (trits[..., 0] * 9 + trits[..., 1] * 3 + trits[..., 2]) + 13
+
+
+def _code_of_key() -> Bytes:
+    table = np.zeros(27, np.uint8)
+    for code in VALID_CODES:
+        table[_key(TRIPLES[code].astype(int))] = code
+    return table
+
+
+_CODE_OF_KEY = _code_of_key()
+_DIGIT = np.array([0, 1, 2], np.uint8)  # indexed by trit: 0, +1 and (from the end) -1
+_PAIR_TRITS = np.array([(a, b) for a in (0, 1, -1) for b in (0, 1, -1)] + [(0, 0)] * 7, np.int8)
+# Pair number (0..8) of a code's trits (0, 1) and (1, 2), and the digits needed to join two codes.
+_DIGITS_OF_CODE = _DIGIT[TRIPLES]
+_CODE_OF_DIGITS = np.zeros((3, 3, 3), np.uint8)
+for _code in VALID_CODES:
+    _CODE_OF_DIGITS[tuple(_DIGITS_OF_CODE[_code])] = _code
+
+
+def _byte_of() -> Bytes:
+    """Byte [code, pair] of trit5."""
+    code, pair = np.arange(32)[:, None], np.arange(9)[None, :]
+    escaped = (code & 0x11) | 0x0E | ((code >> 1 & 7) << 5)
+    return np.where(pair == 8, escaped, code | (pair & 7) << 5).astype(np.uint8)
+
+
+_BYTE = _byte_of()
+_byte = np.arange(256)
+_ESCAPED = (_byte & 0x0E) == 0x0E
+_CODE_OF_BYTE: Bytes = np.where(_ESCAPED, (_byte & 0x11) | (_byte >> 5) << 1, _byte & 0x1F).astype(np.uint8)
+_PAIR_OF_BYTE: Bytes = np.where(_ESCAPED, 8, _byte >> 5).astype(np.uint8)
+
+
+def _check_packing(packing: str) -> None:
+    if packing not in ("index5", "trit5"):
+        raise ValueError(f"packing must be index5 or trit5, not {packing!r}")
+
+
+def word_bytes(codes: int, packing: str) -> int:
+    """Bytes of a packed word of `codes` codes."""
+    _check_packing(packing)
+    return -(-5 * codes // 8) if packing == "index5" else 3 * (codes // 5) + min(codes % 5, 3)
+
+
+def encode_triples(trits: NDArray[np.integer]) -> Bytes:
+    """5-bit codes [...] of triples [..., 3] of trits -1, 0, 1."""
+    return _CODE_OF_KEY[_key(np.asarray(trits, np.int8))]
+
+
+def decode_codes(codes: NDArray[np.integer]) -> Trits:
+    """Triples [..., 3] of codes [...]."""
+    return TRIPLES[codes]
+
+
+def pack_codes(codes: NDArray[np.integer], packing: str) -> Bytes:
+    """Packed words [..., word_bytes] of codes [..., n]."""
+    codes = np.asarray(codes, np.uint8)
+    n = codes.shape[-1]
+    if packing == "index5":
+        return _pack_index5(codes)
+    size = word_bytes(n, packing)
+    out = np.zeros((*codes.shape[:-1], -(-n // 5), 3), np.uint8)
+    if n % 5:
+        codes = np.concatenate([codes, np.zeros((*codes.shape[:-1], -n % 5), np.uint8)], -1)
+    codes = codes.reshape(*codes.shape[:-1], -1, 5)
+    d, e = _DIGITS_OF_CODE[codes[..., 3]], _DIGITS_OF_CODE[codes[..., 4]]
+    out[..., 0] = _BYTE[codes[..., 0], 3 * d[..., 0] + d[..., 1]]
+    out[..., 1] = _BYTE[codes[..., 1], 3 * d[..., 2] + e[..., 0]]
+    out[..., 2] = _BYTE[codes[..., 2], 3 * e[..., 1] + e[..., 2]]
+    return out.reshape(*out.shape[:-2], -1)[..., :size]
+
+
+def unpack_codes(words: Bytes, n: int, packing: str) -> Bytes:
+    """Codes [..., n] of packed words [..., word_bytes or more]."""
+    words = np.asarray(words, np.uint8)[..., : word_bytes(n, packing)]
+    if packing == "index5":
+        bits = np.unpackbits(words, axis=-1, bitorder="little")[..., : 5 * n]
+        return (bits.reshape(*bits.shape[:-1], n, 5) << np.arange(5, dtype=np.uint8)).sum(-1, dtype=np.uint8)
+    if words.shape[-1] % 3:
+        words = np.concatenate([words, np.zeros((*words.shape[:-1], -words.shape[-1] % 3), np.uint8)], -1)
+    words = words.reshape(*words.shape[:-1], -1, 3)
+    digits = _DIGIT[_PAIR_TRITS[_PAIR_OF_BYTE[words]]]  # [..., 3 bytes, 2]
+    out = np.empty((*words.shape[:-1], 5), np.uint8)
+    out[..., :3] = _CODE_OF_BYTE[words]
+    out[..., 3] = _CODE_OF_DIGITS[digits[..., 0, 0], digits[..., 0, 1], digits[..., 1, 0]]
+    out[..., 4] = _CODE_OF_DIGITS[digits[..., 1, 1], digits[..., 2, 0], digits[..., 2, 1]]
+    return out.reshape(*out.shape[:-2], -1)[..., :n]
+
+
+def _pack_index5(codes: Bytes) -> Bytes:
+    n = codes.shape[-1]
+    if n % 8:
+        codes = np.concatenate([codes, np.zeros((*codes.shape[:-1], -n % 8), np.uint8)], -1)
+    group = codes.reshape(*codes.shape[:-1], -1, 8).astype(np.uint64)
+    value = np.zeros(group.shape[:-1], np.uint64)
+    for i in range(8):
+        value |= group[..., i] << np.uint64(5 * i)
+    out = np.ascontiguousarray(value.astype("<u8"))[..., None].view(np.uint8)[..., :5]
+    return out.reshape(*out.shape[:-2], -1)[..., : word_bytes(n, "index5")]
+
+
+def pack_matrix(trits: NDArray[np.integer], tables: int, rows_per_cycle: int, packing: str, mem_bytes: int) -> Bytes:
+    """Beats [beats, mem_bytes] of a matrix [rows, inputs] in the order the TLMM engine consumes them.
+
+    Tiles of tables*3 inputs outside, steps of rows_per_cycle rows inside; a beat has one word, its
+    codes row by row. Rows and inputs are padded with zeros.
+    """
+    size = word_bytes(tables * rows_per_cycle, packing)
+    if size > mem_bytes:
+        raise ValueError(f"a word of {size} bytes does not fit mem_bytes {mem_bytes}")
+    rows, inputs = trits.shape
+    trits = np.asarray(trits, np.int8)
+    span = tables * 3
+    tiles, steps = -(-inputs // span), -(-rows // rows_per_cycle)
+    beats = np.zeros((tiles, steps, mem_bytes), np.uint8)
+    for tile in range(tiles):
+        block = np.zeros((steps * rows_per_cycle, span), np.int8)
+        part = trits[:, tile * span : (tile + 1) * span]
+        block[:rows, : part.shape[1]] = part
+        codes = encode_triples(block.reshape(-1, tables, 3))
+        beats[tile, :, :size] = pack_codes(codes.reshape(steps, rows_per_cycle * tables), packing)
+    return beats.reshape(tiles * steps, mem_bytes)
+
+
+def unpack_matrix(beats: Bytes, rows: int, inputs: int, tables: int, rows_per_cycle: int, packing: str) -> Trits:
+    """Matrix [rows, inputs] of the beats `pack_matrix` made of it."""
+    tiles, steps = -(-inputs // (tables * 3)), -(-rows // rows_per_cycle)
+    if len(beats) != tiles * steps:
+        raise ValueError(f"a matrix of {rows}x{inputs} has {tiles * steps} beats, not {len(beats)}")
+    codes = unpack_codes(beats, tables * rows_per_cycle, packing)
+    trits = decode_codes(codes).reshape(tiles, steps * rows_per_cycle, tables * 3)
+    return np.ascontiguousarray(trits.transpose(1, 0, 2).reshape(steps * rows_per_cycle, -1)[:rows, :inputs])
