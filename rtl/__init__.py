@@ -1,0 +1,1 @@
+"""Amaranth components of the accelerator. No files, no terminal, no PyTorch."""

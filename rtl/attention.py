@@ -1,0 +1,687 @@
+"""The dot engine: attention over the int8 KV cache, and the LM head."""
+
+from __future__ import annotations
+
+from amaranth import Array, C, Cat, Module, Mux, Signal
+from amaranth.lib import data, memory, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from tritloom.firmware.config import CHUNK, KV_SCALE_BYTES
+from tritloom.firmware.isa import DotOp
+
+from .dot import DotLane, accumulator_bits, delay, dot_bits, index_shape, step_layout
+from .softmax import LOGIT, Finish, ScoreLane, SoftmaxControl, SoftmaxLane, work_layout
+from .stream import Fifo, Slice
+from .ufloat import UFLOAT, from_word
+
+__all__ = ["COMMAND", "DotEngine", "PassControl", "WorkSequencer"]
+
+COMMAND = data.StructLayout({"op": 1, "slot": 8, "count": 8, "position": 32, "kv_base": 32})
+READ_REQUEST = data.StructLayout({"addr": 32, "beats": 16})
+
+VALUE_SCALES, KEYS, VALUES, HEAD = range(4)
+JOBS_AHEAD = 8
+LOGIT_DEPTH = 16
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def job_layout(lanes: int) -> data.StructLayout:
+    """A read and what it is for: `kind`, visible `rows` less one, and what `step_layout` says."""
+    return data.StructLayout({
+        "kind": 2, "rows": 4, "remaining": range(CHUNK + lanes), "first": 1, "last": 1, "parity": 1, "bank": 1,
+        "active": range(lanes + 1),
+    })
+
+
+class PassControl(wiring.Component):
+    """Turn a command into passes over the cache: load the lanes' queries, request chunks, queue jobs.
+
+    A pass takes some queries over all chunks of one key/value head. Runs ahead of the jobs as far as
+    their queue and the two banks of queries allow. Order of the reads, chunk after chunk (passes follow
+    each other seamlessly): value scales, key half, then the value rows of the chunk before; so the
+    softmax of a chunk overlaps the keys of the next.
+
+    Parameters
+    ----------
+    As DotEngine; `row_words`, `head_words`: words of A bytes in a hidden vector and in a head.
+
+    Members
+    -------
+    cmd : In(stream of COMMAND), busy : Out(1)
+    begin : Out(1), start : Out(1)
+        High for a cycle when a command, an ATTEND command begins: `slot`, `several` and `back` stand from here on.
+    slot, count, several : Out
+        The command's; whether lanes take slots.
+    back : Out
+        Positions between each lane's and the furthest lane's.
+    vector_read : Out {slot, addr}, scale_read : Out {slot, head}
+        Read the buffers; what was read goes where `load` says one cycle later.
+    load : Out {en, lane, addr, bank}
+    read_request : Out(stream), jobs : Out(stream)
+    keys_done : In(1), pass_done : In(1), head_done : In(1)
+        A pass's keys have all been used; a pass, the LM head is complete.
+    """
+
+    def __init__(self, *, lanes: int, mem_bytes: int, macs: int, heads: int, kv_heads: int, head_dim: int, hidden: int, context: int,
+                 kv_scale_block_bytes: int, kv_half_bytes: int, kv_head_bytes: int, vector_words: int):
+        self._lanes, self._mem_bytes, self._heads, self._kv_heads = lanes, mem_bytes, heads, kv_heads
+        self._head_dim, self._context = head_dim, context
+        self._scale_bytes, self._half_bytes, self._head_bytes = kv_scale_block_bytes, kv_half_bytes, kv_head_bytes
+        self._row_words, self._head_words = hidden // macs, head_dim // macs
+        lane = index_shape(lanes)
+        super().__init__({
+            "cmd": In(stream.Signature(COMMAND)), "busy": Out(1),
+            "begin": Out(1), "start": Out(1), "slot": Out(lane), "count": Out(range(lanes + 1)), "several": Out(1),
+            "back": Out(range(CHUNK + lanes)).array(lanes),
+            "vector_read": Out(wiring.Signature({"slot": Out(lane), "addr": Out(index_shape(vector_words))})),
+            "scale_read": Out(wiring.Signature({"slot": Out(lane), "head": Out(index_shape(heads))})),
+            "load": Out(wiring.Signature({"en": Out(1), "lane": Out(lane), "word": Out(index_shape(vector_words)), "bank": Out(1),
+                                          "head": Out(1)})),
+            "read_request": Out(stream.Signature(READ_REQUEST)),
+            "jobs": Out(stream.Signature(job_layout(lanes))),
+            "keys_done": In(1), "pass_done": In(1), "head_done": In(1),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.requests = requests = Slice(READ_REQUEST)
+        wiring.connect(m, requests.o, wiring.flipped(self.read_request))
+        m.submodules.job_queue = queue = Fifo(job_layout(self._lanes), JOBS_AHEAD)
+        wiring.connect(m, queue.o, wiring.flipped(self.jobs))
+
+        op = Signal()
+        position = Signal(range(self._context + self._lanes))
+        remaining = Signal.like(position)
+        group = self._heads // self._kv_heads
+        group_left, active = Signal(range(group + 1)), Signal(range(self._lanes + 1))
+        kv_left = Signal(range(self._kv_heads + 1))
+        head_base, chunk_base = Signal(32), Signal(32)
+        first, bank, parity = Signal(), Signal(), Signal()
+        before = Signal(data.StructLayout({"valid": 1, "addr": 32, "job": job_layout(self._lanes)}))
+
+        # Passes whose queries occupy a bank, and passes not yet written out.
+        loaded, unfinished = Signal(2), Signal(4)
+        started = Signal()
+        m.d.sync += [loaded.eq(loaded + started - self.keys_done), unfinished.eq(unfinished + started - self.pass_done)]
+
+        job = Signal(job_layout(self._lanes))
+        last_chunk = remaining < CHUNK
+        m.d.comb += [
+            job.rows.eq(Mux(last_chunk, remaining, CHUNK - 1)),
+            job.remaining.eq(Mux(remaining < CHUNK + self._lanes - 1, remaining, CHUNK + self._lanes - 1)),
+            job.first.eq(first), job.last.eq(last_chunk), job.parity.eq(parity), job.bank.eq(bank), job.active.eq(active),
+        ]
+        request = requests.i.payload
+        scale_beats = self._scale_bytes // self._mem_bytes
+
+        def hand_over(kind, what, addr, beats):
+            """Queue a job, and its read with it; returns whether both were taken."""
+            m.d.comb += [queue.i.payload.eq(what), queue.i.payload.kind.eq(kind), request.addr.eq(addr), request.beats.eq(beats),
+                         queue.i.valid.eq(requests.i.ready), requests.i.valid.eq(queue.i.ready)]
+            return queue.i.ready & requests.i.ready
+
+        loading = Signal()
+        last_load = self._load(m, loading, op == DotOp.HEAD, active, bank)
+
+        m.d.comb += self.busy.eq(1)
+        with m.FSM():
+            with m.State("IDLE"):
+                m.d.comb += [self.busy.eq(0), self.cmd.ready.eq(1)]
+                command = self.cmd.payload
+                m.d.sync += [
+                    op.eq(command.op), self.slot.eq(command.slot), self.count.eq(command.count), self.several.eq(command.count != 1),
+                    position.eq(command.position), head_base.eq(command.kv_base), chunk_base.eq(command.kv_base),
+                    kv_left.eq(self._kv_heads), group_left.eq(group), before.valid.eq(0),
+                ]
+                with m.If(self.cmd.valid):
+                    m.next = "SETUP"
+            with m.State("SETUP"):
+                m.d.comb += [self.begin.eq(1), self.start.eq(op == DotOp.ATTEND)]
+                with m.If(op == DotOp.HEAD):
+                    m.d.sync += active.eq(1)
+                    m.next = "LOAD"
+                with m.Else():
+                    m.d.sync += position.eq(position + self.count - 1)
+                    m.next = "PASS"
+            with m.State("PASS"):
+                m.d.sync += [active.eq(Mux(self.several, self.count, Mux(group_left < self._lanes, group_left, self._lanes))),
+                             remaining.eq(position), first.eq(1)]
+                with m.If(loaded < 2):
+                    m.d.comb += started.eq(1)
+                    m.next = "VALUE_SCALES"
+            with m.State("VALUE_SCALES"):
+                with m.If(hand_over(VALUE_SCALES, job, chunk_base + self._half_bytes, scale_beats)):
+                    m.next = "KEYS"
+                    with m.If(first):
+                        m.next = "LOAD"
+            with m.State("LOAD"):
+                m.d.comb += loading.eq(1)
+                with m.If(last_load):
+                    m.next = "KEYS"
+                    with m.If(op == DotOp.HEAD):
+                        m.next = "HEAD"
+            with m.State("KEYS"):
+                with m.If(hand_over(KEYS, job, chunk_base, scale_beats + self._row_beats(job.rows))):
+                    m.next = "NEXT"
+                    with m.If(before.valid):
+                        m.next = "VALUES"
+            with m.State("VALUES"):
+                with m.If(hand_over(VALUES, before.job, before.addr, self._row_beats(before.job.rows))):
+                    m.next = "NEXT"
+            with m.State("NEXT"):
+                m.d.sync += [
+                    before.valid.eq(1), before.job.eq(job), before.addr.eq(chunk_base + self._half_bytes + self._scale_bytes),
+                    parity.eq(~parity), first.eq(0), remaining.eq(remaining - CHUNK), chunk_base.eq(chunk_base + 2 * self._half_bytes),
+                ]
+                m.next = "VALUE_SCALES"
+                with m.If(last_chunk):
+                    m.d.sync += [bank.eq(~bank), chunk_base.eq(head_base), group_left.eq(group_left - Mux(self.several, 1, active))]
+                    m.next = "PASS"
+                    with m.If(group_left == Mux(self.several, 1, active)):
+                        m.d.sync += [group_left.eq(group), kv_left.eq(kv_left - 1), head_base.eq(head_base + self._head_bytes),
+                                     chunk_base.eq(head_base + self._head_bytes)]
+                        with m.If(kv_left == 1):
+                            m.next = "LAST_VALUES"
+            with m.State("LAST_VALUES"):
+                with m.If(hand_over(VALUES, before.job, before.addr, self._row_beats(before.job.rows))):
+                    m.next = "FINISH"
+            with m.State("HEAD"):
+                m.d.comb += [queue.i.payload.kind.eq(HEAD), queue.i.valid.eq(1)]
+                with m.If(queue.i.ready):
+                    m.next = "FINISH"
+            with m.State("FINISH"):
+                with m.If(Mux(op == DotOp.ATTEND, unfinished == 0, self.head_done)):
+                    m.next = "IDLE"
+        for i in range(self._lanes):
+            m.d.sync += self.back[i].eq(Mux(self.several, self.count - 1 - i, 0))
+        return m
+
+    def _row_beats(self, rows):
+        """Beats of `rows` + 1 rows of a head."""
+        beats = [-(-(n + 1) * self._head_dim // self._mem_bytes) for n in range(CHUNK)]
+        return Array(C(n, max(beats).bit_length()) for n in beats)[rows]
+
+    def _load(self, m, loading, is_head, active, bank):
+        """While `loading`: read the lanes' vectors word by word; returns whether this is the last cycle."""
+        lane, word = Signal(index_shape(self._lanes)), Signal.like(self.load.word)
+        addr, slot, head = self.vector_read.addr, self.vector_read.slot, self.scale_read.head
+        pass_addr = Signal.like(addr)
+        last_word, last = Signal(), Signal()
+        m.d.comb += [
+            last_word.eq(word == Mux(is_head, self._row_words - 1, self._head_words - 1)), last.eq(last_word & (lane + 1 == active)),
+            self.scale_read.slot.eq(slot),
+        ]
+        with m.If(self.begin):
+            m.d.sync += [addr.eq(0), pass_addr.eq(0), slot.eq(self.slot), head.eq(0)]
+        with m.Elif(loading):
+            m.d.sync += [word.eq(Mux(last_word, 0, word + 1)), addr.eq(addr + 1)]
+            with m.If(last_word):
+                m.d.sync += lane.eq(Mux(last, 0, lane + 1))
+                with m.If(~self.several):
+                    m.d.sync += head.eq(head + 1)
+                with m.Elif(last):
+                    m.d.sync += [pass_addr.eq(addr + 1), slot.eq(self.slot), head.eq(head + 1)]
+                with m.Else():
+                    m.d.sync += [addr.eq(pass_addr), slot.eq(slot + 1)]
+        m.d.sync += [self.load.en.eq(loading), self.load.lane.eq(lane), self.load.word.eq(word), self.load.bank.eq(bank),
+                     self.load.head.eq(is_head)]
+        return last
+
+
+class WorkSequencer(wiring.Component):
+    """Serve the jobs from the two byte streams: scales to their stores, rows to the multipliers in steps.
+
+    Latency: 1 cycle from a beat to its first step.
+
+    Throughput: one step (A bytes) per cycle; one cycle per beat of scales and per job.
+
+    Parameters
+    ----------
+    As DotEngine; `step`: step_layout.
+
+    Members
+    -------
+    jobs : In(stream), read_data : In(stream), weights_i : In(stream)
+    step : Out, bytes : Out
+    key_scales, value_scales : Out {en, addr, data}
+        Beats of scales; key scales also those of head rows.
+    scan : Out(1), job : Out
+        High for a cycle when value scales are in; the job in progress.
+    scan_busy : In(1), scanned, scored : In(2)
+        Chunks, by parity, still held by the softmax.
+    weights_ready : In(2), weights_taken : Out(2)
+        Chunks whose values may be streamed.
+    outputs_released : In(1)
+        A pass's outputs, which its last value completed, have left the lanes.
+    shift : In(6).array(2).array(lanes), scale_one, scale_eight : Out(lanes)
+        Right shift of each lane's output before a chunk's values; what a rescaling step does of it.
+    logit_room : In(1), head_done : Out(1)
+    """
+
+    def __init__(self, *, lanes: int, macs: int, mem_bytes: int, head_dim: int, hidden: int, vocab: int, group_rows: int,
+                 kv_scale_block_bytes: int, step: data.StructLayout):
+        self._lanes, self._macs, self._mem_bytes = lanes, macs, mem_bytes
+        self._head_words, self._row_words, self._vocab, self._group_rows = head_dim // macs, hidden // macs, vocab, group_rows
+        self._scale_beats = kv_scale_block_bytes // mem_bytes
+        scales = wiring.Signature({"en": Out(1), "addr": Out(index_shape(self._scale_beats)), "parity": Out(1), "data": Out(8 * mem_bytes)})
+        super().__init__({
+            "jobs": In(stream.Signature(job_layout(lanes))),
+            "read_data": In(stream.Signature(8 * mem_bytes)), "weights_i": In(stream.Signature(8 * mem_bytes)),
+            "step": Out(step), "bytes": Out(8 * macs),
+            "key_scales": Out(scales), "value_scales": Out(scales),
+            "scan": Out(1), "job": Out(job_layout(lanes)),
+            "scan_busy": In(1), "scanned": In(2), "scored": In(2), "weights_ready": In(2), "weights_taken": Out(2),
+            "outputs_released": In(1),
+            "shift": In(6).array(2).array(lanes), "scale_one": Out(lanes), "scale_eight": Out(lanes),
+            "logit_room": In(1), "head_done": Out(1),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        job, is_head = self.job, Signal()
+        m.d.comb += is_head.eq(job.kind == HEAD)
+
+        # The stream in use, and its beat's next A bytes.
+        subs = self._mem_bytes // self._macs
+        sub, beat, valid, take = Signal(index_shape(subs)), Signal(8 * self._mem_bytes), Signal(), Signal()
+        m.d.comb += [
+            beat.eq(Mux(is_head, self.weights_i.payload, self.read_data.payload)),
+            valid.eq(Mux(is_head, self.weights_i.valid, self.read_data.valid)),
+            self.weights_i.ready.eq(take & is_head), self.read_data.ready.eq(take & ~is_head),
+        ]
+        for port in (self.key_scales, self.value_scales):
+            m.d.comb += port.data.eq(beat)
+
+        word, row, scale_beat = Signal.like(self.step.word), Signal.like(self.step.row), Signal(index_shape(self._scale_beats))
+        parity, row_id = Signal(), Signal(range(self._vocab + self._group_rows))
+        left = Array(Signal(6, name=f"left{i}") for i in range(self._lanes))
+        eights = Cat(n[3:].any() for n in left)
+        some = Cat(n.any() for n in left)
+        stepping, outputs_held = Signal(), Signal()
+
+        last_word, last_row = Signal(), Signal()
+        m.d.comb += [
+            last_word.eq(word == Mux(is_head, self._row_words - 1, self._head_words - 1)),
+            last_row.eq(row == Mux(is_head, self._group_rows - 1, job.rows)),
+        ]
+        m.d.comb += [self.key_scales.addr.eq(scale_beat), self.key_scales.parity.eq(parity),
+                     self.value_scales.addr.eq(scale_beat), self.value_scales.parity.eq(parity)]
+
+        step = Signal(self.step.shape())
+        m.d.comb += [
+            step.valid.eq(stepping), step.values.eq(job.kind == VALUES), step.first.eq(word == 0), step.last.eq(last_word),
+            step.word.eq(word), step.bank.eq(job.bank), step.row.eq(row), step.parity.eq(parity), step.head.eq(is_head),
+            step.emit.eq(row_id < self._vocab), step.fresh.eq(job.first & (row == 0)), step.ends_half.eq(last_word & last_row),
+            step.ends_pass.eq(last_word & last_row & job.last), step.remaining.eq(job.remaining), step.active.eq(job.active),
+        ]
+        m.d.sync += [self.step.eq(step), self.bytes.eq(beat.word_select(sub, 8 * self._macs)),
+                     self.scale_one.eq(some & ~eights), self.scale_eight.eq(eights)]
+
+        with m.If(self.outputs_released):
+            m.d.sync += outputs_held.eq(0)
+        with m.Elif(stepping & step.values & ~step.rescale & step.ends_pass):
+            m.d.sync += outputs_held.eq(1)
+
+        with m.FSM():
+            with m.State("IDLE"):
+                self._next_job(m, outputs_held, left, word, row, scale_beat, parity, row_id)
+            with m.State("SCALES"):
+                last = scale_beat == Mux(is_head, 0, self._scale_beats - 1)
+                m.d.comb += take.eq(1)
+                with m.If(valid):
+                    m.d.comb += [self.value_scales.en.eq(job.kind == VALUE_SCALES), self.key_scales.en.eq(job.kind != VALUE_SCALES)]
+                    m.d.sync += scale_beat.eq(Mux(last, 0, scale_beat + 1))
+                    with m.If(last):
+                        m.next = "ROWS"
+                        with m.If(job.kind == VALUE_SCALES):
+                            m.d.comb += self.scan.eq(1)
+                            m.next = "IDLE"
+            with m.State("RESCALE"):
+                m.d.comb += step.rescale.eq(1)
+                with m.If(some.any()):
+                    m.d.comb += stepping.eq(1)
+                    m.d.sync += word.eq(Mux(last_word, 0, word + 1))
+                    with m.If(last_word):
+                        for n in left:
+                            m.d.sync += n.eq(Mux(n[3:].any(), n - 8, Mux(n.any(), n - 1, 0)))
+                with m.Else():
+                    m.next = "ROWS"
+            with m.State("ROWS"):
+                room = ~is_head | (word != 0) | self.logit_room
+                half_done = last_word & last_row
+                beat_done = (sub == subs - 1) | half_done | (is_head & last_word)
+                m.d.comb += [take.eq(room & beat_done), stepping.eq(room & valid)]
+                with m.If(stepping):
+                    m.d.sync += [sub.eq(Mux(beat_done, 0, sub + 1)), word.eq(Mux(last_word, 0, word + 1))]
+                    with m.If(last_word):
+                        m.d.sync += [row.eq(Mux(last_row, 0, row + 1)), row_id.eq(row_id + 1)]
+                        with m.If(last_row):
+                            m.next = "IDLE"
+                            with m.If(is_head):
+                                m.d.sync += parity.eq(~parity)
+                                m.next = "SCALES"
+                                with m.If(row_id >= self._vocab - 1):
+                                    m.d.comb += self.head_done.eq(1)
+                                    m.next = "IDLE"
+        return m
+
+    def _next_job(self, m, outputs_held, left, word, row, scale_beat, parity, row_id):
+        job = self.jobs.payload
+        mine = C(1, 2) << job.parity
+        shifts = [Mux(job.parity, pair[1], pair[0]) for pair in self.shift]
+        m.d.sync += [self.job.eq(job), word.eq(0), row.eq(0), scale_beat.eq(0), row_id.eq(0), parity.eq(job.parity)]
+        m.d.sync += [n.eq(shift) for n, shift in zip(left, shifts, strict=True)]
+        with m.If(self.jobs.valid):
+            with m.Switch(job.kind):
+                with m.Case(VALUE_SCALES):
+                    with m.If(~self.scan_busy & ~(self.scanned & mine).any()):
+                        m.d.comb += self.jobs.ready.eq(1)
+                        m.next = "SCALES"
+                with m.Case(KEYS):
+                    with m.If(~(self.scored & mine).any()):
+                        m.d.comb += self.jobs.ready.eq(1)
+                        m.next = "SCALES"
+                with m.Case(VALUES):
+                    with m.If((self.weights_ready & mine).any() & ~(job.first & outputs_held)):
+                        m.d.comb += [self.jobs.ready.eq(1), self.weights_taken.eq(mine)]
+                        m.next = "ROWS"
+                        with m.If(~job.first & Cat(shifts).any()):
+                            m.next = "RESCALE"
+                with m.Case(HEAD):
+                    m.d.comb += self.jobs.ready.eq(1)
+                    m.next = "SCALES"
+
+
+class DotEngine(wiring.Component):
+    """Attend over the int8 KV cache, and compute the LM head's logits.
+
+    ATTEND: tokens `slot` to `slot + count - 1`, at positions from `position`, attend to all positions up
+    to their own; their query codes and scales lie in the engine's buffers, keys and values in memory from
+    `kv_base` (firmware/config.py has the layout). For one token the lanes take query heads that share a
+    key/value head; for several they take the tokens. Outputs leave as work elements.
+    HEAD: the codes of `slot` against the rows of the weight stream; logits leave in the order of their ids.
+
+    Memory beyond what is visible may hold anything.
+
+    Latency: `head_latency` cycles from a head row's last beat to its logit.
+
+    Throughput: `macs` bytes per cycle: 2 * head_dim/macs cycles for each visible position and pass, plus
+    three cycles and four beats of scales or fewer per chunk. Softmax and division overlap the streaming.
+
+    Parameters
+    ----------
+    lanes, macs, vector_lanes, mem_bytes : int
+        P, A, V, M.
+    heads, kv_heads, head_dim, hidden, vocab, context : int
+        The model's.
+    group_rows, head_row_bytes, kv_scale_block_bytes, kv_half_bytes, kv_head_bytes : int
+        Memory layout: head rows per beat of scales, bytes of a head row; bytes of a chunk's scales, of half a
+        chunk, of a head's cache.
+
+    Members
+    -------
+    cmd : In(stream of COMMAND), busy : Out(1)
+    activation_write : {valid, slot, addr, data}
+        V codes; `addr` counts words of V codes. Not while busy.
+    q_scale_write : {valid, slot, head, scale}
+        Scale of a query head. Not while busy.
+    weights_i : In(stream of 8*mem_bytes bits)
+    read_request : Out(stream {addr, beats}), read_data : In(stream of 8*mem_bytes bits)
+    work_write : {valid, slot, addr, data}, work_clear : Out(1)
+    logits_o : Out(stream of signed(LOGIT_BITS))
+    saturated : Out(1)
+        High for a cycle when a score saturated.
+    """
+
+    def __init__(self, *, lanes: int, macs: int, vector_lanes: int, mem_bytes: int, heads: int, kv_heads: int, head_dim: int, hidden: int,
+                 vocab: int, context: int, group_rows: int, head_row_bytes: int, kv_scale_block_bytes: int, kv_half_bytes: int,
+                 kv_head_bytes: int):
+        parameters = {"lanes": lanes, "macs": macs, "vector_lanes": vector_lanes, "mem_bytes": mem_bytes, "heads": heads,
+                      "kv_heads": kv_heads, "head_dim": head_dim, "hidden": hidden, "vocab": vocab, "context": context}
+        for name, value in parameters.items():
+            _require(isinstance(value, int) and value > 0, f"{name} must be a positive integer, not {value!r}")
+        for name in ("macs", "vector_lanes", "mem_bytes"):
+            _require(parameters[name] & (parameters[name] - 1) == 0, f"{name} must be a power of two, not {parameters[name]}")
+        _require(2 <= vector_lanes <= macs <= mem_bytes,
+                 f"vector_lanes ({vector_lanes}), macs ({macs}), mem_bytes ({mem_bytes}) must not fall")
+        _require(4 <= mem_bytes <= 128, f"mem_bytes must be from 4 to 128, not {mem_bytes}")
+        _require(heads % kv_heads == 0, f"heads ({heads}) must be a multiple of kv_heads ({kv_heads})")
+        _require(head_dim % macs == 0 and hidden % macs == 0, f"macs ({macs}) must divide head_dim ({head_dim}) and hidden ({hidden})")
+        _require(CHUNK * head_dim % mem_bytes == 0, f"mem_bytes ({mem_bytes}) must divide {CHUNK}*head_dim ({CHUNK * head_dim})")
+        _require(group_rows == mem_bytes // 2, f"group_rows must be mem_bytes/2 ({mem_bytes // 2}), not {group_rows}")
+        _require(head_row_bytes == -(-hidden // mem_bytes) * mem_bytes, f"head_row_bytes ({head_row_bytes}) must be hidden in whole beats")
+        _require(kv_scale_block_bytes == -(-CHUNK * KV_SCALE_BYTES // mem_bytes) * mem_bytes,
+                 f"kv_scale_block_bytes ({kv_scale_block_bytes}) must be {CHUNK * KV_SCALE_BYTES} in whole beats")
+        _require(kv_half_bytes >= kv_scale_block_bytes + CHUNK * head_dim and kv_half_bytes % mem_bytes == 0,
+                 f"kv_half_bytes ({kv_half_bytes}) must hold the scales and {CHUNK} rows, in whole beats")
+        self._p = parameters | {"group_rows": group_rows, "kv_scale_block_bytes": kv_scale_block_bytes, "kv_half_bytes": kv_half_bytes,
+                                "kv_head_bytes": kv_head_bytes}
+        self._lanes, self._macs, self._vector_lanes, self._mem_bytes = lanes, macs, vector_lanes, mem_bytes
+        self._heads, self._context = heads, context
+        self._head_words, self._row_words = head_dim // macs, hidden // macs
+        self._vector_words = max(heads * head_dim, hidden) // macs
+        self._step = step_layout(words=max(self._head_words, self._row_words), rows=group_rows, lanes=lanes)
+        lane = index_shape(lanes)
+        self.head_latency = 1 + 4 + DotLane.tree_levels(macs) + 1 + Fifo.latency
+        super().__init__({
+            "cmd": In(stream.Signature(COMMAND)), "busy": Out(1),
+            "activation_write": In(wiring.Signature({
+                "valid": Out(1), "slot": Out(lane), "addr": Out(index_shape(self._vector_words * macs // vector_lanes)),
+                "data": Out(8 * vector_lanes)})),
+            "q_scale_write": In(wiring.Signature({
+                "valid": Out(1), "slot": Out(lane), "head": Out(index_shape(heads)), "scale": Out(UFLOAT)})),
+            "weights_i": In(stream.Signature(8 * mem_bytes)),
+            "read_request": Out(stream.Signature(READ_REQUEST)), "read_data": In(stream.Signature(8 * mem_bytes)),
+            "work_write": Out(wiring.Signature({
+                "valid": Out(1), "slot": Out(lane), "addr": Out(index_shape(heads * head_dim // vector_lanes)),
+                "data": Out(work_layout(vector_lanes))})),
+            "work_clear": Out(1),
+            "logits_o": Out(stream.Signature(LOGIT)),
+            "saturated": Out(1),
+        })
+
+    def _some(self, *names):
+        return {name: self._p[name] for name in names}
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.control = control = PassControl(vector_words=self._vector_words, **self._some(
+            "lanes", "mem_bytes", "macs", "heads", "kv_heads", "head_dim", "hidden", "context",
+            "kv_scale_block_bytes", "kv_half_bytes", "kv_head_bytes"))
+        m.submodules.sequencer = sequencer = WorkSequencer(step=self._step, **self._some(
+            "lanes", "macs", "mem_bytes", "head_dim", "hidden", "vocab", "group_rows", "kv_scale_block_bytes"))
+        output_bits = accumulator_bits(self._context)
+        m.submodules.finish = finish = Finish(
+            head_words=self._head_words, output_bits=output_bits, address_words=self._heads * self._p["head_dim"] // self._vector_lanes,
+            **self._some("lanes", "macs", "vector_lanes", "context"))
+        chunk_layout = job_layout(self._lanes)
+        m.submodules.softmax = softmax = SoftmaxControl(chunk=chunk_layout)
+
+        for port in ("cmd", "read_request"):
+            wiring.connect(m, wiring.flipped(getattr(self, port)), getattr(control, port))
+        for port in ("read_data", "weights_i"):
+            wiring.connect(m, wiring.flipped(getattr(self, port)), getattr(sequencer, port))
+        wiring.connect(m, control.jobs, sequencer.jobs)
+        wiring.connect(m, finish.write, wiring.flipped(self.work_write))
+        m.d.comb += [
+            self.busy.eq(control.busy), self.work_clear.eq(control.start),
+            control.pass_done.eq(finish.pass_done),
+            finish.clear.eq(control.start), finish.slot.eq(control.slot), finish.several.eq(control.several),
+            sequencer.outputs_released.eq(finish.released), softmax.finish_busy.eq(finish.busy),
+        ]
+
+        # What is known of the two chunks in progress.
+        chunks = Array(Signal(chunk_layout, name=f"chunk{i}") for i in range(2))
+        chunk = Signal(chunk_layout)
+        scanned, scored, weights_ready = Signal(2), Signal(2), Signal(2)
+        newly_scanned, newly_scored, newly_ready, done = Signal(2), Signal(2), Signal(2), Signal(2)
+        mine = C(1, 2) << softmax.parity
+        m.d.comb += [
+            chunk.eq(chunks[softmax.parity]), softmax.chunk.eq(chunk),
+            done.eq(Mux(softmax.done, mine, 0)), newly_ready.eq(Mux(softmax.started, mine, 0)),
+            softmax.ready.eq((scanned & scored & mine).any()),
+            control.keys_done.eq((newly_scored[0] & chunks[0].last) | (newly_scored[1] & chunks[1].last)),
+            sequencer.scanned.eq(scanned), sequencer.scored.eq(scored), sequencer.weights_ready.eq(weights_ready),
+            finish.start.eq(softmax.hand_over), finish.active.eq(chunk.active),
+        ]
+        m.d.sync += [scanned.eq((scanned & ~done) | newly_scanned), scored.eq((scored & ~done) | newly_scored),
+                     weights_ready.eq((weights_ready & ~sequencer.weights_taken) | newly_ready)]
+        for i in range(2):
+            with m.If(sequencer.scan & (sequencer.job.parity == i)):
+                m.d.sync += chunks[i].eq(sequencer.job)
+
+        vector, query_scale = self._buffers(m, control)
+        steps = [sequencer.step]
+        for i in range(3):
+            steps.append(delay(m, steps[-1], 1, f"step{i + 1}"))
+        key_scale, row_scale = self._key_scales(m, sequencer, steps)
+        scan, value_scale = self._value_scales(m, sequencer, softmax, chunks, newly_scanned)
+        m.d.comb += finish.outputs_done.eq(steps[3].valid & steps[3].values & ~steps[3].rescale & steps[3].ends_pass)
+
+        saturated = Signal(self._lanes)
+        m.d.sync += self.saturated.eq(saturated.any())
+        for i in range(self._lanes):
+            sum_bits = dot_bits(max(self._p["head_dim"], self._p["hidden"]) if i == 0 else self._p["head_dim"])
+            m.submodules[f"dot{i}"] = dot = DotLane(
+                macs=self._macs, head_words=self._head_words, vector_words=self._row_words if i == 0 else 0, sum_bits=sum_bits,
+                output_bits=output_bits, step=self._step)
+            m.submodules[f"score{i}"] = score = ScoreLane(lane=i, dot_bits=sum_bits, dot_delay=dot.latency - 2, step=self._step)
+            m.submodules[f"softmax{i}"] = lane = SoftmaxLane(lane=i, context=self._context, chunk=chunk_layout)
+            self._load_lane(m, control, i, dot, score, vector, query_scale, steps[2].bank)
+            wiring.connect(m, lane.weight_write, dot.weight_write)
+            m.d.comb += [
+                dot.step.eq(sequencer.step), dot.bytes.eq(sequencer.bytes),
+                dot.scale_one.eq(sequencer.scale_one[i]), dot.scale_eight.eq(sequencer.scale_eight[i]),
+                dot.read_en.eq(finish.read_en), dot.read_word.eq(finish.read_word), finish.outputs[i].eq(dot.output),
+                score.row.eq(steps[2]), score.valid.eq(steps[2].valid & steps[2].last & ~steps[2].values),
+                score.key_scale.eq(key_scale), score.row_scale.eq(row_scale if i == 0 else 0),
+                score.back.eq(control.back[i]), lane.back.eq(control.back[i]),
+                score.dot.eq(dot.dot), saturated[i].eq(score.saturated),
+                score.read_addr.eq(Cat(softmax.row, softmax.parity)), lane.score.eq(score.score),
+                lane.top.eq(Mux(softmax.parity, score.top[1], score.top[0])),
+                lane.chunk.eq(chunk), lane.value_scale.eq(value_scale),
+                sequencer.shift[i][0].eq(lane.shift[0]), sequencer.shift[i][1].eq(lane.shift[1]),
+                finish.total[i].eq(lane.total), finish.exponent[i].eq(lane.exponent),
+            ]
+            m.d.comb += [getattr(lane, name).eq(getattr(softmax, name))
+                         for name in ("parity", "begin", "measure", "relate", "apply", "settle", "row_valid", "row")]
+            m.d.comb += [getattr(lane.scan, name).eq(value) for name, value in scan.items()]
+            if i == 0:
+                m.d.comb += newly_scored.eq(score.scored)
+                self._logits(m, control, sequencer, score)
+        return m
+
+    def _buffers(self, m, control):
+        """Activations and query scales of all slots: written by the vector unit, read by the load."""
+        word_bits = (self._vector_words - 1).bit_length()
+        part_bits = (self._macs // self._vector_lanes - 1).bit_length()
+        m.submodules.activations = store = memory.Memory(shape=8 * self._macs, depth=max(2, self._lanes << word_bits), init=[])
+        write, read = store.write_port(granularity=8 * self._vector_lanes), store.read_port()
+        given = self.activation_write
+        m.d.comb += [
+            write.en.eq(Mux(given.valid, C(1) << given.addr[:part_bits], 0)),
+            write.addr.eq(Cat(given.addr[part_bits:part_bits + word_bits], given.slot)),
+            write.data.eq(given.data.replicate(self._macs // self._vector_lanes)),
+            read.addr.eq(Cat(control.vector_read.addr[:word_bits], control.vector_read.slot)),
+        ]
+        head_bits = (self._heads - 1).bit_length()
+        m.submodules.query_scales = scales = memory.Memory(shape=UFLOAT, depth=max(2, self._lanes << head_bits), init=[])
+        scale_write, scale_read = scales.write_port(), scales.read_port()
+        given = self.q_scale_write
+        m.d.comb += [
+            scale_write.en.eq(given.valid), scale_write.addr.eq(Cat(given.head[:head_bits], given.slot)), scale_write.data.eq(given.scale),
+            scale_read.addr.eq(Cat(control.scale_read.head[:head_bits], control.scale_read.slot)),
+        ]
+        return read.data, scale_read.data
+
+    def _load_lane(self, m, control, index, dot, score, vector, query_scale, bank):
+        """Pass what the load reads to the lane it is for."""
+        load = control.load
+        bank_bits = (self._head_words - 1).bit_length()
+        taken = load.en & (load.lane == index)
+        scales = [Signal(UFLOAT, name=f"query_scale{index}_{i}") for i in range(2)]
+        for i in range(2):
+            with m.If(taken & (load.bank == i)):
+                m.d.sync += scales[i].eq(query_scale)
+        m.d.comb += [
+            dot.vector_write.en.eq(taken), dot.vector_write.data.eq(vector),
+            dot.vector_write.addr.eq(Mux(load.head, load.word, Cat(load.word[:bank_bits], load.bank))),
+            score.query_scale.eq(Mux(bank, scales[1], scales[0])),
+        ]
+
+    def _key_scales(self, m, sequencer, steps):
+        """The scale of each row, with step 2: a key's, or a head row's 16 bits."""
+        given = sequencer.key_scales
+        read = self._scale_store(m, "key_scales", given, Cat(given.addr[:self._beat_bits], given.parity), 2)
+        step = steps[0]
+        pack_bits = (self._mem_bytes // 4 - 1).bit_length()
+        m.d.comb += read.addr.eq(Cat(Mux(step.head, 0, step.row[pack_bits:4])[:self._beat_bits], step.parity))
+        index = Mux(steps[1].head, steps[1].row[1:], steps[1].row[:min(4, pack_bits)])[:pack_bits]
+        word = Signal(32)
+        m.d.sync += word.eq(read.data.word_select(index, 32))
+        return from_word(word), Mux(steps[2].row[0], word[16:], word[:16])
+
+    def _value_scales(self, m, sequencer, softmax, chunks, newly_scanned):
+        """Go through a chunk's value scales once, for their exponents; keep them for the softmax one by one."""
+        given = sequencer.value_scales
+        read = self._scale_store(m, "value_beats", given, given.addr[:self._beat_bits], 1)
+        pack_bits = (self._mem_bytes // 4 - 1).bit_length()
+        valid, row, parity, last = Signal(), Signal(4), Signal(), Signal()
+        m.d.comb += [last.eq(row == chunks[parity].rows), sequencer.scan_busy.eq(valid), read.addr.eq(row[pack_bits:])]
+        with m.If(sequencer.scan):
+            m.d.sync += [valid.eq(1), row.eq(0), parity.eq(sequencer.job.parity)]
+        with m.Elif(valid):
+            m.d.sync += [row.eq(row + 1), valid.eq(~last)]
+        # Not one signal: `last` depends on `parity`, and simulators take signals whole.
+        s1 = Signal(data.StructLayout({"valid": 1, "row": 4, "parity": 1, "last": 1}), name="scan1")
+        m.d.sync += [s1.valid.eq(valid), s1.row.eq(row), s1.parity.eq(parity), s1.last.eq(last)]
+        s2 = delay(m, s1, 1, "scan2")
+        word = Signal(32)
+        m.d.sync += word.eq(read.data.word_select(s1.row[:min(4, pack_bits)], 32))
+        scale = from_word(word)
+        finished = delay(m, s2.valid & s2.last, 1, "scan_last")
+        m.d.comb += newly_scanned.eq(Mux(finished, C(1, 2) << delay(m, s2.parity, 1, "scan_parity"), 0))
+
+        m.submodules.value_scales = store = memory.Memory(shape=UFLOAT, depth=2 * CHUNK, init=[])
+        write, scale_read = store.write_port(), store.read_port()
+        m.d.comb += [
+            write.en.eq(s2.valid), write.addr.eq(Cat(s2.row, s2.parity)), write.data.eq(scale),
+            scale_read.addr.eq(Cat(softmax.row, softmax.parity)),
+        ]
+        scan = {"valid": s2.valid, "row": s2.row, "parity": s2.parity, "exponent": scale.e,
+                "remaining": chunks[s2.parity].remaining, "active": chunks[s2.parity].active}
+        return scan, scale_read.data
+
+    @property
+    def _beat_bits(self):
+        """Address bits of the beats of a chunk's scales."""
+        return (self._p["kv_scale_block_bytes"] // self._mem_bytes - 1).bit_length()
+
+    def _scale_store(self, m, name, given, address, banks):
+        m.submodules[name] = store = memory.Memory(shape=8 * self._mem_bytes, depth=max(2, banks << self._beat_bits), init=[])
+        write, read = store.write_port(), store.read_port()
+        m.d.comb += [write.en.eq(given.en), write.addr.eq(address), write.data.eq(given.data)]
+        return read
+
+    def _logits(self, m, control, sequencer, score):
+        """Queue the logits; a row may start while there is room for all that are on the way."""
+        m.submodules.logits = queue = Fifo(LOGIT, LOGIT_DEPTH)
+        wiring.connect(m, queue.o, wiring.flipped(self.logits_o))
+        on_the_way = Signal(range(LOGIT_DEPTH + 1))
+        step = sequencer.step
+        complete = Signal()
+        m.d.comb += [
+            queue.i.valid.eq(score.logit_valid), queue.i.payload.eq(score.logit),
+            sequencer.logit_room.eq(on_the_way < LOGIT_DEPTH - 1),
+            control.head_done.eq(complete & (on_the_way == 0)),
+        ]
+        m.d.sync += on_the_way.eq(on_the_way + (step.valid & step.head & step.emit & step.first) - (queue.o.valid & queue.o.ready))
+        head_done = delay(m, sequencer.head_done, 3, "head_done")
+        with m.If(control.begin):
+            m.d.sync += complete.eq(0)
+        with m.Elif(head_done):
+            m.d.sync += complete.eq(1)

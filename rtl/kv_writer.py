@@ -1,0 +1,172 @@
+"""Write quantised key and value rows, with their scales, into the cache."""
+
+from __future__ import annotations
+
+from amaranth import Array, C, Cat, Module, Mux, Signal
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from .stream import Fifo, Slice
+from .ufloat import UFLOAT, to_word
+
+__all__ = ["KvWriter", "write_layout"]
+
+CHUNK = 16
+SCALE_BYTES = 4
+ROWS = 2
+"""Rows that may be on their way."""
+
+
+def write_layout(mem_bytes: int) -> data.StructLayout:
+    return data.StructLayout({"addr": 32, "data": 8 * mem_bytes, "strb": mem_bytes})
+
+
+class KvWriter(wiring.Component):
+    """Turn one token's key rows, then its value rows, into memory writes.
+
+    `begin` gives the address of the token's chunk (of the first head) and the token's place in it. Then
+    words arrive, head by head, keys before values; the word with `last` ends a row and brings its scale.
+    Words can't be held back: a row may only start when `free` was high as `reserve` was pulsed for it.
+
+    Throughput: one word per cycle in, one beat per cycle out.
+
+    Parameters
+    ----------
+    vector_lanes, mem_bytes, kv_heads, head_dim, kv_scale_block_bytes, kv_half_bytes, kv_head_bytes : int
+        As in `BuildConfig`.
+
+    Members
+    -------
+    begin : In, chunk_address : In(32), row : In(4)
+    reserve : In, free : Out
+    valid, last, data, scale : In
+    o : Out(stream of {addr, data, strb})
+    busy : Out
+        High while a row is on its way, up to its last write's transfer.
+    """
+
+    def __init__(
+        self,
+        *,
+        vector_lanes: int,
+        mem_bytes: int,
+        kv_heads: int,
+        head_dim: int,
+        kv_scale_block_bytes: int,
+        kv_half_bytes: int,
+        kv_head_bytes: int,
+    ):
+        self._lanes, self._bytes, self._heads, self._dim = vector_lanes, mem_bytes, kv_heads, head_dim
+        self._scale_block, self._half, self._head = kv_scale_block_bytes, kv_half_bytes, kv_head_bytes
+        super().__init__(
+            {
+                "begin": In(1),
+                "chunk_address": In(32),
+                "row": In(range(CHUNK)),
+                "reserve": In(1),
+                "free": Out(1),
+                "valid": In(1),
+                "last": In(1),
+                "data": In(8 * vector_lanes),
+                "scale": In(UFLOAT),
+                "o": Out(stream.Signature(write_layout(mem_bytes))),
+                "busy": Out(1),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        beat_bits = (self._bytes - 1).bit_length()
+        beats = self._dim // self._bytes + 2  # a row may start and end within a beat
+        row_layout = data.StructLayout({"write": write_layout(self._bytes), "last": 1})
+        scale_layout = data.StructLayout({"addr": 32, "word": 32})
+        m.submodules.rows = rows = Fifo(row_layout, 1 << (ROWS * beats - 1).bit_length())
+        m.submodules.scales = scales = Fifo(scale_layout, ROWS)
+        m.submodules.slice = out = Slice(write_layout(self._bytes))
+
+        # Where the present row goes: `half` is its head's key or value half, `offset` the byte within.
+        half, values, head = Signal(32), Signal(), Signal(range(self._heads))
+        row, base = Signal.like(self.row), Signal(32)
+        start, offset = Signal(range(self._half)), Signal(range(self._half))
+        row_start = Array([self._scale_block + i * self._dim for i in range(CHUNK)])
+        with m.If(self.begin):
+            m.d.sync += [
+                base.eq(self.chunk_address),
+                half.eq(self.chunk_address),
+                values.eq(0),
+                head.eq(0),
+                row.eq(self.row),
+                start.eq(row_start[self.row]),
+                offset.eq(row_start[self.row]),
+            ]
+        with m.Elif(self.valid):
+            with m.If(self.last):
+                m.d.sync += offset.eq(start)
+                with m.If(head == self._heads - 1):
+                    m.d.sync += [head.eq(0), values.eq(1), half.eq(base + self._half)]
+                with m.Else():
+                    m.d.sync += [head.eq(head + 1), half.eq(half + self._head)]
+            with m.Else():
+                m.d.sync += offset.eq(offset + self._lanes)
+
+        # Words gather in a beat, which leaves when it or the row is full.
+        parts = self._bytes // self._lanes
+        part = (offset[:beat_bits] >> (self._lanes - 1).bit_length())[: max(1, (parts - 1).bit_length())]
+        complete = C(1, 1) if parts == 1 else self.last | (part == parts - 1)
+        beat, strobe = Signal(8 * self._bytes, reset_less=True), Signal(self._bytes)
+        fresh, push, push_last = Signal(init=1), Signal(), Signal()
+        address, scale_address, scale_word = Signal(32), Signal(32), Signal(32)
+        m.d.sync += [push.eq(self.valid & complete), push_last.eq(self.valid & self.last)]
+        scale_offset = Cat(C(0, 2), row)
+        with m.If(self.valid):
+            m.d.sync += [
+                address.eq(half + Cat(C(0, beat_bits), offset[beat_bits:])),
+                fresh.eq(complete),
+                scale_address.eq(half + scale_offset),
+                scale_word.eq(to_word(self.scale)),
+            ]
+            for i in range(parts):
+                here = C(1, 1) if parts == 1 else part == i
+                with m.If(here):
+                    m.d.sync += beat.word_select(i, 8 * self._lanes).eq(self.data)
+                m.d.sync += strobe.word_select(i, self._lanes).eq(
+                    Mux(here, C(-1, self._lanes), Mux(fresh, 0, strobe.word_select(i, self._lanes)))
+                )
+        m.d.comb += [
+            rows.i.valid.eq(push),
+            rows.i.payload.last.eq(push_last),
+            rows.i.payload.write.addr.eq(address),
+            rows.i.payload.write.data.eq(beat),
+            rows.i.payload.write.strb.eq(strobe),
+            scales.i.valid.eq(push_last),
+            scales.i.payload.addr.eq(scale_address),
+            scales.i.payload.word.eq(scale_word),
+        ]
+
+        # Rows go first; scales fill the gaps.
+        scale_part = scales.o.payload.addr[2:beat_bits] if beat_bits > 2 else C(0, 1)
+        m.d.comb += [
+            rows.o.ready.eq(out.i.ready),
+            scales.o.ready.eq(out.i.ready & ~rows.o.valid),
+            out.i.valid.eq(rows.o.valid | scales.o.valid),
+        ]
+        with m.If(rows.o.valid):
+            m.d.comb += out.i.payload.eq(rows.o.payload.write)
+        with m.Else():
+            m.d.comb += [
+                out.i.payload.addr.eq(Cat(C(0, beat_bits), scales.o.payload.addr[beat_bits:])),
+                out.i.payload.data.eq(scales.o.payload.word.replicate(self._bytes // SCALE_BYTES)),
+                out.i.payload.strb.eq(C(15, SCALE_BYTES) << (scale_part << 2)),
+            ]
+        wiring.connect(m, out.o, wiring.flipped(self.o))
+
+        # Credit, for rows and scales apart.
+        row_count, scale_count = Signal(range(ROWS + 1)), Signal(range(ROWS + 1))
+        row_done = rows.o.valid & rows.o.ready & rows.o.payload.last
+        scale_done = scales.o.valid & scales.o.ready
+        m.d.sync += [row_count.eq(row_count + self.reserve - row_done), scale_count.eq(scale_count + self.reserve - scale_done)]
+        m.d.comb += [
+            self.free.eq((row_count != ROWS) & (scale_count != ROWS)),
+            self.busy.eq((row_count != 0) | (scale_count != 0) | self.o.valid),
+        ]
+        return m

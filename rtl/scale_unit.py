@@ -1,0 +1,293 @@
+"""The vector unit's scalar half: scale computations, one small program per vector operation."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+from amaranth import C, Cat, Module, Mux, Signal, signed, unsigned
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import In, Out
+
+from tritloom.firmware import integer
+from tritloom.rtl.ufloat import MANTISSA_BITS, SerialDivider, SerialSqrt, bit_length, shift_right
+
+__all__ = ["INNER", "ONE", "Program", "ScaleUnit"]
+
+INNER = data.StructLayout({"m": unsigned(MANTISSA_BITS), "e": signed(12)})
+"""A scale with headroom in its exponent, as it stands inside the vector unit."""
+
+
+def _inner(scale: integer.UFloat) -> data.Const:
+    return INNER.const({"m": int(scale.m), "e": int(scale.e)})
+
+
+ONE = _inner(integer.UF_ONE)
+ZERO_EXPONENT = integer.EXPONENT_MIN
+
+
+class Program(IntEnum):
+    """What `ScaleUnit` computes; the letters are its registers t, u, w and inputs."""
+
+    QUANTISE = 0
+    NORM = 1
+    HEAD = 2
+    RESIDUAL = 3
+    EMBED = 4
+    RELU2 = 5
+    SILU = 6
+
+
+class _Op(IntEnum):
+    NORMALISE = 0
+    MULTIPLY = 1
+    ADD = 2
+    SQRT = 3
+    RECIPROCAL = 4
+
+
+# (operation, first operand, second operand, destination). NORMALISE names an integer input instead;
+# normalising `top` also starts the division for the code reciprocal. The product with inv127 takes `exponent_y`.
+_SCALE_OF_MAXIMUM = [(_Op.NORMALISE, "top", None, "t"), (_Op.MULTIPLY, "t", "inv127", "t")]
+_PROGRAMS = {
+    Program.QUANTISE: [*_SCALE_OF_MAXIMUM, (_Op.MULTIPLY, "t", "work", "t"), (_Op.MULTIPLY, "t", "scale0", "w")],
+    Program.NORM: [
+        *_SCALE_OF_MAXIMUM,
+        (_Op.MULTIPLY, "t", "work", "t"),
+        (_Op.MULTIPLY, "work", "work", "w"),
+        (_Op.NORMALISE, "squares", None, "u"),
+        (_Op.MULTIPLY, "u", "inverse_count", "u"),
+        (_Op.MULTIPLY, "u", "w", "u"),
+        (_Op.ADD, "u", "eps", "u"),
+        (_Op.SQRT, "u", None, "u"),
+        (_Op.RECIPROCAL, "u", None, "u"),
+        (_Op.MULTIPLY, "t", "u", "t"),
+        (_Op.MULTIPLY, "t", "scale0", "w"),
+    ],
+    Program.HEAD: [*_SCALE_OF_MAXIMUM, (_Op.MULTIPLY, "code", "head_scale", "u"), (_Op.MULTIPLY, "t", "u", "t")],
+    Program.RESIDUAL: [(_Op.MULTIPLY, "code", "scale0", "t")],
+    Program.EMBED: [(_Op.NORMALISE, "row", None, "t"), (_Op.MULTIPLY, "t", "scale0", "t")],
+    Program.RELU2: [
+        (_Op.MULTIPLY, "code", "scale0", "t"),
+        (_Op.MULTIPLY, "code", "scale1", "u"),
+        (_Op.MULTIPLY, "t", "t", "t"),
+        (_Op.MULTIPLY, "t", "u", "w"),
+    ],
+    Program.SILU: [(_Op.MULTIPLY, "code", "scale0", "t"), (_Op.MULTIPLY, "code", "scale1", "w")],
+}
+
+
+class ScaleUnit(wiring.Component):
+    """Compute the scales of one slot or head, step by step.
+
+    A program starts with `start` while not `busy`; its operands stay until `done`. A multiplication
+    takes 3 cycles, a normalisation 3, an addition 6, a root or reciprocal about 22.
+
+    Results: `t` and `w` (QUANTISE, NORM: t the code scale, w = t * scale0; HEAD: t the head's scale;
+    RESIDUAL, EMBED: t the multiplier of the residual; RELU2: w the work scale; SILU: t the gate scale,
+    w the work scale). QUANTISE, NORM and HEAD also divide: after `divided`, `reciprocal` and
+    `length` (bits of `top`) stand until the next program.
+
+    Parameters
+    ----------
+    squares_bits : int
+        Bits of the sum of squares.
+
+    Members
+    -------
+    start, program, top, squares, squares_exponent, row, exponent_y : In
+    code, work, scale0, scale1, head_scale, inverse_count, eps : In(INNER)
+    busy, done, t, w, divided, reciprocal, length : Out
+        `done` and `divided` are high for one cycle.
+    """
+
+    TOP_BITS = 39
+    ALIGNED_BITS = 23
+    RECIPROCAL_BITS = 17
+
+    def __init__(self, *, squares_bits: int):
+        if squares_bits < 1:
+            raise ValueError(f"squares_bits must be positive, not {squares_bits}")
+        self._width = max(self.TOP_BITS, squares_bits)
+        super().__init__(
+            {
+                "start": In(1),
+                "program": In(range(len(Program))),
+                "top": In(self.TOP_BITS),
+                "squares": In(squares_bits),
+                "squares_exponent": In(signed(12)),
+                "row": In(16),
+                "exponent_y": In(signed(12)),
+                **{name: In(INNER) for name in ("code", "work", "scale0", "scale1", "head_scale", "inverse_count", "eps")},
+                "busy": Out(1),
+                "done": Out(1),
+                "t": Out(INNER),
+                "w": Out(INNER),
+                "divided": Out(1),
+                "reciprocal": Out(self.RECIPROCAL_BITS),
+                "length": Out(6),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.divider = divider = SerialDivider(denominator_bits=self.ALIGNED_BITS, quotient_bits=self.RECIPROCAL_BITS)
+        m.submodules.root = root = SerialSqrt(root_bits=17)
+
+        # The programs as a table of steps.
+        first, table = {}, []
+        for program, steps in _PROGRAMS.items():
+            first[program] = len(table)
+            table += [(*step, i == len(steps) - 1) for i, step in enumerate(steps)]
+        step = Signal(range(len(table)))
+        u = Signal(INNER)
+        op, final, is_top, takes_exponent = Signal(_Op), Signal(), Signal(), Signal()
+        destination = Signal(2)
+        destinations = {"t": self.t, "u": u, "w": self.w}
+        a, b = Signal(INNER), Signal(INNER)
+        integer_operand, integer_exponent = Signal(self._width), Signal(signed(12))
+        operands = {
+            "t": self.t,
+            "u": u,
+            "w": self.w,
+            "code": self.code,
+            "work": self.work,
+            "scale0": self.scale0,
+            "scale1": self.scale1,
+            "head_scale": self.head_scale,
+            "inverse_count": self.inverse_count,
+            "eps": self.eps,
+            "inv127": _inner(integer.UF_INV127),
+        }
+        m.d.comb += integer_operand.eq(self.top)
+        with m.Switch(step):
+            for index, (operation, one, other, to, last) in enumerate(table):
+                with m.Case(index):
+                    m.d.comb += [op.eq(operation), final.eq(last), destination.eq(list(destinations).index(to))]
+                    m.d.comb += [is_top.eq(one == "top"), takes_exponent.eq(other == "inv127")]
+                    if operation == _Op.NORMALISE:
+                        if one == "squares":
+                            m.d.comb += [integer_operand.eq(self.squares), integer_exponent.eq(self.squares_exponent)]
+                        elif one == "row":
+                            m.d.comb += integer_operand.eq(self.row)
+                    else:
+                        m.d.comb += a.eq(operands[one])
+                        if other is not None:
+                            m.d.comb += b.eq(operands[other])
+
+        # Registered operands and the one normaliser behind them.
+        a_held, b_held = Signal(INNER), Signal(INNER)
+        value, exponent, length = Signal(self._width), Signal(signed(13)), Signal(range(self._width + 1))
+        product = Signal(2 * MANTISSA_BITS)
+        result = Signal(INNER)
+        write = Signal()
+        found = bit_length(m, value)
+        aligned = shift_right(m, Cat(C(0, self.ALIGNED_BITS), value), length, self.ALIGNED_BITS, "aligned")
+
+        # Addition: the operand of the smaller exponent is shifted right by the distance.
+        high_m, low_m, distance = Signal(MANTISSA_BITS), Signal(2 * MANTISSA_BITS), Signal(6)
+        difference = Signal(signed(13))
+        gap = Signal(13)
+        m.d.comb += [difference.eq(a_held.e - b_held.e), gap.eq(Mux(difference[-1], -difference, difference))]
+        lowered = shift_right(m, low_m, distance, 2 * MANTISSA_BITS, "lowered")
+
+        odd = a_held.e[0]
+        m.d.comb += [
+            root.radicand.eq(Mux(odd, a_held.m << 17, a_held.m << 16)),
+            divider.numerator.eq(1 << 31),
+            divider.denominator.eq(a_held.m),
+        ]
+        dividing_top = Signal()
+        m.d.comb += [self.reciprocal.eq(divider.quotient), self.divided.eq(divider.done & dividing_top)]
+        m.d.sync += self.done.eq(0)
+
+        def proceed():
+            with m.If(final):
+                m.d.sync += self.done.eq(1)
+                m.next = "IDLE"
+            with m.Else():
+                m.d.sync += step.eq(step + 1)
+                m.next = "READ"
+
+        with m.FSM() as fsm:
+            m.d.comb += self.busy.eq(~fsm.ongoing("IDLE"))
+            with m.State("IDLE"):
+                with m.Switch(self.program):
+                    for program, index in first.items():
+                        with m.Case(program):
+                            m.d.sync += step.eq(index)
+                with m.If(self.start):
+                    m.next = "READ"
+            with m.State("READ"):
+                m.d.sync += [a_held.eq(a), b_held.eq(b), value.eq(integer_operand), exponent.eq(integer_exponent)]
+                with m.Switch(op):
+                    with m.Case(_Op.NORMALISE):
+                        m.next = "LENGTH"
+                    with m.Case(_Op.MULTIPLY):
+                        m.next = "PRODUCT"
+                    with m.Case(_Op.ADD):
+                        m.next = "COMPARE"
+                    with m.Case(_Op.SQRT):
+                        m.next = "ROOT START"
+                    with m.Case(_Op.RECIPROCAL):
+                        m.next = "DIVIDE START"
+            with m.State("PRODUCT"):
+                m.d.sync += [product.eq(a_held.m * b_held.m), exponent.eq(a_held.e + b_held.e + Mux(takes_exponent, self.exponent_y, 0))]
+                m.next = "PRODUCT NORM"
+            with m.State("PRODUCT NORM"):
+                top = product[31]
+                m.d.comb += [
+                    write.eq(1),
+                    result.m.eq(Mux(top, product[16:32], product[15:31])),
+                    result.e.eq(Mux(top | product[30], exponent + 15 + top, ZERO_EXPONENT)),
+                ]
+                proceed()
+            with m.State("COMPARE"):
+                swap = difference[-1]
+                m.d.sync += [
+                    high_m.eq(Mux(swap, b_held.m, a_held.m)),
+                    low_m.eq(Cat(C(0, 16), Mux(swap, a_held.m, b_held.m))),
+                    exponent.eq(Mux(swap, b_held.e, a_held.e) - 16),
+                    distance.eq(Mux(gap > 33, 33, gap)),
+                ]
+                m.next = "LOWER"
+            with m.State("LOWER"):
+                m.d.sync += low_m.eq(lowered)
+                m.next = "SUM"
+            with m.State("SUM"):
+                m.d.sync += value.eq(Cat(C(0, 16), high_m) + low_m)
+                m.next = "LENGTH"
+            with m.State("ROOT START"):
+                m.d.comb += root.start.eq(1)
+                m.next = "ROOT"
+            with m.State("ROOT"):
+                m.d.sync += [value.eq(root.root), exponent.eq((a_held.e - odd - 16) >> 1)]
+                with m.If(root.done):
+                    m.next = "LENGTH"
+            with m.State("DIVIDE START"):
+                # The division started by `top` ended during the root.
+                m.d.comb += divider.start.eq(1)
+                m.d.sync += dividing_top.eq(0)
+                m.next = "DIVIDE"
+            with m.State("DIVIDE"):
+                m.d.sync += [value.eq(Mux(a_held.m == 0, 0, divider.quotient)), exponent.eq(-31 - a_held.e)]
+                with m.If(divider.done):
+                    m.next = "LENGTH"
+            with m.State("LENGTH"):
+                m.d.sync += length.eq(found)
+                m.next = "ALIGN"
+            with m.State("ALIGN"):
+                m.d.comb += [
+                    write.eq(1),
+                    result.m.eq(aligned[self.ALIGNED_BITS - MANTISSA_BITS :]),
+                    result.e.eq(Mux(length == 0, ZERO_EXPONENT, exponent + length - MANTISSA_BITS)),
+                ]
+                with m.If(is_top):
+                    m.d.comb += [divider.start.eq(1), divider.numerator.eq(127 << 32), divider.denominator.eq(aligned)]
+                    m.d.sync += [dividing_top.eq(1), self.length.eq(length)]
+                proceed()
+
+        with m.If(write):
+            for index, register in enumerate(destinations.values()):
+                with m.If(destination == index):
+                    m.d.sync += register.eq(result)
+        return m

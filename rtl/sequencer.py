@@ -1,0 +1,255 @@
+"""The sequencer: runs programs of firmware/isa.py and hands commands to the units."""
+
+from __future__ import annotations
+
+from amaranth import Cat, Module, Mux, Signal
+from amaranth.lib import data, memory, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from tritloom.firmware.assembler import ARGUMENTS, REGISTERS
+from tritloom.firmware.isa import Op, Unit
+
+__all__ = ["DOT_COMMAND", "MATMUL_COMMAND", "SAMPLE_COMMAND", "Sequencer", "UNITS", "VECTOR_COMMAND", "loader_signature"]
+
+VECTOR_COMMAND = data.StructLayout({
+    "op": 3, "source": 1, "norm": 1, "dest": 1, "slot": 8, "count": 8, "length": 16, "a": 32, "b": 32,
+})
+MATMUL_COMMAND = data.StructLayout({"inputs": 16, "steps": 16})
+DOT_COMMAND = data.StructLayout({"op": 1, "slot": 8, "count": 8, "position": 32, "kv_base": 32})
+SAMPLE_COMMAND = data.StructLayout({"position": 32})
+
+UNITS = len(Unit)
+"""Bits of `unit_busy`, in the order of firmware.isa.Unit."""
+
+UNKNOWN_INSTRUCTION = 0xFFFFFFFF
+"""HALT_CODE after a word that is no instruction."""
+
+INSTRUCTION = data.StructLayout({"op": 8, "rd": 4, "rs": 4, "rt": 4, "ru": 4, "flags": 8, "imm": 32})
+
+
+def loader_signature(addr_bits: int) -> wiring.Signature:
+    """Write port of a memory of 64-bit words, always accepting."""
+    return wiring.Signature({"addr": Out(addr_bits), "data": Out(64), "en": Out(1)})
+
+
+class Sequencer(wiring.Component):
+    """Run a program: arithmetic, branches, tokens from and to the host, commands to the units.
+
+    Commands are offered only to a unit that is ready, so that STOP can abandon any instruction without
+    breaking a stream. WAIT and the end of a stop look at `unit_busy` over three cycles: a unit may
+    hand its work to the write port with a gap of two cycles between its `busy` and `writes_pending`.
+
+    Latency: 3 cycles from `start` to the first instruction's command (`latency`).
+
+    Throughput: one instruction every 4 cycles, plus what it waits for.
+
+    Parameters
+    ----------
+    program_words : int
+        Instructions the program memory holds, a power of two.
+
+    Members
+    -------
+    program : In
+        Write port of the program memory. Not to be used while `running`.
+    start : In(1), entry : In
+        Pulse: run from `entry`. Ignored while `running`.
+    stop : In(1)
+        Pulse: end the program before its next instruction, wait until all units are idle, flush the weight streamer.
+    running, halted, stopped : Out(1)
+        A program runs or is being stopped; how the last one ended.
+    draining : Out(1)
+        The program is being stopped: the sampler gives up, its tokens are dropped.
+    halt_code : Out(32), pc : Out
+    args : In(array of 32)
+    prompt_i : In(stream(32)), token_o : Out(stream(32))
+        IN and OUT.
+    vector, matmul, dot, sampler : Out(stream)
+        Commands.
+    token_i : In(stream(32))
+        TOKEN: from the sampler.
+    stream_start : Out(stream(8)), flush : Out(1), flushing : In(1)
+        STREAM and FLUSH.
+    unit_busy : In(5)
+        In the order of firmware.isa.Unit.
+    """
+
+    latency = 3
+
+    def __init__(self, *, program_words: int):
+        if not isinstance(program_words, int) or program_words < 2 or program_words & (program_words - 1):
+            raise ValueError(f"program_words must be a power of two from 2, not {program_words!r}")
+        self._words = program_words
+        bits = (program_words - 1).bit_length()
+        super().__init__({
+            "program": In(loader_signature(bits)),
+            "start": In(1), "entry": In(bits), "stop": In(1),
+            "running": Out(1), "halted": Out(1), "stopped": Out(1), "draining": Out(1),
+            "halt_code": Out(32), "pc": Out(bits),
+            "args": In(data.ArrayLayout(32, ARGUMENTS)),
+            "prompt_i": In(stream.Signature(32)),
+            "token_o": Out(stream.Signature(32)),
+            "vector": Out(stream.Signature(VECTOR_COMMAND)),
+            "matmul": Out(stream.Signature(MATMUL_COMMAND)),
+            "dot": Out(stream.Signature(DOT_COMMAND)),
+            "sampler": Out(stream.Signature(SAMPLE_COMMAND)),
+            "token_i": In(stream.Signature(32)),
+            "stream_start": Out(stream.Signature(8)),
+            "flush": Out(1), "flushing": In(1),
+            "unit_busy": In(UNITS),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.program = program = memory.Memory(shape=64, depth=self._words, init=[])
+        load, fetch = program.write_port(), program.read_port()
+        m.submodules.registers = registers = memory.Memory(shape=32, depth=REGISTERS, init=[])
+        write_back = registers.write_port()
+        fetched = data.View(INSTRUCTION, fetch.data)
+        operand = {}
+        for name in ("rd", "rs", "rt", "ru"):
+            port = registers.read_port()
+            m.d.comb += port.addr.eq(fetched[name])
+            operand[name] = port.data
+        m.d.comb += [
+            load.addr.eq(self.program.addr), load.data.eq(self.program.data), load.en.eq(self.program.en),
+            fetch.addr.eq(self.pc),
+        ]
+
+        instruction = Signal(INSTRUCTION)
+        result, writes, taken = Signal(32), Signal(), Signal()
+        m.d.comb += [write_back.addr.eq(instruction.rd), write_back.data.eq(result)]
+        self._payloads(m, instruction, operand)
+
+        stopping = Signal()
+        m.d.sync += stopping.eq((stopping | self.stop) & self.running)
+        busy, busy_before, busy_recently = Signal(UNITS), Signal(UNITS), Signal(UNITS)
+        m.d.sync += [busy.eq(self.unit_busy), busy_before.eq(busy), busy_recently.eq(self.unit_busy | busy | busy_before)]
+
+        m.d.comb += [self.running.eq(1), self.token_i.ready.eq(self.draining)]
+        ending, flushed = Signal(), Signal()
+        m.d.comb += self.draining.eq(ending)
+        with m.FSM():
+            with m.State("IDLE"):
+                m.d.comb += self.running.eq(0)
+                with m.If(self.start):
+                    m.d.sync += [self.pc.eq(self.entry), self.halted.eq(0), self.stopped.eq(0)]
+                    m.next = "FETCH"
+            with m.State("FETCH"):
+                m.next = "DECODE"
+                with m.If(stopping):
+                    m.next = "DRAIN"
+            with m.State("DECODE"):  # the registers are read
+                m.d.sync += [instruction.eq(fetched), writes.eq(0), taken.eq(0)]
+                m.next = "EXECUTE"
+            with m.State("EXECUTE"):
+                with m.If(stopping):
+                    m.next = "DRAIN"
+                with m.Else():
+                    self._execute(m, instruction, operand, result, writes, taken, busy_recently)
+            with m.State("RETIRE"):
+                m.d.comb += write_back.en.eq(writes & (instruction.rd != 0))
+                m.d.sync += self.pc.eq(Mux(taken, instruction.imm, self.pc + 1))
+                m.next = "FETCH"
+            with m.State("FLUSH"):
+                m.d.comb += self.flush.eq(1)
+                m.d.sync += flushed.eq(0)
+                m.next = "FLUSHING"
+            with m.State("FLUSHING"):  # `flushing` rises a cycle after `flush`
+                m.d.sync += flushed.eq(1)
+                with m.If(flushed & ~self.flushing):
+                    m.next = "RETIRE"
+                    with m.If(ending):
+                        m.d.sync += [self.stopped.eq(1), ending.eq(0)]
+                        m.next = "IDLE"
+            with m.State("DRAIN"):
+                m.d.sync += ending.eq(1)
+                with m.If(busy_recently == 0):
+                    m.next = "FLUSH"
+        return m
+
+    def _payloads(self, m: Module, instruction, operand) -> None:
+        """Commands made of the instruction and its registers."""
+        vector, matmul, dot = self.vector.payload, self.matmul.payload, self.dot.payload
+        m.d.comb += [
+            Cat(vector.op, vector.source, vector.norm, vector.dest).eq(instruction.flags),
+            vector.length.eq(instruction.imm), vector.slot.eq(operand["rd"]), vector.count.eq(operand["ru"]),
+            vector.a.eq(operand["rs"]), vector.b.eq(operand["rt"]),
+            Cat(matmul.inputs, matmul.steps).eq(instruction.imm),
+            dot.op.eq(instruction.flags), dot.slot.eq(operand["rd"]), dot.count.eq(operand["ru"]),
+            dot.position.eq(operand["rs"]), dot.kv_base.eq(operand["rt"]),
+            self.sampler.payload.position.eq(operand["rs"]),
+            self.stream_start.payload.eq(instruction.imm),
+            self.token_o.payload.eq(operand["rs"]),
+        ]
+
+    def _execute(self, m: Module, instruction, operand, result, writes, taken, busy) -> None:
+        def put(value):
+            m.d.sync += [result.eq(value), writes.eq(1)]
+            m.next = "RETIRE"
+
+        def branch(condition):
+            m.d.sync += taken.eq(condition)
+            m.next = "RETIRE"
+
+        def offer(port):
+            m.d.comb += port.valid.eq(port.ready)
+            with m.If(port.ready):
+                m.next = "RETIRE"
+
+        def take(port):
+            m.d.comb += port.ready.eq(1)
+            with m.If(port.valid):
+                put(port.payload)
+
+        def halt(code):
+            m.d.sync += [self.halt_code.eq(code), self.halted.eq(1)]
+            m.next = "IDLE"
+
+        rs, rt, imm = operand["rs"], operand["rt"], instruction.imm
+        with m.Switch(instruction.op):
+            with m.Case(Op.HALT):
+                halt(imm)
+            with m.Case(Op.LI):
+                put(imm)
+            with m.Case(Op.ADD):
+                put(rs + rt)
+            with m.Case(Op.ADDI):
+                put(rs + imm)
+            with m.Case(Op.SUB):
+                put(rs - rt)
+            with m.Case(Op.JMP):
+                branch(1)
+            with m.Case(Op.BEQ):
+                branch(rs == rt)
+            with m.Case(Op.BNE):
+                branch(rs != rt)
+            with m.Case(Op.BLT):
+                branch(rs < rt)
+            with m.Case(Op.BGE):
+                branch(rs >= rt)
+            with m.Case(Op.ARG):
+                put(self.args[imm[:3]])
+            with m.Case(Op.IN):
+                take(self.prompt_i)
+            with m.Case(Op.OUT):
+                offer(self.token_o)
+            with m.Case(Op.WAIT):
+                with m.If((busy & imm) == 0):
+                    m.next = "RETIRE"
+            with m.Case(Op.STREAM):
+                offer(self.stream_start)
+            with m.Case(Op.FLUSH):
+                m.next = "FLUSH"
+            with m.Case(Op.VECTOR):
+                offer(self.vector)
+            with m.Case(Op.MATMUL):
+                offer(self.matmul)
+            with m.Case(Op.DOT):
+                offer(self.dot)
+            with m.Case(Op.SAMPLE):
+                offer(self.sampler)
+            with m.Case(Op.TOKEN):
+                take(self.token_i)
+            with m.Default():
+                halt(UNKNOWN_INSTRUCTION)

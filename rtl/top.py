@@ -1,0 +1,218 @@
+"""The whole accelerator: units, memory system, sequencer and host port, joined as docs/architecture.md draws them."""
+
+from __future__ import annotations
+
+from amaranth import Cat, Module, Value
+from amaranth.lib import wiring
+from amaranth.lib.wiring import Out
+
+from tritloom.firmware.config import BuildConfig
+from tritloom.firmware.isa import Destination, TraceUnit
+
+from .attention import DotEngine
+from .axi import axi_members
+from .csr import ControlRegisters, axi_lite_members
+from .memory import AxiMemory, OnChipMemory
+from .router import ReadArbiter, WeightRouter, WriteArbiter
+from .sampler import Sampler
+from .sequencer import Sequencer
+from .tlmm import TernaryMatmul
+from .vector import VectorUnit
+
+__all__ = ["Accelerator"]
+
+
+class Accelerator(wiring.Component):
+    """One machine, as `config` describes it.
+
+    The host reaches it over AXI4-Lite (`firmware.registers`), the machine reaches its memory over AXI4
+    (or keeps it on chip). `unit_busy`, `weight_beat` and the trace port are for simulation; leave them
+    unconnected in hardware.
+
+    Parameters
+    ----------
+    config : BuildConfig
+
+    Members
+    -------
+    s_axi_... : AXI4-Lite slave
+    m<i>_axi_... : AXI4 masters, with memory "axi"
+    irq : Out(1)
+        A token waits, or the machine has halted.
+    unit_busy : Out(8)
+        Bits of `firmware.isa.Unit`.
+    weight_beat : Out(1)
+        A beat entered the weight FIFO.
+    trace_valid, trace_unit, trace_slot, trace_index, trace_data : Out
+        One V-word a cycle of what the units produce (`firmware.isa.TraceUnit`).
+    """
+
+    def __init__(self, config: BuildConfig):
+        self.config = config
+        members = axi_lite_members() | {
+            "irq": Out(1),
+            "unit_busy": Out(8),
+            "weight_beat": Out(1),
+            "trace_valid": Out(1),
+            "trace_unit": Out(4),
+            "trace_slot": Out(8),
+            "trace_index": Out(32),
+            "trace_data": Out(32 * config.vector_lanes),
+        }
+        if config.memory == "axi":
+            members |= axi_members(mem_bytes=config.mem_bytes, mem_ports=config.mem_ports)
+        super().__init__(members)
+
+    def elaborate(self, platform):
+        m = Module()
+        c, s = self.config, self.config.shape
+        kv_layout = {"kv_scale_block_bytes": c.kv_scale_block_bytes, "kv_half_bytes": c.kv_half_bytes, "kv_head_bytes": c.kv_head_bytes}
+        head_layout = {"group_rows": c.group_rows, "head_row_bytes": c.head_row_bytes}
+
+        memory = self._memory()
+        m.submodules.memory = memory
+        m.submodules.matmul = matmul = TernaryMatmul(
+            lanes=c.lanes, tables=c.tables, rows_per_cycle=c.rows_per_cycle, table_form=c.table_form, packing=c.packing,
+            mem_bytes=c.mem_bytes, max_inputs=s.max_inputs, max_rows=s.max_rows, acc_bits=c.acc_bits, vector_lanes=c.vector_lanes)
+        m.submodules.vector = vector = VectorUnit(
+            lanes=c.lanes, vector_lanes=c.vector_lanes, mem_bytes=c.mem_bytes, hidden=s.hidden, ffn=s.ffn, heads=s.heads,
+            kv_heads=s.kv_heads, head_dim=s.head_dim, activation=s.activation, acc_bits=c.acc_bits, **head_layout,
+            head_group_bytes=c.head_group_bytes, rope_row_bytes=c.rope_row_bytes, **kv_layout, acc_read_latency=matmul.acc_read_latency)
+        m.submodules.dot = dot = DotEngine(
+            lanes=c.lanes, macs=c.attention_macs, vector_lanes=c.vector_lanes, mem_bytes=c.mem_bytes, heads=s.heads,
+            kv_heads=s.kv_heads, head_dim=s.head_dim, hidden=s.hidden, vocab=s.vocab, context=s.context, **head_layout, **kv_layout)
+        m.submodules.sampler = sampler = Sampler(vocab=s.vocab, candidates=c.sampler_candidates)
+        m.submodules.sequencer = sequencer = Sequencer(program_words=c.program_words)
+        m.submodules.registers = registers = ControlRegisters(
+            digest=c.digest, mem_bytes=c.mem_bytes, mem_ports=c.mem_ports, program_words=c.program_words)
+
+        self._join_memory(m, memory, matmul, vector, dot, registers)
+        self._join_units(m, matmul, vector, dot, sampler)
+        self._join_control(m, memory, matmul, vector, dot, sampler, sequencer, registers)
+        self._trace(m, vector, dot)
+        return m
+
+    def _memory(self):
+        c = self.config
+        if c.memory == "axi":
+            return AxiMemory(mem_bytes=c.mem_bytes, mem_ports=c.mem_ports, weight_fifo_beats=c.weight_fifo_beats)
+        return OnChipMemory(mem_bytes=c.mem_bytes, size_bytes=c.onchip_bytes, weight_fifo_beats=c.weight_fifo_beats)
+
+    def _join_memory(self, m, memory, matmul, vector, dot, registers):
+        """Weights to their consumers, data reads and writes to theirs, AXI ports to the outside."""
+        c = self.config
+        m.submodules.weights = weights = WeightRouter(mem_bytes=c.mem_bytes, consumers=len(Destination))
+        wiring.connect(m, memory.weights_o, weights.i)
+        m.d.comb += weights.clear.eq(memory.flush | memory.flushing)
+        wiring.connect(m, weights.o0, vector.weights_i)
+        wiring.connect(m, weights.o1, matmul.weights_i)
+        wiring.connect(m, weights.o2, dot.weights_i)
+
+        m.submodules.reads = reads = ReadArbiter(mem_bytes=c.mem_bytes, clients=2)
+        for n, unit in enumerate((dot, vector)):
+            wiring.connect(m, unit.read_request, getattr(reads, f"request{n}"))
+            wiring.connect(m, getattr(reads, f"data{n}"), unit.read_data)
+        wiring.connect(m, reads.memory_request, memory.read_request)
+        wiring.connect(m, memory.read_data, reads.memory_data)
+
+        m.submodules.writes = writes = WriteArbiter(mem_bytes=c.mem_bytes, clients=2)
+        wiring.connect(m, vector.kv_write, writes.i0)
+        wiring.connect(m, registers.memory_write, writes.i1)
+        wiring.connect(m, writes.o, memory.write)
+        m.d.comb += self.weight_beat.eq(memory.weight_beat)
+
+        if c.memory == "axi":
+            self._export(m, memory, axi_members(mem_bytes=c.mem_bytes, mem_ports=c.mem_ports))
+            for port in range(c.mem_ports):
+                m.d.comb += getattr(memory, f"port_base{port}").eq(registers.port_base[port])
+
+    def _export(self, m, inside, members):
+        """Join ports of a submodule to the ports of the same names."""
+        for name, member in members.items():
+            source, sink = (inside, self) if member.flow == Out else (self, inside)
+            m.d.comb += getattr(sink, name).eq(getattr(source, name))
+
+    def _join_units(self, m, matmul, vector, dot, sampler):
+        """Codes, accumulators, attention outputs and logits between the units."""
+        for source, sink in ((vector.code_write, matmul.code_write), (vector.activation_write, dot.activation_write),
+                             (vector.q_scale_write, dot.q_scale_write), (dot.work_write, vector.work_write)):
+            for name in source.signature.members:
+                m.d.comb += Value.cast(getattr(sink, name)).eq(Value.cast(getattr(source, name)))
+        m.d.comb += [
+            matmul.acc_read.slot.eq(vector.acc_read.slot),
+            matmul.acc_read.addr.eq(vector.acc_read.addr),
+            vector.acc_read.data.eq(matmul.acc_read.data),
+            vector.work_clear.eq(dot.work_clear),
+            sampler.logit_scale.eq(vector.logit_scale),
+        ]
+        wiring.connect(m, dot.logits_o, sampler.logits_i)
+
+    def _join_control(self, m, memory, matmul, vector, dot, sampler, sequencer, registers):
+        """The sequencer commands the units; the registers command the sequencer."""
+        self._export(m, registers, axi_lite_members() | {"irq": Out(1)})
+        for source, unit in ((sequencer.vector, vector), (sequencer.matmul, matmul), (sequencer.dot, dot), (sequencer.sampler, sampler)):
+            m.d.comb += [unit.cmd.valid.eq(source.valid), source.ready.eq(unit.cmd.ready)]
+            m.d.comb += [unit.cmd.payload[name].eq(source.payload[name]) for name, _ in unit.cmd.payload.shape()]
+        wiring.connect(m, sampler.token_o, sequencer.token_i)
+        wiring.connect(m, sequencer.stream_start, memory.start)
+        wiring.connect(m, registers.prompt_o, sequencer.prompt_i)
+        wiring.connect(m, sequencer.token_o, registers.token_i)
+        for source, sink in ((registers.program, sequencer.program), (registers.descriptor, memory.descriptor)):
+            m.d.comb += [getattr(sink, name).eq(getattr(source, name)) for name in source.signature.members]
+        busy = Cat(vector.busy, matmul.busy, dot.busy, sampler.busy, memory.writes_pending | memory.write.valid)
+        m.d.comb += [
+            memory.flush.eq(sequencer.flush),
+            sequencer.flushing.eq(memory.flushing),
+            sequencer.start.eq(registers.start),
+            sequencer.stop.eq(registers.stop),
+            sequencer.entry.eq(registers.entry),
+            sequencer.unit_busy.eq(busy),
+            sampler.abandon.eq(sequencer.draining),
+            self.unit_busy.eq(busy),
+            registers.running.eq(sequencer.running),
+            registers.halted.eq(sequencer.halted),
+            registers.stopped.eq(sequencer.stopped),
+            registers.flushing.eq(memory.flushing),
+            registers.halt_code.eq(sequencer.halt_code),
+            registers.pc.eq(sequencer.pc),
+            registers.unit_busy.eq(busy),
+            registers.weight_beat.eq(memory.weight_beat),
+            registers.data_beat.eq(memory.data_beat),
+            registers.memory_error.eq(memory.error),
+            registers.saturated.eq(Cat(vector.saturated, dot.saturated)),
+        ]
+        m.d.comb += [sequencer.args[i].eq(registers.args[i]) for i in range(len(registers.args))]
+        m.d.comb += [getattr(sampler, name).eq(getattr(registers, name)) for name in ("temperature_scale", "top_k", "top_p", "seed")]
+
+    def _trace(self, m, vector, dot):
+        """One source at a time: the program never lets two of them run together."""
+        v = self.config.vector_lanes
+
+        def words(value, width):
+            return Cat(*(_extend(value.word_select(i, width)) for i in range(v)))
+
+        logit = dot.logits_o
+        sources = (
+            (TraceUnit.RESIDUAL, vector.x_trace.valid, vector.x_trace.slot, vector.x_trace.addr, vector.x_trace.data),
+            (TraceUnit.CODES, vector.code_write.valid, vector.code_write.slot, vector.code_write.addr, words(vector.code_write.data, 8)),
+            (TraceUnit.ACTIVATIONS, vector.activation_write.valid, vector.activation_write.slot, vector.activation_write.addr,
+             words(vector.activation_write.data, 8)),
+            (TraceUnit.ATTENTION, dot.work_write.valid, dot.work_write.slot, dot.work_write.addr, self._work_words(dot.work_write.data)),
+            (TraceUnit.LOGITS, logit.valid & logit.ready, 0, 0, _extend(Value.cast(logit.payload), 64)),
+        )
+        for unit, valid, slot, index, data in reversed(sources):
+            with m.If(valid):
+                m.d.comb += [self.trace_unit.eq(unit), self.trace_slot.eq(slot), self.trace_index.eq(index), self.trace_data.eq(data),
+                             self.trace_valid.eq(1)]
+
+    def _work_words(self, data):
+        """Mantissa in bits 31:8, exponent in 7:0 of each word."""
+        words = []
+        for i in range(self.config.vector_lanes):
+            words += [Value.cast(data[i].e)[:8], Value.cast(data[i].m)[:24]]
+        return Cat(*words)
+
+
+def _extend(value: Value, width: int = 32) -> Value:
+    """Sign-extend to `width` bits."""
+    return Cat(value, value[-1].replicate(width - len(value)))

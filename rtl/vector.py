@@ -1,0 +1,882 @@
+"""Vector unit: everything between the ternary matrices, element by element.
+
+It owns the residual stream, the work vector (activated gates, attention outputs), the norm gains, the
+rotary rows and every per-token scale.
+"""
+
+from __future__ import annotations
+
+from functools import reduce
+from operator import or_
+
+from amaranth import Array, C, Cat, Module, Mux, Signal, Value, signed, unsigned
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.memory import Memory
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import bits_for
+
+from tritloom.firmware import integer
+from tritloom.firmware.config import PARAM_HEADER_BYTES
+from tritloom.firmware.isa import VectorOp
+
+from .arith import larger, reduce_registered, saturate, sign_extend
+from .glu import WORK, GatedUnit
+from .kv_writer import KvWriter, write_layout
+from .quantise import SQUARE_BITS, Y_BITS, Quantiser
+from .scale_unit import INNER, ONE, Program, ScaleUnit
+from .ufloat import UFLOAT, bit_length, shift_right
+
+__all__ = ["COMMAND", "VectorUnit"]
+
+COMMAND = data.StructLayout({"op": 3, "source": 1, "norm": 1, "dest": 1, "slot": 8, "count": 8, "length": 16, "a": 32, "b": 32})
+
+CHUNK = 16
+ACTIVATION_BITS = 24
+ALIGNER_BITS = 55
+"""Width of the aligning shifter: a residual enters 23 bits up, shifts right by at most 31, and 24 bits leave."""
+
+# Stages of the lane pipeline, counted from the cycle in which a word's addresses are issued.
+OPERAND, ALIGNED, Y, CODE, FIXED = 3, 4, 6, 9, 9
+LATE_READ = 5
+"""Stage in which a residual word is read that an accumulator is added to."""
+
+
+def index_shape(count: int):
+    """Shape of an index below `count`, at least one bit."""
+    return unsigned(max(1, bits_for(count - 1)))
+
+
+class Kind:
+    """What a word in the lane pipeline is: the head it belongs to, or its half of a gate and up pair."""
+
+    QUERY, KEY, VALUE = 0, 1, 2
+    GATE, UP = 0, 1
+
+
+class VectorUnit(wiring.Component):
+    """Execute the vector operations of `firmware.isa.VectorOp` for one token slot after the other.
+
+    PARAM loads a header of scales and `length` gains from the weight stream. EMBED and ROPE read memory.
+    NORMQ, RESID, QKV and GLU run over slots `slot` to `slot + count - 1`, `length` elements each (RESID and
+    NORMQ of the residual: the whole of it). All compute what `firmware.integer` says.
+
+    Throughput, V = vector_lanes (measured in tests/test_vector.py): NORMQ 2*length/V + 60 cycles a slot
+    (with norm at least length/V + 100: the scale), RESID length/V + 15, GLU 2*length/V + 20,
+    QKV 25 a head, or 2*head_dim/V + 10 if that is more, and 50.
+
+    Parameters
+    ----------
+    lanes : int
+        Token slots.
+    vector_lanes, mem_bytes, hidden, ffn, heads, kv_heads, head_dim, activation, acc_bits : int (str)
+    group_rows, head_row_bytes, head_group_bytes, rope_row_bytes : int
+    kv_scale_block_bytes, kv_half_bytes, kv_head_bytes : int
+        As in `BuildConfig`.
+    acc_read_latency : int
+        Cycles from `acc_read.addr` to `acc_read.data`, 1 or 2.
+
+    Members
+    -------
+    cmd : In(stream of COMMAND), busy : Out
+    weights_i : In(stream), read_request : Out(stream), read_data : In(stream), kv_write : Out(stream)
+    acc_read : Out {slot, addr, data}, code_write, activation_write : Out {valid, slot, addr, data}
+    q_scale_write : Out {valid, slot, head, scale}
+    work_write : In {valid, slot, addr, data}, work_clear : In
+    logit_scale : Out(UFLOAT), saturated : Out, x_trace : Out {valid, slot, addr, data}
+    """
+
+    def __init__(
+        self,
+        *,
+        lanes: int,
+        vector_lanes: int,
+        mem_bytes: int,
+        hidden: int,
+        ffn: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        activation: str,
+        acc_bits: int,
+        group_rows: int,
+        head_row_bytes: int,
+        head_group_bytes: int,
+        rope_row_bytes: int,
+        kv_scale_block_bytes: int,
+        kv_half_bytes: int,
+        kv_head_bytes: int,
+        acc_read_latency: int = 1,
+    ):
+        for name, value in (
+            ("lanes", lanes),
+            ("hidden", hidden),
+            ("ffn", ffn),
+            ("heads", heads),
+            ("kv_heads", kv_heads),
+            ("head_dim", head_dim),
+        ):
+            if value < 1:
+                raise ValueError(f"{name} must be positive, not {value}")
+        for name, value in (("vector_lanes", vector_lanes), ("mem_bytes", mem_bytes)):
+            if value < 2 or value & (value - 1):
+                raise ValueError(f"{name} must be a power of two of at least 2, not {value}")
+        if vector_lanes > mem_bytes or mem_bytes < 4:
+            raise ValueError(f"mem_bytes must be at least 4 and vector_lanes ({vector_lanes}), not {mem_bytes}")
+        for name, value in (("hidden", hidden), ("ffn", ffn), ("head_dim", head_dim)):
+            if value % vector_lanes:
+                raise ValueError(f"vector_lanes ({vector_lanes}) must divide {name} ({value})")
+        if not 9 <= acc_bits <= ACTIVATION_BITS:
+            raise ValueError(f"acc_bits must be from 9 to {ACTIVATION_BITS}, not {acc_bits}")
+        if acc_read_latency not in (1, 2):
+            raise ValueError(f"acc_read_latency must be 1 or 2, not {acc_read_latency}")
+        self._slots, self._lanes, self._bytes = lanes, vector_lanes, mem_bytes
+        self._lane_bits = (vector_lanes - 1).bit_length()
+        self._heads, self._kv_heads, self._activation, self._acc = heads, kv_heads, activation, acc_bits
+        self._acc_latency = acc_read_latency
+        self._group_rows, self._head_row, self._head_group, self._rope_row = group_rows, head_row_bytes, head_group_bytes, rope_row_bytes
+        self._kv = dict(
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            kv_scale_block_bytes=kv_scale_block_bytes,
+            kv_half_bytes=kv_half_bytes,
+            kv_head_bytes=kv_head_bytes,
+        )
+        self._max_inputs = max(hidden, heads * head_dim, ffn)
+        max_rows = max((heads + 2 * kv_heads) * head_dim, hidden, 2 * ffn)
+        self._x_words, self._h_words = hidden // vector_lanes, max(ffn, heads * head_dim) // vector_lanes
+        self._gain_words, self._rope_words = self._max_inputs // vector_lanes, head_dim // vector_lanes
+        self._slot = slot = index_shape(lanes)
+        self._word = index_shape(max_rows // vector_lanes)
+        self._place = index_shape(lanes * max(self._x_words, self._h_words))
+        code_word = {"valid": Out(1), "slot": Out(slot), "addr": Out(index_shape(self._gain_words)), "data": Out(8 * vector_lanes)}
+        activations = code_word | {"addr": Out(index_shape(max(hidden, heads * head_dim) // vector_lanes))}
+        super().__init__(
+            {
+                "cmd": In(stream.Signature(COMMAND)),
+                "busy": Out(1),
+                "weights_i": In(stream.Signature(8 * mem_bytes)),
+                "read_request": Out(stream.Signature(data.StructLayout({"addr": 32, "beats": 16}))),
+                "read_data": In(stream.Signature(8 * mem_bytes)),
+                "acc_read": Out(wiring.Signature({"slot": Out(slot), "addr": Out(self._word), "data": In(vector_lanes * acc_bits)})),
+                "code_write": Out(wiring.Signature(code_word)),
+                "activation_write": Out(wiring.Signature(activations)),
+                "q_scale_write": Out(
+                    wiring.Signature({"valid": Out(1), "slot": Out(slot), "head": Out(index_shape(heads)), "scale": Out(UFLOAT)})
+                ),
+                "kv_write": Out(stream.Signature(write_layout(mem_bytes))),
+                "work_write": In(
+                    wiring.Signature(
+                        {
+                            "valid": Out(1),
+                            "slot": Out(slot),
+                            "addr": Out(index_shape(self._h_words)),
+                            "data": Out(data.ArrayLayout(WORK, vector_lanes)),
+                        }
+                    )
+                ),
+                "work_clear": In(1),
+                "logit_scale": Out(UFLOAT),
+                "saturated": Out(1),
+                "x_trace": Out(
+                    wiring.Signature(
+                        {"valid": Out(1), "slot": Out(slot), "addr": Out(index_shape(self._x_words)), "data": Out(32 * vector_lanes)}
+                    )
+                ),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        self._registers()
+        self._sequence(m)
+        self._slot_scales(m)
+        self._load(m)
+        self._lane_pipeline(m)
+        self._fixed_point(m)
+        self._quantisation(m)
+        self._gating(m)
+        return m
+
+    # Registers shared by the parts ------------------------------------------------------------------
+
+    def _registers(self):
+        lanes = self._lanes
+        self.command = Signal(COMMAND)
+        self.slot, self.remaining = Signal(self._slot), Signal(8)
+        self.position, self.address = Signal(32), Signal(32)
+        self.words = Signal(range(self._max_inputs // lanes + 1))
+        self.parameters = {name: Signal(INNER, name=name) for name in ("inverse_count", "eps", "scale0", "scale1", "scale2")}
+        self.gain_exponent = Signal(signed(12))
+
+        # A word's tag travels with it through the lane pipeline; tag 0 is the issue itself.
+        tag = data.StructLayout(
+            {"valid": 1, "first": 1, "last": 1, "second": 1, "kind": 2, "slot": self._slot, "word": self._word, "place": self._place}
+        )
+        self.gated = GatedUnit(vector_lanes=lanes, activation=self._activation, acc_bits=self._acc)
+        self.quantiser = Quantiser(vector_lanes=lanes, max_elements=self._max_inputs)
+        depth = max(OPERAND + self.gated.latency, FIXED + 3, Y + self.quantiser.found_latency)
+        self.stage = [Signal(tag, name=f"stage{i}") for i in range(depth + 1)]
+        self.acc_address, self.coefficient_address = Signal(self._word), Signal(index_shape(self._coefficient_words))
+        self.code_in = Signal(8 * lanes)
+        self.coefficient_write = Signal(data.StructLayout({"mask": 2, "addr": index_shape(self._coefficient_words), "data": 16 * lanes}))
+
+        self.scales = ScaleUnit(squares_bits=self.quantiser.total_bits)
+        # Two-pass bookkeeping: a maximum found but not taken; a division running; its result waiting for the second pass.
+        self.found, self.dividing, self.pending = Signal(), Signal(), Signal()
+        self.pending_length, self.pending_reciprocal, self.pending_scale = Signal(6), Signal(17), Signal(INNER)
+        self.length_of_y, self.reciprocal_of_y = Signal(6), Signal(17)
+        self.head_kind = Signal(2)
+        self.tracking = Signal()
+        self.maximum_exponent = [Signal(signed(8), init=-128, name=f"maximum_exponent{i}") for i in range(self._slots)]
+        self.work_is_one = Signal(self._slots, init=-1)
+
+    @property
+    def _coefficient_words(self):
+        return self._gain_words + self._slots * self._rope_words
+
+    def _is(self, *ops):
+        return reduce(or_, (self.command.op == op for op in ops))
+
+    def _quiet(self, first, last):
+        """No valid word in stages `first` to `last`."""
+        return ~reduce(or_, (tag.valid for tag in self.stage[first : last + 1]))
+
+    # Control ----------------------------------------------------------------------------------------
+
+    def _sequence(self, m):
+        stage, command, scales = self.stage, self.command, self.scales
+        issue = stage[0]
+        for before, after in zip(stage, stage[1:], strict=False):
+            m.d.sync += after.eq(before)
+        m.submodules.kv = kv = KvWriter(vector_lanes=self._lanes, mem_bytes=self._bytes, **self._kv)
+        wiring.connect(m, kv.o, wiring.flipped(self.kv_write))
+        self.kv = kv
+
+        word, place = Signal(self._word), Signal(self._place)
+        base = Signal(self._place)
+        x_base, h_base, rope_base = (
+            Array([i * words for i in range(self._slots)]) for words in (self._x_words, self._h_words, self._rope_words)
+        )
+        m.d.comb += [
+            issue.slot.eq(self.slot),
+            issue.word.eq(word),
+            issue.place.eq(place),
+            self.acc_read.slot.eq(self.slot),
+            self.acc_read.addr.eq(self.acc_address),
+            self.acc_address.eq(word),
+        ]
+        last_word = Signal()
+        m.d.comb += last_word.eq(word == self.words - 1)
+
+        def issue_word(second=0):
+            m.d.comb += [
+                issue.valid.eq(1),
+                issue.first.eq(word == 0),
+                issue.last.eq(last_word),
+                issue.second.eq(second),
+                self.coefficient_address.eq(word),
+            ]
+            m.d.sync += [word.eq(word + 1), place.eq(place + 1)]
+
+        def rewind():
+            m.d.sync += [word.eq(0), place.eq(base)]
+
+        # A maximum that was found starts its scale program as soon as the last quotient was taken.
+        start_segment = Signal()
+        m.d.comb += start_segment.eq(self.found & ~scales.busy & ~self.dividing & ~self.pending)
+        with m.If(self.quantiser.found):
+            m.d.sync += self.found.eq(1)
+        outstanding, first_kind = Signal(), Signal(2)
+        with m.If(start_segment):
+            m.d.sync += [self.found.eq(0), self.dividing.eq(1), outstanding.eq(0), self.head_kind.eq(first_kind)]
+            m.d.comb += [
+                scales.start.eq(1),
+                scales.program.eq(Mux(self._is(VectorOp.QKV), Program.HEAD, Mux(command.norm, Program.NORM, Program.QUANTISE))),
+            ]
+        with m.If(scales.divided):
+            m.d.sync += [
+                self.dividing.eq(0),
+                self.pending.eq(1),
+                self.pending_length.eq(scales.length),
+                self.pending_reciprocal.eq(scales.reciprocal),
+                self.pending_scale.eq(scales.t),
+            ]
+
+        # Addresses: `address` grows by factor * addend, one bit of the factor per cycle.
+        factor, addend = Signal(32), Signal(32)
+        id_bits = (self._group_rows - 1).bit_length()
+        row_of_group = self.command.a[:id_bits] if id_bits else C(0, 1)
+        embed_row = Signal()
+
+        # Pieces of memory beats: V bytes for codes, 2V (or V twice) for 16-bit coefficients.
+        wide = self._bytes >= 2 * self._lanes
+        beat, left = Signal(8 * self._bytes, reset_less=True), Signal(range(self._bytes // self._lanes + 1))
+        load, take, from_weights, header = Signal(), Signal(), Signal(), Signal()
+        step_wide = Signal()
+        room = (left == 0) | ((left == 1) & take)
+        m.d.comb += [
+            step_wide.eq(from_weights | self._is(VectorOp.ROPE) if wide else 0),
+            self.weights_i.ready.eq(header | (load & from_weights & room)),
+            self.read_data.ready.eq(load & ~from_weights & room),
+            self.code_in.eq(beat[: 8 * self._lanes]),
+        ]
+        loaded = Signal()
+        m.d.comb += loaded.eq(load & room & Mux(from_weights, self.weights_i.valid, self.read_data.valid))
+        with m.If(loaded):
+            m.d.sync += [
+                beat.eq(Mux(from_weights, self.weights_i.payload, self.read_data.payload)),
+                left.eq(Mux(step_wide, self._bytes // (2 * self._lanes), self._bytes // self._lanes)),
+            ]
+        with m.Elif(take):
+            m.d.sync += [beat.eq(Mux(step_wide, beat >> 16 * self._lanes, beat >> 8 * self._lanes)), left.eq(left - 1)]
+        header_beats = -(-PARAM_HEADER_BYTES // self._bytes)
+        header_beat = Signal(range(header_beats)) if header_beats > 1 else C(0, 1)
+        self.header, self.header_beat, self.beat = header, header_beat, beat
+        skip = Signal(range(self._bytes // self._lanes))
+        half = Signal()
+
+        # GLU issues the gate of pair `word` and the up of pair `up`, some pairs behind.
+        silu = self._activation == "silu"
+        behind = ((FIXED - 2 if silu else 0) + self.gated.lead) // 2
+        assert 2 * behind + 1 == (FIXED - 2 if silu else 0) + self.gated.lead
+        odd, up = Signal(), Signal(index_shape(self._h_words))
+        pair = Signal(range(self._h_words + behind + 1))
+
+        # QKV: heads through the first and the second pass.
+        total = self._heads + 2 * self._kv_heads
+        head1, head2, word1, word2 = Signal(range(total + 1)), Signal(range(total + 1)), Signal(self._word), Signal(self._word)
+        head_word = Signal(index_shape(self._rope_words))
+        rope = Signal(index_shape(self._coefficient_words))
+
+        def kind_of(head):
+            return Mux(head < self._heads, Kind.QUERY, Mux(head < self._heads + self._kv_heads, Kind.KEY, Kind.VALUE))
+
+        def issue_head(head, running, second):
+            m.d.comb += [
+                issue.valid.eq(1),
+                issue.first.eq(head_word == 0),
+                issue.second.eq(second),
+                issue.kind.eq(kind_of(head)),
+                issue.word.eq(running),
+                self.acc_address.eq(running),
+                self.coefficient_address.eq(rope + head_word),
+            ]
+            m.d.sync += [running.eq(running + 1), head_word.eq(head_word + 1)]
+            with m.If(head_word == self._rope_words - 1):
+                m.d.comb += issue.last.eq(1)
+                m.d.sync += [head_word.eq(0), head.eq(head + 1)]
+                m.next = "QKV"
+
+        idle = Signal()
+        m.d.comb += [self.busy.eq(~idle), self.cmd.ready.eq(idle), self.read_request.payload.addr.eq(self.address)]
+        m.d.comb += [kv.chunk_address.eq(self.address), kv.row.eq(self.position[:4])]
+        given = self.cmd.payload
+        with m.FSM():
+            with m.State("IDLE"):
+                m.d.comb += idle.eq(1)
+                m.d.sync += [
+                    command.eq(given),
+                    self.slot.eq(given.slot),
+                    self.remaining.eq(given.count),
+                    self.position.eq(given.a),
+                    self.address.eq(given.b),
+                    self.words.eq(given.length >> self._lane_bits),
+                    word.eq(0),
+                    half.eq(0),
+                    left.eq(0),
+                    embed_row.eq(0),
+                ]
+                with m.If(self.cmd.valid):
+                    with m.Switch(given.op):
+                        with m.Case(VectorOp.PARAM):
+                            m.next = "HEADER"
+                        with m.Case(VectorOp.EMBED):
+                            m.d.sync += [factor.eq(given.a >> id_bits), addend.eq(self._head_group), self.words.eq(self._x_words)]
+                            m.next = "ADDRESS"
+                        with m.Case(VectorOp.ROPE):
+                            m.d.sync += [factor.eq(given.a), addend.eq(self._rope_row), self.words.eq(self._rope_words)]
+                            m.next = "ADDRESS"
+                        with m.Case(VectorOp.QKV):
+                            m.d.sync += [factor.eq(given.a >> 4), addend.eq(2 * self._kv["kv_half_bytes"])]
+                            m.next = "ADDRESS"
+                        with m.Default():
+                            m.next = "SLOT ADDRESS"
+                    with m.If((given.count == 0) & (given.op >= VectorOp.NORMQ)):
+                        m.next = "IDLE"
+
+            # Parameters.
+            with m.State("HEADER"):
+                m.d.comb += header.eq(1)
+                with m.If(self.weights_i.valid):
+                    if header_beats > 1:
+                        m.d.sync += header_beat.eq(header_beat + 1)
+                    with m.If(header_beat == header_beats - 1):
+                        if header_beats > 1:
+                            m.d.sync += header_beat.eq(0)
+                        m.next = "COEFFICIENTS"
+                        with m.If(self.words == 0):
+                            m.next = "IDLE"
+            with m.State("COEFFICIENTS"):
+                finish = last_word & (C(1, 1) if wide else half)
+                m.d.comb += [
+                    from_weights.eq(self._is(VectorOp.PARAM)),
+                    take.eq(left != 0),
+                    load.eq(~(take & finish)),
+                    self.coefficient_write.addr.eq(Mux(from_weights, word, rope + word)),
+                ]
+                if wide:
+                    m.d.comb += [self.coefficient_write.data.eq(beat), self.coefficient_write.mask.eq(take.replicate(2))]
+                else:
+                    m.d.comb += [
+                        self.coefficient_write.data.eq(beat[: 8 * self._lanes].replicate(2)),
+                        self.coefficient_write.mask.eq(Cat(take & ~half, take & half)),
+                    ]
+                with m.If(take):
+                    m.d.sync += half.eq(~half)
+                    with m.If(C(1, 1) if wide else half):
+                        m.d.sync += word.eq(word + 1)
+                    with m.If(finish):
+                        m.next = "IDLE"
+
+            # Reads from memory.
+            with m.State("ADDRESS"):
+                m.d.sync += [factor.eq(factor >> 1), addend.eq(addend << 1), rope.eq(self._gain_words + rope_base[self.slot])]
+                with m.If(factor[0]):
+                    m.d.sync += self.address.eq(self.address + addend)
+                with m.If(factor == 0):
+                    m.next = "REQUEST"
+                    with m.If(self._is(VectorOp.QKV)):
+                        m.next = "SLOT ADDRESS"
+            with m.State("REQUEST"):
+                scale_read = self._is(VectorOp.EMBED) & ~embed_row
+                row_beats = Mux(self._is(VectorOp.EMBED), self._head_row // self._bytes, self._rope_row // self._bytes)
+                m.d.comb += [self.read_request.valid.eq(1), self.read_request.payload.beats.eq(Mux(scale_read, 1, row_beats))]
+                with m.If(self.read_request.ready):
+                    m.next = "COEFFICIENTS"
+                    with m.If(self._is(VectorOp.EMBED)):
+                        m.next = "ROW SCALE"
+                    with m.If(scale_read):
+                        m.d.sync += [
+                            embed_row.eq(1),
+                            self.address.eq(self.address + self._bytes),
+                            factor.eq(row_of_group),
+                            addend.eq(self._head_row),
+                        ]
+                        m.next = "ADDRESS"
+
+            # Embedding.
+            with m.State("ROW SCALE"):
+                m.d.comb += load.eq(left == 0)
+                m.d.sync += skip.eq(row_of_group << 1 >> self._lane_bits)
+                with m.If(left != 0):
+                    m.next = "SKIP"
+            with m.State("SKIP"):
+                with m.If(skip == 0):
+                    m.d.comb += [scales.start.eq(1), scales.program.eq(Program.EMBED)]
+                    m.next = "EMBED SCALE"
+                with m.Else():
+                    m.d.comb += take.eq(1)
+                    m.d.sync += skip.eq(skip - 1)
+            with m.State("EMBED SCALE"):
+                m.d.sync += place.eq(x_base[self.slot])
+                with m.If(scales.done):
+                    m.d.sync += left.eq(0)
+                    m.next = "EMBED"
+            with m.State("EMBED"):
+                m.d.comb += [take.eq(left != 0), load.eq(~(take & last_word))]
+                with m.If(take):
+                    issue_word()
+                    with m.If(last_word):
+                        m.next = "DRAIN"
+
+            # One slot after the other.
+            with m.State("SLOT ADDRESS"):
+                m.d.sync += [
+                    base.eq(
+                        Mux(self._is(VectorOp.RESID) | (self._is(VectorOp.NORMQ) & ~command.source), x_base[self.slot], h_base[self.slot])
+                    ),
+                    rope.eq(self._gain_words + rope_base[self.slot]),
+                ]
+                with m.If(~self.tracking & self._quiet(FIXED + 1, FIXED + 3)):
+                    m.next = "SLOT"
+            with m.State("SLOT"):
+                rewind()
+                m.d.sync += [head1.eq(0), head2.eq(0), word1.eq(0), word2.eq(0), pair.eq(0), odd.eq(0), up.eq(0)]
+                with m.Switch(command.op):
+                    with m.Case(VectorOp.NORMQ):
+                        m.next = "FIRST PASS"
+                    with m.Case(VectorOp.RESID):
+                        m.d.comb += [scales.start.eq(1), scales.program.eq(Program.RESIDUAL)]
+                        m.next = "RESIDUAL SCALE"
+                    with m.Case(VectorOp.QKV):
+                        m.d.comb += kv.begin.eq(1)
+                        m.next = "QKV"
+                    with m.Default():
+                        m.d.comb += [scales.start.eq(1), scales.program.eq(Program.SILU if silu else Program.RELU2)]
+                        m.next = "GATE SCALE" if silu else "GLU"
+            with m.State("NEXT SLOT"):
+                m.d.sync += [self.remaining.eq(self.remaining - 1), self.slot.eq(self.slot + 1), self.position.eq(self.position + 1)]
+                with m.If(self.position[:4] == 15):
+                    m.d.sync += self.address.eq(self.address + 2 * self._kv["kv_half_bytes"])
+                m.next = "SLOT ADDRESS"
+                with m.If(self.remaining == 1):
+                    m.next = "DRAIN"
+
+            with m.State("FIRST PASS"):
+                issue_word()
+                with m.If(last_word):
+                    rewind()
+                    m.next = "WAIT RECIPROCAL"
+            with m.State("WAIT RECIPROCAL"):
+                with m.If(self.pending):
+                    m.d.sync += self.pending.eq(0)
+                    m.next = "SECOND PASS"
+            with m.State("SECOND PASS"):
+                issue_word(second=1)
+                with m.If(last_word):
+                    m.next = "NORMQ END"
+            with m.State("NORMQ END"):
+                with m.If(self._quiet(1, CODE - 1) & ~scales.busy & ~scales.done):
+                    m.next = "NEXT SLOT"
+
+            with m.State("RESIDUAL SCALE"):
+                with m.If(scales.done):
+                    m.next = "RESIDUAL"
+            with m.State("RESIDUAL"):
+                issue_word()
+                with m.If(last_word):
+                    m.next = "RESIDUAL END"
+            with m.State("RESIDUAL END"):
+                with m.If(self._quiet(1, Y)):
+                    m.next = "NEXT SLOT"
+
+            with m.State("QKV"):
+                with m.If(self.pending & ((kind_of(head2) == Kind.QUERY) | kv.free)):
+                    m.d.comb += kv.reserve.eq(kind_of(head2) != Kind.QUERY)
+                    m.d.sync += self.pending.eq(0)
+                    m.next = "HEAD SECOND PASS"
+                with m.Elif(~outstanding & (head1 != total)):
+                    m.d.sync += [outstanding.eq(1), first_kind.eq(kind_of(head1))]
+                    m.next = "HEAD FIRST PASS"
+                with m.Elif((head2 == total) & self._quiet(1, CODE)):
+                    m.next = "NEXT SLOT"
+            with m.State("HEAD FIRST PASS"):
+                issue_head(head1, word1, 0)
+            with m.State("HEAD SECOND PASS"):
+                issue_head(head2, word2, 1)
+
+            if silu:
+                with m.State("GATE SCALE"):
+                    with m.If(scales.done):
+                        m.next = "GLU"
+            with m.State("GLU"):
+                m.d.sync += odd.eq(~odd)
+                with m.If(~odd):
+                    m.d.comb += [issue.valid.eq(pair < self.words), issue.kind.eq(Kind.GATE), self.acc_address.eq(pair << 1)]
+                with m.Else():
+                    m.d.sync += pair.eq(pair + 1)
+                    m.d.comb += [issue.valid.eq(pair >= behind), issue.kind.eq(Kind.UP), self.acc_address.eq(Cat(C(1, 1), up))]
+                    with m.If(issue.valid):
+                        m.d.sync += [up.eq(up + 1), place.eq(place + 1)]
+                        with m.If(up == self.words - 1):
+                            m.next = "GLU END"
+            with m.State("GLU END"):
+                with m.If(~scales.busy & ~scales.done):
+                    m.next = "NEXT SLOT"
+
+            with m.State("DRAIN"):
+                with m.If(self._quiet(1, len(stage) - 1) & ~self.tracking & ~kv.busy & ~scales.busy & ~scales.done):
+                    m.next = "IDLE"
+
+    # Scales -----------------------------------------------------------------------------------------
+
+    def _slot_scales(self, m):
+        scales, parameters = self.scales, self.parameters
+        m.submodules.scales = scales
+        m.submodules.code_scale = code_scale = Memory(shape=INNER, depth=self._slots, init=[])
+        m.submodules.work_scale = work_scale = Memory(shape=INNER, depth=self._slots, init=[])
+        m.submodules.residual_left = residual_left = Memory(shape=5, depth=self._slots, init=[])
+        code_read, work_read, left_read = code_scale.read_port(), work_scale.read_port(), residual_left.read_port()
+        code_write, work_write, self.left_write = code_scale.write_port(), work_scale.write_port(), residual_left.write_port()
+        m.d.comb += [port.addr.eq(self.slot) for port in (code_read, work_read, left_read, code_write, work_write)]
+        m.d.comb += [
+            code_write.data.eq(scales.t),
+            code_write.en.eq(scales.done & self._is(VectorOp.NORMQ)),
+            work_write.data.eq(scales.w),
+            work_write.en.eq(scales.done & self._is(VectorOp.GLU)),
+        ]
+        with m.If(scales.done & self._is(VectorOp.NORMQ) & self.command.dest):
+            m.d.sync += [self.logit_scale.m.eq(scales.w.m), self.logit_scale.e.eq(scales.w.e)]
+
+        # How the slot's activations stand in their memory: shifted left by `left`, or under the exponent `top`.
+        self.left, self.top = Signal(5), Signal(signed(8))
+        exponent = Signal(signed(10))
+        is_one = Signal()
+        from_work = self.command.source
+        m.d.sync += [
+            self.left.eq(left_read.data),
+            self.top.eq(Array(self.maximum_exponent)[self.slot]),
+            is_one.eq(Array(self.work_is_one)[self.slot]),
+            exponent.eq(Mux(from_work, self.top, -8 - self.left)),
+            scales.squares_exponent.eq((exponent + 6) << 1),
+        ]
+        with m.If(self._is(VectorOp.QKV)):
+            m.d.sync += scales.exponent_y.eq(-integer.ROPE_BITS)
+        with m.Else():
+            m.d.sync += scales.exponent_y.eq(exponent + Mux(self.command.norm, self.gain_exponent, -integer.GAIN_ONE))
+        with m.If(from_work & ~is_one):
+            m.d.comb += scales.work.eq(work_read.data)
+        with m.Else():
+            m.d.comb += scales.work.eq(ONE)
+        with m.Switch(self.head_kind):
+            for kind, name in ((Kind.QUERY, "scale0"), (Kind.KEY, "scale1"), (Kind.VALUE, "scale2")):
+                with m.Case(kind):
+                    m.d.comb += scales.head_scale.eq(parameters[name])
+        scale_index = self.command.a[: max(1, self._lane_bits - 1)] if self._lanes > 2 and self._group_rows > 1 else C(0, 1)
+        m.d.comb += [
+            scales.code.eq(code_read.data),
+            *(getattr(scales, name).eq(parameters[name]) for name in ("inverse_count", "eps", "scale0", "scale1")),
+            scales.top.eq(self.quantiser.top),
+            scales.squares.eq(self.quantiser.total),
+            scales.row.eq(self.beat[: 8 * self._lanes].word_select(scale_index, 16)),
+        ]
+
+    # Parameters, gains and rotary rows ----------------------------------------------------------------
+
+    def _load(self, m):
+        with m.If(self.header & self.weights_i.valid):
+            for index, name in enumerate([*self.parameters, "gain_exponent"]):
+                with m.If(self.header_beat == index * 4 // self._bytes):
+                    word = self.weights_i.payload[index * 32 % (8 * self._bytes) :][:32]
+                    if name == "gain_exponent":
+                        m.d.sync += self.gain_exponent.eq(word[16:])
+                    else:
+                        m.d.sync += [self.parameters[name].m.eq(word[:16]), self.parameters[name].e.eq(word[16:])]
+        m.submodules.coefficients = memory = Memory(shape=16 * self._lanes, depth=self._coefficient_words, init=[])
+        write = memory.write_port(granularity=8 * self._lanes)
+        m.d.comb += [
+            write.addr.eq(self.coefficient_write.addr),
+            write.data.eq(self.coefficient_write.data),
+            write.en.eq(self.coefficient_write.mask),
+        ]
+        read = memory.read_port()
+        address = Signal.like(self.coefficient_address)
+        self.coefficients = Signal(data.ArrayLayout(signed(16), self._lanes), reset_less=True)
+        m.d.sync += [address.eq(self.coefficient_address), Value.cast(self.coefficients).eq(read.data)]
+        m.d.comb += read.addr.eq(address)
+
+    # Lanes --------------------------------------------------------------------------------------------
+
+    def _lane_pipeline(self, m):
+        lanes, stage, command = self._lanes, self.stage, self.command
+        m.submodules.x = x = Memory(shape=32 * lanes, depth=self._slots * self._x_words, init=[])
+        m.submodules.h = h = Memory(shape=data.ArrayLayout(WORK, lanes), depth=self._slots * self._h_words, init=[])
+        x_read, h_read = x.read_port(), h.read_port()
+        self.x_write, self.h_write = x.write_port(), h.write_port()
+        adding = self._is(VectorOp.RESID)
+        m.d.comb += [x_read.addr.eq(Mux(adding, stage[LATE_READ].place, stage[0].place)), h_read.addr.eq(stage[0].place)]
+
+        # Stage 2: what the memories gave.
+        self.residual = Signal(data.ArrayLayout(signed(32), lanes), reset_less=True)
+        self.acc = Signal(data.ArrayLayout(signed(self._acc), lanes), reset_less=True)
+        work = Signal(data.ArrayLayout(WORK, lanes), reset_less=True)
+        codes = [Signal(data.ArrayLayout(signed(8), lanes), name=f"codes{i}", reset_less=True) for i in (1, 2)]
+        m.d.sync += [
+            Value.cast(self.residual).eq(x_read.data),
+            work.eq(h_read.data),
+            Value.cast(codes[0]).eq(self.code_in),
+            codes[1].eq(codes[0]),
+        ]
+        m.d["sync" if self._acc_latency == 1 else "comb"] += Value.cast(self.acc).eq(self.acc_read.data)
+
+        # Stage 3: one word for the aligning shifter. Stage 4: operands, 24 bits. Stage 5: products.
+        is_norm, is_qkv = self._is(VectorOp.NORMQ), self._is(VectorOp.QKV)
+        unrotated = stage[OPERAND].kind == Kind.VALUE
+        raw = [Signal(signed(ALIGNER_BITS), name=f"raw{k}", reset_less=True) for k in range(lanes)]
+        self.product = [Signal(signed(ACTIVATION_BITS + 17), name=f"product{k}", reset_less=True) for k in range(lanes)]
+        self.y = Signal(data.ArrayLayout(signed(Y_BITS), lanes), reset_less=True)
+        second_products = []
+        for k in range(lanes):
+            amount, distance = Signal(5, name=f"amount{k}", reset_less=True), Signal(9, name=f"distance{k}")
+            m.d.comb += distance.eq(sign_extend(self.top, 9) - sign_extend(work[k].e, 9))
+            with m.If(is_norm & ~command.source):
+                m.d.sync += [raw[k].eq(Cat(C(0, ALIGNER_BITS - 32), self.residual[k])), amount.eq(~self.left)]
+            with m.Elif(is_norm):
+                m.d.sync += [raw[k].eq(sign_extend(work[k].m, ALIGNER_BITS)), amount.eq(Mux(distance[5:].any(), 31, distance[:5]))]
+            with m.Else():
+                m.d.sync += [
+                    raw[k].eq(sign_extend(Mux(self._is(VectorOp.EMBED), sign_extend(codes[1][k], self._acc), self.acc[k]), ALIGNER_BITS)),
+                    amount.eq(0),
+                ]
+            aligned = Signal(signed(ACTIVATION_BITS), name=f"aligned{k}")
+            m.d.comb += aligned.eq(shift_right(m, raw[k], amount, ACTIVATION_BITS, f"align{k}"))
+
+            # u * c is the product of all operations; the other one is a * sin of the pair's partner, or a square.
+            u, c = Signal(signed(ACTIVATION_BITS), name=f"u{k}", reset_less=True), Signal(signed(18), name=f"c{k}", reset_less=True)
+            v, d = Signal(signed(ACTIVATION_BITS), name=f"v{k}", reset_less=True), Signal(signed(18), name=f"d{k}", reset_less=True)
+            cos, sin = self.coefficients[k & ~1], self.coefficients[k | 1]
+            m.d.sync += u.eq(aligned)
+            with m.If(is_norm):
+                m.d.sync += [
+                    c.eq(Mux(command.norm, self.coefficients[k], 1 << integer.GAIN_ONE)),
+                    v.eq(sign_extend(aligned[6:], ACTIVATION_BITS)),
+                    d.eq(aligned[6:]),
+                ]
+            with m.Elif(is_qkv):
+                m.d.sync += [c.eq(Mux(unrotated, 1 << integer.ROPE_BITS, cos)), v.eq(raw[k ^ 1]), d.eq(Mux(unrotated, 0, sin))]
+            with m.Else():
+                m.d.sync += c.eq(self.scales.t.m)
+            second = Signal(signed(ACTIVATION_BITS + 18), name=f"second{k}", reset_less=True)
+            m.d.sync += [self.product[k].eq(u * c), second.eq(v * d)]
+            second_products.append(second)
+
+            # Stage 6: y.
+            turned = Mux(is_qkv, second, 0)
+            m.d.sync += self.y[k].eq(self.product[k] + turned if k & 1 else self.product[k] - turned)
+        m.d.comb += [self.quantiser.squares[k].eq(second_products[k][:SQUARE_BITS]) for k in range(lanes)]
+
+    def _fixed_point(self, m):
+        """Stages 6 to 9: scale_to_fixed of the products, plus the residual, saturated; for RESID, EMBED and silu."""
+        lanes, stage, t = self._lanes, self.stage, self.scales.t
+        # Shift by k - 1 with k = 8 - (e + RESIDUAL_BITS), which is 1 to 62; the last bit rounds.
+        wanted = Signal(signed(14))
+        amount, fine = Signal(6), Signal(3)
+        m.d.comb += wanted.eq(7 - integer.RESIDUAL_BITS - t.e)
+        m.d.sync += [amount.eq(Mux(wanted < 0, 0, Mux(wanted > 61, 61, wanted))), fine.eq(amount)]
+        adding, writing = self._is(VectorOp.RESID), self._is(VectorOp.RESID, VectorOp.EMBED)
+        self.fixed = Signal(data.ArrayLayout(signed(32), lanes), reset_less=True)
+        overs = []
+        for k in range(lanes):
+            coarse, shifted = (Signal(signed(ACTIVATION_BITS + 25), name=f"{name}{k}", reset_less=True) for name in ("coarse", "shifted"))
+            total = Signal(signed(ACTIVATION_BITS + 26), name=f"total{k}", reset_less=True)
+            m.d.sync += [
+                coarse.eq(
+                    shift_right(
+                        m, Cat(C(0, 8), self.product[k]).as_signed(), Cat(C(0, 3), amount[3:]), len(coarse), f"coarse_shift{k}"
+                    ).as_signed()
+                ),
+                shifted.eq(shift_right(m, coarse, fine, len(coarse), f"fine_shift{k}").as_signed()),
+                total.eq((shifted >> 1) + shifted[0] + Mux(adding, self.residual[k], 0)),
+            ]
+            value, over = saturate(total, 32)
+            m.d.sync += self.fixed[k].eq(value)
+            overs.append(over)
+        counted = stage[FIXED - 1].valid & (
+            writing | (self._is(VectorOp.GLU) & (stage[FIXED - 1].kind == Kind.GATE) if self._activation == "silu" else 0)
+        )
+        m.d.sync += self.saturated.eq(counted & Cat(overs).any())
+
+        written, tag = self.fixed, stage[FIXED]
+        valid = tag.valid & writing
+        m.d.comb += [
+            self.x_write.en.eq(valid),
+            self.x_write.addr.eq(tag.place),
+            self.x_write.data.eq(written),
+            self.x_trace.valid.eq(valid),
+            self.x_trace.slot.eq(tag.slot),
+            self.x_trace.addr.eq(tag.word),
+            self.x_trace.data.eq(written),
+        ]
+        # Stages 10 to 12: the left shift that fills 31 bits with the greatest magnitude of the slot.
+        ones, running, left = Signal(31), Signal(31), Signal(5)
+        m.d.sync += ones.eq(reduce(or_, (Mux(written[k][31], ~written[k][:31], written[k][:31]) for k in range(lanes))))
+        with m.If(stage[FIXED + 1].valid):
+            m.d.sync += running.eq(Mux(stage[FIXED + 1].first, 0, running) | ones)
+        m.d.sync += left.eq(31 - bit_length(m, running, "residual_length"))
+        tag = stage[FIXED + 3]
+        m.d.comb += [
+            self.left_write.addr.eq(tag.slot),
+            self.left_write.data.eq(left),
+            self.left_write.en.eq(tag.valid & tag.last & writing),
+        ]
+
+    def _quantisation(self, m):
+        """Stages 6 to 9 of quantising operations, and where codes go."""
+        stage, quantiser = self.stage, self.quantiser
+        m.submodules.quantiser = quantiser
+        is_qkv, is_norm = self._is(VectorOp.QKV), self._is(VectorOp.NORMQ)
+        tag = stage[Y]
+        scale, scale_out = Signal(INNER), Signal(UFLOAT)
+        with m.If(stage[Y - 1].valid & stage[Y - 1].first & stage[Y - 1].second):
+            m.d.sync += [
+                self.length_of_y.eq(self.pending_length),
+                self.reciprocal_of_y.eq(self.pending_reciprocal),
+                scale.eq(self.pending_scale),
+            ]
+        m.d.comb += [
+            quantiser.valid.eq(tag.valid & (is_qkv | is_norm)),
+            quantiser.first.eq(tag.first),
+            quantiser.last.eq(tag.last),
+            quantiser.second.eq(tag.second),
+            quantiser.y.eq(self.y),
+            quantiser.length.eq(self.length_of_y),
+            quantiser.reciprocal.eq(self.reciprocal_of_y),
+        ]
+
+        before, tag = stage[CODE - 1], stage[CODE]
+        with m.If(before.valid & before.first & before.second):
+            m.d.sync += [scale_out.m.eq(scale.m), scale_out.e.eq(scale.e)]
+        valid = tag.valid & tag.second
+        query = is_qkv & (tag.kind == Kind.QUERY)
+        head = Signal(index_shape(self._heads))
+        with m.If(~is_qkv):
+            m.d.sync += head.eq(0)
+        with m.Elif(valid & tag.last & query):
+            m.d.sync += head.eq(Mux(head == self._heads - 1, 0, head + 1))
+        m.d.comb += [
+            self.code_write.valid.eq(valid & is_norm & ~self.command.dest),
+            self.activation_write.valid.eq(valid & (query | (is_norm & self.command.dest))),
+            self.q_scale_write.valid.eq(valid & query & tag.last),
+            self.q_scale_write.slot.eq(tag.slot),
+            self.q_scale_write.head.eq(head),
+            self.q_scale_write.scale.eq(scale_out),
+            self.kv.valid.eq(valid & is_qkv & ~query),
+            self.kv.last.eq(tag.last),
+            self.kv.data.eq(quantiser.codes),
+            self.kv.scale.eq(scale_out),
+        ]
+        for port in (self.code_write, self.activation_write):
+            m.d.comb += [port.slot.eq(tag.slot), port.addr.eq(tag.word), port.data.eq(quantiser.codes)]
+
+    def _gating(self, m):
+        """Gated products into the work memory, which the dot engine writes too; greatest exponent of each slot."""
+        lanes, stage, gated = self._lanes, self.stage, self.gated
+        m.submodules.gated = gated
+        is_glu = self._is(VectorOp.GLU)
+        gate_stage = stage[FIXED if self._activation == "silu" else 2]
+        m.d.comb += [
+            gated.gate_valid.eq(gate_stage.valid & is_glu & (gate_stage.kind == Kind.GATE)),
+            gated.up_valid.eq(stage[2].valid & is_glu & (stage[2].kind == Kind.UP)),
+            gated.gate.eq(self.fixed if self._activation == "silu" else self.acc),
+            gated.up.eq(self.acc),
+        ]
+        done = stage[2 + gated.latency]
+        from_gate = done.valid & is_glu & (done.kind == Kind.UP)
+        bases = Array([i * self._h_words for i in range(self._slots)])
+        write = Signal(data.StructLayout({"valid": 1, "slot": self._slot, "place": self._place, "data": data.ArrayLayout(WORK, lanes)}))
+        m.d.sync += [
+            write.valid.eq(from_gate | self.work_write.valid),
+            write.slot.eq(Mux(from_gate, done.slot, self.work_write.slot)),
+            write.place.eq(Mux(from_gate, done.place, bases[self.work_write.slot] + self.work_write.addr)),
+            Value.cast(write.data).eq(Mux(from_gate, Value.cast(gated.o), Value.cast(self.work_write.data))),
+        ]
+        m.d.comb += [self.h_write.en.eq(write.valid), self.h_write.addr.eq(write.place), self.h_write.data.eq(write.data)]
+
+        exponent, depth = reduce_registered(m, [write.data[k].e for k in range(lanes)], larger, "work_exponent")
+        valid, slot = [write.valid], [write.slot]
+        for i in range(depth):
+            valid.append(Signal(name=f"work_valid{i}"))
+            slot.append(Signal(self._slot, name=f"work_slot{i}"))
+            m.d.sync += [valid[-1].eq(valid[-2]), slot[-1].eq(slot[-2])]
+        m.d.comb += self.tracking.eq(reduce(or_, valid) | self.work_write.valid)
+        begin = self.scales.start & is_glu
+        for i, maximum in enumerate(self.maximum_exponent):
+            chosen = self.slot == i
+            with m.If(self.work_clear | (begin & chosen)):
+                m.d.sync += maximum.eq(-128)
+            with m.Elif(valid[-1] & (slot[-1] == i) & (exponent > maximum)):
+                m.d.sync += maximum.eq(exponent)
+            with m.If(self.work_clear):
+                m.d.sync += self.work_is_one[i].eq(1)
+            with m.Elif(begin & chosen):
+                m.d.sync += self.work_is_one[i].eq(0)
