@@ -1,0 +1,76 @@
+"""What a board is: the record that every `boards/*.py` fills in, and how one is found by name."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import pkgutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+MEMORIES = ("axi", "onchip")
+TOOLCHAINS = ("verilator", "ecp5", "verilog")
+
+
+class BoardError(ValueError):
+    """A board that does not exist or cannot be loaded; the message names the remedy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Board:
+    """Data of one board.
+
+    `family`: fabric for resource estimates (xcup, ecp5, gowin, ice40); `memory`: "axi" (`mem_ports` AXI4 masters
+    that together carry `mem_bytes` per core cycle) or "onchip"; `timing`: preset of the simulated memory;
+    `resources`: what the device has (lut, ff, bram in Kibit, dsp), empty when unlimited; `toolchain`: "verilator"
+    (simulation), "ecp5" (open bitstream), "verilog" (files for the vendor's tool); `parameters`: generator
+    parameters that this board prescribes.
+    """
+
+    name: str
+    title: str
+    family: str
+    memory: str
+    mem_bytes: int
+    clock_hz: int
+    mem_ports: int = 1
+    timing: str = "ddr"
+    device: str = ""
+    package: str = ""
+    speed: str = ""
+    toolchain: str = "verilog"
+    resources: dict[str, int] = field(default_factory=dict)
+    parameters: dict[str, int | str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.memory not in MEMORIES:
+            raise BoardError(f"board {self.name}: memory must be one of {', '.join(MEMORIES)}, not {self.memory!r}")
+        if self.toolchain not in TOOLCHAINS:
+            raise BoardError(f"board {self.name}: toolchain must be one of {', '.join(TOOLCHAINS)}, not {self.toolchain!r}")
+
+
+def names() -> list[str]:
+    """Names of the boards in the tree."""
+    package = importlib.import_module("tritloom.boards")
+    modules = (m.name for m in pkgutil.iter_modules(package.__path__) if m.name != "board")
+    return sorted(importlib.import_module(f"tritloom.boards.{m}").BOARD.name for m in modules)
+
+
+def load(name: str) -> Board:
+    """The board called `name`, or the BOARD of a Python file outside the tree when `name` is a path to one."""
+    if name.endswith(".py"):
+        path = Path(name)
+        if not path.is_file():
+            raise BoardError(f"no board file {name}: give a path to a Python file that defines BOARD")
+        module_spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert module_spec is not None and module_spec.loader is not None
+        module = importlib.util.module_from_spec(module_spec)
+        module_spec.loader.exec_module(module)
+    else:
+        if name not in names():
+            raise BoardError(f"no board called {name!r}: choose {', '.join(names())}, or give the path of a board file")
+        module = importlib.import_module(f"tritloom.boards.{name.replace('-', '_')}")
+    board = getattr(module, "BOARD", None)
+    if not isinstance(board, Board):
+        raise BoardError(f"{name} does not define BOARD: it must be a tritloom.boards.board.Board")
+    return board

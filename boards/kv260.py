@@ -1,0 +1,18 @@
+"""AMD Kria KV260: Zynq UltraScale+ XCK26, four 128-bit ports to DDR4. Verilog for the vendor's tool."""
+
+from tritloom.boards.board import Board
+
+BOARD = Board(
+    name="kv260",
+    title="AMD Kria KV260 (XCK26)",
+    family="xcup",
+    memory="axi",
+    mem_bytes=64,
+    mem_ports=4,
+    clock_hz=250_000_000,
+    timing="ddr",
+    device="XCK26",
+    toolchain="verilog",
+    # 144 block RAMs of 36 Kibit and 64 UltraRAMs of 288 Kibit.
+    resources={"lut": 117_120, "ff": 234_240, "bram": 144 * 36 + 64 * 288, "dsp": 1248},
+)

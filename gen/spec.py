@@ -1,0 +1,89 @@
+"""What a checkpoint is, without its weights: the plain record that the rest of the generator reads."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from tritloom.firmware.config import ConfigError, ModelShape
+
+SCALE_RULES = ("multiply", "divide", "absmean", "ternary", "stored")
+"""How a matrix gets its scale: its weight_scale multiplies or divides; mean|W| of master weights; the one
+magnitude of weights that are ternary already; stored beside the trits (GGUF)."""
+
+ROPE_SCALINGS = ("linear", "llama3")
+"""Rotary scaling types that a table computed offline can hold exactly."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """A model as its checkpoint describes it.
+
+    `source`: the container and weight format, for people; `rope_scaling`: None, or the checkpoint's own
+    record of a type in ROPE_SCALINGS; `bos_id`: None when prompts get no start token; `eos_ids`: every
+    token that ends a text; `notes`: what a reader of the numbers should know.
+    """
+
+    name: str
+    source: str
+    shape: ModelShape
+    rms_eps: float
+    rope_theta: float
+    rope_scaling: dict[str, Any] | None = None
+    tied_embeddings: bool = True
+    bos_id: int | None = None
+    eos_ids: tuple[int, ...] = ()
+    scale_rule: str = "multiply"
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rms_eps < 1:
+            raise ConfigError(f"spec.rms_eps must be between 0 and 1, not {self.rms_eps!r}")
+        if not self.rope_theta > 1:
+            raise ConfigError(f"spec.rope_theta must be above 1, not {self.rope_theta!r}")
+        if self.scale_rule not in SCALE_RULES:
+            raise ConfigError(f"spec.scale_rule must be one of {', '.join(SCALE_RULES)}, not {self.scale_rule!r}")
+        if self.rope_scaling is not None and self.rope_scaling.get("rope_type") not in ROPE_SCALINGS:
+            raise ConfigError(f"spec.rope_scaling must have a rope_type of {', '.join(ROPE_SCALINGS)}, not {self.rope_scaling!r}")
+
+    def with_context(self, context: int | None) -> ModelSpec:
+        """The same model with a shorter KV cache."""
+        if context is None or context == self.shape.context:
+            return self
+        if not 0 < context <= self.shape.context:
+            raise ConfigError(f"context must be from 1 to the model's {self.shape.context} positions, not {context}")
+        return dataclasses.replace(self, shape=dataclasses.replace(self.shape, context=context))
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> ModelSpec:
+        unknown = sorted(set(data) - {f.name for f in dataclasses.fields(cls)})
+        if unknown:
+            raise ConfigError(f"unknown model field(s): {', '.join(unknown)}")
+        try:
+            return cls(
+                **(
+                    data
+                    | {
+                        "shape": ModelShape(**data["shape"]),
+                        "eos_ids": tuple(data.get("eos_ids", ())),
+                        "notes": tuple(data.get("notes", ())),
+                    }
+                )
+            )
+        except (KeyError, TypeError) as error:
+            raise ConfigError(f"incomplete model record: {error}") from None
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelSpec:
+        try:
+            return cls.from_dict(json.loads(text))
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"model record is not JSON: {error}") from None

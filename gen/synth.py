@@ -1,0 +1,194 @@
+"""Synthesis by Yosys: what a component or a Verilog text costs on a family of devices.
+
+Results are cached in build/synth by the design's text, the commands and the Yosys version. Costs are those of synthesis:
+nothing is placed, and no clock is claimed.
+
+LUTs count what the fabric spends, RAM and carry included: a RAM32M16 or RAM64M8 takes 8 LUTs (xcup), a
+TRELLIS_DPR16X4 the LUTs of 3 slices and a CCU2C those of one (ecp5), a RAM16SDP4 4 LUTs and an ALU 1 (gowin).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from tritloom.gen import yosys
+
+__all__ = ["FAMILIES", "SynthesisError", "resources", "synthesise", "tlmm_table"]
+
+CACHE = Path(__file__).resolve().parent.parent / "build" / "synth"
+TOP = "top"
+
+
+class SynthesisError(RuntimeError):
+    """Yosys failed; the message has the end of its log."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """How to synthesise for a family, and what each of its cells is: patterns of whole cell names to amounts."""
+
+    command: str
+    lut: dict[str, float]
+    lutram: dict[str, float]
+    ff: dict[str, float]
+    bram: dict[str, float]
+    dsp: dict[str, float]
+    carry: dict[str, float]
+    other_ram: dict[str, float]
+
+
+FAMILIES = {
+    "xcup": Family(
+        command="synth_xilinx -family xcup -abc9 -flatten -noiopad -noclkbuf -top {top}",
+        lut={r"LUT\d": 1, r"INV": 1, r"SRL16E|SRLC32E": 1},
+        lutram={r"RAM32M16|RAM64M8": 8, r"RAM32M|RAM64M": 4, r"RAM(32|64)X1D": 2, r"RAM(32|64)X1S": 1, r"RAM128X1D": 4, r"RAM256X1D": 8},
+        ff={r"FD[RSCP]E": 1},
+        bram={r"RAMB36E2": 1, r"RAMB18E2": 0.5},
+        dsp={r"DSP48E2": 1},
+        carry={r"CARRY4": 1},
+        other_ram={r"URAM288": 1},
+    ),
+    "ecp5": Family(
+        command="synth_ecp5 -abc9 -top {top}",
+        lut={r"LUT4": 1, r"CCU2C": 2},
+        lutram={r"TRELLIS_DPR16X4": 6},
+        ff={r"TRELLIS_FF": 1},
+        bram={r"DP16KD|PDPW16KD": 1},
+        dsp={r"MULT18X18D": 1, r"MULT9X9D": 0.5},
+        carry={r"CCU2C": 1},
+        other_ram={},
+    ),
+    "gowin": Family(
+        command="synth_gowin -family gw2a -abc9 -noiopads -top {top}",
+        lut={r"LUT\d": 1, r"ALU": 1},
+        lutram={r"RAM16S(DP)?4": 4, r"RAM16S(DP)?[12]": 4},
+        ff={r"DFF.*": 1},
+        bram={r"(SDPB|DPB|SPB?|pROM|SDPX9B|DPX9B|SPX9|pROMX9)": 1},
+        dsp={r"MULT18X18": 1, r"MULT9X9": 0.5, r"MULTALU.*|MULTADDALU.*": 1},
+        carry={r"ALU": 1},
+        other_ram={},
+    ),
+    "ice40": Family(
+        command="synth_ice40 -device u -dsp -abc9 -top {top}",
+        lut={r"SB_LUT4": 1},
+        lutram={},
+        ff={r"SB_DFF.*": 1},
+        bram={r"SB_RAM40_4K.*": 1},
+        dsp={r"SB_MAC16": 1},
+        carry={r"SB_CARRY": 1},
+        other_ram={r"SB_SPRAM256KA": 1},
+    ),
+}
+
+
+def synthesise(design: Any, family: str, *, top: str = TOP, timeout_s: float = 600, cache: Path = CACHE) -> dict[str, Any]:
+    """Resources of a component or of Verilog text whose top module is `top` (see `resources`)."""
+    if family not in FAMILIES:
+        raise ValueError(f"family must be one of {', '.join(FAMILIES)}, not {family!r}")
+    if isinstance(design, str):
+        text, read = design, "read_verilog"
+    else:
+        from amaranth.back import rtlil
+
+        text, read = rtlil.convert(design, name=top, emit_src=False), "read_rtlil"
+    # The names Amaranth gives to fields, like `sum[0]`, clash with those ABC9 makes up for the bits of `sum`.
+    script = f"{read} design; rename -hide w:*[[]*; {FAMILIES[family].command.format(top=top)}; tee -q -o stat.json stat -json"
+    key = hashlib.sha256("\0".join((text, script, version("pyosys"))).encode()).hexdigest()[:16]
+    kept = cache / f"{family}-{key}.json"
+    if not kept.exists():
+        cells = _run(text, script, timeout_s)
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=cache, suffix=".part", delete=False) as part:
+            json.dump(cells, part)
+        Path(part.name).replace(kept)
+    return resources(json.loads(kept.read_text(encoding="utf-8")), family)
+
+
+def resources(cells: dict[str, int], family: str) -> dict[str, Any]:
+    """Amounts by kind from numbers of mapped cells: lut (of which lut_ram), ff, bram, dsp, carry, other_ram, and the cells."""
+    kinds = FAMILIES[family]
+
+    def amount(patterns: dict[str, float]) -> float:
+        total = sum(count * cost for cell, count in cells.items() for pattern, cost in patterns.items() if re.fullmatch(pattern, cell))
+        return int(total) if total == int(total) else total
+
+    lut_ram = amount(kinds.lutram)
+    return {
+        "lut": amount(kinds.lut) + lut_ram, "lut_ram": lut_ram, "ff": amount(kinds.ff), "bram": amount(kinds.bram),
+        "dsp": amount(kinds.dsp), "carry": amount(kinds.carry), "other_ram": amount(kinds.other_ram), "cells": cells,
+    }
+
+
+def _run(text: str, script: str, timeout_s: float) -> dict[str, int]:
+    with tempfile.TemporaryDirectory() as folder:
+        at = Path(folder)
+        (at / "design").write_text(text, encoding="utf-8")
+        command = [str(yosys.executable()), "-q", "-l", "log", "-p", script]
+        # A group of its own: the command runs Yosys in a child, which must end with it.
+        process = subprocess.Popen(command, cwd=at, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+        try:
+            output, _ = process.communicate(timeout=timeout_s)
+        except BaseException as error:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise SynthesisError(f"Yosys did not finish within {timeout_s:.0f} s") from None
+            raise
+        if process.returncode or not (at / "stat.json").exists():
+            log = (at / "log").read_text(encoding="utf-8", errors="replace") if (at / "log").exists() else ""
+            raise SynthesisError("Yosys failed: " + "\n".join((output + "\n" + log).strip().splitlines()[-8:]))
+        design = json.loads((at / "stat.json").read_text(encoding="utf-8"))["design"]
+        return {cell: int(count) for cell, count in design["num_cells_by_type"].items() if not cell.startswith("$")}
+
+
+# The TLMM engine's table forms, compared --------------------------------------------------------------
+
+SIZES = {"xcup": (16, 4), "ecp5": (16, 4), "gowin": (16, 4), "ice40": (7, 4)}
+"""Tables and rows per cycle at which the forms are compared. ice40 has no LUTRAM: 28 tables use 28 of its 30 block RAMs."""
+
+
+def tlmm_table(
+    families: tuple[str, ...] = tuple(SIZES),
+    *,
+    sizes: dict[str, tuple[int, int]] = SIZES,
+    acc_bits: int = 21,
+    progress: Callable[[str], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Cost of one lane of the TLMM engine in every table form on every family; a row each.
+
+    `lane` has tables, look-ups, adder trees and accumulate adders; `builder` the pre-computation of the tables
+    (the loader's registers included). `lut_per_weight` is the lane's LUTs by weights per cycle,
+    `lut_per_weight_built` the same with the builder. Memories of codes and accumulators are in neither.
+    """
+    from tritloom.rtl.tables import TABLE_FORMS, LookupLane, TableBuilder
+
+    def units() -> Iterator[tuple[str, str, int, int]]:
+        for family in families:
+            for form in TABLE_FORMS:
+                yield family, form, *sizes[family]
+
+    rows = []
+    for family, form, tables, rows_per_cycle in units():
+        if progress:
+            progress(f"{family} {form}")
+        lane = synthesise(LookupLane(tables=tables, rows_per_cycle=rows_per_cycle, table_form=form, acc_bits=acc_bits), family)
+        builder = synthesise(TableBuilder(tables=tables, table_form=form), family)
+        weights = tables * rows_per_cycle * 3
+        rows.append({
+            "family": family, "form": form, "tables": tables, "rows_per_cycle": rows_per_cycle, "weights_per_cycle": weights,
+            "lane": lane, "builder": builder,
+            "lut_per_weight": round(lane["lut"] / weights, 2),
+            "lut_per_weight_built": round((lane["lut"] + builder["lut"]) / weights, 2),
+        })
+    return rows

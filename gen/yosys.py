@@ -1,0 +1,99 @@
+"""Yosys without a system installation: a command built on the pinned pyosys wheel.
+
+`pyosys` is Yosys as a native Python extension, but it brings no `yosys` command. This module is
+that command (installed as `tritloom-yosys`), with the few options Amaranth and the build flows
+use, and `prepare()`, which makes Amaranth call it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import NoReturn
+
+COMMAND = "tritloom-yosys"
+
+USAGE = f"usage: {COMMAND} [-V] [-q] [-l LOGFILE] [-p COMMANDS] [-s SCRIPT] [FILE ... | -]"
+
+
+def executable() -> Path:
+    """The installed command, beside the running interpreter or on PATH."""
+    beside = Path(sys.executable).parent / COMMAND
+    if beside.exists():
+        return beside
+    found = shutil.which(COMMAND)
+    if found is None:
+        raise FileNotFoundError(f"{COMMAND} is not installed beside {sys.executable}: run `make setup` or `pip install -e '.[gen]'`")
+    return Path(found)
+
+
+def prepare() -> None:
+    """Let Amaranth's Verilog back end use this command, unless the user's environment names a Yosys."""
+    if "YOSYS" not in os.environ:
+        os.environ["YOSYS"] = str(executable())
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run Yosys on scripts, commands and Verilog files in the order given; `-` is a script on standard input."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given in (["-V"], ["--version"]):
+        from pyosys import libyosys  # type: ignore[attr-defined]
+
+        print(libyosys.yosys_maybe_version())
+        return 0
+    try:
+        quiet, log, script = _parse(given)
+    except ValueError as error:
+        print(f"{error}\n{USAGE}", file=sys.stderr)
+        return 2
+    with tempfile.TemporaryDirectory() as folder:
+        path, log = Path(folder) / "all.ys", log or str(Path(folder) / "log")
+        path.write_text("\n".join(script) + "\n", encoding="utf-8")
+        # Yosys ends its whole process on an error: a child takes that, so that the log can still be read.
+        child = os.fork()
+        if child == 0:
+            _run(f"tee {'-q ' if quiet else ''}-o {log} script {path}")
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if status != 0 and quiet and Path(log).exists():
+            lines = Path(log).read_text(encoding="utf-8", errors="replace").splitlines()
+            print("\n".join([line for line in lines if "ERROR" in line] or lines[-5:]), file=sys.stderr)
+    return status if status >= 0 else 128 - status
+
+
+def _parse(pending: list[str]) -> tuple[bool, str | None, list[str]]:
+    quiet, log, script = False, None, []
+    while pending:
+        option = pending.pop(0)
+        if option == "-q":
+            quiet = True
+        elif option in ("-l", "-p", "-s"):
+            if not pending:
+                raise ValueError(f"{option} needs a value")
+            value = pending.pop(0)
+            if option == "-l":
+                log = value
+            else:
+                script.append(value if option == "-p" else f"script {value}")
+        elif option == "-":
+            script.append(sys.stdin.read())
+        elif option.startswith("-"):
+            raise ValueError(f"{option} is not supported")
+        else:
+            script.append(f"script {option}" if option.endswith(".ys") else f"read_verilog {option}")
+    return quiet, log, script
+
+
+def _run(command: str) -> NoReturn:
+    """Run one Yosys command in this process, then end the process."""
+    from pyosys import libyosys  # type: ignore[attr-defined]
+
+    libyosys.Pass.call(libyosys.Design(), command)
+    sys.stdout.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
