@@ -1,0 +1,161 @@
+"""The long equality run: several machines, two models, prompts of awkward lengths, every traced vector compared.
+
+`python -m tritloom.sim.equality` (make equality) writes docs/results/equality.json, which holds one entry per model
+and machine, with the digest of the code it was measured with; entries of this very code are kept, so a run can be
+resumed. tests/test_results.py fails when the code has changed since.
+"""
+
+from __future__ import annotations
+
+import ast
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tritloom.firmware.config import BuildConfig
+from tritloom.gen.checkpoint import Checkpoint, open_checkpoint
+from tritloom.gen.fit import fit
+from tritloom.gen.generate import cached_verilog
+from tritloom.gen.pack import pack, quantise
+from tritloom.host.image import Image, write_image
+from tritloom.host.tokenizer import Tokenizer
+from tritloom.sim.backends import SimBackend
+from tritloom.sim.integer_model import IntegerModel
+from tritloom.sim.verify import compare
+from tritloom.sim.verilated import default_build_dir
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "docs" / "results" / "equality.json"
+MODELS = ("stories-1m", "stories-4m")
+ON_CHIP = ("stories-260k", "ecp5-85f")
+"""Model and board of one more run: everything in on-chip memory, the very machine that the ECP5 build places."""
+TOKENS = 64
+LONG_PROMPT = 100
+
+MACHINES: dict[str, dict[str, Any]] = {
+    "sim": dict(lanes=2, tables=13, rows_per_cycle=4, vector_lanes=8, attention_macs=32, mem_bytes=32),
+    "two ports": dict(lanes=4, tables=25, rows_per_cycle=4, vector_lanes=4, attention_macs=16, mem_bytes=64, mem_ports=2,
+                      table_form="full27", packing="index5"),
+    "narrow": dict(lanes=1, tables=7, rows_per_cycle=2, vector_lanes=16, attention_macs=16, mem_bytes=16, table_form="addsub"),
+    "many rows": dict(lanes=3, tables=3, rows_per_cycle=16, vector_lanes=2, attention_macs=8, mem_bytes=32),
+}
+"""What differs from BuildConfig's defaults: P, T, Q, V, A, M, ports, memory, table form and packing."""
+
+SHOWN = ("lanes", "tables", "rows_per_cycle", "vector_lanes", "attention_macs", "mem_bytes", "mem_ports", "memory", "table_form", "packing")
+
+_SOURCES = ("rtl", "firmware", "gen/pack.py", "gen/generate.py", "sim/integer_model.py", "sim/equality.py")
+
+
+def code_digest() -> str:
+    """Digest of the code that the result depends on; comments and docstrings do not count."""
+    digest = hashlib.sha256()
+    for name in _SOURCES:
+        path = ROOT / name
+        for file in sorted(path.glob("*.py")) if path.is_dir() else [path]:
+            tree = ast.parse(file.read_text("utf-8"))
+            for node in ast.walk(tree):
+                body = getattr(node, "body", None)
+                if isinstance(body, list):
+                    kept = [n for n in body if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))]
+                    node.body = kept  # type: ignore[attr-defined]
+            digest.update(f"{file.relative_to(ROOT)}\0{ast.dump(tree)}\0".encode())
+    return digest.hexdigest()[:16]
+
+
+def machine(checkpoint: Checkpoint, name: str) -> BuildConfig:
+    """The configuration of the machine called `name` for a model."""
+    if name in MACHINES:
+        return BuildConfig(shape=checkpoint.spec.shape, **MACHINES[name])
+    return fit(checkpoint.spec, name).config
+
+
+def pairs() -> list[tuple[str, str]]:
+    """Every (model, machine) that is run."""
+    return [*((model, name) for model in MODELS for name in MACHINES), ON_CHIP]
+
+
+def prompts(checkpoint: Checkpoint, config: BuildConfig) -> list[list[int]]:
+    """The first 1, 2, P, P+1 and 100 tokens of the validation stories, without duplicates of length."""
+    text = (ROOT / "models" / "validation.txt").read_text("utf-8")[:2000]
+    ids = Tokenizer.from_file(checkpoint.tokenizer, checkpoint.spec.bos_id).encode(text)
+    return [ids[:n] for n in sorted({1, 2, config.lanes, config.lanes + 1, LONG_PROMPT})]
+
+
+def measure(model: str, name: str, report: Callable[[str], None]) -> dict[str, Any]:
+    """Run one model on one machine; the entry of the results file."""
+    checkpoint = open_checkpoint(ROOT / "models" / model)
+    config = machine(checkpoint, name)
+    started = time.monotonic()
+    cache = default_build_dir()
+    verilog = cached_verilog(config, cache.parent / "verilog")
+    report(f"{model}, {name}: Verilog after {time.monotonic() - started:.0f} s")
+    packed = pack(checkpoint, config)
+    reference = IntegerModel(quantise(checkpoint))
+    runs = []
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "image"
+        write_image(path, config=config, spec=checkpoint.spec.to_dict(), sections=packed.sections)
+        backend = SimBackend.build(config, verilog, memory_bytes=packed.map.total_bytes, timing="ddr", build_dir=cache)
+        report(f"{model}, {name}: compiled after {time.monotonic() - started:.0f} s")
+        try:
+            for prompt in prompts(checkpoint, config):
+                found = compare(backend, Image.open(path), reference, prompt, TOKENS)
+                runs.append({"prompt_tokens": len(prompt), "generated_tokens": found.compared_tokens, "equal": found.equal,
+                             "first_difference": found.first_difference()})
+                report(f"{model}, {name}: prompt of {len(prompt)}: {'equal' if found.equal else found.first_difference()} "
+                       f"after {time.monotonic() - started:.0f} s")
+        finally:
+            backend.close()
+    return {"model": model, "machine": name, "digest": f"{config.digest:08x}",
+            "configuration": {n: getattr(config, n) for n in SHOWN}, "runs": runs,
+            "equal": all(run["equal"] for run in runs), "seconds": round(time.monotonic() - started),
+            "date": datetime.now(UTC).date().isoformat(), "code": code_digest()}
+
+
+def load(path: Path = RESULTS) -> dict[str, Any]:
+    return json.loads(path.read_text("utf-8")) if path.is_file() else {"command": "make equality", "kind": "rtl-simulated", "entries": []}
+
+
+def store(entry: dict[str, Any], path: Path = RESULTS) -> None:
+    """Replace the entry of the same model and machine, atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        results = load(path)
+        key = (entry["model"], entry["machine"])
+        kept = [e for e in results["entries"] if (e["model"], e["machine"]) != key]
+        results["entries"] = sorted([*kept, entry], key=lambda e: (e["model"], e["machine"]))
+        scratch = path.with_suffix(".tmp")
+        scratch.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
+        scratch.replace(path)
+    finally:
+        os.close(folder)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run what is not yet in the results file; arguments choose models or machines by name."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    wanted = sys.argv[1:] if arguments is None else arguments
+    code, failed = code_digest(), False
+    for model, name in pairs():
+        if wanted and not {model, name} & set(wanted):
+            continue
+        known = [e for e in load()["entries"] if (e["model"], e["machine"], e["code"]) == (model, name, code)]
+        entry = known[0] if known else measure(model, name, logging.getLogger(__name__).info)
+        store(entry)
+        failed |= not entry["equal"]
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

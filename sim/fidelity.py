@@ -1,0 +1,159 @@
+"""How far the machine's integers are from the float model: perplexity, argmax agreement, logit error.
+
+The float reference is transformers' own implementation in float32 (an independent code base). Needs
+PyTorch and transformers, which nothing else in this package does.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tritloom.gen.checkpoint import open_checkpoint
+from tritloom.gen.pack import quantise
+from tritloom.sim.integer_model import IntegerModel
+
+STORY_SEPARATOR = "\n<|eos|>\n"
+FLOOR_BITS = 16
+"""The noise floor rounds the float model's residual stream to this many fraction bits, and nothing else."""
+
+Floats = NDArray[np.float64]
+
+
+class FidelityError(RuntimeError):
+    """The comparison cannot be made; the message says what is missing."""
+
+
+@dataclass
+class Fidelity:
+    """Result over `tokens` predicted tokens of `stories` whole stories.
+
+    `argmax_floor`: agreement of the float model with itself when its residual stream is rounded to
+    FLOOR_BITS fraction bits (None when not asked for): int8 roundings flip under any perturbation.
+    """
+
+    reference: str
+    stories: int
+    tokens: int
+    perplexity: float
+    integer_perplexity: float
+    argmax_agreement: float
+    argmax_floor: float | None
+    max_logit_error: float
+    mean_logit_error: float
+
+    @property
+    def perplexity_change(self) -> float:
+        """Relative change of perplexity, integer over float."""
+        return self.integer_perplexity / self.perplexity - 1
+
+    def to_dict(self) -> dict[str, object]:
+        return asdict(self) | {"perplexity_change": self.perplexity_change}
+
+
+def stories(text: str) -> list[str]:
+    """Stories of a corpus file, separated by a line <|eos|>."""
+    return [s for s in text.split(STORY_SEPARATOR) if s.strip()]
+
+
+class FloatReference:
+    """transformers' model of a Hugging Face directory, float32 on the CPU."""
+
+    def __init__(self, model: Path) -> None:
+        try:
+            import torch
+            import torch._dynamo
+            import transformers
+        except ImportError as error:
+            raise FidelityError(f"the float reference needs {error.name}: install it with `pip install 'tritloom[test]'`") from None
+        torch._dynamo.config.disable = True
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
+        torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
+        self._torch = torch
+        loaded = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
+        self._model = torch.nn.Module.float(loaded).eval()
+        self.name = f"transformers {transformers.__version__} {type(loaded).__name__}, float32"
+
+    def logits(self, tokens: list[int], residual_bits: int | None = None) -> Floats:
+        """Logits [n, vocab]; with `residual_bits`, the residual stream is rounded after every layer's branches."""
+        torch = self._torch
+        hooks = []
+        if residual_bits is not None:
+            scale = float(1 << residual_bits)
+
+            def rounded(module, inputs, output):
+                if isinstance(output, tuple):
+                    return (torch.round(output[0] * scale) / scale, *output[1:])
+                return torch.round(output * scale) / scale
+
+            inner = self._model.model
+            hooks = [m.register_forward_hook(rounded) for m in (inner.embed_tokens, *inner.layers)]
+        try:
+            with torch.no_grad():
+                return self._model(input_ids=torch.tensor([tokens])).logits[0].double().numpy()
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def log_softmax(logits: Floats) -> Floats:
+    shifted = logits - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def _sequences(model: Path, text: str, tokens: int, context: int, eos: int) -> Iterator[list[int]]:
+    """Whole stories with bos and eos until `tokens` predictions are reached; those past the context are left out."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+    count = 0
+    for story in stories(text):
+        ids = [*tokenizer.encode(story).ids, eos]
+        if len(ids) > context:
+            continue
+        yield ids
+        count += len(ids) - 1
+        if count >= tokens:
+            return
+
+
+def measure(model: str | Path, text: str, tokens: int, *, floor: bool = False,
+            progress: Callable[[int, int], None] | None = None) -> Fidelity:
+    """Compare the integer model with the float reference over at least `tokens` tokens of `text`."""
+    path = Path(model)
+    checkpoint = open_checkpoint(path)
+    spec = checkpoint.spec
+    if not spec.eos_ids:
+        raise FidelityError(f"{path} names no end token: the comparison runs whole stories")
+    integer_model = IntegerModel(quantise(checkpoint))
+    reference = FloatReference(path)
+    count = n_stories = agree = agree_floor = 0
+    nll = nll_integer = worst = total_error = 0.0
+    for ids in _sequences(path, text, tokens, spec.shape.context, spec.eos_ids[0]):
+        expected = reference.logits(ids)
+        integer_model.reset()
+        raw, scale = integer_model.forward(ids)
+        got = raw * scale.value()[:, None]
+        target, at = np.array(ids[1:]), np.arange(len(ids) - 1)
+        nll -= float(log_softmax(expected[:-1])[at, target].sum())
+        nll_integer -= float(log_softmax(got[:-1])[at, target].sum())
+        agree += int((expected[:-1].argmax(-1) == got[:-1].argmax(-1)).sum())
+        if floor:
+            agree_floor += int((expected[:-1].argmax(-1) == reference.logits(ids, FLOOR_BITS)[:-1].argmax(-1)).sum())
+        error = np.abs(expected - got)
+        worst = max(worst, float(error.max()))
+        total_error += float(error[:-1].mean()) * len(target)
+        count += len(target)
+        n_stories += 1
+        if progress:
+            progress(min(count, tokens), tokens)
+    if not count:
+        raise FidelityError("the text holds no story that fits the model's context")
+    return Fidelity(reference.name, n_stories, count, float(np.exp(nll / count)), float(np.exp(nll_integer / count)),
+                    agree / count, agree_floor / count if floor else None, worst, total_error / count)

@@ -1,0 +1,51 @@
+// C interface of a simulated machine: the shared library that sim/verilated.py builds and loads.
+#pragma once
+
+#include <cstdint>
+
+extern "C" {
+
+// Timing and size of the memory behind the AXI ports, in clock cycles and bytes; mirrors sim/verilated.py.
+struct SimParameters {
+    uint64_t port_bytes;        // memory behind each port
+    uint64_t seed;              // of the jitter
+    uint32_t latency;           // from an accepted request to its first beat
+    uint32_t jitter;            // up to this many cycles more, at random
+    uint32_t refresh_interval;  // 0: never
+    uint32_t refresh_cycles;    // no beats for so long
+    uint32_t outstanding;       // reads a port accepts before it delivers
+    uint32_t reserved;
+};
+
+struct SimPortStatistics {
+    uint64_t read_bursts, read_beats, write_bursts, write_beats;
+    uint64_t refresh_waits;   // cycles in which a refresh kept requested beats back
+    uint64_t latency_waits;   // cycles without a beat though reads were outstanding
+    uint64_t ready_waits;     // cycles in which the machine did not take an offered beat
+    uint64_t most_outstanding;
+};
+
+enum SimStatus : int32_t { SIM_OK = 0, SIM_TIMEOUT = 1, SIM_BUS_ERROR = 2, SIM_RANGE = 3, SIM_ABSENT = 4 };
+enum SimStop : uint32_t { SIM_STOP_IRQ = 1, SIM_STOP_ERROR = 2 };
+
+void *sim_create(const SimParameters *parameters);
+void sim_destroy(void *handle);
+void sim_reset(void *handle, uint32_t cycles);
+void sim_set_base(void *handle, uint32_t port, uint64_t base);
+int64_t sim_run(void *handle, uint64_t max_cycles, uint32_t stop_mask);
+int32_t sim_csr_write(void *handle, uint32_t address, uint32_t value, uint32_t max_cycles);
+int32_t sim_csr_read(void *handle, uint32_t address, uint32_t *value, uint32_t max_cycles);
+int32_t sim_mem_write(void *handle, uint64_t address, const uint8_t *bytes, uint64_t length);
+int32_t sim_mem_read(void *handle, uint64_t address, uint8_t *bytes, uint64_t length);
+uint64_t sim_cycles(void *handle);
+uint32_t sim_irq(void *handle);
+int32_t sim_port_statistics(void *handle, uint32_t port, SimPortStatistics *out);
+void sim_histogram(void *handle, uint64_t *out /* [256][2] */);
+void sim_clear_statistics(void *handle);
+void sim_trace_enable(void *handle, uint32_t on, uint64_t max_bytes);
+uint64_t sim_trace(void *handle, const uint8_t **data);  // returns the bytes recorded
+uint64_t sim_trace_lost(void *handle);
+void sim_trace_clear(void *handle);
+uint64_t sim_error_count(void *handle);
+const char *sim_error(void *handle);  // the first one, empty if none
+}

@@ -1,0 +1,138 @@
+"""The whole model in the machine's integers: what every configuration must compute, without any machine.
+
+`IntegerModel` runs whole token sequences at once on `QuantisedModel`, straight from the checkpoint's
+matrices: no firmware, no image, no packing. It and the emulator share only the element-wise definitions
+of `tritloom.firmware.integer`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tritloom.firmware import integer
+from tritloom.firmware.integer import UF_ONE, Int, Sampling, UFloat, uf_mul
+from tritloom.gen.pack import Parameters, QuantisedModel
+
+
+def _norm_quantise(aligned: tuple[Int, Int], scale: UFloat, p: Parameters) -> tuple[Int, UFloat]:
+    gains = None if p.gains is None else p.gains.astype(np.int64)
+    exponent = p.gain_exponent
+    return integer.norm_quantise(*aligned, scale, gains, exponent, p.inverse_count, p.eps)
+
+
+def _concatenate(a: UFloat | None, b: UFloat) -> UFloat:
+    return b if a is None else UFloat(np.concatenate([a.m, b.m], 1), np.concatenate([a.e, b.e], 1))
+
+
+@dataclass
+class _LayerCache:
+    """Keys and values [kv_heads, length, head_dim] and their scales [kv_heads, length]."""
+
+    keys: Int | None = None
+    key_scale: UFloat | None = None
+    values: Int | None = None
+    value_scale: UFloat | None = None
+
+    def append(self, keys: Int, key_scale: UFloat, values: Int, value_scale: UFloat) -> None:
+        self.keys = keys if self.keys is None else np.concatenate([self.keys, keys], 1)
+        self.values = values if self.values is None else np.concatenate([self.values, values], 1)
+        self.key_scale = _concatenate(self.key_scale, key_scale)
+        self.value_scale = _concatenate(self.value_scale, value_scale)
+
+
+@dataclass
+class IntegerModel:
+    """A model with its KV cache; `forward` appends tokens."""
+
+    model: QuantisedModel
+    position: int = 0
+    _cache: list[_LayerCache] = field(default_factory=list)
+    _matrices: list[dict[str, NDArray[np.float32]]] = field(default_factory=list)
+    _head: NDArray[np.float64] | None = None
+
+    def reset(self) -> None:
+        """Forget every token."""
+        self.position = 0
+        self._cache = [_LayerCache() for _ in range(self.model.shape.layers)]
+
+    def _matrix(self, layer: int, name: str) -> NDArray[np.float32]:
+        """float32 copy, made once."""
+        while len(self._matrices) <= layer:
+            self._matrices.append({})
+        kept = self._matrices[layer]
+        if name not in kept:
+            kept[name] = getattr(self.model.layers[layer], name).astype(np.float32)
+        return kept[name]
+
+    def _linear(self, codes: Int, layer: int, name: str) -> Int:
+        return integer.ternary_matmul(codes, self._matrix(layer, name))
+
+    def forward(self, tokens: NDArray[np.integer] | list[int], last_only: bool = False) -> tuple[Int, UFloat]:
+        """Integer logits [n, vocab] (or of the last token, [1, vocab]) after each of `tokens`, and their scale [n]."""
+        s = self.model.shape
+        ids = np.asarray(tokens, np.int64)
+        n = len(ids)
+        if not n:
+            raise ValueError("no tokens to run")
+        if not self._cache:
+            self.reset()
+        if self.position + n > s.context:
+            raise ValueError(f"{self.position} + {n} positions exceed the context of {s.context}")
+        positions = self.position + np.arange(n)
+        table = self.model.embedding
+        x = integer.embed(table.codes[ids].astype(np.int64), table.row_scale[ids].astype(np.int64), table.scale)
+        for index in range(s.layers):
+            x = self._layer(index, x, positions)
+        self.position += n
+        if last_only:
+            x = x[-1:]
+        codes, scale = _norm_quantise(integer.align_residual(x), UF_ONE, self.model.head_parameters)
+        head = self.model.head
+        if self._head is None:
+            self._head = head.codes.astype(np.float64)
+        return integer.head_logits(codes, self._head, head.row_scale.astype(np.int64)), uf_mul(scale, head.scale)
+
+    def _layer(self, index: int, x: Int, positions: Int) -> Int:
+        s, layer = self.model.shape, self.model.layers[index]
+        n = len(x)
+        codes, scale = _norm_quantise(integer.align_residual(x), UF_ONE, layer.qkv_parameters)
+        q, k, v = np.split(self._linear(codes, index, "qkv"), [s.q_size, s.q_size + s.kv_size], -1)
+        cos, sin = (table[positions].astype(np.int64)[:, None] for table in (self.model.cos, self.model.sin))
+
+        def heads(acc: Int, w: UFloat, rotated: bool) -> tuple[Int, UFloat]:
+            y = acc.reshape(n, -1, s.head_dim)
+            y = integer.rotate(y, cos, sin) if rotated else y << integer.ROPE_BITS
+            c, t = integer.quantise_heads(y.reshape(n, -1), s.head_dim, uf_mul(scale, w))
+            return c.reshape(n, -1, s.head_dim), t
+
+        w_q, w_k, w_v = layer.qkv_parameters.scales
+        (qc, qs), (kc, ks), (vc, vs) = heads(q, w_q, True), heads(k, w_k, True), heads(v, w_v, False)
+        cache = self._cache[index]
+        cache.append(kc.swapaxes(0, 1), UFloat(ks.m.T, ks.e.T), vc.swapaxes(0, 1), UFloat(vs.m.T, vs.e.T))
+        assert cache.keys is not None and cache.values is not None and cache.key_scale is not None and cache.value_scale is not None
+        m, e = integer.attention(qc, qs, cache.keys, cache.key_scale, cache.values, cache.value_scale, positions)
+        codes, scale = _norm_quantise(integer.align_work(m.reshape(n, -1), e.reshape(n, -1)), UF_ONE, layer.o_parameters)
+        x = integer.residual_add(x, self._linear(codes, index, "o"), uf_mul(scale, layer.o_parameters.scales[0]))
+
+        codes, scale = _norm_quantise(integer.align_residual(x), UF_ONE, layer.gate_up_parameters)
+        s0, s1 = (uf_mul(scale, w) for w in layer.gate_up_parameters.scales)
+        gate, up = self._linear(codes, index, "gate"), self._linear(codes, index, "up")
+        if s.activation == "relu2":
+            (m, e), work_scale = integer.gated_relu2(gate, up), uf_mul(uf_mul(s0, s0), s1)
+        else:
+            (m, e), work_scale = integer.gated_silu(gate, up, s0), s1
+        codes, scale = _norm_quantise(integer.align_work(m, e), work_scale, layer.down_parameters)
+        return integer.residual_add(x, self._linear(codes, index, "down"), uf_mul(scale, layer.down_parameters.scales[0]))
+
+    def generate(self, prompt: list[int], tokens: int, sampling: Sampling = integer.GREEDY, candidates: int = 64) -> list[int]:
+        """Tokens chosen after `prompt`, as the machine's generation program chooses them."""
+        out: list[int] = []
+        ids = prompt
+        while len(out) < tokens:
+            logits, scale = self.forward(ids, last_only=True)
+            ids = [integer.sample(logits[0], scale[0], sampling, self.position, candidates)]
+            out += ids
+        return out
