@@ -1,0 +1,1 @@
+"""Host driver and command line. Needs neither Amaranth nor PyTorch."""

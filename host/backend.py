@@ -1,0 +1,87 @@
+"""What the host needs of a device: registers, memory and time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tritloom.firmware.config import BuildConfig
+
+Bytes = bytes | bytearray | memoryview | NDArray[np.uint8]
+
+
+class HostError(Exception):
+    """Something the host cannot do, in one line that says what to do about it. `exit_status`: 2 for bad input, else 1."""
+
+    exit_status = 1
+
+
+class InputError(HostError):
+    """The caller asked for what cannot be."""
+
+    exit_status = 2
+
+
+class DeviceError(HostError):
+    """The device did something wrong, or is not what it should be."""
+
+
+class DeviceFault(DeviceError):
+    """The device misbehaved while it ran. `state` is the device's state then: registers by name."""
+
+    def __init__(self, message: str, state: Mapping[str, Any]) -> None:
+        shown = ", ".join(f"{name} {value}" for name, value in state.items())
+        super().__init__(f"{message} [{shown}]")
+        self.state = dict(state)
+
+
+class DeviceTimeout(DeviceFault):
+    """A bounded wait ran out."""
+
+
+class DeviceBusy(HostError):
+    """Another session holds the device."""
+
+
+class Backend(Protocol):
+    """A device, however it is reached.
+
+    `name` names the kind of backend; `device` names the device among processes (None: it lives in this
+    one); `timed` says whether cycle counts mean anything; `config` is what the device was built from,
+    where the backend knows. Registers go by their names in tritloom.firmware.registers.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def device(self) -> str | None: ...
+
+    @property
+    def timed(self) -> bool: ...
+
+    @property
+    def config(self) -> BuildConfig | None: ...
+
+    def read(self, register: str) -> int:
+        """Value of a register."""
+        ...
+
+    def write(self, register: str, value: int) -> None:
+        """Set a register."""
+        ...
+
+    def load(self, address: int, data: Bytes) -> None:
+        """Write bytes to the device's memory."""
+        ...
+
+    def advance(self, limit: int) -> int:
+        """Let up to `limit` device cycles pass, fewer when the device has something to say; return how many passed."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the device."""
+        ...

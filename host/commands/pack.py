@@ -1,0 +1,54 @@
+"""tritloom pack: a model's weight image and firmware for a machine, in one file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tritloom.host.commands.common import (
+    BoardOption,
+    ConfigOption,
+    ContextOption,
+    JsonOption,
+    ModelOption,
+    SettingsOption,
+    configuration,
+    open_model,
+    settings_of,
+    table,
+    write_image_of,
+)
+from tritloom.host.console import Console
+from tritloom.host.image import Image
+
+
+def command(
+    model: ModelOption,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The image to write.")],
+    board: BoardOption = "sim",
+    context: ContextOption = None,
+    settings: SettingsOption = None,
+    config_file: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Pack a model's weights, tables, firmware and tokenizer into an image."""
+    console = Console(json=as_json)
+    checkpoint = open_model(model, context)
+    config = configuration(checkpoint, board, settings_of(settings), config_file)
+    write_image_of(out, checkpoint, config, console)
+    image = Image.open(out)
+    sections = {name: section.length for name, section in image.table.items()}
+    data = {"image": str(out), "bytes": out.stat().st_size, "digest": f"{image.digest:08x}", "sections": sections}
+    console.result(
+        data,
+        table(
+            [
+                ("image", out),
+                ("bytes", f"{data['bytes']:,}"),
+                ("digest", data["digest"]),
+                *((f"section {name}", f"{length:,}") for name, length in sections.items()),
+            ]
+        ),
+    )

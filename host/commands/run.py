@@ -1,0 +1,177 @@
+"""tritloom run: text from a model, on a simulated machine or the emulator."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tritloom.host.backend import Backend, InputError
+from tritloom.host.commands.common import (
+    BoardOption,
+    ConfigOption,
+    ContextOption,
+    JsonOption,
+    SettingsOption,
+    configuration,
+    image_of,
+    open_model,
+    open_simulation,
+    seconds,
+    settings_of,
+    table,
+)
+from tritloom.host.console import Console
+from tritloom.host.image import Image
+from tritloom.host.session import Session, Stats, sampling
+from tritloom.host.tokenizer import Tokenizer
+
+BACKENDS = ("sim", "emulator")
+DEFAULT_TOKENS = 64
+
+
+def command(
+    folder: Annotated[Path | None, typer.Argument(metavar="[MODEL]", help="The same as --model.")] = None,
+    model: Annotated[Path | None, typer.Option("--model", metavar="DIR", help="Model folder (Hugging Face) or .gguf file.")] = None,
+    prompt: Annotated[str, typer.Option("--prompt", metavar="TEXT", help="Text to go on from.")] = "Once upon a time",
+    tokens: Annotated[int | None, typer.Option("--tokens", min=1, metavar="N", help="Tokens to generate at most (64 by default).")] = None,
+    backend: Annotated[str, typer.Option("--backend", metavar="sim|emulator", help="Simulated RTL, or the bit-exact emulator.")] = "sim",
+    board: BoardOption = "sim",
+    temperature: Annotated[float | None, typer.Option("--temperature", metavar="X", help="0 is greedy, the default.")] = None,
+    top_k: Annotated[int | None, typer.Option("--top-k", metavar="K", help="Choose among the K likeliest tokens.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option("--top-p", metavar="P", help="Choose among the likeliest tokens of total probability P.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", metavar="S", help="Seed of the choice, 0 by default.")] = None,
+    ignore_stop: Annotated[bool, typer.Option("--ignore-stop", help="Go on after the model's end of text.")] = False,
+    timing: Annotated[
+        str | None, typer.Option("--timing", metavar="NAME", help="Timing of the simulated memory (the board's by default).")
+    ] = None,
+    context: ContextOption = None,
+    settings: SettingsOption = None,
+    config_file: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Generate text."""
+    console = Console(json=as_json)
+    if (folder is None) == (model is None):
+        raise InputError("give one model: `tritloom run --model DIR`")
+    if backend not in BACKENDS:
+        raise InputError(f"no backend {backend}: choose {' or '.join(BACKENDS)}")
+    choice = sampling(temperature, top_k, top_p, seed)
+    path = model or folder
+    assert path is not None
+    with console.step("Reading the model"):
+        checkpoint = open_model(path, context)
+        spec = checkpoint.spec
+        tokenizer = Tokenizer.from_file(checkpoint.tokenizer, spec.bos_id)
+        ids = tokenizer.encode(prompt)
+        count = length(len(ids), tokens, spec.shape.context)
+        config = configuration(checkpoint, board, settings_of(settings), config_file)
+    image = image_of(path, checkpoint, config, console)
+    device = open_backend(backend, image, board, timing, console)
+    try:
+        with console.step("Loading the machine"):
+            session = Session(device, image)
+        with session:
+            generate(session, tokenizer, prompt, ids, count, () if ignore_stop else spec.eos_ids, choice, console)
+    finally:
+        device.close()
+
+
+def length(prompt: int, tokens: int | None, context: int) -> int:
+    """Tokens to generate; what the session would refuse is refused before minutes of compilation."""
+    if prompt > context:
+        raise InputError(f"the prompt of {prompt} tokens is longer than the context of {context}: shorten it")
+    room = context - prompt + 1
+    if tokens is None:
+        return min(DEFAULT_TOKENS, room)
+    if tokens > room:
+        raise InputError(f"{tokens} tokens after a prompt of {prompt} go past the context of {context}: ask for at most {room}")
+    return tokens
+
+
+def open_backend(name: str, image: Image, board: str, timing: str | None, console: Console) -> Backend:
+    memory_bytes = image.map.total_bytes
+    if name == "emulator":
+        from tritloom.sim.backends import EmulatorBackend
+
+        return EmulatorBackend(image.config, memory_bytes)
+    if timing is None:
+        from tritloom.boards.board import load
+
+        timing = load(board).timing
+    return open_simulation(image.config, memory_bytes, timing, console)
+
+
+def generate(
+    session: Session,
+    tokenizer: Tokenizer,
+    prompt: str,
+    ids: list[int],
+    tokens: int,
+    stop_ids: tuple[int, ...],
+    choice: Any,
+    console: Console,
+) -> None:
+    """Stream the text, then show what it cost."""
+    text = tokenizer.stream(ids)
+    out: list[int] = []
+    pieces: list[str] = []
+    start = time.monotonic()
+
+    def show(piece: str) -> None:
+        pieces.append(piece)
+        console.stream(piece)
+
+    with console.step("Reading the prompt") as update:
+        run = session.generate(ids, tokens, sampling=choice, stop_ids=stop_ids, progress=update)
+        first = next(run)
+    console.stream(prompt)
+    for token in itertools.chain([first], run):
+        out.append(token)
+        show(text.push(token))
+    show(text.finish())
+    wall = time.monotonic() - start
+    stats = session.stats()
+    data = {"text": "".join(pieces), "tokens": out, **summary(session, stats, wall)}
+    console.stream("\n")
+    console.result(data, "\n" + report(stats, data))
+
+
+def summary(session: Session, stats: Stats, wall: float) -> dict[str, Any]:
+    """The numbers of a run. Times are null on a backend that has none."""
+    per_token = stats.decode_cycles_per_token
+    clock = session.config.clock_hz
+    return {
+        "backend": session.backend.name,
+        "prompt_tokens": stats.prompt_tokens,
+        "prefill_cycles": stats.prefill_cycles,
+        "decode_cycles_per_token": per_token,
+        "clock_hz": clock,
+        "tokens_per_s_at_clock": clock / per_token if per_token else None,
+        "memory_share": stats.memory_share,
+        "saturations": stats.saturations,
+        "wall_s": wall,
+        "wall_tokens_per_s": stats.tokens / wall if wall else None,
+        "digest": f"{session.config.digest:08x}",
+    }
+
+
+def report(stats: Stats, data: dict[str, Any]) -> str:
+    clock = data["clock_hz"]
+    at = f"at {clock / 1e6:g} MHz"
+    rows: list[tuple[str, Any]] = []
+    if (cycles := stats.prefill_cycles) is not None:
+        rows.append((f"prefill, {stats.prompt_tokens} tokens", f"{cycles:,} cycles ({seconds(cycles / clock)} {at})"))
+    if (cycles := stats.decode_cycles_per_token) is not None:
+        rows.append(("decode", f"{cycles:,.0f} cycles per token ({data['tokens_per_s_at_clock']:,.1f} tokens/s {at})"))
+    if stats.memory_share is not None:
+        rows.append(("memory", f"{100 * stats.memory_share:.1f} % of the bandwidth used"))
+    rows.append(("wall clock", f"{seconds(data['wall_s'])}, {data['wall_tokens_per_s']:.2f} tokens/s on backend {data['backend']}"))
+    if stats.saturations:
+        rows.append(("saturations", stats.saturations))
+    return table(rows)

@@ -1,0 +1,45 @@
+"""tritloom verify: RTL, emulator, integer model and float model side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tritloom.host.backend import InputError
+from tritloom.host.commands.common import BoardOption, JsonOption, ModelOption, SettingsOption, settings_of, table
+from tritloom.host.console import Console
+
+
+def command(
+    model: ModelOption,
+    text: Annotated[
+        Path | None, typer.Option("--text", metavar="FILE", help="Text to compare on (stories shipped with the models by default).")
+    ] = None,
+    tokens: Annotated[int, typer.Option("--tokens", min=1, metavar="N", help="Tokens to generate and compare.")] = 64,
+    float_tokens: Annotated[
+        int, typer.Option("--float-tokens", min=0, metavar="N", help="Tokens of the text to compare with the float model on; 0: none.")
+    ] = 1000,
+    floor: Annotated[
+        bool, typer.Option("--floor", help="Also measure how often the float model agrees with itself under rounding.")
+    ] = False,
+    board: BoardOption = "sim",
+    settings: SettingsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare RTL, emulator, integer model and float model; name the first difference."""
+    from tritloom.sim.verify import verify
+
+    console = Console(json=as_json)
+    if text is not None and not text.is_file():
+        raise InputError(f"{text}: no such text file; give --text a UTF-8 file or leave it out")
+    with console.step("Verifying") as update:
+        result = verify(model, text, tokens, update, board=board, settings=settings_of(settings), float_tokens=float_tokens, floor=floor)
+    rows = [("equal", "yes" if result["equal"] else "no"), ("compared tokens", result["compared_tokens"])]
+    if result["first_difference"]:
+        rows.append(("first difference", ", ".join(f"{k} {v}" for k, v in result["first_difference"].items())))
+    rows += [(f"float {name}", value) for name, value in (result.get("float") or {}).items()]
+    console.result(result, table(rows))
+    if not result["equal"]:
+        raise typer.Exit(1)

@@ -1,0 +1,502 @@
+"""A conversation with one device: load an image, give it prompts, take tokens.
+
+    with Session(backend, Image.open("story.img")) as session:
+        for token in session.generate(prompt, 100, stop_ids=[1]):
+            ...
+        print(session.stats())
+
+The device generates on its own; the host only fetches tokens. Every wait is bounded.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import math
+import os
+import re
+import tempfile
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tritloom.firmware.integer import GREEDY, LOGIT_DROP, Sampling, uf_from_float, uf_pack
+from tritloom.firmware.programs import ARG_POSITION, ARG_PROMPT, ARG_STOP, ARG_TOKENS, NO_STOP_TOKEN
+from tritloom.firmware.registers import FIFO_DEPTH, IDENTIFIER, MAP_VERSION, REGISTER
+from tritloom.host.backend import Backend, DeviceBusy, DeviceError, DeviceFault, DeviceTimeout, InputError
+from tritloom.host.image import Image
+
+MASK32 = 0xFFFFFFFF
+STEP_CYCLES = 1 << 16
+"""Device cycles between two looks at the device: short enough for Ctrl-C."""
+PATIENCE = 64
+"""A token may take so many times the cycles that its memory traffic alone needs."""
+PATIENCE_CYCLES = 2_000_000
+UNITS = ("VECTOR", "MATMUL", "DOT", "SAMPLER")
+"""Units with a BUSY counter."""
+
+CONTROL, STATUS, TOKEN_OUT = REGISTER["CONTROL"], REGISTER["STATUS"], REGISTER["TOKEN_OUT"]
+START, STOP, CLEAR = (CONTROL[name].mask for name in ("START", "STOP", "CLEAR"))
+
+Progress = Callable[[int, int], None]
+"""Told (prompt tokens read, prompt tokens in all)."""
+
+
+def sampling(temperature: float | None = None, top_k: int | None = None, top_p: float | None = None, seed: int | None = None) -> Sampling:
+    """Sampler settings. No temperature means greedy, or 1 where top_k or top_p is given."""
+    if temperature is None:
+        temperature = 1.0 if top_k or top_p is not None else 0.0
+    if not (math.isfinite(temperature) and 0 <= temperature <= 1000):
+        raise InputError(f"the temperature must be from 0 (greedy) to 1000, not {temperature}")
+    if top_k is not None and not 0 <= top_k < 1 << 16:
+        raise InputError(f"top-k must be from 0 (off) to {(1 << 16) - 1}, not {top_k}")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise InputError(f"top-p must be above 0 and at most 1 (off), not {top_p}")
+    if seed is not None and not 0 <= seed <= MASK32:
+        raise InputError(f"the seed must be from 0 to {MASK32}, not {seed}")
+    if temperature == 0:
+        return GREEDY
+    scale = uf_from_float((1 << LOGIT_DROP) * math.log2(math.e) / temperature)
+    return Sampling(scale, top_k or 0, 65536 if top_p is None else max(1, round(top_p * 65536)), seed or 0)
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What the last generation cost. Cycle counts are None on a device without time, and where there is nothing to count.
+
+    `prefill_cycles`: from the start to the first token; `decode_cycles`: of each token after it; `memory_share`:
+    beats of data moved per cycle, from the first token on (over everything when there is only one token);
+    `weight_share`: the same of the weight stream alone; `busy`: cycles in which each unit was at work.
+    """
+
+    prompt_tokens: int
+    tokens: int
+    cycles: int | None
+    prefill_cycles: int | None
+    decode_cycles: tuple[int, ...]
+    weight_beats: int
+    data_beats: int
+    memory_share: float | None
+    weight_share: float | None
+    saturations: int
+    busy: dict[str, int]
+    wall_s: float
+    first_token_s: float | None
+
+    @property
+    def decode_cycles_per_token(self) -> float | None:
+        return sum(self.decode_cycles) / len(self.decode_cycles) if self.decode_cycles else None
+
+
+@dataclass(frozen=True)
+class _Counters:
+    """The device's counters at one moment."""
+
+    cycles: int
+    weight_beats: int
+    data_beats: int
+    saturations: int
+    busy: tuple[int, ...]
+
+    @classmethod
+    def read(cls, b: Backend) -> _Counters:
+        return cls(
+            cycles=b.read("CYCLES_LOW") | b.read("CYCLES_HIGH") << 32,
+            weight_beats=b.read("WEIGHT_BEATS_LOW") | b.read("WEIGHT_BEATS_HIGH") << 32,
+            data_beats=b.read("DATA_BEATS"),
+            saturations=b.read("SATURATIONS"),
+            busy=tuple(b.read(f"BUSY_{unit}") for unit in UNITS),
+        )
+
+
+@dataclass
+class _Generation:
+    """One run of the generation program: what it was given, what came of it, and when."""
+
+    prompt: Sequence[int]
+    new: int
+    taken: list[int] = field(default_factory=list)
+    stamps: list[int] = field(default_factory=list)
+    first: _Counters | None = None
+    last: _Counters | None = None
+    start_s: float = field(default_factory=time.monotonic)
+    first_s: float | None = None
+    end_s: float | None = None
+
+    def token(self, token: int, stamp: int, b: Backend) -> None:
+        if self.first is None:
+            self.first, self.first_s = _Counters.read(b), time.monotonic()
+        self.taken.append(token)
+        self.stamps.append(stamp)
+
+    def stats(self, b: Backend) -> Stats:
+        now = self.last or _Counters.read(b)
+        first = self.first if len(self.taken) > 1 else None
+        cycles, weights, data = now.cycles, now.weight_beats, now.data_beats
+        if first:
+            cycles, weights, data = cycles - first.cycles, weights - first.weight_beats, (data - first.data_beats) & MASK32
+        share = b.timed and cycles > 0
+        return Stats(
+            prompt_tokens=len(self.prompt),
+            tokens=len(self.taken),
+            cycles=now.cycles if b.timed else None,
+            prefill_cycles=self.first.cycles - (self.first.cycles - self.stamps[0] & MASK32) if b.timed and self.first else None,
+            decode_cycles=tuple(y - x & MASK32 for x, y in zip(self.stamps, self.stamps[1:], strict=False)) if b.timed else (),
+            weight_beats=now.weight_beats,
+            data_beats=now.data_beats,
+            memory_share=(weights + data) / cycles if share else None,
+            weight_share=weights / cycles if share else None,
+            saturations=now.saturations,
+            busy=dict(zip((unit.lower() for unit in UNITS), now.busy, strict=True)),
+            wall_s=(self.end_s or time.monotonic()) - self.start_s,
+            first_token_s=self.first_s - self.start_s if self.first_s else None,
+        )
+
+
+class _Watch:
+    """A bounded wait: `step` lets the device run for a while, and raises when it had time enough."""
+
+    def __init__(self, session: Session, what: str) -> None:
+        self._session, self._what = session, what
+        self._cycles, self._deadline = session.patience, time.monotonic() + session.timeout_s
+
+    def step(self) -> None:
+        if self._cycles <= 0 or time.monotonic() > self._deadline:
+            s = self._session
+            limit = f"{s.patience} cycles" if self._cycles <= 0 else f"{s.timeout_s:g} s"
+            raise DeviceTimeout(
+                f"the {s.backend.name} device did not come to {self._what} within {limit}; reset the session and try again", s.state()
+            )
+        passed = self._session.backend.advance(min(STEP_CYCLES, self._cycles))
+        self._cycles -= max(passed, 1)
+
+
+class _Lock:
+    """At most one session per device: within this process by backend, among processes by the device's name."""
+
+    _held: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend, self._file = backend, None
+        if backend in self._held:
+            raise DeviceBusy(f"the {backend.name} device already has a session: close that one first")
+        if backend.device is not None:
+            path = Path(tempfile.gettempdir()) / f"tritloom-{re.sub(r'[^A-Za-z0-9]+', '-', backend.device)}.lock"
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                os.close(self._file)
+                raise DeviceBusy(f"another process has a session on {backend.device}: end that one first") from None
+        self._held.add(backend)
+
+    def release(self) -> None:
+        self._held.discard(self._backend)
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+
+class Session:
+    """One user's hold on one device, with one model loaded.
+
+    `backend`: the device; `image`: what to load, which must have been packed for this very device. `position`:
+    tokens that the device remembers; generation goes on from there until `reset`. `timeout_s`: real time that
+    the device may take without progress, `patience` the same in device cycles.
+    """
+
+    def __init__(self, backend: Backend, image: Image, *, timeout_s: float = 1800.0) -> None:
+        self.backend, self.image, self.timeout_s = backend, image, timeout_s
+        self.config = image.config
+        self.position = 0
+        self._pending: int | None = None
+        """The newest token, which the device has not read yet."""
+        self._active: _Generation | None = None
+        self._failed = False
+        self._stats: Stats | None = None
+        beats = image.map.token_beats + self.config.shape.layers * self.config.kv_layer_bytes // self.config.mem_bytes
+        self.patience = PATIENCE * beats + PATIENCE_CYCLES
+        self._lock = _Lock(backend)
+        try:
+            self._check_device()
+            self.reset()
+            self._load()
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the device and let go of it (the backend stays open)."""
+        try:
+            self.stop()
+        finally:
+            self._lock.release()
+
+    # Loading -------------------------------------------------------------------------------------
+
+    def _check_device(self) -> None:
+        b = self.backend
+        found = b.read("ID")
+        if found != IDENTIFIER:
+            raise DeviceError(f"the {b.name} device answers 0x{found:08x} instead of 0x{IDENTIFIER:08x}: no tritloom machine is there")
+        version = b.read("VERSION")
+        if version != MAP_VERSION:
+            raise DeviceError(
+                f"the {b.name} device has register map version {version}, this host knows {MAP_VERSION}: build the machine again"
+            )
+        self.image.require_digest(b.read("DIGEST"), b.config)
+
+    def _load(self) -> None:
+        b = self.backend
+        for address, data in self.image.memory():
+            b.load(address, data)
+        for name, words in (("PROGRAM", self.image.program), ("DESCRIPTOR", self.image.descriptors)):
+            b.write(f"{name}_ADDRESS", 0)
+            for word in words:
+                b.write(f"{name}_LOW", word & MASK32)
+                b.write(f"{name}_HIGH", word >> 32)
+        b.write("ENTRY", 0)
+
+    # Requests ------------------------------------------------------------------------------------
+
+    def prefill(self, prompt: Iterable[int], *, progress: Progress | None = None) -> None:
+        """Let the device read a prompt. Its last token waits for the next call, which may then generate without a prompt."""
+        tokens = self._tokens(prompt)
+        self._check_room(tokens, 1)
+        for _ in self._run(self._place, tokens[:-1], 0, GREEDY, (), progress):
+            raise DeviceError("the device generated a token when it should only read")
+        self._pending = tokens[-1]
+
+    def generate(
+        self,
+        prompt: Iterable[int] = (),
+        max_new_tokens: int = 1,
+        *,
+        sampling: Sampling = GREEDY,
+        stop_ids: Sequence[int] = (),
+        progress: Progress | None = None,
+    ) -> Generator[int, None, None]:
+        """Tokens that follow `prompt` and all that the device has read before, as they come.
+
+        Ends after `max_new_tokens` or with the first of `stop_ids` (which is among the tokens). The request is
+        checked now; the device starts with the first token asked for. Closing the iterator early stops the
+        device and forgets what was not taken.
+        """
+        tokens = self._tokens(prompt)
+        if max_new_tokens < 1:
+            raise InputError(f"the number of tokens to generate must be at least 1, not {max_new_tokens}")
+        self._check_room(tokens, max_new_tokens)
+        for token in stop_ids:
+            self._check_token(token, "stop token")
+        if sampling.top_k > self.config.sampler_candidates:
+            raise InputError(f"top-k {sampling.top_k} is more than the machine's {self.config.sampler_candidates} candidates: lower it")
+        return self._run(self._place, tokens, max_new_tokens, sampling, tuple(stop_ids), progress)
+
+    def stop(self) -> None:
+        """End the generation under way, if any. What was taken of it stays part of the text."""
+        if self._active is None:
+            return
+        try:
+            self._halt()
+        except DeviceError:
+            self._failed = True
+            raise
+        finally:
+            self._finish(completed=False)
+
+    def reset(self) -> None:
+        """Forget the text, and whatever went wrong."""
+        if self._active is not None:
+            self._finish(completed=False)
+        self._halt()
+        self.backend.write("CONTROL", CLEAR)
+        self.position, self._pending, self._stats, self._failed = 0, None, None, False
+
+    def stats(self) -> Stats:
+        """Of the generation under way, else of the last one."""
+        if self._active is not None:
+            return self._active.stats(self.backend)
+        if self._stats is None:
+            raise InputError("there are no statistics before the first generation: generate something")
+        return self._stats
+
+    def state(self) -> dict[str, Any]:
+        """The device's state, for error messages; registers that cannot be read show why."""
+        b, state = self.backend, {}
+
+        def look(name: str, register: str) -> int | None:
+            try:
+                state[name] = b.read(register)
+                return state[name]
+            except Exception as error:  # whatever keeps the device from answering is part of its state
+                state[name] = f"unreadable ({error})"
+                return None
+
+        status = look("status", "STATUS")
+        if status is not None:
+            del state["status"]
+            for item in STATUS.fields:
+                state[item.name.lower()] = item.get(status)
+        for name, register in (("pc", "PC"), ("halt_code", "HALT_CODE"), ("tokens_waiting", "TOKEN_LEVEL"), ("cycles", "CYCLES_LOW"),
+                               ("weight_beats", "WEIGHT_BEATS_LOW"), ("data_beats", "DATA_BEATS"), ("saturations", "SATURATIONS"),
+                               *((f"busy_{unit.lower()}", f"BUSY_{unit}") for unit in UNITS)):  # fmt: skip
+            look(name, register)
+        return state | {"position": self.position}
+
+    @property
+    def remaining(self) -> int:
+        """Tokens that the context still takes."""
+        return self.config.shape.context - self.position - (self._pending is not None)
+
+    @property
+    def _place(self) -> tuple[int, int | None]:
+        return self.position, self._pending
+
+    # Checks --------------------------------------------------------------------------------------
+
+    def _tokens(self, prompt: Iterable[int]) -> list[int]:
+        """The tokens to read: the pending one, then the prompt."""
+        tokens = [int(token) for token in prompt]
+        for token in tokens:
+            self._check_token(token, "prompt token")
+        tokens = tokens if self._pending is None else [self._pending, *tokens]
+        if not tokens:
+            raise InputError("the prompt is empty: give at least one token")
+        return tokens
+
+    def _check_token(self, token: int, what: str) -> None:
+        if not 0 <= token < self.config.shape.vocab:
+            raise InputError(f"{what} {token} is outside the vocabulary of {self.config.shape.vocab}: use this model's tokenizer")
+
+    def _check_room(self, tokens: Sequence[int], new: int) -> None:
+        context = self.config.shape.context
+        after = f" after {self.position} positions" if self.position else ""
+        if self.position + len(tokens) > context:
+            raise InputError(
+                f"the prompt of {len(tokens)} tokens{after} is longer than the context of {context}: shorten it or reset the session"
+            )
+        room = context - self.position - len(tokens) + 1
+        if new > room:
+            raise InputError(
+                f"{new} tokens after a prompt of {len(tokens)}{after} go past the context of {context}: ask for at most {room}"
+            )
+
+    # Running -------------------------------------------------------------------------------------
+
+    def _run(
+        self,
+        place: tuple[int, int | None],
+        tokens: Sequence[int],
+        new: int,
+        sampling: Sampling,
+        stop_ids: tuple[int, ...],
+        progress: Progress | None,
+    ) -> Generator[int, None, None]:
+        """The generation, checked and asked for when the text ended at `place`."""
+        if not tokens:
+            return
+        if self._failed:
+            raise DeviceError("the device failed before: reset the session")
+        if self._active is not None:
+            raise DeviceBusy("a generation is under way: take all its tokens or close it first")
+        if place != self._place:
+            raise InputError("the text has changed since this generation was asked for: ask again")
+        generation = self._active = _Generation(tokens, new)
+        try:
+            self._start(generation, sampling, stop_ids[0] if stop_ids else NO_STOP_TOKEN)
+            for token, stamp in self._exchange(generation, progress):
+                generation.token(token, stamp, self.backend)
+                yield token
+                if token in stop_ids[1:]:
+                    self.stop()
+                    return
+            if self._active is generation:
+                self._finish(completed=True)
+        except DeviceError:
+            self._failed = True
+            raise
+        finally:
+            if self._active is generation:
+                try:
+                    self.stop()
+                except DeviceError:  # `_failed` keeps it; the first error is the one to report
+                    pass
+
+    def _start(self, generation: _Generation, sampling: Sampling, stop_id: int) -> None:
+        b = self.backend
+        b.write("CONTROL", CLEAR)
+        arguments = {ARG_PROMPT: len(generation.prompt), ARG_TOKENS: generation.new, ARG_POSITION: self.position, ARG_STOP: stop_id}
+        for index, value in arguments.items():
+            b.write(f"ARG{index}", value)
+        b.write("TEMPERATURE_SCALE", int(uf_pack(sampling.temperature_scale)))
+        b.write("TOP_K", sampling.top_k)
+        b.write("TOP_P", sampling.top_p)
+        b.write("SEED", sampling.seed)
+        b.write("CONTROL", START)
+
+    def _exchange(self, generation: _Generation, progress: Progress | None) -> Iterator[tuple[int, int]]:
+        """Prompt tokens in; generated tokens out, with their cycle stamps, until the device has halted."""
+        b, waiting, got = self.backend, deque(generation.prompt), 0
+        goal = "a token" if generation.new else "the end of the prompt"
+        watch, room = _Watch(self, goal), -1
+        while self._active is generation:
+            status = b.read("STATUS")
+            running, before, room = STATUS["RUNNING"].get(status), room, STATUS["PROMPT_ROOM"].get(status)
+            for _ in range(min(room, len(waiting))):
+                b.write("TOKEN_IN", waiting.popleft())
+                room -= 1
+            if room != before:
+                watch = _Watch(self, goal)
+                if progress:
+                    unread = len(waiting) + FIFO_DEPTH - room
+                    progress(max(len(generation.prompt) - unread, 0), len(generation.prompt))
+            while self._active is generation and b.read("TOKEN_LEVEL"):
+                stamp, token = b.read("TOKEN_CYCLE"), TOKEN_OUT["TOKEN"].get(b.read("TOKEN_OUT"))
+                got += 1
+                if got > generation.new or token >= self.config.shape.vocab:
+                    raise DeviceFault(f"the device sent {token} as token {got} of {generation.new}", self.state())
+                yield token, stamp
+                watch = _Watch(self, goal)
+            if not running:
+                self._check_end(status)
+                return
+            watch.step()
+
+    def _check_end(self, status: int) -> None:
+        if STATUS["MEMORY_ERROR"].get(status):
+            raise DeviceFault("the device's memory answered with an error; check the memory's size and addresses", self.state())
+        code = self.backend.read("HALT_CODE")
+        if not STATUS["HALTED"].get(status) or code:
+            raise DeviceFault(f"the program ended with code 0x{code:x} instead of 0", self.state())
+
+    def _halt(self) -> None:
+        """Stop whatever program runs."""
+        if STATUS["RUNNING"].get(self.backend.read("STATUS")):
+            self.backend.write("CONTROL", STOP)
+            watch = _Watch(self, "a stop")
+            while STATUS["RUNNING"].get(self.backend.read("STATUS")):
+                watch.step()
+
+    def _finish(self, *, completed: bool) -> None:
+        """Take stock of the generation that has ended: the text is what was taken of it."""
+        generation, self._active = self._active, None
+        assert generation is not None
+        generation.end_s = time.monotonic()
+        taken = generation.taken
+        if taken or completed:
+            self.position += len(generation.prompt) + max(len(taken) - 1, 0)
+            self._pending = taken[-1] if taken else None
+        try:
+            generation.last = _Counters.read(self.backend)
+            self._stats = generation.stats(self.backend)
+        except DeviceError:
+            self._stats, self._failed = None, True
