@@ -1,0 +1,367 @@
+"""cocotb side of test_vector: a model of the vector unit's surroundings, and programs run on both."""
+
+from __future__ import annotations
+
+import cocotb
+import numpy as np
+from cocotb.triggers import FallingEdge
+
+import streams
+from tritloom.firmware import integer
+from tritloom.firmware.config import CHUNK, BuildConfig
+from tritloom.firmware.integer import UFloat
+from tritloom.firmware.isa import VectorOp
+
+TABLE, ROPE, CACHE = 0x1000, 0x80000, 0x100000
+VOCAB = 45
+
+
+def scale(m, e):
+    return UFloat(np.int64(m), np.int64(e if m else integer.EXPONENT_MIN))
+
+
+class Machine:
+    """The unit under test with memories and neighbours; every `run_...` compares it with the integer functions."""
+
+    def __init__(self, dut, config: BuildConfig, acc_latency: int, stall: str, rng):
+        self.dut, self.config, self.stall, self.rng = dut, config, stall, rng
+        self.acc_latency = acc_latency
+        s = config.shape
+        lanes = config.lanes
+        self.x = np.zeros((lanes, s.hidden), np.int64)
+        self.hm, self.he = (np.zeros((lanes, max(s.ffn, s.q_size)), np.int64) for _ in range(2))
+        self.work_scale = [integer.UF_ONE] * lanes
+        self.code_scale = [integer.UF_ONE] * lanes
+        self.cos, self.sin = (np.zeros((lanes, s.head_dim // 2), np.int64) for _ in range(2))
+        self.acc = np.zeros((lanes, s.max_rows), np.int64)
+        self.memory = rng.integers(0, 256, CACHE, dtype=np.uint8)
+        rows = self.memory[ROPE : ROPE + 64 * config.rope_row_bytes].reshape(64, -1)
+        rows[:, : 2 * s.head_dim] = rng.integers(-16384, 16385, (64, s.head_dim)).astype("<i2").view(np.uint8)
+        codes = self.memory[TABLE:ROPE].view(np.int8)
+        codes[codes == -128] = 0
+        self.scales = {}
+        self.cycles = {}
+        self.out = {"code": [], "activation": [], "scale": [], "x": []}
+
+    async def begin(self):
+        dut = self.dut
+        for name in ("work_write__valid", "work_write__slot", "work_write__addr", "work_write__data", "work_clear"):
+            getattr(dut, name).value = 0
+        self.bench = await streams.start(dut, cycle_limit=200_000)
+        self.bench.each_cycle.append(self._watch)
+        cocotb.start_soon(self._accumulators())
+
+    async def _accumulators(self):
+        dut, v, bits = self.dut, self.config.vector_lanes, self.config.acc_bits
+        mask, history = (1 << bits) - 1, [0] * self.acc_latency
+        falling = FallingEdge(dut.clk)
+        while True:
+            await falling
+            dut.acc_read__data.value = history.pop(0)
+            slot, addr = int(dut.acc_read__slot.value), int(dut.acc_read__addr.value)
+            words = self.acc[slot, addr * v : (addr + 1) * v] if slot < len(self.acc) else ()
+            history.append(sum((int(a) & mask) << (i * bits) for i, a in enumerate(words)))
+
+    def _watch(self):
+        dut = self.dut
+        for name, port in (("code", "code_write"), ("activation", "activation_write"), ("x", "x_trace")):
+            if getattr(dut, port + "__valid").value == 1:
+                self.out[name].append(tuple(int(getattr(dut, f"{port}__{field}").value) for field in ("slot", "addr", "data")))
+        if dut.q_scale_write__valid.value == 1:
+            self.out["scale"].append(tuple(int(getattr(dut, f"q_scale_write__{field}").value) for field in ("slot", "head", "scale")))
+
+    def words(self, name, elements, bits):
+        """What was written to a sink since the last call, as {(slot, word): elements}."""
+        result = {}
+        for slot, addr, data in self.out[name]:
+            assert (slot, addr) not in result, f"{name} {slot} {addr} twice"
+            values = [data >> (i * bits) & ((1 << bits) - 1) for i in range(elements)]
+            result[slot, addr] = [value - (value >> (bits - 1) << bits) for value in values]
+        self.out[name].clear()
+        return result
+
+    def expect(self, name, bits, rows):
+        """Compare a sink with {slot: elements}."""
+        v = self.config.vector_lanes
+        expected = {(slot, i // v): row[i : i + v].tolist() for slot, row in rows.items() for i in range(0, len(row), v)}
+        got = self.words(name, v, bits)
+        assert got.keys() == expected.keys(), f"{name}: wrote {sorted(got)}, expected {sorted(expected)}"
+        for key, value in expected.items():
+            assert got[key] == value, f"{name} {key}: got {got[key]}, expected {value}"
+
+    def expect_nothing(self):
+        for name, out in self.out.items():
+            assert not out, f"{name}: unexpected {out[:3]}"
+
+    async def command(self, op, work=None, label=None, **fields):
+        """Run one command, `work` beside it; nothing may be written outside."""
+        dut = self.dut
+        self.expect_nothing()
+        word = dict(op=int(op), source=0, norm=0, dest=0, slot=0, count=1, length=0, a=0, b=0) | fields
+        streams_of_command = streams.send(dut, "cmd", [word])
+        await streams_of_command
+        assert dut.busy.value == 1
+        beside = cocotb.start_soon(work) if work is not None else None
+        count = 0
+        while dut.busy.value == 1:
+            await FallingEdge(dut.clk)
+            count += 1
+            assert count < 30000, f"{op.name} {fields} never ends\n{self.bench.state()}"
+        if beside is not None:
+            await beside
+        self.cycles.setdefault(label or op.name, []).append(count)
+        await streams.cycles(dut, int(self.rng.integers(1, 3)))
+
+    # Operations --------------------------------------------------------------------------------------
+
+    async def param(self, gains, gain_exponent=-14, **scales):
+        names = ("inverse_count", "eps", "scale0", "scale1", "scale2")
+        self.scales = {name: scales.get(name, integer.UF_ONE) for name in names}
+        self.gains, self.gain_exponent = gains, gain_exponent
+        header = np.zeros(8, "<u4")
+        header[:5] = [integer.uf_pack(self.scales[name]) for name in names]
+        header[5] = (gain_exponent & 0xFFFF) << 16
+        size = self.config.mem_bytes
+        blob = b"".join(part + bytes(-len(part) % size) for part in (header.tobytes(), gains.astype("<i2").tobytes()))
+        beats = [int.from_bytes(blob[i : i + size], "little") for i in range(0, len(blob), size)]
+        sender = streams.send(self.dut, "weights_i", beats, self.stall)
+        await self.command(VectorOp.PARAM, length=len(gains))
+        assert sender.finished
+
+    async def _read(self, count):
+        requests = await streams.receive(self.dut, "read_request", count, self.stall)
+        size, beats = self.config.mem_bytes, []
+        for request in requests:
+            for i in range(request["beats"]):
+                at = request["addr"] + i * size
+                beats.append(int.from_bytes(self.memory[at : at + size].tobytes(), "little"))
+        await streams.send(self.dut, "read_data", beats, self.stall)
+
+    async def embed(self, slot, token, row_scale):
+        c = self.config
+        base = TABLE + token // c.group_rows * c.head_group_bytes
+        at = base + token % c.group_rows * 2
+        self.memory[at : at + 2] = np.array([row_scale], "<u2").view(np.uint8)
+        at = base + c.mem_bytes + token % c.group_rows * c.head_row_bytes
+        codes = self.memory[at : at + c.shape.hidden].view(np.int8).astype(np.int64)
+        await self.command(VectorOp.EMBED, self._read(2), slot=slot, a=token, b=TABLE)
+        self.x[slot] = integer.embed(codes, np.int64(row_scale), self.scales["scale0"])
+        self.expect("x", 32, {slot: self.x[slot]})
+
+    async def rope(self, slot, position):
+        at = ROPE + position * self.config.rope_row_bytes
+        pairs = self.memory[at : at + 2 * self.config.shape.head_dim].view("<i2").astype(np.int64)
+        self.cos[slot], self.sin[slot] = pairs[0::2], pairs[1::2]
+        await self.command(VectorOp.ROPE, self._read(1), slot=slot, a=position, b=ROPE)
+
+    async def normq(self, slot, count, length, source, norm, dest):
+        rows = {}
+        for i in range(slot, slot + count):
+            if source:
+                a, exponent = integer.align_work(self.hm[i, :length], self.he[i, :length])
+                token_scale = self.work_scale[i]
+            else:
+                a, exponent = integer.align_residual(self.x[i, :length])
+                token_scale = integer.UF_ONE
+            rows[i], self.code_scale[i] = integer.norm_quantise(
+                a,
+                exponent,
+                token_scale,
+                self.gains[:length] if norm else None,
+                self.gain_exponent,
+                self.scales["inverse_count"],
+                self.scales["eps"],
+            )
+        await self.command(
+            VectorOp.NORMQ, label=f"NORMQ x{count}", source=source, norm=norm, dest=dest, slot=slot, count=count, length=length
+        )
+        self.expect("activation" if dest else "code", 8, rows)
+        if dest:
+            expected = integer.uf_mul(self.code_scale[slot + count - 1], self.scales["scale0"])
+            assert int(self.dut.logit_scale.value) == int(expected.m) | (int(expected.e) & 1023) << 16, f"logit_scale: expected {expected}"
+
+    async def resid(self, slot, count):
+        n = self.config.shape.hidden
+        rows = {}
+        for i in range(slot, slot + count):
+            s = integer.uf_mul(self.code_scale[i], self.scales["scale0"])
+            self.x[i] = rows[i] = integer.residual_add(self.x[i], self.acc[i, :n], s)
+        await self.command(VectorOp.RESID, label=f"RESID x{count}", slot=slot, count=count, length=n)
+        self.expect("x", 32, rows)
+
+    async def glu(self, slot, count):
+        ffn, v = self.config.shape.ffn, self.config.vector_lanes
+        for i in range(slot, slot + count):
+            pairs = self.acc[i, : 2 * ffn].reshape(-1, 2, v)
+            gate, up = pairs[:, 0].ravel(), pairs[:, 1].ravel()
+            s0, s1 = (integer.uf_mul(self.code_scale[i], self.scales[name]) for name in ("scale0", "scale1"))
+            if self.config.shape.activation == "relu2":
+                self.hm[i, :ffn], self.he[i, :ffn] = integer.gated_relu2(gate, up)
+                self.work_scale[i] = integer.uf_mul(integer.uf_mul(s0, s0), s1)
+            else:
+                self.hm[i, :ffn], self.he[i, :ffn] = integer.gated_silu(gate, up, s0)
+                self.work_scale[i] = s1
+        await self.command(VectorOp.GLU, label=f"GLU x{count}", slot=slot, count=count, length=ffn)
+
+    async def attend(self, slot, count):
+        """What the dot engine does: work elements of the query heads."""
+        dut, n, v = self.dut, self.config.shape.q_size, self.config.vector_lanes
+        dut.work_clear.value = 1
+        await FallingEdge(dut.clk)
+        dut.work_clear.value = 0
+        self.work_scale = [integer.UF_ONE] * self.config.lanes
+        value = self.rng.integers(-(1 << 40), 1 << 40, (count, n)) >> self.rng.integers(0, 42, (count, n))
+        m, e = integer.work_norm(value, self.rng.integers(-40, 40, (count, 1)))
+        self.hm[slot : slot + count, :n], self.he[slot : slot + count, :n] = m, e
+        order = [(i, w) for i in range(count) for w in range(n // v)]
+        self.rng.shuffle(order)
+        for i, w in order:
+            elements = [(int(m[i, k]) & 0xFFFFFF) | (int(e[i, k]) & 0xFF) << 24 for k in range(w * v, w * v + v)]
+            dut.work_write__valid.value, dut.work_write__slot.value = 1, slot + int(i)
+            dut.work_write__addr.value, dut.work_write__data.value = int(w), sum(element << 32 * k for k, element in enumerate(elements))
+            await FallingEdge(dut.clk)
+        dut.work_write__valid.value = 0
+
+    async def qkv(self, slot, count, position):
+        c, s = self.config, self.config.shape
+        q_rows, scales, memory = {}, {}, {}
+        for index, i in enumerate(range(slot, slot + count)):
+            multipliers = [integer.uf_mul(self.code_scale[i], self.scales[name]) for name in ("scale0", "scale1", "scale2")]
+            place = position + index
+            parts = np.split(self.acc[i, : s.qkv_rows].reshape(-1, s.head_dim), [s.heads, s.heads + s.kv_heads])
+            for kind, (part, multiplier) in enumerate(zip(parts, multipliers, strict=True)):
+                y = integer.rotate(part, self.cos[i], self.sin[i]) if kind < 2 else part << integer.ROPE_BITS
+                codes, t = integer.quantise_heads(y.reshape(-1), s.head_dim, multiplier)
+                if kind == 0:
+                    q_rows[i] = codes
+                    scales |= {(i, h): int(t.m[h]) | (int(t.e[h]) & 1023) << 16 for h in range(s.heads)}
+                    continue
+                for h in range(s.kv_heads):
+                    at = CACHE + h * c.kv_head_bytes + place // CHUNK * 2 * c.kv_half_bytes + (kind - 1) * c.kv_half_bytes
+                    word = np.array([integer.uf_pack(UFloat(t.m[h], t.e[h]))]).astype("<u4").tobytes()
+                    row = codes.reshape(-1, s.head_dim)[h].astype(np.int8).tobytes()
+                    for start, blob in ((at + place % CHUNK * 4, word), (at + c.kv_scale_block_bytes + place % CHUNK * s.head_dim, row)):
+                        memory |= {start + k: byte for k, byte in enumerate(blob)}
+        got: dict[int, int] = {}
+        await self.command(VectorOp.QKV, self._cache(memory, got), label=f"QKV x{count}", slot=slot, count=count, a=position, b=CACHE)
+        self.expect("activation", 8, q_rows)
+        found = {(i, h): word for i, h, word in self.out["scale"]}
+        assert len(found) == len(self.out["scale"])
+        self.out["scale"].clear()
+        assert found == scales, f"query scales: got {found}, expected {scales}"
+        assert got == memory, f"cache: got {sorted(got.items() ^ memory.items())[:8]}"
+
+    async def _cache(self, memory, got):
+        size = self.config.mem_bytes
+        while len(got) < len(memory):
+            for write in await streams.receive(self.dut, "kv_write", 1, self.stall):
+                assert write["addr"] % size == 0
+                for k in range(size):
+                    if write["strb"] >> k & 1:
+                        assert write["addr"] + k not in got, f"cache byte {write['addr'] + k:#x} written twice"
+                        got[write["addr"] + k] = write["data"] >> (8 * k) & 255
+
+    # Data --------------------------------------------------------------------------------------------
+
+    def accumulators(self, form):
+        rng, shape = self.rng, self.acc.shape
+        limit = 127 * self.config.shape.max_inputs
+        if form == "random":
+            self.acc = rng.integers(-limit, limit + 1, shape) >> rng.integers(0, 14, shape)
+        elif form == "extreme":
+            self.acc = rng.choice([-limit, limit, 0, -1, 1], shape)
+        elif form == "least":
+            self.acc = np.full(shape, -limit)
+        elif form == "one":
+            self.acc = np.zeros(shape, np.int64)
+            self.acc[:, rng.integers(0, shape[1], 4)] = rng.integers(-limit, limit + 1, 4)
+        else:
+            self.acc = np.zeros(shape, np.int64)
+
+    def some_scale(self, low=-30, high=-10):
+        return scale(self.rng.integers(1 << 15, 1 << 16), self.rng.integers(low, high))
+
+    async def random_param(self, length, scale0=None):
+        gains = self.rng.integers(-32768, 32768, length)
+        await self.param(
+            gains,
+            int(self.rng.integers(-20, -8)),
+            inverse_count=integer.uf_from_float(1 / max(length, 1)),
+            eps=self.some_scale(-40, -20),
+            scale0=scale0 or self.some_scale(),
+            scale1=self.some_scale(),
+            scale2=self.some_scale(),
+        )
+
+
+def machine(dut):
+    p = streams.parameters()
+    return Machine(dut, BuildConfig.from_dict(p["config"]), p["acc_latency"], p["stall"], np.random.default_rng(streams.seed())), p
+
+
+@cocotb.test()
+async def layers(dut):
+    """Layer-like sequences over random slots, with every form of data."""
+    t, p = machine(dut)
+    await t.begin()
+    c, s = t.config, t.config.shape
+    rng = t.rng
+    await t.random_param(0, scale(40000, -24))
+    for slot in range(c.lanes):
+        await t.embed(slot, int(rng.integers(0, VOCAB)), int(rng.integers(0, 1 << 16)))
+        await t.rope(slot, int(rng.integers(0, 64)))
+    position = int(rng.integers(0, 2 * CHUNK))
+    for form in p["forms"]:
+        t.accumulators(form)
+        count = int(rng.integers(1, c.lanes + 1))
+        slot = int(rng.integers(0, c.lanes - count + 1))
+        await t.random_param(s.hidden)
+        await t.normq(slot, count, s.hidden, 0, 1, 0)
+        await t.qkv(slot, count, position)
+        await t.attend(slot, count)
+        await t.random_param(s.q_size)
+        await t.normq(slot, count, s.q_size, 1, int(rng.integers(2)), 0)
+        await t.resid(slot, count)
+        await t.random_param(s.hidden)
+        await t.normq(slot, count, s.hidden, 0, 1, 0)
+        t.accumulators(form)
+        await t.glu(slot, count)
+        await t.random_param(s.ffn)
+        await t.normq(slot, count, s.ffn, 1, int(rng.integers(2)), 0)
+        await t.resid(slot, count)
+        await t.random_param(s.hidden)
+        await t.normq(slot, count, s.hidden, 0, 1, 1)
+        position += count
+    streams.report(cycles=t.cycles)
+
+
+@cocotb.test()
+async def extremes(dut):
+    """Zero and saturated residuals, zero and huge and tiny scales, tokens at the table's ends."""
+    t, _ = machine(dut)
+    await t.begin()
+    s, lanes = t.config.shape, t.config.lanes
+    last = lanes - 1
+    for slot in range(lanes):
+        await t.rope(slot, slot)
+    for scale0 in (scale(0, 0), scale(65535, 60), scale(32768, -120), scale(50000, -21)):
+        await t.param(np.zeros(0, np.int64), scale0=scale0)
+        for token, row_scale in ((0, 65535), (VOCAB - 1, 1), (t.config.group_rows - 1, 0), (t.config.group_rows, 32768)):
+            await t.embed(last, token, row_scale)
+            await t.normq(last, 1, s.hidden, 0, 0, 1)
+    await t.param(np.zeros(0, np.int64), scale0=scale(65535, 60))
+    for slot in range(lanes):
+        await t.embed(slot, 3, 65535)
+    for gain in (-32768, 0, 32767):
+        await t.param(np.full(s.hidden, gain), scale0=scale(32768, 3), eps=scale(0, 0), inverse_count=integer.uf_from_float(1 / s.hidden))
+        t.accumulators("extreme")
+        await t.normq(last, 1, s.hidden, 0, 1, 1)
+        await t.resid(last, 1)
+        await t.glu(last, 1)
+        await t.normq(last, 1, s.ffn, 1, 0, 0)
+        await t.resid(last, 1)
+        await t.qkv(last, 1, CHUNK - 1)
+    t.accumulators("zero")
+    await t.glu(0, lanes)
+    await t.normq(0, lanes, s.ffn, 1, 0, 0)
+    await t.resid(0, lanes)

@@ -1,0 +1,261 @@
+"""Unit tests of emitted Verilog: `run` builds a component once and runs cocotb coroutines on it.
+
+A test file holds pytest functions and, beside them, cocotb coroutines:
+
+    import cocotb, harness, streams
+
+    @cocotb.test()
+    async def passes(dut):
+        p = streams.parameters()
+        await streams.start(dut)
+        streams.send(dut, "i", p["values"], stall=p["stall"])
+        streams.report(got=await streams.receive(dut, "o", len(p["values"]), stall=p["stall"]))
+
+    def test_queue():
+        values = [1, 2, 3]
+        result = harness.run(Queue(), "queue", __name__, parameters={"values": values, "stall": "random"})
+        assert result["got"] == values
+
+`TRITLOOM_SEED=7 pytest ...` repeats a run with seed 7; `TRITLOOM_WAVES=1` writes `dump.vcd` into the run's folder.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+import xml.etree.ElementTree as xml
+from collections.abc import Iterator
+from importlib.metadata import version
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+from amaranth.back import verilog
+from amaranth.hdl import Const, Shape, Value, ValueCastable
+from amaranth.lib import data, stream, wiring
+from cocotb_tools.runner import Verilator
+
+from tritloom.gen import verilator, yosys
+
+BUILD = Path(__file__).resolve().parent.parent / "build" / "tests"
+OPTIMISATION = "-O1"
+"""Of the simulation: unit tests spend longer in the compiler than in the model."""
+
+
+def seed_from_environment() -> int:
+    """`TRITLOOM_SEED`: a number, or `random`; 1 without it."""
+    text = os.environ.get("TRITLOOM_SEED", "1")
+    return int.from_bytes(os.urandom(4), "little") if text == "random" else int(text)
+
+
+def to_verilog(component: Any, name: str) -> str:
+    """Verilog of a component, the same for the same design: no source positions, constant ports left out."""
+    yosys.prepare()
+    ports = {}
+    for path, member, value in component.signature.flatten(component):
+        value = value.as_value() if isinstance(value, ValueCastable) else Value.cast(value)
+        if not isinstance(value, Const):
+            ports["__".join(map(str, path))] = (value, _direction(member.flow))
+    return verilog.convert(component, name=name, ports=ports, emit_src=False, strip_internal_attrs=True)
+
+
+def emit(component: Any, name: str) -> Path:
+    """Write `component` as Verilog module `name` below build/tests/<name>/, one folder per design and set of tools."""
+    text = to_verilog(component, name)
+    tools = (version("cocotb"), verilator.version(), OPTIMISATION, os.environ.get("TRITLOOM_WAVES", ""), sys.prefix)
+    key = hashlib.sha256("\0".join((text, *tools)).encode()).hexdigest()[:12]
+    path = BUILD / name / key / f"{name}.v"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        scratch = path.with_suffix(f".{os.getpid()}")
+        scratch.write_text(text, encoding="utf-8")
+        scratch.replace(path)
+    return path
+
+
+def run(
+    component: Any,
+    name: str,
+    test_module: str,
+    *,
+    parameters: dict[str, Any] | None = None,
+    testcase: str | None = None,
+    seed: int | None = None,
+    timeout_s: float = 120,
+) -> dict[str, Any]:
+    """Run the cocotb tests of `test_module` (or only `testcase`) on `component`; return what they `streams.report`ed.
+
+    `parameters` reach the coroutines as `streams.parameters()`: JSON and numpy values. `seed` defaults to
+    `TRITLOOM_SEED`. The compiled simulation is kept and used again while the Verilog stays the same.
+    Fails the pytest test with the coroutine's message, the end of the log and the seed.
+    """
+    __tracebackhide__ = True
+    seed = seed_from_environment() if seed is None else seed
+    source = emit(component, name)
+    runner = _build(source, name)
+
+    test = re.sub(r"\W+", "_", os.environ.get("PYTEST_CURRENT_TEST", "run").split(" ")[0].rsplit("::")[-1])
+    folder = source.parent / f"{test[:100]}-{os.getpid()}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    task = {"parameters": parameters or {}, "streams": layouts(component), "seed": seed}
+    (folder / "task.json").write_text(json.dumps(task, default=_plain), encoding="utf-8")
+    log = folder / "log.txt"
+
+    try:
+        os.environ["SIM_CMD_PREFIX"] = f"timeout -k 5 {timeout_s}"
+        runner.test(
+            test_module=test_module,
+            hdl_toplevel=name,
+            hdl_toplevel_lang="verilog",
+            testcase=testcase,
+            seed=seed,
+            build_dir=source.parent / "sim",
+            test_dir=folder,
+            log_file=log,
+            results_xml=str(folder / "results.xml"),
+            waves=bool(os.environ.get("TRITLOOM_WAVES")),
+            extra_env={"TRITLOOM_TEST_FOLDER": str(folder), "NO_COLOR": "1", "COCOTB_ANSI_OUTPUT": "0"},
+        )
+        failure = ""
+    except (SystemExit, RuntimeError) as error:
+        failure = str(error)
+    finally:
+        del os.environ["SIM_CMD_PREFIX"]
+    messages = _failures(folder / "results.xml")
+    if failure or messages:
+        tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-40:]) if log.exists() else ""
+        limit = f"\n(the simulation was stopped after timeout_s={timeout_s} s)" if "124" in failure or "137" in failure else ""
+        message = f"{name}: {'; '.join(messages) or failure}{limit}\n--- {log}\n{tail}"
+        pytest.fail(f"{message}\n--- repeat with TRITLOOM_SEED={seed}; inputs in {folder}/task.json", pytrace=False)
+    reported = folder / "report.json"
+    result = json.loads(reported.read_text(encoding="utf-8")) if reported.exists() else {}
+    if not os.environ.get("TRITLOOM_WAVES"):
+        shutil.rmtree(folder)
+    return result
+
+
+def layouts(component: Any) -> dict[str, Any]:
+    """Payload description and direction of every stream port of `component`, by port prefix."""
+    flows = {path: member.flow for path, member, _ in component.signature.flatten(component)}
+    return {
+        "__".join(map(str, path)): {"layout": describe(signature.members["payload"].shape), "input": flows[(*path, "payload")] == wiring.In}
+        for path, signature in _streams(component.signature, ())
+    }
+
+
+def describe(shape: Any) -> Any:
+    """A shape as JSON: ["unsigned", width], ["signed", width], {"struct": {...}} or {"array": [element, length]}."""
+    if isinstance(shape, data.StructLayout):
+        return {"struct": {key: describe(field.shape) for key, field in shape}}
+    if isinstance(shape, data.ArrayLayout):
+        return {"array": [describe(shape.elem_shape), shape.length]}
+    if isinstance(shape, type) and issubclass(shape, data.Struct):
+        return describe(shape.as_shape())
+    plain = Shape.cast(shape)
+    return ["signed" if plain.signed else "unsigned", plain.width]
+
+
+def _streams(signature: Any, path: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], Any]]:
+    for name, member in signature.members.items():
+        if member.is_signature:
+            for index in product(*map(range, member.dimensions)):
+                inner = (*path, name, *index)
+                if isinstance(member.signature, stream.Signature):
+                    yield inner, member.signature
+                else:
+                    yield from _streams(member.signature, inner)
+
+
+def _direction(flow: wiring.Flow) -> Any:
+    from amaranth.hdl._ir import PortDirection  # what convert() itself uses; it has no public name
+
+    return PortDirection.Input if flow == wiring.In else PortDirection.Output
+
+
+class _Runner(Verilator):
+    """cocotb's runner, but only the top's signals are public, and Verilator's own objects are not compiled again."""
+
+    def _build_command(self) -> list[list[str]]:
+        commands = super()._build_command()
+        at = commands[0].index("--public-flat-rw")
+        commands[0][at : at + 1] = ["--public-depth", "1"]
+        for item in Path(self.build_dir).glob("verilated*.o"):
+            commands[1] += ["-o", item.name]  # keep it, although the new makefile is younger
+        return commands
+
+
+def _build(source: Path, name: str) -> Verilator:
+    """Compile the simulation beside its Verilog, unless another run or process has."""
+    runner = _Runner()
+    done = source.parent / "sim" / "built"
+    with open(source.parent / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            shutil.rmtree(done.parent, ignore_errors=True)
+            done.parent.mkdir()
+            runtime = BUILD / "runtime" / hashlib.sha256(verilator.version().encode()).hexdigest()[:12]
+            _copy_runtime(runtime, done.parent)
+            log = source.parent / "build.log"
+            kept = os.environ.copy()
+            os.environ.update(verilator.environment(fast=OPTIMISATION))
+            try:
+                runner.build(
+                    sources=[source],
+                    hdl_toplevel=name,
+                    build_dir=done.parent,
+                    build_args=["--no-timing", "-Wno-fatal", "--x-assign", "fast"],
+                    waves=bool(os.environ.get("TRITLOOM_WAVES")),
+                    log_file=log,
+                )
+            except (SystemExit, RuntimeError) as error:
+                tail = "\n".join(log.read_text(errors="replace").splitlines()[-40:]) if log.exists() else ""
+                pytest.fail(f"{name} does not build: {error}\n--- {log}\n{tail}", pytrace=False)
+            finally:
+                os.environ.clear()
+                os.environ.update(kept)
+            done.touch()
+            if not runtime.exists():
+                scratch = runtime.with_suffix(f".{os.getpid()}")
+                _copy_runtime(done.parent, scratch)
+                try:
+                    scratch.rename(runtime)
+                except OSError:  # another process was first
+                    shutil.rmtree(scratch)
+    return runner
+
+
+def _copy_runtime(source: Path, target: Path) -> None:
+    """Copy Verilator's own objects, which are the same for every design, to spare two thirds of a build."""
+    target.mkdir(parents=True, exist_ok=True)
+    for item in (*source.glob("verilated*.o"), *source.glob("verilated*.d")):
+        shutil.copy(item, target)
+
+
+def _failures(results: Path) -> list[str]:
+    if not results.exists():
+        return ["the simulation left no results"]
+    cases = xml.parse(results).getroot().iter("testcase")
+    bad = [(case.get("name"), mark) for case in cases for mark in (*case.iter("failure"), *case.iter("error"))]
+    return [f"{case}: {mark.get('error_msg') or mark.get('message') or 'failed'}" for case, mark in bad]
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} is not JSON: {value!r}")
+
+
+def tests_folder_on_path() -> None:
+    """Simulations import test modules by name: keep this folder importable in them."""
+    if str(Path(__file__).parent) not in sys.path:
+        sys.path.insert(0, str(Path(__file__).parent))
+
+
+tests_folder_on_path()

@@ -1,0 +1,125 @@
+"""Measured numbers: their rows, the share of every unit, the table and the picture."""
+
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pytest
+
+from tritloom.firmware.isa import Unit
+from tritloom.gen import bench
+from tritloom.gen.bench import CycleShares, Measured
+
+
+def histogram():
+    h = np.zeros((256, 2), np.uint64)
+    h[0] = 5, 10
+    h[Unit.MATMUL] = 100, 700
+    h[Unit.VECTOR] = 60, 40
+    h[Unit.VECTOR | Unit.WRITES] = 20, 0
+    h[Unit.DOT] = 50, 15
+    return h
+
+
+SHARES = CycleShares.of(histogram())
+
+
+def test_shares_count_every_cycle():
+    assert SHARES.cycles == 1000
+    assert SHARES.streaming == {"sequencer": 10, "matmul": 700, "vector": 40, "dot": 15}
+    assert SHARES.idle == {"sequencer": 5, "matmul": 100, "vector": 60, "vector+writes": 20, "dot": 50}
+    assert SHARES.names[0] == "matmul"
+
+
+def test_idle_cycles_are_shared_among_the_units_that_work():
+    assert SHARES.by_unit() == {"matmul": 100, "vector": 70, "dot": 50, "writes": 10, "sequencer": 5}
+
+
+def test_rows_of_a_measured_generation():
+    m = Measured(10, 5000, (990, 1010), SHARES, 0.765, 0.8, 250_000_000, 7000, 2.0, {"refresh": 0.04})
+    rows = {r["measure"]: r for r in bench.measured_rows("m", m, "command")}
+    assert rows["m decode"]["value"] == 1000
+    assert rows["m decode at 250 MHz"]["value"] == 250_000
+    assert rows["m weight beats per cycle in decode"]["value"] == 0.765
+    assert rows["m cycles without a weight beat: dot"]["value"] == 0.05
+    assert rows["m memory waits in decode: refresh"]["value"] == 0.04
+    assert rows["m simulation rate"]["value"] == 3500
+    assert all(r["kind"] in bench.KINDS and r["command"] == "command" for r in rows.values())
+
+
+def test_table_and_picture_name_every_unit():
+    m = Measured(10, 5000, (1000,), SHARES, 0.765, 0.8, 250_000_000, 7000, 2.0, {"refresh": 0.04})
+    text = bench.table(bench.measured_rows("m", m, "command"))
+    svg = ElementTree.fromstring(bench.picture({"<m>": SHARES, "other": SHARES}, "a & b"))
+    notes = [e.text for e in svg.iter("{http://www.w3.org/2000/svg}title")]
+    for unit in ("matmul", "vector", "dot", "sequencer"):
+        assert unit in text
+        assert any(note.startswith(unit) for note in notes)
+    widths = [float(e.get("width")) for e in svg.iter("{http://www.w3.org/2000/svg}rect") if e.get("stroke")]
+    assert sum(widths) == pytest.approx(2 * 790, abs=1)
+
+
+class Machine:
+    """Stands for the simulation: every token is the histogram once."""
+
+    axi_ports = 2
+
+    def __init__(self):
+        self.cycles, self.tokens = 0, 0
+
+    def port_statistics(self, port):
+        return type("Port", (), {"refresh_waits": 100 * self.tokens * port, "latency_waits": 0, "ready_waits": 50 * self.tokens})()
+
+    def clear_statistics(self):
+        self.tokens = 0
+
+    def histogram(self):
+        return histogram() * self.tokens
+
+
+class FakeSession:
+    """Stands for host.session.Session."""
+
+    def __init__(self, machine):
+        self.backend = type("Backend", (), {"machine": machine, "name": "sim"})()
+        self.config = type("Config", (), {"clock_hz": 100})()
+
+    def generate(self, prompt, new):
+        for token in range(new):
+            self.backend.machine.tokens += 1
+            self.backend.machine.cycles += 1000
+            yield token
+
+    def stats(self):
+        numbers = {"prompt_tokens": 3, "prefill_cycles": 1000, "decode_cycles": (1000,) * 4, "weight_share": 0.7, "memory_share": 0.8}
+        return type("Stats", (), numbers)()
+
+
+def test_only_tokens_after_the_first_are_counted():
+    seen = []
+    m = bench.measure_session(FakeSession(Machine()), [1, 2, 3], 4, lambda *a: seen.append(a[:2]))
+    assert m.shares.cycles == 4000
+    assert m.waits == {"refresh": 0.05, "latency": 0, "ready": 0.05}
+    assert m.cycles == 5000
+    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_a_device_without_a_clock_is_refused():
+    session = FakeSession(Machine())
+    del type(session.backend).machine
+    with pytest.raises(bench.BenchError, match="no clock"):
+        bench.measure_session(session, [1], 1)
+
+
+@pytest.mark.parametrize("arguments, words", [({"unit": "adder", "synth": True}, "adder"), ({"unit": "tlmm"}, "--synth"), ({}, "--model")])
+def test_what_cannot_be_measured_is_refused(arguments, words):
+    with pytest.raises(bench.BenchError, match=words):
+        bench.rows(**arguments)
+
+
+def test_tlmm_rows(monkeypatch):
+    entry = {"family": "xcup", "form": "symmetric14", "tables": 16, "rows_per_cycle": 4, "lut_per_weight": 6.5, "lut_per_weight_built": 7.5,
+             "lane": {"lut": 1248, "ff": 1000, "bram": 0}}
+    monkeypatch.setattr("tritloom.gen.synth.tlmm_table", lambda progress=None: [entry])
+    rows = bench.tlmm_synth()
+    assert rows[0] == {"measure": "tlmm symmetric14 xcup T=16 Q=4 lane", "value": 6.5, "unit": "LUT/weight/cycle", "kind": "synthesised",
+                       "command": "tritloom bench --unit tlmm --synth"}

@@ -1,0 +1,366 @@
+"""The command line: what scripts rely on, and one line for everything that goes wrong."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from tritloom.firmware.config import BuildConfig
+from tritloom.host import console as console_module
+from tritloom.host.cli import main
+from tritloom.host.commands import common
+from tritloom.host.console import Console
+from tritloom.host.image import Image
+
+MODEL = Path(__file__).resolve().parents[1] / "models" / "stories-260k"
+TRITLOOM = [sys.executable, "-m", "tritloom.host.cli"]
+RUN = ["run", "--model", str(MODEL), "--backend", "emulator", "--context", "64"]
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch, cache):
+    monkeypatch.setenv("TRITLOOM_CACHE", str(cache))
+    monkeypatch.delenv("TRITLOOM_DEBUG", raising=False)
+
+
+@pytest.fixture
+def tritloom(capsys):
+    """Runs a command; gives exit status, stdout and stderr."""
+
+    def run(*arguments):
+        status = main([str(a) for a in arguments])
+        return status, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A copy of the model to spoil."""
+    return Path(shutil.copytree(MODEL, tmp_path / "model"))
+
+
+# run -------------------------------------------------------------------------------------------------
+
+
+def test_run_json(tritloom):
+    status, out, err = tritloom(*RUN, "--prompt", "Once upon a time", "--tokens", 6, "--json")
+    data = json.loads(out)
+    assert status == 0 and err == ""
+    assert set(data) >= {"text", "tokens", "backend", "prefill_cycles", "decode_cycles_per_token", "clock_hz", "tokens_per_s_at_clock",
+                         "memory_share", "wall_s"}  # fmt: skip
+    assert data["backend"] == "emulator" and len(data["tokens"]) == 6 and data["text"]
+    assert data["prefill_cycles"] is None and data["wall_s"] > 0 and data["clock_hz"] == 250_000_000
+
+
+def test_run_for_people_shows_prompt_text_and_summary(tritloom):
+    _, out, _ = tritloom(*RUN, "--prompt", "Once upon a time", "--tokens", 6, "--json")
+    text = json.loads(out)["text"]
+    status, out, err = tritloom(*RUN, "--prompt", "Once upon a time", "--tokens", 6)
+    assert status == 0 and out.startswith("Once upon a time" + text + "\n") and "wall clock" in out
+
+
+def test_run_samples_reproducibly(tritloom):
+    def tokens(*settings):
+        return json.loads(tritloom(*RUN, "--tokens", 8, *settings, "--json")[1])["tokens"]
+
+    settings = ("--temperature", "1.2", "--top-k", 40, "--top-p", "0.9", "--seed")
+    assert tokens(*settings, 1) == tokens(*settings, 1) != tokens(*settings, 2)
+    assert tokens("--temperature", 0) == tokens()
+
+
+def test_run_packs_once_and_mends_its_cache(tritloom, monkeypatch, cache):
+    assert tritloom(*RUN, "--tokens", 1)[0] == 0
+    monkeypatch.setattr(common, "write_image_of", None)
+    assert tritloom(*RUN, "--tokens", 1)[0] == 0
+    monkeypatch.undo()
+    os.environ["TRITLOOM_CACHE"] = str(cache)
+    for image in (cache / "images").iterdir():
+        os.truncate(image, 5000)
+    status, _, err = tritloom(*RUN, "--tokens", 1)
+    assert status == 0 and "packing again" in err
+
+
+# Bad input -------------------------------------------------------------------------------------------
+
+
+def one_line(err):
+    assert err.startswith("tritloom: ") and err.count("\n") == 1 and "Traceback" not in err
+    return err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Missing command"),
+        (["frobnicate"], "No such command"),
+        (["run", "--frobnicate"], "No such option"),
+        (["run"], "give one model"),
+        ([*RUN, "--prompt", ""], "the prompt is empty"),
+        ([*RUN, "--prompt", "word " * 100], "longer than the context of 64"),
+        ([*RUN, "--tokens", "64"], "go past the context of 64: ask for at most"),
+        ([*RUN, "--tokens", "0"], "--tokens"),
+        ([*RUN, "--context", "100000"], "context must be from 1 to the model's 512"),
+        ([*RUN, "--backend", "abacus"], "no backend abacus: choose sim or emulator"),
+        ([*RUN, "--board", "abacus"], "no board called 'abacus'"),
+        ([*RUN, "--temperature", "-1"], "the temperature must be"),
+        ([*RUN, "--top-p", "2"], "top-p must be"),
+        ([*RUN, "--set", "lanes"], "write FIELD=VALUE"),
+        ([*RUN, "--set", "wheels=4"], "no field wheels"),
+        ([*RUN, "--set", "mem_bytes=33"], "mem_bytes"),
+        ([*RUN, "--config", "/nowhere/config.json"], "/nowhere/config.json: No such file"),
+        (["run", "--model", "/nowhere"], "/nowhere"),
+        (["pack", "--model", "/nowhere", "--out", "x"], "/nowhere"),
+        (["fit", "--model", "/nowhere"], "/nowhere"),
+        (["generate", "--model", str(MODEL), "--out", str(MODEL / "config.json")], "is a file; give --out a folder"),
+        (["bench"], "nothing to measure"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(tritloom, arguments, message):
+    status, out, err = tritloom(*arguments)
+    assert status == 2 and out == "" and message in one_line(err)
+
+
+def test_damaged_models_are_refused_by_every_verb(tritloom, model, tmp_path):
+    weights = model / "model.safetensors"
+    os.truncate(weights, weights.stat().st_size // 2)
+    verbs = (["run"], ["fit"], ["pack", "--out", tmp_path / "image"], ["generate", "--out", tmp_path / "out"])
+    for verb in verbs:
+        status, out, err = tritloom(*verb, "--model", model)
+        assert status == 2 and "truncated" in one_line(err), verb
+    assert not (tmp_path / "image").exists() and not (tmp_path / "out").exists()
+
+
+def test_check_names_problems(tritloom, model):
+    status, out, _ = tritloom("check", MODEL, "--json")
+    assert status == 0 and json.loads(out)["ok"] and json.loads(out)["problems"] == []
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"hidden_act": "gelu"}))
+    status, out, _ = tritloom("check", model, "--json")
+    problems = json.loads(out)["problems"]
+    assert status == 2 and not json.loads(out)["ok"] and "gelu" in str(problems)
+    assert all({"cause", "detail", "fix"} <= set(p) and ("tensor" in p) != ("key" in p) for p in problems)
+    assert "gelu" in tritloom("check", model)[1]
+
+
+def test_configurations_from_files(tritloom, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text("{}")
+    assert "tritloom generate" in one_line(tritloom(*RUN, "--config", path)[2])
+    _, out, _ = tritloom("fit", "--model", MODEL, "--context", 64, "--set", "lanes=2", "--json")
+    path.write_text(json.dumps(json.loads(out)["config"]))
+    status, out, _ = tritloom(*RUN, "--config", path, "--tokens", 1, "--json")
+    assert status == 0 and json.loads(out)["digest"] == json.loads(path.read_text())["digest"]
+    assert "leave one of them out" in one_line(tritloom(*RUN, "--config", path, "--set", "lanes=2")[2])
+
+
+# The other verbs -------------------------------------------------------------------------------------
+
+
+def test_fit(tritloom):
+    status, out, _ = tritloom("fit", "--model", MODEL, "--board", "sim", "--json")
+    data = json.loads(out)
+    assert status == 0 and data["fits"] is True and set(data) >= {"fits", "binds", "config", "predicted"}
+    assert BuildConfig.from_dict(data["config"]).board == "sim"
+    assert {"lut", "ff", "bram", "dsp", "decode_tokens_per_s", "ttft_s"} <= set(data["predicted"])
+    assert "predicted lut" in tritloom("fit", "--model", MODEL)[1]
+
+
+def test_what_does_not_fit_is_status_1(tritloom, monkeypatch):
+    from tritloom.gen import fit
+
+    good = fit.fit
+    monkeypatch.setattr(fit, "fit", lambda *a, **k: SimpleNamespace(**vars(good(*a, **k)) | {"fits": False, "binds": "lut"}))
+    status, out, _ = tritloom("fit", "--model", MODEL, "--json")
+    assert status == 1 and json.loads(out)["fits"] is False
+    status, _, err = tritloom(*RUN)
+    assert status == 1 and "does not fit sim: lut" in one_line(err)
+
+
+def test_pack_writes_an_image_or_nothing(tritloom, tmp_path, monkeypatch):
+    path = tmp_path / "new" / "story.img"
+    status, out, _ = tritloom("pack", "--model", MODEL, "--context", 64, "--out", path, "--json")
+    assert status == 0 and json.loads(out)["digest"] == f"{Image.open(path).digest:08x}"
+    before = path.read_bytes()
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    status, _, err = tritloom("pack", "--model", MODEL, "--out", path)
+    assert status == 130 and one_line(err) == "tritloom: interrupted\n"
+    assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
+
+
+def test_generate_writes_the_machine(tritloom, tmp_path, monkeypatch):
+    from tritloom.gen import generate
+
+    monkeypatch.setattr(generate, "generate_verilog", lambda config: "module top; endmodule\n")
+    status, out, _ = tritloom("generate", "--model", MODEL, "--board", "sim", "--out", tmp_path / "out", "--json")
+    data = json.loads(out)
+    assert status == 0 and {Path(f).suffix for f in data["files"]} == {".v", ".json", ".h"}
+    config = BuildConfig.from_json((tmp_path / "out" / "config.json").read_text())
+    assert data["digest"] == f"{config.digest:08x}"
+
+    def fail(config):
+        raise generate.GenerateError("no Yosys: install it")
+
+    monkeypatch.setattr(generate, "generate_verilog", fail)
+    status, _, err = tritloom("generate", "--model", MODEL, "--out", tmp_path / "other")
+    assert status == 1 and "no Yosys: install it" in one_line(err) and not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("equal", [True, False])
+def test_verify(tritloom, monkeypatch, equal):
+    from tritloom.sim import verify
+
+    first = None if equal else {"layer": 3, "unit": "residual", "index": 7, "expected": 1, "got": 2}
+    result = {"equal": equal, "compared_tokens": 5, "first_difference": first, "float": {"perplexity": 4.5}}
+    calls = []
+    monkeypatch.setattr(verify, "verify", lambda *a, **options: calls.append((*a, options)) or result)
+    status, out, _ = tritloom("verify", "--model", MODEL, "--tokens", 5, "--float-tokens", 30, "--set", "lanes=1", "--json")
+    assert status == (0 if equal else 1) and json.loads(out) == result
+    assert calls[0][:3] == (MODEL, None, 5) and callable(calls[0][3])
+    assert calls[0][4] == {"board": "sim", "settings": {"lanes": 1}, "float_tokens": 30, "floor": False}
+    assert ("layer 3" in tritloom("verify", "--model", MODEL, "--tokens", 5)[1]) is not equal
+    assert "no such text file" in one_line(tritloom("verify", "--model", MODEL, "--text", "/nowhere.txt")[2])
+
+
+def test_bench(tritloom, monkeypatch):
+    from tritloom.gen import bench
+
+    row = {"measure": "tlmm symmetric14", "value": 6.5, "unit": "LUT", "kind": "synthesised", "command": "tritloom bench --synth"}
+    monkeypatch.setattr(bench, "rows", lambda **options: [row])
+    status, out, _ = tritloom("bench", "--unit", "tlmm", "--synth", "--json")
+    assert status == 0 and json.loads(out) == [row]
+    assert "symmetric14" in tritloom("bench", "--unit", "tlmm", "--synth")[1]
+
+
+def test_build_reports_a_missed_clock_as_status_1(tritloom, monkeypatch, tmp_path):
+    from tritloom.gen import build
+
+    report = {"ok": False, "fmax_mhz": 40.0}
+
+    def miss(*_, **__):
+        raise build.TimingFailure("40 MHz instead of 50: lower the clock", report)
+
+    monkeypatch.setattr(build, "build", miss)
+    monkeypatch.setattr(build, "report_text", str)
+    status, out, err = tritloom("build", "--model", MODEL, "--board", "ecp5-85f", "--out", tmp_path, "--json")
+    assert status == 1 and json.loads(out) == report and "40 MHz instead of 50" in one_line(err)
+
+
+@pytest.mark.parametrize("ok", [True, False])
+def test_doctor(tritloom, monkeypatch, ok):
+    from tritloom.host.commands import doctor
+
+    row = {"name": "g++", "ok": ok, "detail": "/usr/bin/g++" if ok else "not on PATH", "fix": "" if ok else "apt install g++",
+           "needed_for": "run", "required": True}  # fmt: skip
+    monkeypatch.setattr(doctor, "findings", lambda: [row])
+    status, out, _ = tritloom("doctor", "--json")
+    assert status == (0 if ok else 1) and json.loads(out) == {"ok": ok, "findings": [row]}
+    assert ("apt install g++" in tritloom("doctor")[1]) is not ok
+
+
+# Errors of every kind --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (ModuleNotFoundError("No module named 'amaranth'", name="amaranth.hdl"), 1, "pip install 'tritloom[gen]'"),
+        (ModuleNotFoundError("No module named 'torch'", name="torch"), 1, "pip install 'tritloom[test]'"),
+        (ModuleNotFoundError("No module named 'tritloom.gen.x'", name="tritloom.gen.x"), 1, "make setup"),
+        (OSError(28, "No space left on device", "/full"), 1, "/full: No space left on device"),
+        (PermissionError(13, "Permission denied", "/locked"), 2, "/locked: Permission denied"),
+        (MemoryError("array of 1 TiB"), 1, "out of memory"),
+        (ZeroDivisionError("division\nby zero"), 1, "internal error: ZeroDivisionError: division by zero"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_any_error_is_one_line(tritloom, monkeypatch, error, status, message):
+    from tritloom.host.commands import doctor
+
+    def fail():
+        raise error
+
+    monkeypatch.setattr(doctor, "findings", fail)
+    got, _, err = tritloom("doctor")
+    assert got == status and message in one_line(err)
+
+
+def test_debug_shows_the_traceback(tritloom):
+    _, _, err = tritloom("--debug", "fit", "--model", "/nowhere")
+    assert "Traceback" in err and "CheckpointError" in err
+    assert "TRITLOOM_DEBUG" not in os.environ
+
+
+def test_help_and_version(tritloom):
+    status, out, _ = tritloom("--help")
+    assert status == 0 and all(verb in out for verb in ("doctor", "check", "fit", "generate", "build", "pack", "run", "verify", "bench"))
+    assert tritloom("--version")[1].startswith("tritloom ")
+    for verb in ("doctor", "check", "fit", "generate", "build", "pack", "run", "verify", "bench"):
+        status, out, _ = tritloom(verb, "--help")
+        assert status == 0 and "--json" in out
+
+
+@pytest.mark.parametrize(("number", "status", "last"), [(signal.SIGINT, 130, "tritloom: interrupted\n"), (signal.SIGTERM, 143, "")])
+def test_interrupting_a_generation(number, status, last):
+    process = subprocess.Popen([*TRITLOOM, "run", str(MODEL), "--backend", "emulator", "--tokens", "400", "--ignore-stop"],
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+    assert process.stdout is not None and process.stdout.read(20).startswith("Once")
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == status and err.endswith(last) and "Traceback" not in err
+
+
+def test_a_reader_that_leaves_ends_the_run_quietly():
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([*TRITLOOM, *RUN, "--tokens", "40", "--ignore-stop"], **pipes, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.read(4)
+        process.stdout.close()
+        assert "Traceback" not in process.stderr.read()
+    assert process.returncode == 1
+
+
+# Progress --------------------------------------------------------------------------------------------
+
+
+def test_progress_is_plain_lines_without_a_terminal(monkeypatch, capsys):
+    monkeypatch.setattr(console_module, "QUIET_SECONDS", 0.05)
+    monkeypatch.setattr(console_module, "LINE_SECONDS", 0.05)
+    with Console(terminal=False).step("Packing", expected=3) as update:
+        update(1, 4)
+        time.sleep(0.3)
+    out, err = capsys.readouterr()
+    lines = err.splitlines()
+    assert out == "" and lines[0] == "Packing: usually 3 s ..." and "25 %" in lines[1] and "left" in lines[1] and "done in" in lines[-1]
+
+
+def test_short_steps_and_json_are_silent(capsys):
+    for console in (Console(terminal=False), Console(json=True, terminal=True)):
+        with console.step("Packing") as update:
+            update(1, 4, "half")
+            update(0.5)
+        console.json and console.note("a remark")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_progress_on_a_terminal(capsys):
+    console = Console(terminal=True)
+    with console.step("Packing", expected=3) as update:
+        update(1, 4, "weights")
+    assert capsys.readouterr().out == ""

@@ -1,0 +1,143 @@
+"""Configurations for models on boards, and the costs predicted for them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tritloom.boards.board import Board, BoardError
+from tritloom.firmware.config import BuildConfig, ConfigError
+from tritloom.gen import cost
+from tritloom.gen.checkpoint import open_checkpoint
+from tritloom.gen.fit import cycles_per_pass, fit, predict
+
+MODELS = Path(__file__).resolve().parent.parent / "models"
+SHIPPED = ("stories-260k", "stories-1m", "stories-4m", "stories-27m")
+
+
+def device(mem_bytes=64, **resources):
+    return Board(name="device", title="", family="xcup", memory="axi", mem_bytes=mem_bytes, mem_ports=4, clock_hz=10**8,
+                 resources=resources)
+
+
+def spec(model, context=None):
+    return open_checkpoint(MODELS / model, context=context).spec
+
+
+@pytest.mark.parametrize("board", ["sim", "kv260"])
+@pytest.mark.parametrize("model", SHIPPED)
+def test_every_model_fits_boards_with_memory(model, board):
+    result = fit(spec(model), board)
+    c = result.config
+    assert result.fits and result.available.keys() <= {"lut", "ff", "bram", "dsp"}
+    assert result.binds in ("memory", "matmul", "vector", "attention", "head")
+    assert c.lanes == {"sim": 2, "kv260": 4}[board] and c.word_bytes <= c.mem_bytes
+    assert 3 * c.indices_per_word >= 0.75 * 8 * c.mem_bytes / 1.6  # the memory can be kept busy
+    assert all(result.predicted[kind] <= have for kind, have in result.available.items())
+    assert 0 < result.predicted["memory_share"] <= 1
+    assert result.predicted["decode_tokens_per_s"] == pytest.approx(c.clock_hz / result.predicted["decode_cycles_per_token"])
+
+
+def test_only_the_smallest_model_fits_a_bare_ecp5():
+    result = fit(spec("stories-260k"), "ecp5-85f")
+    assert result.fits and result.config.memory == "onchip" and result.config.lanes == 1
+    assert result.config.onchip_bytes == result.memory_map.total_bytes
+    for model in SHIPPED[1:]:
+        result = fit(spec(model), "ecp5-85f")
+        assert not result.fits and result.binds.startswith("bram: ")
+
+
+def test_a_shorter_context_needs_less_memory():
+    full, short = (fit(spec("stories-260k", context), "ecp5-85f") for context in (None, 64))
+    assert short.predicted["bram"] < full.predicted["bram"] and short.config.shape.context == 64
+
+
+def test_the_result_as_json():
+    data = json.loads(json.dumps(fit(spec("stories-1m"), "sim").to_dict()))
+    assert data["fits"] is True and data["config"]["digest"]
+    assert BuildConfig.from_json(json.dumps(data["config"])).digest == int(data["config"]["digest"], 16)
+    assert {"lut", "ff", "bram", "dsp", "decode_tokens_per_s", "ttft_s"} <= data["predicted"].keys()
+
+
+def test_lanes_go_down_until_the_device_suffices():
+    s, sizes = spec("stories-1m"), []
+    for lanes in (4, 2, 1):
+        need = cost.resources(fit(s, "kv260", lanes=lanes).config, "xcup")["lut"]
+        sizes.append(fit(s, device(lut=need)).config.lanes)
+    assert sizes == [4, 2, 1]
+    result = fit(s, device(lut=1000))
+    assert not result.fits and result.binds.startswith("lut: ") and result.binds.endswith("of 1000")
+
+
+@pytest.mark.parametrize("field, value", [
+    ("lanes", 2), ("tables", 5), ("rows_per_cycle", 8), ("vector_lanes", 4), ("attention_macs", 16), ("packing", "index5"),
+    ("table_form", "full27"), ("clock_hz", 100_000_000), ("mem_bytes", 16),
+])
+def test_overrides_are_kept(field, value):
+    assert getattr(fit(spec("stories-1m"), "sim", **{field: value}).config, field) == value
+
+
+def test_an_override_of_none_is_none():
+    s = spec("stories-1m")
+    assert fit(s, "sim", lanes=None).config == fit(s, "sim").config
+
+
+@pytest.mark.parametrize("overrides, words", [
+    ({"tables": 500}, "lower tables or rows_per_cycle"), ({"rows_per_cycle": 3}, "power of two"),
+    ({"attention_macs": 64}, "attention_macs"), ({"lanes": 0}, "lanes must be a positive"), ({"mem_bytes": 3}, "mem_bytes"),
+    ({"colour": "red"}, "unknown configuration field"), ({"packing": "zip"}, "packing must be one of"),
+    ({"table_form": "none"}, "table_form must be one of"),
+])
+def test_impossible_configurations_are_named(overrides, words):
+    with pytest.raises(ConfigError, match=words):
+        fit(spec("stories-1m"), "sim", **overrides)
+
+
+def test_an_unknown_board_is_named():
+    with pytest.raises(BoardError, match="choose .*kv260"):
+        fit(spec("stories-1m"), "kv261")
+
+
+def test_speed_follows_the_machine():
+    s = spec("stories-4m")
+    slow, fast = (fit(s, "sim", tables=t, rows_per_cycle=q) for t, q in ((3, 2), (13, 4)))
+    assert slow.predicted["decode_cycles_per_token"] > 2 * fast.predicted["decode_cycles_per_token"]
+    near, far = (predict(fast.config, fast.memory_map, device(32), context) for context in (1, 512))
+    assert far[0]["decode_cycles_per_token"] >= near[0]["decode_cycles_per_token"]
+    one, four = (sum(cycles_per_pass(fast.config, 64, tokens, head=False).values()) for tokens in (1, 4))
+    assert one < four < 4 * one  # lanes share the weights
+
+
+# Costs ------------------------------------------------------------------------------------------------
+
+MEASURED = json.loads(cost.POINTS.read_text(encoding="utf-8"))["points"] if cost.POINTS.exists() else []
+
+
+@pytest.mark.parametrize("point", MEASURED, ids=lambda p: f"{p['name']}-{p['family']}")
+def test_predictions_match_what_was_measured(point):
+    got = cost.resources(BuildConfig.from_dict(point["config"]), point["family"])
+    for kind in ("lut", "ff", "bram", "dsp"):
+        measured = sum(unit[kind] for unit in point["units"].values()) * (cost.BLOCK_KIBIT[point["family"]] if kind == "bram" else 1)
+        assert got[kind] == pytest.approx(measured, rel=0.15), kind
+
+
+def test_the_coefficients_are_those_of_the_points():
+    if not MEASURED:
+        pytest.skip("no measured points")
+    assert cost.fit_coefficients(MEASURED) == cost.COEFFICIENTS
+
+
+@pytest.mark.parametrize("family, memory, expected", [
+    ("ecp5", cost.Memory(8, 40448, 8), (0, 160)), ("ecp5", cost.Memory(256, 24), (128 * 6, 0)), ("ecp5", cost.Memory(32, 63), (0, 1)),
+    ("xcup", cost.Memory(10, 32, 4), (32, 0)), ("xcup", cost.Memory(16, 1024, 2, rom=True), (0, 1)),
+])
+def test_memories_become_block_ram_or_luts(family, memory, expected):
+    assert cost.memory_cost(family, memory) == expected
+
+
+def test_every_family_has_costs():
+    config = fit(spec("stories-260k"), "ecp5-85f").config
+    for family in cost.FAMILIES:
+        assert all(value > 0 for value in cost.resources(config, family).values())
+    with pytest.raises(ConfigError, match="no costs for family"):
+        cost.resources(config, "max10")

@@ -1,0 +1,106 @@
+import dataclasses
+import os
+
+import numpy as np
+import pytest
+
+from tritloom.firmware.config import BuildConfig, ModelShape
+from tritloom.firmware.layout import memory_map
+from tritloom.gen.checkpoint import open_checkpoint
+from tritloom.gen.pack import pack
+from tritloom.gen.spec import ModelSpec
+from tritloom.host.image import Image, ImageError, differing_fields, write_image
+
+SHAPE = ModelShape(hidden=32, ffn=48, layers=2, heads=4, kv_heads=2, head_dim=8, vocab=70, context=64, activation="relu2", sub_norms=True)
+CONFIG = BuildConfig(shape=SHAPE, vector_lanes=4, attention_macs=8)
+SPEC = {"name": "tiny", "bos_id": 1, "eos_ids": [2]}
+
+
+def sections():
+    words = np.array([1, 2**63], "<u8").view(np.uint8)
+    text = np.frombuffer(memory_map(CONFIG).to_json().encode(), np.uint8)
+    weights = np.arange(10000).astype(np.uint8)
+    return [("weights", weights, 4096), ("rope", weights[:7], 1 << 20), ("program", words, None), ("descriptors", words[:8], None),
+            ("memory_map", text, None), ("tokenizer", np.frombuffer(b"{}", np.uint8), None)]  # fmt: skip
+
+
+@pytest.fixture
+def path(tmp_path):
+    return write_image(tmp_path / "tiny.img", config=CONFIG, spec=SPEC, sections=sections())
+
+
+def test_round_trip(path):
+    image = Image.open(path)
+    assert image.config == CONFIG and image.spec == SPEC and image.map == memory_map(CONFIG)
+    assert image.program == [1, 2**63] and image.descriptors == [1] and image.tokenizer == b"{}"
+    assert [(a, d.tolist()) for a, d in image.memory()] == [(a, d.tolist()) for _, d, a in sections()[:2]]
+    assert isinstance(image.section("weights"), np.memmap) and all(s.offset % 4096 == 0 for s in image.table.values())
+    with pytest.raises(ImageError, match="has no section nothing; pack the model again"):
+        image.section("nothing")
+
+
+def test_same_contents_same_bytes(path, tmp_path):
+    other = write_image(tmp_path / "again.img", config=CONFIG, spec=SPEC, sections=sections())
+    assert other.read_bytes() == path.read_bytes()
+
+
+def change(data, at, value):
+    return data[:at] + value + data[at + len(value) :]
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda d: b"", "not a tritloom image"),
+        (lambda d: b"GGUF" + d[4:], "not a tritloom image"),
+        (lambda d: d[:20], "truncated: 20 bytes"),
+        (lambda d: d[:-1], "truncated: .* of .* bytes"),
+        (lambda d: change(d, 8, b"\x09"), "image version 9, this tritloom reads version 1; update tritloom"),
+        (lambda d: change(d, 12, b"\x00\x00\x00\x00"), "digest 00000000 is not its configuration's"),
+        (lambda d: change(d, 60, b"?"), r"record is damaged \(CRC\)"),
+        (lambda d: change(d, 8192, b"\xff"), r"section weights is damaged \(CRC\)"),
+    ],
+)
+def test_damage(path, damage, message):
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ImageError, match=message) as error:
+        Image.open(path)
+    assert "\n" not in str(error.value) and str(path) in str(error.value)
+
+
+def test_missing(tmp_path):
+    with pytest.raises(ImageError, match="no such image"):
+        Image.open(tmp_path / "none.img")
+
+
+def test_failed_write_leaves_the_old_image(path):
+    before = path.read_bytes()
+
+    def fail(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_image(path, config=CONFIG, spec={}, sections=sections(), progress=fail)
+    assert path.read_bytes() == before and os.listdir(path.parent) == [path.name]
+
+
+def test_mismatch_names_the_fields(path):
+    image = Image.open(path)
+    image.require_digest(CONFIG.digest)
+    machine = dataclasses.replace(CONFIG, lanes=8, shape=dataclasses.replace(SHAPE, context=32))
+    assert differing_fields(CONFIG, machine) == [("shape.context", 64, 32), ("lanes", 4, 8)]
+    with pytest.raises(ImageError, match=r"shape.context 64 \(machine: 32\), lanes 4 \(machine: 8\); pack the model for this machine"):
+        image.require_digest(machine.digest, machine)
+    with pytest.raises(ImageError, match="the machine has 00000001; pack"):
+        image.require_digest(1, machine)
+
+
+def test_shipped_model(request, tmp_path):
+    checkpoint = open_checkpoint(request.config.rootpath / "models" / "stories-260k", context=64)
+    config = BuildConfig(shape=checkpoint.spec.shape, attention_macs=16)
+    packed = pack(checkpoint, config)
+    image = Image.open(write_image(tmp_path / "s.img", config=config, spec=packed.spec.to_dict(), sections=packed.sections))
+    assert ModelSpec.from_dict(image.spec) == packed.spec and image.map == packed.map and tuple(image.program) == packed.program
+    assert image.tokenizer == checkpoint.tokenizer.read_bytes()
+    for (a, x), (b, y) in zip(image.memory(), packed.memory(), strict=True):
+        assert a == b and (x == y).all()

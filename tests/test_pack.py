@@ -1,0 +1,200 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from synthetic import LLAMA, TINY, hugging_face, weights
+from tritloom.firmware import integer
+from tritloom.firmware.config import PARAM_HEADER_BYTES, BuildConfig, ConfigError, ModelShape, round_up
+from tritloom.firmware.isa import Descriptor, DescriptorOp, Destination
+from tritloom.firmware.layout import MemoryMap, flat_memory, memory_map, stream_blocks
+from tritloom.firmware.packing import unpack_matrix
+from tritloom.gen.checkpoint import open_checkpoint
+from tritloom.gen.pack import adjacent_pairs, interleave, pack, quantise, quantise_gains, rotary_frequencies
+
+TINY_CONFIG = BuildConfig(shape=TINY, tables=5, rows_per_cycle=4, vector_lanes=4, attention_macs=8, mem_bytes=16)
+LLAMA_CONFIG = BuildConfig(shape=LLAMA, tables=13, rows_per_cycle=2, packing="index5", mem_bytes=64, mem_ports=4)
+
+
+def tiny(tmp_path, **options):
+    return open_checkpoint(hugging_face(tmp_path / "m", TINY, weights(TINY), **options))
+
+
+def llama(tmp_path):
+    quantization = {"quantization_config": {"quant_method": "bitnet"}}
+    return open_checkpoint(hugging_face(tmp_path / "m", LLAMA, weights(LLAMA), form="divide", config=quantization, tied=False))
+
+
+def streamed(map: MemoryMap, memory, entry):
+    """(destination, bytes) of every STREAM that the descriptor program runs from `entry`."""
+    index, address, loops, out = entry, 0, 0, []
+    while True:
+        d = Descriptor.decode(map.descriptor_words()[index])
+        index += 1
+        if d.op == DescriptorOp.END:
+            return out
+        if d.op == DescriptorOp.BASE:
+            address = d.value
+        elif d.op == DescriptorOp.STREAM:
+            size = d.value * map.mem_bytes
+            out.append((d.dest, memory[address : address + size]))
+            address += size
+        elif d.op == DescriptorOp.LOOP:
+            loops += 1
+            index = d.target if loops < d.value else index
+
+
+def read_parameters(data, length, mem_bytes):
+    words = data[:PARAM_HEADER_BYTES].view("<u4")
+    start = round_up(PARAM_HEADER_BYTES, mem_bytes)
+    scales = [tuple(int(x) for x in integer.uf_unpack(w)) for w in words[:5]]
+    return scales, int(words[5].astype(np.int32)) >> 16, data[start : start + 2 * length].view("<i2")
+
+
+def as_pairs(*scales):
+    return [(int(s.m), int(s.e)) for s in scales]
+
+
+@pytest.mark.parametrize("case", ["tiny", "llama"])
+def test_stream_holds_the_model(tmp_path, case):
+    checkpoint, config = (tiny(tmp_path), TINY_CONFIG) if case == "tiny" else (llama(tmp_path), LLAMA_CONFIG)
+    s = config.shape
+    model = quantise(checkpoint)
+    packed = pack(model, config)
+    memory = flat_memory(packed.memory(), packed.map.total_bytes, fill=0xA5)
+    prologue, layer_blocks, epilogue = stream_blocks(config)
+    blocks = [(None, prologue[0]), *((layer, b) for layer in model.layers for b in layer_blocks), *((None, b) for b in epilogue)]
+    stream = streamed(packed.map, memory, packed.map.entry_token)
+    assert [d for d, _ in stream] == [b.dest for _, b in blocks]
+    assert len(streamed(packed.map, memory, packed.map.entry_layers)) == len(stream) - 2
+    outer = {"embedding_parameters": model.embedding_parameters, "head_parameters": model.head_parameters}
+    for (layer, block), (_, data) in zip(blocks, stream, strict=True):
+        if block.dest == Destination.MATMUL:
+            expected = interleave(layer.gate, layer.up, config.vector_lanes) if block.name == "gate_up" else getattr(layer, block.name)
+            beats = data.reshape(-1, config.mem_bytes)
+            got = unpack_matrix(beats, block.rows, block.inputs, config.tables, config.rows_per_cycle, config.packing)
+            assert (got == expected).all(), block.name
+        elif block.dest == Destination.VECTOR:
+            p = outer.get(block.name) or getattr(layer, block.name)
+            scales, exponent, gains = read_parameters(data, block.gains, config.mem_bytes)
+            assert scales[:2] == as_pairs(p.inverse_count, p.eps) and scales[2 : 2 + len(p.scales)] == as_pairs(*p.scales), block.name
+            assert exponent == p.gain_exponent and block.gains == p.length
+            assert p.gains is None or (gains == p.gains).all(), block.name
+    for base, table in ((packed.map.embedding_base, model.embedding), (packed.map.head_base, model.head)):
+        assert_table(memory, base, table, config)
+    rope = memory[packed.map.rope_base :][: s.context * config.rope_row_bytes].reshape(s.context, -1)[:, : 2 * s.head_dim]
+    pairs = np.ascontiguousarray(rope).view("<i2").reshape(s.context, -1, 2)
+    assert (pairs[..., 0] == model.cos).all() and (pairs[..., 1] == model.sin).all()
+
+
+def assert_table(memory, base, table, config):
+    for id in (0, 1, config.group_rows - 1, config.group_rows, config.shape.vocab - 1):
+        group, row = divmod(id, config.group_rows)
+        at = base + group * config.head_group_bytes
+        assert memory[at + 2 * row : at + 2 * row + 2].view("<u2")[0] == table.row_scale[id]
+        at += config.mem_bytes + row * config.head_row_bytes
+        assert (memory[at : at + config.shape.hidden].view(np.int8) == table.codes[id]).all()
+
+
+def test_quantised_values(tmp_path):
+    w = weights(TINY)
+    model = quantise(tiny(tmp_path))
+    layer, hd = model.layers[1], TINY.head_dim
+    p = layer.qkv_parameters
+    assert p.scales[0].value() == pytest.approx(w[1, "q_proj"][1] * hd**-0.5 / np.log(2), rel=2**-16)
+    assert p.scales[2].value() == pytest.approx(w[1, "v_proj"][1], rel=2**-16)
+    assert p.inverse_count.value() == pytest.approx(1 / TINY.hidden) and p.eps.value() == pytest.approx(1e-5, rel=2**-16)
+    assert layer.down_parameters.inverse_count.value() == pytest.approx(1 / TINY.ffn, rel=2**-16)
+    gains = layer.o_parameters.gains * 2.0**layer.o_parameters.gain_exponent
+    assert np.abs(gains - w[1, "attn_sub_norm"]).max() <= 2.0 ** (layer.o_parameters.gain_exponent - 1)
+    assert (layer.qkv[-TINY.kv_size :] == w[1, "v_proj"][0]).all()
+    q = w[1, "q_proj"][0]
+    assert (layer.qkv[hd + 2] == q[hd + 1]).all() and (layer.qkv[hd + 3] == q[hd + 1 + hd // 2]).all()
+    t = model.embedding
+    step = t.row_scale[:, None] * t.scale.value()
+    assert (np.abs(t.codes * step - w["embedding"]) <= step * 0.51).all() and np.abs(t.codes.astype(int)).max() == 127
+    assert t.row_scale.max() == 65535 and model.head is t
+    assert model.cos[0].tolist() == [16384] * (hd // 2) and model.sin[5, 0] == round(np.sin(5) * 16384)
+
+
+def test_table_of_uneven_rows(tmp_path):
+    table = np.zeros((TINY.vocab, TINY.hidden), np.float32)
+    table[0], table[1], table[2, 3] = 1000, 1e-3, 1e-9
+    t = quantise(tiny(tmp_path, tensors={"model.embed_tokens.weight": table})).embedding
+    assert t.row_scale[:4].tolist() == [65535, 1, 1, 0] and (t.codes[0] == 127).all() and not t.codes[2:].any()
+
+
+@pytest.mark.parametrize("top", [1.0, 0.99999, 3e-5, 12345.0, 1 - 2**-20])
+def test_gains(top):
+    codes, exponent = quantise_gains(np.array([top, -top, top / 3, 0], np.float32))
+    assert 2**14 <= codes[0] <= 32767 and codes[1] == -codes[0] and codes[3] == 0
+    assert codes[0] * 2.0**exponent == pytest.approx(top, rel=2**-14)
+    assert quantise_gains(np.zeros(3, np.float32))[1] == 0
+
+
+def test_adjacent_pairs_keep_the_rotation():
+    rng = np.random.default_rng(0)
+    heads, hd, n = 3, 8, 5
+    w, x, angle = rng.normal(size=(heads * hd, n)), rng.normal(size=n), rng.normal(size=hd // 2)
+    cos, sin = np.cos(angle), np.sin(angle)
+    y = (w @ x).reshape(heads, 2, hd // 2)
+    halves = np.stack([y[:, 0] * cos - y[:, 1] * sin, y[:, 1] * cos + y[:, 0] * sin], -1).reshape(heads, hd)
+    z = (adjacent_pairs(w, hd) @ x).reshape(heads, hd)
+    assert np.allclose(integer.rotate(z, cos, sin), halves)
+
+
+def test_rope_scaling(tmp_path):
+    llama3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
+    spec = tiny(tmp_path, config={"rope_scaling": llama3}).spec
+    plain = 10000.0 ** (-np.arange(0, 8, 2) / 8)
+    turns = 32 * plain / (2 * np.pi)  # 5.1, 0.51, 0.051, 0.0051: kept, slowed, slowed, slowed
+    assert np.allclose(rotary_frequencies(spec), np.where(turns > 4, plain, plain / 8))
+    mixed = dataclasses.replace(spec, rope_scaling=llama3 | {"original_max_position_embeddings": 16})
+    smooth = (16 / (2 * np.pi) - 1) / 3
+    assert rotary_frequencies(mixed)[0] == pytest.approx((1 - smooth) / 8 + smooth)
+    linear = dataclasses.replace(spec, rope_scaling={"rope_type": "linear", "factor": 4})
+    assert np.allclose(rotary_frequencies(linear), plain / 4)
+
+
+def test_context_is_the_machines(tmp_path):
+    checkpoint = tiny(tmp_path)
+    config = dataclasses.replace(TINY_CONFIG, shape=dataclasses.replace(TINY, context=24))
+    packed = pack(checkpoint, config)
+    assert packed.spec.shape.context == 24 and checkpoint.spec.shape.context == 64
+    assert packed.map.regions["kv"].length == TINY.layers * config.kv_layer_bytes
+
+
+def test_refusals(tmp_path):
+    checkpoint = tiny(tmp_path)
+    with pytest.raises(ConfigError, match=r"ffn 48 \(machine: 64\)"):
+        pack(checkpoint, dataclasses.replace(TINY_CONFIG, shape=dataclasses.replace(TINY, ffn=64)))
+    with pytest.raises(ConfigError, match="on-chip memory, the machine has 4096"):
+        pack(checkpoint, dataclasses.replace(TINY_CONFIG, memory="onchip", onchip_bytes=4096))
+    with pytest.raises(ConfigError, match="300 words, the machine holds 256"):
+        pack(checkpoint, TINY_CONFIG, program=[0] * 300)
+
+
+def test_progress(tmp_path):
+    calls = []
+    packed = pack(tiny(tmp_path), TINY_CONFIG, progress=lambda done, total: calls.append((done, total)))
+    assert calls[-1] == (packed.map.regions["weights"].length,) * 2 and calls == sorted(calls)
+
+
+def test_memory_map():
+    for tied in (True, False):
+        m = memory_map(LLAMA_CONFIG, tied=tied)
+        ends = sorted((r.base, r.end) for r in m.regions.values())
+        assert all(a[1] <= b[0] for a, b in zip(ends, ends[1:], strict=False)) and all(base % 4096 == 0 for base, _ in ends)
+        assert ("embedding" in m.regions) != tied and (m.embedding_base == m.head_base) == tied
+        assert MemoryMap.from_json(m.to_json()) == m and m.total_bytes == ends[-1][1]
+        assert m.token_beats * m.mem_bytes == m.regions["weights"].length
+
+
+def test_memory_map_of_a_large_model():
+    shape = ModelShape(
+        hidden=2560, ffn=6912, layers=30, heads=20, kv_heads=5, head_dim=128, vocab=128256, context=4096, activation="relu2", sub_norms=True
+    )
+    m = memory_map(BuildConfig(shape=shape, lanes=4, tables=25, rows_per_cycle=4, mem_bytes=64, mem_ports=4))
+    assert 30 * m.layer_beats * 64 == pytest.approx(416.8e6, rel=0.1)  # 1.6 bits a weight, padded tiles and beats
+    with pytest.raises(ConfigError, match="lower the context"):
+        memory_map(BuildConfig(shape=dataclasses.replace(shape, context=131072), tables=25, mem_bytes=64))

@@ -1,0 +1,116 @@
+"""The TLMM engine equals a matrix product in every accumulator: forms, packings, sizes, stalls, timing."""
+
+import gc
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+import harness
+from tritloom.firmware.integer import ternary_matmul
+from tritloom.firmware.packing import pack_matrix
+from tritloom.rtl.tlmm import TernaryMatmul
+
+MAX_INPUTS, MAX_ROWS, ACC_BITS = 120, 88, 16
+
+
+def engine(form="symmetric14", packing="trit5", tables=5, rows=4, lanes=2, vector_lanes=4, mem_bytes=32):
+    return {"table_form": form, "packing": packing, "tables": tables, "rows_per_cycle": rows, "lanes": lanes, "vector_lanes": vector_lanes,
+            "mem_bytes": mem_bytes, "max_inputs": MAX_INPUTS, "max_rows": MAX_ROWS, "acc_bits": ACC_BITS}
+
+
+@dataclass
+class Job:
+    """A matrix and the codes of all lanes."""
+
+    trits: np.ndarray
+    codes: np.ndarray
+    stall: str = "none"
+
+
+def job(rows, inputs, stall="none", lanes=2, seed=0):
+    rng = np.random.default_rng([seed, rows, inputs])
+    return Job(rng.integers(-1, 2, (rows, inputs), np.int8), rng.integers(-127, 128, (lanes, inputs)), stall)
+
+
+def extreme(rows, inputs, lanes=2):
+    """Every sum at its limit, in both directions: all trits of a row equal, all codes +-127."""
+    trits = np.where(np.arange(rows)[:, None] % 2, -1, 1).astype(np.int8).repeat(inputs, 1)
+    return Job(trits, np.where(np.arange(lanes)[:, None] % 2, -127, 127).repeat(inputs, 1))
+
+
+def check(parameters, jobs):
+    """Run all jobs in one simulation; compare every accumulator; return what was measured."""
+    dut = TernaryMatmul(**parameters)
+    v, q, span = parameters["vector_lanes"], parameters["rows_per_cycle"], 3 * parameters["tables"]
+    described = []
+    for j in jobs:
+        beats = pack_matrix(j.trits, parameters["tables"], q, parameters["packing"], parameters["mem_bytes"])
+        described.append({"inputs": j.trits.shape[1], "steps": -(-len(j.trits) // q), "codes": j.codes, "stall": j.stall,
+                          "beats": [beat[::-1].tobytes().hex() for beat in beats]})
+    measured = harness.run(dut, "tlmm", "cocotb_tlmm", parameters={
+        "jobs": described, "vector_lanes": v, "code_words": -(-MAX_INPUTS // v), "acc_words": -(-MAX_ROWS // v),
+        "latency": dut.acc_read_latency})
+    for number, (j, result) in enumerate(zip(jobs, measured["results"], strict=True)):
+        got = np.array([[accumulator(int(word, 16), i) for word in lane for i in range(v)] for lane in result["accumulators"]])
+        expected = ternary_matmul(j.codes, j.trits)
+        wrong = np.argwhere(got[:, : expected.shape[1]] != expected)
+        assert not len(wrong), (f"job {number} {j.trits.shape} stall={j.stall}: {len(wrong)} wrong, first at lane, row {wrong[0]}: "
+                                f"got {got[tuple(wrong[0])]}, expected {expected[tuple(wrong[0])]}")
+        assert result["last"] == dut.latency
+        assert j.stall != "none" or result["first"] == dut.start_latency
+        tiles, steps = -(-j.trits.shape[1] // span), -(-len(j.trits) // q)
+        if j.stall == "none":  # a word per cycle while tables are ready
+            assert result["streaming"] == (tiles - 1) * max(steps, dut.tile_cycles) + steps
+    return measured["results"]
+
+
+def accumulator(word, i):
+    value = word >> ACC_BITS * i & (1 << ACC_BITS) - 1
+    return value - (value >> ACC_BITS - 1 << ACC_BITS)
+
+
+@pytest.mark.parametrize("form", ["symmetric14", "full27", "addsub"])
+@pytest.mark.parametrize("packing", ["trit5", "index5"])
+def test_forms_and_packings(form, packing):
+    parameters = engine(form, packing, tables=2, rows=2, lanes=2, vector_lanes=4)
+    check(parameters, [
+        job(88, 30, seed=1), job(88, 120), job(7, 17), job(80, 64, "random"), job(1, 1), job(37, 113, "periodic"),
+        extreme(88, 120), job(20, 40, "rare"), extreme(3, 6), job(88, 12),
+    ])
+
+
+@pytest.mark.parametrize("tables, rows, vector_lanes, lanes, form, packing", [
+    (5, 1, 4, 1, "symmetric14", "trit5"),
+    (13, 4, 8, 2, "symmetric14", "trit5"),
+    (3, 8, 2, 3, "symmetric14", "index5"),
+    (1, 4, 4, 1, "full27", "trit5"),
+    (4, 2, 16, 2, "addsub", "trit5"),
+])
+def test_shapes(tables, rows, vector_lanes, lanes, form, packing):
+    parameters = engine(form, packing, tables=tables, rows=rows, lanes=lanes, vector_lanes=vector_lanes, mem_bytes=64)
+    check(parameters, [
+        job(88, 120, lanes=lanes), job(rows, 120, lanes=lanes), job(2 * rows + 1, 100, "random", lanes=lanes),
+        extreme(88, 120, lanes), job(88, 3 * tables, "periodic", lanes=lanes), job(3 * rows, 119, lanes=lanes),
+    ])
+
+
+def test_few_steps_never_overtake_their_own_partial_sums():
+    """Tiles of 1 to 9 steps where loading is quickest (addsub, one table)."""
+    check(engine("addsub", "index5", tables=1, rows=1, lanes=1, vector_lanes=2), [job(steps, 60, lanes=1) for steps in range(1, 10)])
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"rows_per_cycle": 3}, "rows_per_cycle must be a power of two, not 3"),
+    ({"tables": 0}, "tables must be a positive integer, not 0"),
+    ({"table_form": "full"}, "table_form must be one of symmetric14, full27, addsub"),
+    ({"packing": "base3"}, "packing must be index5 or trit5"),
+    ({"mem_bytes": 4}, "does not fit mem_bytes 4"),
+    ({"acc_bits": 14}, "acc_bits must be 15 or more for 120 inputs"),
+    ({"vector_lanes": 1}, "vector_lanes must be a power of two from 2"),
+])
+@pytest.mark.filterwarnings("ignore::amaranth.hdl.UnusedElaboratable")
+def test_impossible_parameters_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        TernaryMatmul(**(engine() | change))
+    gc.collect()  # while the filter holds
