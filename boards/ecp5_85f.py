@@ -18,5 +18,5 @@ BOARD = Board(
     toolchain="ecp5",
     # 208 block RAMs of 16 Kibit plain data, 156 multipliers of 18x18 bits.
     resources={"lut": 83_640, "ff": 83_640, "bram": 208 * 16, "dsp": 156},
-    parameters={"lanes": 1},
+    parameters={"lanes": 1, "vector_lanes": 2},
 )
