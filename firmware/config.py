@@ -120,7 +120,7 @@ class BuildConfig:
     """Everything the Verilog of one machine depends on.
 
     Symbols of docs/architecture.md: `lanes` P, `tables` T, `rows_per_cycle` Q, `vector_lanes` V,
-    `attention_macs` A, `mem_bytes` M over `mem_ports` ports.
+    `attention_macs` A, `attention_rows` R, `mem_bytes` M over `mem_ports` ports.
     """
 
     shape: ModelShape
@@ -131,6 +131,7 @@ class BuildConfig:
     rows_per_cycle: int = 4
     vector_lanes: int = 8
     attention_macs: int = 32
+    attention_rows: int = 1
     mem_bytes: int = 32
     mem_ports: int = 1
     memory: str = "axi"
@@ -143,17 +144,19 @@ class BuildConfig:
 
     def __post_init__(self) -> None:
         s = self.shape
-        for name in ("clock_hz", "lanes", "tables", "rows_per_cycle", "vector_lanes", "attention_macs", "mem_bytes",
-                     "mem_ports", "weight_fifo_beats", "sampler_candidates", "program_words"):
+        for name in ("clock_hz", "lanes", "tables", "rows_per_cycle", "vector_lanes", "attention_macs", "attention_rows",
+                     "mem_bytes", "mem_ports", "weight_fifo_beats", "sampler_candidates", "program_words"):
             value = getattr(self, name)
             _require(isinstance(value, int) and value > 0, f"{name} must be a positive integer, not {value!r}")
-        for name in ("rows_per_cycle", "vector_lanes", "attention_macs", "mem_bytes", "mem_ports", "weight_fifo_beats", "program_words"):
+        for name in ("rows_per_cycle", "vector_lanes", "attention_macs", "attention_rows", "mem_bytes", "mem_ports", "weight_fifo_beats",
+                     "program_words"):
             _require(_power_of_two(getattr(self, name)), f"{name} must be a power of two, not {getattr(self, name)}")
         _require(self.table_form in TABLE_FORMS, f"table_form must be one of {', '.join(TABLE_FORMS)}, not {self.table_form!r}")
         _require(self.packing in PACKINGS, f"packing must be one of {', '.join(PACKINGS)}, not {self.packing!r}")
         _require(self.memory in MEMORIES, f"memory must be one of {', '.join(MEMORIES)}, not {self.memory!r}")
-        _require(2 <= self.vector_lanes <= self.attention_macs,
-                 f"vector_lanes must be from 2 to attention_macs ({self.attention_macs}), not {self.vector_lanes}")
+        word = self.attention_macs // self.attention_rows
+        _require(2 <= self.vector_lanes <= word,
+                 f"vector_lanes must be from 2 to attention_macs/attention_rows ({word}), not {self.vector_lanes}")
         _require(self.attention_macs <= self.mem_bytes,
                  f"attention_macs ({self.attention_macs}) must not exceed mem_bytes ({self.mem_bytes})")
         _require(4 <= self.mem_bytes <= 128, f"mem_bytes must be from 4 to 128, not {self.mem_bytes}")
@@ -162,7 +165,12 @@ class BuildConfig:
         _require(self.word_bytes <= self.mem_bytes,
                  f"tables*rows_per_cycle = {self.indices_per_word} indices need {self.word_bytes} bytes a cycle as {self.packing}, "
                  f"but mem_bytes is {self.mem_bytes}: lower tables or rows_per_cycle")
-        _require(s.head_dim % self.attention_macs == 0, f"attention_macs ({self.attention_macs}) must divide head_dim ({s.head_dim})")
+        _require(s.head_dim % word == 0,
+                 f"attention_macs/attention_rows ({word}) must divide head_dim ({s.head_dim}): raise attention_rows")
+        _require(self.attention_rows == 1 or 4 * self.attention_rows <= min(self.mem_bytes, 4 * CHUNK),
+                 f"attention_rows ({self.attention_rows}) must not exceed mem_bytes/4 ({self.mem_bytes // 4}) or {CHUNK}")
+        _require(s.head_dim // word >= self.attention_rows,
+                 f"attention_rows ({self.attention_rows}) must not exceed the words of {word} bytes in head_dim ({s.head_dim // word})")
         _require(s.hidden % self.attention_macs == 0, f"attention_macs ({self.attention_macs}) must divide hidden ({s.hidden})")
         for name in ("hidden", "ffn", "head_dim"):
             _require(getattr(s, name) % self.vector_lanes == 0,
@@ -217,7 +225,7 @@ class BuildConfig:
 
     @property
     def kv_half_bytes(self) -> int:
-        """Bytes of the key (or value) half of a chunk block: scales, then CHUNK rows of head_dim bytes."""
+        """Bytes of the key (or value) half of a chunk block: scales, then CHUNK rows of head_dim bytes (layout.cache_rows)."""
         return self.kv_scale_block_bytes + CHUNK * self.shape.head_dim
 
     @property

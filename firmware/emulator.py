@@ -18,6 +18,7 @@ from tritloom.firmware import integer
 from tritloom.firmware.config import CHUNK, KV_SCALE_BYTES, PARAM_HEADER_BYTES, TRITS, BuildConfig, round_up
 from tritloom.firmware.integer import UF_ONE, AttentionState, Int, Sampling, UFloat, uf_mul, uf_unpack
 from tritloom.firmware.isa import Descriptor, DescriptorOp, Destination, DotOp, Instruction, Op, VectorOp
+from tritloom.firmware.layout import cache_rows
 from tritloom.firmware.packing import unpack_matrix
 
 MASK32 = 0xFFFFFFFF
@@ -95,6 +96,7 @@ class Emulator:
         self._block = 0
         self._matrices: dict[tuple[int, int, int], NDArray[np.float32]] = {}
         self._head: tuple[NDArray[np.float64], Int] | None = None
+        self._cache_rows = cache_rows(c)
 
     # Program flow ---------------------------------------------------------------------------
 
@@ -324,8 +326,8 @@ class Emulator:
                 address = base + h * c.kv_head_bytes + (2 * chunk + half) * c.kv_half_bytes
                 at = address + KV_SCALE_BYTES * row
                 self.memory[at: at + KV_SCALE_BYTES] = words[h: h + 1].view(np.uint8)
-                at = address + c.kv_scale_block_bytes + row * s.head_dim
-                self.memory[at: at + s.head_dim] = codes[h * s.head_dim: (h + 1) * s.head_dim].astype(np.int8).view(np.uint8)
+                places = address + c.kv_scale_block_bytes + self._cache_rows[row]
+                self.memory[places] = codes[h * s.head_dim: (h + 1) * s.head_dim].astype(np.int8).view(np.uint8)
             self._emit("keys" if half == 0 else "values", slot, codes)
 
     def _gated(self, slot: int, length: int) -> None:
@@ -357,8 +359,8 @@ class Emulator:
                 address = base + (2 * chunk + half) * c.kv_half_bytes
                 heads = [self._read(address + h * c.kv_head_bytes, c.kv_half_bytes) for h in range(s.kv_heads)]
                 scales = uf_unpack(np.stack([h[: KV_SCALE_BYTES * rows].view(np.uint32) for h in heads]))
-                start = c.kv_scale_block_bytes
-                codes = np.stack([h[start: start + rows * hd].view(np.int8).reshape(rows, hd) for h in heads]).astype(np.int64)
+                places = c.kv_scale_block_bytes + self._cache_rows[:rows]
+                codes = np.stack([h[places].view(np.int8) for h in heads]).astype(np.int64)
                 halves.append((codes[None, :, None], UFloat(scales.m[None, :, None], scales.e[None, :, None])))
             visible = (chunk * CHUNK + np.arange(rows) <= positions[:, None])[:, None, None, :]
             visible = np.broadcast_to(visible, (count, s.kv_heads, group, rows))

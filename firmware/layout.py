@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tritloom.firmware.config import PARAM_HEADER_BYTES, TRITS, BuildConfig, ConfigError, round_up
+from tritloom.firmware.config import CHUNK, PARAM_HEADER_BYTES, TRITS, BuildConfig, ConfigError, round_up
 from tritloom.firmware.isa import Descriptor, DescriptorOp, Destination
 
 REGION_ALIGN = 4096
@@ -39,6 +39,17 @@ def matrix_beats(config: BuildConfig, rows: int, inputs: int) -> int:
 def parameter_beats(config: BuildConfig, gains: int) -> int:
     """Beats of a parameter block: the header, then the int16 gains, each padded to a beat."""
     return (round_up(PARAM_HEADER_BYTES, config.mem_bytes) + round_up(2 * gains, config.mem_bytes)) // config.mem_bytes
+
+
+def cache_rows(config: BuildConfig) -> NDArray[np.int64]:
+    """Where the bytes of a chunk's keys (or values) stand after their scales: offsets [CHUNK, head_dim].
+
+    `attention_rows` rows lie side by side: word after word of attention_macs/attention_rows bytes, of each row in turn.
+    """
+    rows, dim = config.attention_rows, config.shape.head_dim
+    word = config.attention_macs // rows
+    offsets = np.arange(CHUNK * dim).reshape(CHUNK // rows, dim // word, rows, word)
+    return offsets.transpose(0, 2, 1, 3).reshape(CHUNK, dim)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from math import ceil
 from typing import Any
 
 from tritloom.boards.board import Board, load
-from tritloom.firmware.config import CHUNK, TRITS, BuildConfig, ConfigError
+from tritloom.firmware.config import CHUNK, TRITS, BuildConfig, ConfigError, ModelShape
 from tritloom.firmware.layout import MemoryMap, memory_map
 from tritloom.gen.cost import resources
 from tritloom.gen.spec import ModelSpec
@@ -127,6 +127,19 @@ def _engine_shapes(shape_config: dict[str, Any], packing: str, mem_bytes: int) -
     return pairs
 
 
+def _dot_shape(shape: ModelShape, mem_bytes: int, fixed: dict[str, Any]) -> tuple[int, int]:
+    """(attention_macs, attention_rows): the most multipliers a beat can feed, with as few rows side by side as head_dim allows."""
+    lanes = int(fixed.get("vector_lanes", 2))
+    most = _largest_power(min(mem_bytes, 64), shape.hidden)
+    choices = [(macs, rows) for macs in (most >> i for i in range(most.bit_length())) for rows in (1, 2, 4, 8, 16)
+               if fixed.get("attention_macs", macs) == macs and fixed.get("attention_rows", rows) == rows
+               and lanes <= macs // rows and shape.head_dim % (macs // rows) == 0 and shape.head_dim * rows // macs >= rows
+               and (rows == 1 or 4 * rows <= mem_bytes)]
+    if choices:
+        return choices[0]
+    return int(fixed.get("attention_macs", most)), int(fixed.get("attention_rows", 1))  # BuildConfig says what is wrong
+
+
 def _merged(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     return first | second
 
@@ -146,8 +159,9 @@ def fit(spec: ModelSpec, board: Board | str, **overrides: Any) -> FitResult:
     if unknown:
         raise ConfigError(f"unknown configuration field(s): {', '.join(unknown)}")
     mem = int(fixed["mem_bytes"])
-    macs = int(fixed.setdefault("attention_macs", _largest_power(min(mem, 64), s.head_dim, s.hidden)))
-    fixed.setdefault("vector_lanes", _largest_power(min(8, macs), s.hidden, s.ffn, s.head_dim))
+    macs, rows = _dot_shape(s, mem, fixed)
+    fixed |= {"attention_macs": macs, "attention_rows": rows}
+    fixed.setdefault("vector_lanes", _largest_power(min(8, macs // rows), s.hidden, s.ffn, s.head_dim))
     if board.memory == "onchip":
         fixed.setdefault("weight_fifo_beats", 16)
         fixed.setdefault("sampler_candidates", 16)

@@ -47,7 +47,7 @@ class PassControl(wiring.Component):
 
     Parameters
     ----------
-    As DotEngine; `row_words`, `head_words`: words of A bytes in a hidden vector and in a head.
+    As DotEngine; `vector_words`: words of A bytes in a slot's buffer.
 
     Members
     -------
@@ -60,18 +60,19 @@ class PassControl(wiring.Component):
         Positions between each lane's and the furthest lane's.
     vector_read : Out {slot, addr}, scale_read : Out {slot, head}
         Read the buffers; what was read goes where `load` says one cycle later.
-    load : Out {en, lane, addr, bank}
+    load : Out {en, lane, word, part, bank, head}
+        `part`: which A/R bytes of what was read are the query's word; all are the hidden vector's (`head`).
     read_request : Out(stream), jobs : Out(stream)
     keys_done : In(1), pass_done : In(1), head_done : In(1)
         A pass's keys have all been used; a pass, the LM head is complete.
     """
 
-    def __init__(self, *, lanes: int, mem_bytes: int, macs: int, heads: int, kv_heads: int, head_dim: int, hidden: int, context: int,
-                 kv_scale_block_bytes: int, kv_half_bytes: int, kv_head_bytes: int, vector_words: int):
+    def __init__(self, *, lanes: int, mem_bytes: int, macs: int, rows: int, heads: int, kv_heads: int, head_dim: int, hidden: int,
+                 context: int, kv_scale_block_bytes: int, kv_half_bytes: int, kv_head_bytes: int, vector_words: int):
         self._lanes, self._mem_bytes, self._heads, self._kv_heads = lanes, mem_bytes, heads, kv_heads
-        self._head_dim, self._context = head_dim, context
+        self._head_dim, self._context, self._rows = head_dim, context, rows
         self._scale_bytes, self._half_bytes, self._head_bytes = kv_scale_block_bytes, kv_half_bytes, kv_head_bytes
-        self._row_words, self._head_words = hidden // macs, head_dim // macs
+        self._row_words, self._head_words = hidden // macs, head_dim * rows // macs
         lane = index_shape(lanes)
         super().__init__({
             "cmd": In(stream.Signature(COMMAND)), "busy": Out(1),
@@ -79,8 +80,8 @@ class PassControl(wiring.Component):
             "back": Out(range(CHUNK + lanes)).array(lanes),
             "vector_read": Out(wiring.Signature({"slot": Out(lane), "addr": Out(index_shape(vector_words))})),
             "scale_read": Out(wiring.Signature({"slot": Out(lane), "head": Out(index_shape(heads))})),
-            "load": Out(wiring.Signature({"en": Out(1), "lane": Out(lane), "word": Out(index_shape(vector_words)), "bank": Out(1),
-                                          "head": Out(1)})),
+            "load": Out(wiring.Signature({"en": Out(1), "lane": Out(lane), "word": Out(index_shape(max(vector_words, self._head_words))),
+                                          "part": Out(index_shape(rows)), "bank": Out(1), "head": Out(1)})),
             "read_request": Out(stream.Signature(READ_REQUEST)),
             "jobs": Out(stream.Signature(job_layout(lanes))),
             "keys_done": In(1), "pass_done": In(1), "head_done": In(1),
@@ -201,34 +202,36 @@ class PassControl(wiring.Component):
         return m
 
     def _row_beats(self, rows):
-        """Beats of `rows` + 1 rows of a head."""
-        beats = [-(-(n + 1) * self._head_dim // self._mem_bytes) for n in range(CHUNK)]
+        """Beats of `rows` + 1 rows of a head, as many of them side by side as there are."""
+        beats = [-(-(n // self._rows + 1) * self._rows * self._head_dim // self._mem_bytes) for n in range(CHUNK)]
         return Array(C(n, max(beats).bit_length()) for n in beats)[rows]
 
     def _load(self, m, loading, is_head, active, bank):
         """While `loading`: read the lanes' vectors word by word; returns whether this is the last cycle."""
         lane, word = Signal(index_shape(self._lanes)), Signal.like(self.load.word)
-        addr, slot, head = self.vector_read.addr, self.vector_read.slot, self.scale_read.head
-        pass_addr = Signal.like(addr)
+        slot, head = self.vector_read.slot, self.scale_read.head
+        part_bits = (self._rows - 1).bit_length()
+        place = Signal(len(self.vector_read.addr) + part_bits)  # in words of A/R bytes
+        after, pass_place = Signal.like(place), Signal.like(place)
         last_word, last = Signal(), Signal()
         m.d.comb += [
             last_word.eq(word == Mux(is_head, self._row_words - 1, self._head_words - 1)), last.eq(last_word & (lane + 1 == active)),
-            self.scale_read.slot.eq(slot),
+            self.scale_read.slot.eq(slot), self.vector_read.addr.eq(place[part_bits:]), after.eq(place + Mux(is_head, self._rows, 1)),
         ]
         with m.If(self.begin):
-            m.d.sync += [addr.eq(0), pass_addr.eq(0), slot.eq(self.slot), head.eq(0)]
+            m.d.sync += [place.eq(0), pass_place.eq(0), slot.eq(self.slot), head.eq(0)]
         with m.Elif(loading):
-            m.d.sync += [word.eq(Mux(last_word, 0, word + 1)), addr.eq(addr + 1)]
+            m.d.sync += [word.eq(Mux(last_word, 0, word + 1)), place.eq(after)]
             with m.If(last_word):
                 m.d.sync += lane.eq(Mux(last, 0, lane + 1))
                 with m.If(~self.several):
                     m.d.sync += head.eq(head + 1)
                 with m.Elif(last):
-                    m.d.sync += [pass_addr.eq(addr + 1), slot.eq(self.slot), head.eq(head + 1)]
+                    m.d.sync += [pass_place.eq(after), slot.eq(self.slot), head.eq(head + 1)]
                 with m.Else():
-                    m.d.sync += [addr.eq(pass_addr), slot.eq(slot + 1)]
+                    m.d.sync += [place.eq(pass_place), slot.eq(slot + 1)]
         m.d.sync += [self.load.en.eq(loading), self.load.lane.eq(lane), self.load.word.eq(word), self.load.bank.eq(bank),
-                     self.load.head.eq(is_head)]
+                     self.load.head.eq(is_head), self.load.part.eq(place[:part_bits])]
         return last
 
 
@@ -262,10 +265,10 @@ class WorkSequencer(wiring.Component):
     logit_room : In(1), head_done : Out(1)
     """
 
-    def __init__(self, *, lanes: int, macs: int, mem_bytes: int, head_dim: int, hidden: int, vocab: int, group_rows: int,
+    def __init__(self, *, lanes: int, macs: int, rows: int, mem_bytes: int, head_dim: int, hidden: int, vocab: int, group_rows: int,
                  kv_scale_block_bytes: int, step: data.StructLayout):
-        self._lanes, self._macs, self._mem_bytes = lanes, macs, mem_bytes
-        self._head_words, self._row_words, self._vocab, self._group_rows = head_dim // macs, hidden // macs, vocab, group_rows
+        self._lanes, self._macs, self._rows, self._mem_bytes = lanes, macs, rows, mem_bytes
+        self._head_words, self._row_words, self._vocab, self._group_rows = head_dim * rows // macs, hidden // macs, vocab, group_rows
         self._scale_beats = kv_scale_block_bytes // mem_bytes
         scales = wiring.Signature({"en": Out(1), "addr": Out(index_shape(self._scale_beats)), "parity": Out(1), "data": Out(8 * mem_bytes)})
         super().__init__({
@@ -306,7 +309,7 @@ class WorkSequencer(wiring.Component):
         last_word, last_row = Signal(), Signal()
         m.d.comb += [
             last_word.eq(word == Mux(is_head, self._row_words - 1, self._head_words - 1)),
-            last_row.eq(row == Mux(is_head, self._group_rows - 1, job.rows)),
+            last_row.eq(Mux(is_head, row == self._group_rows - 1, (row ^ job.rows)[(self._rows - 1).bit_length():] == 0)),
         ]
         m.d.comb += [self.key_scales.addr.eq(scale_beat), self.key_scales.parity.eq(parity),
                      self.value_scales.addr.eq(scale_beat), self.value_scales.parity.eq(parity)]
@@ -316,6 +319,7 @@ class WorkSequencer(wiring.Component):
             step.valid.eq(stepping), step.values.eq(job.kind == VALUES), step.first.eq(word == 0), step.last.eq(last_word),
             step.word.eq(word), step.bank.eq(job.bank), step.row.eq(row), step.parity.eq(parity), step.head.eq(is_head),
             step.emit.eq(row_id < self._vocab), step.fresh.eq(job.first & (row == 0)), step.ends_half.eq(last_word & last_row),
+            step.parts.eq(Cat(is_head | (row + i <= job.rows) for i in range(self._rows))),
             step.ends_pass.eq(last_word & last_row & job.last), step.remaining.eq(job.remaining), step.active.eq(job.active),
         ]
         m.d.sync += [self.step.eq(step), self.bytes.eq(beat.word_select(sub, 8 * self._macs)),
@@ -358,7 +362,7 @@ class WorkSequencer(wiring.Component):
                 with m.If(stepping):
                     m.d.sync += [sub.eq(Mux(beat_done, 0, sub + 1)), word.eq(Mux(last_word, 0, word + 1))]
                     with m.If(last_word):
-                        m.d.sync += [row.eq(Mux(last_row, 0, row + 1)), row_id.eq(row_id + 1)]
+                        m.d.sync += [row.eq(Mux(last_row, 0, row + Mux(is_head, 1, self._rows))), row_id.eq(row_id + 1)]
                         with m.If(last_row):
                             m.next = "IDLE"
                             with m.If(is_head):
@@ -414,8 +418,8 @@ class DotEngine(wiring.Component):
 
     Parameters
     ----------
-    lanes, macs, vector_lanes, mem_bytes : int
-        P, A, V, M.
+    lanes, macs, rows, vector_lanes, mem_bytes : int
+        P, A, R, V, M.
     heads, kv_heads, head_dim, hidden, vocab, context : int
         The model's.
     group_rows, head_row_bytes, kv_scale_block_bytes, kv_half_bytes, kv_head_bytes : int
@@ -437,20 +441,25 @@ class DotEngine(wiring.Component):
         High for a cycle when a score saturated.
     """
 
-    def __init__(self, *, lanes: int, macs: int, vector_lanes: int, mem_bytes: int, heads: int, kv_heads: int, head_dim: int, hidden: int,
-                 vocab: int, context: int, group_rows: int, head_row_bytes: int, kv_scale_block_bytes: int, kv_half_bytes: int,
+    def __init__(self, *, lanes: int, macs: int, rows: int, vector_lanes: int, mem_bytes: int, heads: int, kv_heads: int, head_dim: int,
+                 hidden: int, vocab: int, context: int, group_rows: int, head_row_bytes: int, kv_scale_block_bytes: int, kv_half_bytes: int,
                  kv_head_bytes: int):
-        parameters = {"lanes": lanes, "macs": macs, "vector_lanes": vector_lanes, "mem_bytes": mem_bytes, "heads": heads,
+        parameters = {"lanes": lanes, "macs": macs, "rows": rows, "vector_lanes": vector_lanes, "mem_bytes": mem_bytes, "heads": heads,
                       "kv_heads": kv_heads, "head_dim": head_dim, "hidden": hidden, "vocab": vocab, "context": context}
         for name, value in parameters.items():
             _require(isinstance(value, int) and value > 0, f"{name} must be a positive integer, not {value!r}")
-        for name in ("macs", "vector_lanes", "mem_bytes"):
+        for name in ("macs", "rows", "vector_lanes", "mem_bytes"):
             _require(parameters[name] & (parameters[name] - 1) == 0, f"{name} must be a power of two, not {parameters[name]}")
-        _require(2 <= vector_lanes <= macs <= mem_bytes,
-                 f"vector_lanes ({vector_lanes}), macs ({macs}), mem_bytes ({mem_bytes}) must not fall")
+        word = macs // rows
+        _require(2 <= vector_lanes <= word and macs <= mem_bytes,
+                 f"vector_lanes ({vector_lanes}), macs/rows ({word}), mem_bytes ({mem_bytes}) must not fall")
+        _require(rows == 1 or 4 * rows <= mem_bytes, f"the scales of {rows} rows must lie in one beat of {mem_bytes} bytes")
         _require(4 <= mem_bytes <= 128, f"mem_bytes must be from 4 to 128, not {mem_bytes}")
         _require(heads % kv_heads == 0, f"heads ({heads}) must be a multiple of kv_heads ({kv_heads})")
-        _require(head_dim % macs == 0 and hidden % macs == 0, f"macs ({macs}) must divide head_dim ({head_dim}) and hidden ({hidden})")
+        _require(head_dim % word == 0 and hidden % macs == 0,
+                 f"macs/rows ({word}) must divide head_dim ({head_dim}), macs ({macs}) must divide hidden ({hidden})")
+        _require(head_dim // word >= rows,
+                 f"a head must have as many words of {word} bytes as there are rows ({rows}), not {head_dim // word}")
         _require(CHUNK * head_dim % mem_bytes == 0, f"mem_bytes ({mem_bytes}) must divide {CHUNK}*head_dim ({CHUNK * head_dim})")
         _require(group_rows == mem_bytes // 2, f"group_rows must be mem_bytes/2 ({mem_bytes // 2}), not {group_rows}")
         _require(head_row_bytes == -(-hidden // mem_bytes) * mem_bytes, f"head_row_bytes ({head_row_bytes}) must be hidden in whole beats")
@@ -461,12 +470,12 @@ class DotEngine(wiring.Component):
         self._p = parameters | {"group_rows": group_rows, "kv_scale_block_bytes": kv_scale_block_bytes, "kv_half_bytes": kv_half_bytes,
                                 "kv_head_bytes": kv_head_bytes}
         self._lanes, self._macs, self._vector_lanes, self._mem_bytes = lanes, macs, vector_lanes, mem_bytes
-        self._heads, self._context = heads, context
-        self._head_words, self._row_words = head_dim // macs, hidden // macs
-        self._vector_words = max(heads * head_dim, hidden) // macs
-        self._step = step_layout(words=max(self._head_words, self._row_words), rows=group_rows, lanes=lanes)
+        self._rows, self._word, self._heads, self._context = rows, word, heads, context
+        self._head_words, self._row_words = head_dim // word, hidden // macs
+        self._vector_words = -(-max(heads * head_dim, hidden) // macs)
+        self._step = step_layout(words=max(self._head_words, self._row_words), rows=rows, group_rows=group_rows, lanes=lanes)
         lane = index_shape(lanes)
-        self.head_latency = 1 + 4 + DotLane.tree_levels(macs) + 1 + Fifo.latency
+        self.head_latency = 1 + DotLane.dot_latency(macs, rows) + 1 + Fifo.latency
         super().__init__({
             "cmd": In(stream.Signature(COMMAND)), "busy": Out(1),
             "activation_write": In(wiring.Signature({
@@ -490,16 +499,16 @@ class DotEngine(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         m.submodules.control = control = PassControl(vector_words=self._vector_words, **self._some(
-            "lanes", "mem_bytes", "macs", "heads", "kv_heads", "head_dim", "hidden", "context",
+            "lanes", "mem_bytes", "macs", "rows", "heads", "kv_heads", "head_dim", "hidden", "context",
             "kv_scale_block_bytes", "kv_half_bytes", "kv_head_bytes"))
         m.submodules.sequencer = sequencer = WorkSequencer(step=self._step, **self._some(
-            "lanes", "macs", "mem_bytes", "head_dim", "hidden", "vocab", "group_rows", "kv_scale_block_bytes"))
+            "lanes", "macs", "rows", "mem_bytes", "head_dim", "hidden", "vocab", "group_rows", "kv_scale_block_bytes"))
         output_bits = accumulator_bits(self._context)
         m.submodules.finish = finish = Finish(
-            head_words=self._head_words, output_bits=output_bits, address_words=self._heads * self._p["head_dim"] // self._vector_lanes,
-            **self._some("lanes", "macs", "vector_lanes", "context"))
+            word=self._word, head_words=self._head_words, output_bits=output_bits,
+            address_words=self._heads * self._p["head_dim"] // self._vector_lanes, **self._some("lanes", "vector_lanes", "context"))
         chunk_layout = job_layout(self._lanes)
-        m.submodules.softmax = softmax = SoftmaxControl(chunk=chunk_layout)
+        m.submodules.softmax = softmax = SoftmaxControl(chunk=chunk_layout, side_by_side=self._rows)
 
         for port in ("cmd", "read_request"):
             wiring.connect(m, wiring.flipped(getattr(self, port)), getattr(control, port))
@@ -535,29 +544,31 @@ class DotEngine(wiring.Component):
                 m.d.sync += chunks[i].eq(sequencer.job)
 
         vector, query_scale = self._buffers(m, control)
-        steps = [sequencer.step]
-        for i in range(3):
-            steps.append(delay(m, steps[-1], 1, f"step{i + 1}"))
-        key_scale, row_scale = self._key_scales(m, sequencer, steps)
+        rows = [self._rows_one_by_one(m, sequencer.step)]
+        for i in range(2):
+            rows.append(delay(m, rows[-1], 1, f"row{i + 1}"))
+        key_scale, row_scale = self._key_scales(m, sequencer, rows)
         scan, value_scale = self._value_scales(m, sequencer, softmax, chunks, newly_scanned)
-        m.d.comb += finish.outputs_done.eq(steps[3].valid & steps[3].values & ~steps[3].rescale & steps[3].ends_pass)
+        step = sequencer.step
+        m.d.comb += finish.outputs_done.eq(delay(m, step.valid & step.values & ~step.rescale & step.ends_pass,
+                                                 3 + DotLane.output_delay(self._rows), "outputs_done"))
 
         saturated = Signal(self._lanes)
         m.d.sync += self.saturated.eq(saturated.any())
         for i in range(self._lanes):
             sum_bits = dot_bits(max(self._p["head_dim"], self._p["hidden"]) if i == 0 else self._p["head_dim"])
             m.submodules[f"dot{i}"] = dot = DotLane(
-                macs=self._macs, head_words=self._head_words, vector_words=self._row_words if i == 0 else 0, sum_bits=sum_bits,
-                output_bits=output_bits, step=self._step)
+                macs=self._macs, rows=self._rows, head_words=self._head_words, vector_words=self._row_words if i == 0 else 0,
+                sum_bits=sum_bits, output_bits=output_bits, step=self._step)
             m.submodules[f"score{i}"] = score = ScoreLane(lane=i, dot_bits=sum_bits, dot_delay=dot.latency - 2, step=self._step)
             m.submodules[f"softmax{i}"] = lane = SoftmaxLane(lane=i, context=self._context, chunk=chunk_layout)
-            self._load_lane(m, control, i, dot, score, vector, query_scale, steps[2].bank)
+            self._load_lane(m, control, i, dot, score, vector, query_scale, rows[2].bank)
             wiring.connect(m, lane.weight_write, dot.weight_write)
             m.d.comb += [
                 dot.step.eq(sequencer.step), dot.bytes.eq(sequencer.bytes),
                 dot.scale_one.eq(sequencer.scale_one[i]), dot.scale_eight.eq(sequencer.scale_eight[i]),
                 dot.read_en.eq(finish.read_en), dot.read_word.eq(finish.read_word), finish.outputs[i].eq(dot.output),
-                score.row.eq(steps[2]), score.valid.eq(steps[2].valid & steps[2].last & ~steps[2].values),
+                score.row.eq(rows[2]), score.valid.eq(rows[2].valid),
                 score.key_scale.eq(key_scale), score.row_scale.eq(row_scale if i == 0 else 0),
                 score.back.eq(control.back[i]), lane.back.eq(control.back[i]),
                 score.dot.eq(dot.dot), saturated[i].eq(score.saturated),
@@ -574,6 +585,27 @@ class DotEngine(wiring.Component):
                 m.d.comb += newly_scored.eq(score.scored)
                 self._logits(m, control, sequencer, score)
         return m
+
+    def _rows_one_by_one(self, m, step):
+        """A row of a dot product per cycle, `valid` from the step with its last word on: the rows side by side follow each other."""
+        if self._rows == 1:
+            row = Signal.like(step, name="row0")
+            m.d.comb += [row.eq(step), row.valid.eq(step.valid & step.last & ~step.values)]
+            return row
+        left, waiting, row = Signal(self._rows), Signal.like(step, name="waiting"), Signal.like(step, name="row0")
+        arriving = step.valid & step.last & ~step.values
+        others = Signal.like(left)
+        m.d.comb += [
+            row.eq(Mux(arriving, step, waiting)), row.valid.eq(arriving | left.any()),
+            others.eq(Mux(arriving, Mux(step.head, 0, step.parts[1:]), left)),
+            row.ends_half.eq(Mux(arriving, step.ends_half, waiting.ends_half) & (Mux(arriving, others, left[1:]) == 0)),
+        ]
+        m.d.sync += [waiting.eq(row), waiting.row.eq(row.row + 1), left.eq(Mux(arriving, others, left >> 1))]
+        with m.If(arriving):
+            m.d.sync += waiting.ends_half.eq(step.ends_half)
+        with m.Else():
+            m.d.sync += waiting.ends_half.eq(waiting.ends_half)
+        return row
 
     def _buffers(self, m, control):
         """Activations and query scales of all slots: written by the vector unit, read by the load."""
@@ -599,8 +631,10 @@ class DotEngine(wiring.Component):
         return read.data, scale_read.data
 
     def _load_lane(self, m, control, index, dot, score, vector, query_scale, bank):
-        """Pass what the load reads to the lane it is for."""
+        """Pass what the load reads to the lane it is for: a query's word for each of the rows."""
         load = control.load
+        if self._rows > 1:
+            vector = Mux(load.head, vector, vector.word_select(load.part, 8 * self._word).replicate(self._rows))
         bank_bits = (self._head_words - 1).bit_length()
         taken = load.en & (load.lane == index)
         scales = [Signal(UFLOAT, name=f"query_scale{index}_{i}") for i in range(2)]
@@ -613,17 +647,17 @@ class DotEngine(wiring.Component):
             score.query_scale.eq(Mux(bank, scales[1], scales[0])),
         ]
 
-    def _key_scales(self, m, sequencer, steps):
-        """The scale of each row, with step 2: a key's, or a head row's 16 bits."""
+    def _key_scales(self, m, sequencer, rows):
+        """The scale of each row, with rows[2]: a key's, or a head row's 16 bits."""
         given = sequencer.key_scales
         read = self._scale_store(m, "key_scales", given, Cat(given.addr[:self._beat_bits], given.parity), 2)
-        step = steps[0]
+        row = rows[0]
         pack_bits = (self._mem_bytes // 4 - 1).bit_length()
-        m.d.comb += read.addr.eq(Cat(Mux(step.head, 0, step.row[pack_bits:4])[:self._beat_bits], step.parity))
-        index = Mux(steps[1].head, steps[1].row[1:], steps[1].row[:min(4, pack_bits)])[:pack_bits]
+        m.d.comb += read.addr.eq(Cat(Mux(row.head, 0, row.row[pack_bits:4])[:self._beat_bits], row.parity))
+        index = Mux(rows[1].head, rows[1].row[1:], rows[1].row[:min(4, pack_bits)])[:pack_bits]
         word = Signal(32)
         m.d.sync += word.eq(read.data.word_select(index, 32))
-        return from_word(word), Mux(steps[2].row[0], word[16:], word[:16])
+        return from_word(word), Mux(rows[2].row[0], word[16:], word[:16])
 
     def _value_scales(self, m, sequencer, softmax, chunks, newly_scanned):
         """Go through a chunk's value scales once, for their exponents; keep them for the softmax one by one."""

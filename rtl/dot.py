@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import ceil, log
 
-from amaranth import Cat, Module, Mux, Signal, signed, unsigned
+from amaranth import C, Cat, Module, Mux, Signal, Value, signed, unsigned
 from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for
@@ -41,31 +41,32 @@ def delay(m: Module, value, cycles: int, name: str):
     return value
 
 
-def step_layout(*, words: int, rows: int, lanes: int) -> data.StructLayout:
-    """What the multipliers do in a cycle: `macs` bytes of a row, with their place in the work.
+def step_layout(*, words: int, rows: int, group_rows: int, lanes: int) -> data.StructLayout:
+    """What the multipliers do in a cycle: a word of each of `rows` keys or values side by side, with its place in the work.
 
-    `values`: add the row, times its weight, to the output; else take its dot product. `rescale`: only shift
-    the output word. `fresh`: the output word starts from zero. `first`, `last`: the row's first, last word.
-    `head`: a row of the vocabulary, whose logit is wanted if `emit`. `ends_half`, `ends_pass`: the last of a
-    chunk's keys, of a pass's values. `remaining`: positions from the chunk's first to the furthest lane's own,
-    limited. `active`: lanes in use.
+    `values`: add the rows, times their weights, to the output; else take their dot products. `rescale`: only shift
+    the output word. `fresh`: the output word starts from zero. `first`, `last`: the rows' first, last word.
+    `row`: the first of the rows; `parts`: which of them are there. `head`: all of the bytes are of one row of the
+    vocabulary, whose logit is wanted if `emit`. `ends_half`, `ends_pass`: the last of a chunk's keys, of a
+    pass's values. `remaining`: positions from the chunk's first to the furthest lane's own, limited. `active`: lanes in use.
     """
     return data.StructLayout({
         "valid": 1, "values": 1, "rescale": 1, "fresh": 1, "first": 1, "last": 1, "word": index_shape(words), "bank": 1,
-        "row": index_shape(max(rows, CHUNK)), "parity": 1, "head": 1, "emit": 1, "ends_half": 1, "ends_pass": 1,
+        "row": index_shape(max(group_rows, CHUNK)), "parts": rows, "parity": 1, "head": 1, "emit": 1, "ends_half": 1, "ends_pass": 1,
         "remaining": range(CHUNK + lanes), "active": range(lanes + 1),
     })
 
 
 class DotLane(wiring.Component):
-    """Multiply streamed int8 rows by one lane's query, or by one weight per row, and sum.
+    """Multiply streamed int8 rows by one lane's query, or by a weight per row, and sum.
 
-    `macs` multipliers serve both uses. In a dot product the lane's own vector meets each row and an adder
-    tree sums; for values each byte, times the row's weight, joins its element of the output in a memory.
-    Rescaling shifts an output word right by 0, 1 or 8.
+    `macs` multipliers serve both uses; a step brings a word of macs/rows bytes of each of `rows` rows side by side.
+    In a dot product the lane's own vector meets each row and an adder tree per row sums; of the LM head a step
+    brings `macs` bytes of one row, and the trees' sums are added. For values each byte, times its row's weight, joins
+    its element of the output in a memory. Rescaling shifts an output word right by 0, 1 or 8.
 
-    Latency: `latency` cycles from the step with a row's last word to `dot`. A step sees the sums of every
-    step before it.
+    Latency: `latency` cycles from the step with the rows' last word to `dot`, which then shows the rows one per
+    cycle. A step sees the sums of every step before it.
 
     Throughput: one step per cycle; never stalls.
 
@@ -73,10 +74,12 @@ class DotLane(wiring.Component):
     ----------
     macs : int
         A, multipliers.
+    rows : int
+        R, keys or values side by side; a power of two.
     head_words : int
-        Words of A bytes in a head.
+        Words of A/R bytes in a head, at least R.
     vector_words : int
-        Longest own vector in words: twice a head (two banks), or more for the lane that serves the LM head.
+        Words of A bytes in the hidden vector, for the lane that serves the LM head; else 0.
     sum_bits : int
         Width of a dot product.
     output_bits : int
@@ -89,21 +92,27 @@ class DotLane(wiring.Component):
     scale_one, scale_eight : In(1)
         How far a rescaling step shifts: by 1, by 8.
     vector_write : {en, addr, data}, weight_write : {en, addr, data}
-        Own vector, a word at a time; weights of two chunks.
+        Own vector, a word at a time (a query's word as often as there are rows); weights of two chunks.
     dot : Out(signed(sum_bits))
-    read_en, read_word : In, output : Out(macs*output_bits)
+    read_en, read_word : In, output : Out(macs/rows*output_bits)
         Read an output word while no step is in flight; data one cycle later.
     """
 
-    def __init__(self, *, macs: int, head_words: int, vector_words: int, sum_bits: int, output_bits: int, step: data.StructLayout):
+    def __init__(self, *, macs: int, rows: int, head_words: int, vector_words: int, sum_bits: int, output_bits: int,
+                 step: data.StructLayout):
         if macs < 2 or macs & (macs - 1):
             raise ValueError(f"macs must be a power of two from 2, not {macs}")
-        if head_words < 1:
-            raise ValueError(f"head_words must be positive, not {head_words}")
-        self._macs, self._head_words, self._output_bits, self._sum_bits = macs, head_words, output_bits, sum_bits
+        if rows < 1 or rows & (rows - 1) or 2 * rows > macs:
+            raise ValueError(f"rows must be a power of two up to macs/2 ({macs // 2}), not {rows}")
+        if head_words < rows:
+            raise ValueError(f"head_words must be {rows} or more, one per row, not {head_words}")
+        self._macs, self._rows, self._head_words, self._output_bits, self._sum_bits = macs, rows, head_words, output_bits, sum_bits
+        self._width = macs // rows
         self._bank_bits = (head_words - 1).bit_length()
+        self._serves_head = vector_words > 0
         self._vector_words = max(vector_words, 2 << self._bank_bits)
-        self.latency = 4 + self.tree_levels(macs)
+        self.latency = self.dot_latency(macs, rows)
+        word = self._width
         super().__init__({
             "step": In(step),
             "bytes": In(8 * macs),
@@ -114,27 +123,39 @@ class DotLane(wiring.Component):
             "dot": Out(signed(sum_bits)),
             "read_en": In(1),
             "read_word": In(index_shape(head_words)),
-            "output": Out(macs * output_bits),
+            "output": Out(word * output_bits),
         })
 
     @staticmethod
-    def tree_levels(macs: int) -> int:
-        """Registered levels of the adder tree, four sums each."""
-        return ceil(log(macs, 4) - 1e-9)
+    def tree_levels(terms: int) -> int:
+        """Registered levels of an adder tree, four sums each."""
+        return ceil(log(terms, 4) - 1e-9)
+
+    @classmethod
+    def dot_latency(cls, macs: int, rows: int) -> int:
+        return 4 + cls.tree_levels(macs // rows) + (rows > 1)
+
+    @classmethod
+    def output_delay(cls, rows: int) -> int:
+        """Cycles that joining the rows' products adds on the way to the output."""
+        return cls.tree_levels(rows)
 
     def elaborate(self, platform):
         m = Module()
-        macs = self._macs
-        control = data.StructLayout({"valid": 1, "values": 1, "rescale": 1, "fresh": 1, "first": 1, "one": 1, "eight": 1,
-                                     "word": self.step.word.shape()})
-        s0 = Signal(control)
-        m.d.comb += [s0[name].eq(self.step[name]) for name in ("valid", "values", "rescale", "fresh", "first", "word")]
+        macs, width = self._macs, self._width
+        control = data.StructLayout({"valid": 1, "values": 1, "rescale": 1, "fresh": 1, "first": 1, "last": 1, "head": 1, "one": 1,
+                                     "eight": 1, "parts": self._rows, "word": self.step.word.shape()})
+        stages = [Signal(control, name="s0")]
+        s0 = stages[0]
+        m.d.comb += [s0[name].eq(self.step[name])
+                     for name in ("valid", "values", "rescale", "fresh", "first", "last", "head", "parts", "word")]
         m.d.comb += [s0.one.eq(self.step.rescale & self.scale_one), s0.eight.eq(self.step.rescale & self.scale_eight)]
-        s1, s2, s3 = (Signal(control, name=f"s{i}") for i in (1, 2, 3))
-        m.d.sync += [s1.eq(s0), s2.eq(s1), s3.eq(s2)]
+        for i in range(1, 4 + self.output_delay(self._rows)):
+            stages.append(delay(m, stages[-1], 1, f"s{i}"))
+        _, s1, s2, s3, *_ = stages
 
-        # Cycle 0: fetch the vector's word and the row's weight.
-        vector, weight = self._fetch(m)
+        # Cycle 0: fetch the vector's word and the rows' weights.
+        vector, weights = self._fetch(m)
         s1_bytes = Signal(8 * macs)
         with m.If(s0.valid):
             m.d.sync += s1_bytes.eq(self.bytes)
@@ -147,68 +168,91 @@ class DotLane(wiring.Component):
             m.d.sync += s2_b.eq(s1_bytes)
             for i in range(macs):
                 own = vector.word_select(i, 8).as_signed()
-                m.d.sync += s2_a[i].eq(Mux(s1.rescale, 0, Mux(s1.values, weight, own)))
+                given = Mux(s1.rescale | ~s1.parts[i // width], 0, weights[i // width])
+                m.d.sync += s2_a[i].eq(Mux(s1.values, given, own))
         with m.If(s2.valid):
             m.d.sync += [s3_product[i].eq(s2_a[i] * s2_b[i]) for i in range(macs)]
 
-        self._accumulate(m, s2, s3, s3_product)
+        self._accumulate(m, stages, s3_product)
         self._sum(m, s3, s3_product)
         return m
 
     def _fetch(self, m):
-        m.submodules.vector = store = memory.Memory(shape=8 * self._macs, depth=self._vector_words, init=[])
+        width = self._macs if self._serves_head else self._width
+        m.submodules.vector = store = memory.Memory(shape=8 * width, depth=self._vector_words, init=[])
         write, read = store.write_port(), store.read_port()
         banked = Cat(self.step.word[:self._bank_bits], self.step.bank)
         m.d.comb += [
             write.en.eq(self.vector_write.en), write.addr.eq(self.vector_write.addr), write.data.eq(self.vector_write.data),
             read.en.eq(self.step.valid), read.addr.eq(Mux(self.step.head, self.step.word, banked)),
         ]
-        m.submodules.weights = weights = memory.Memory(shape=WEIGHT_BITS, depth=2 * CHUNK, init=[])
-        weight_write, weight_read = weights.write_port(), weights.read_port()
+        weights_layout = data.ArrayLayout(WEIGHT_BITS, self._rows)
+        m.submodules.weights = weights = memory.Memory(shape=weights_layout, depth=2 * CHUNK // self._rows, init=[])
+        weight_write, weight_read = weights.write_port(granularity=1), weights.read_port()
+        bits = (self._rows - 1).bit_length()
+        given = self.weight_write
         m.d.comb += [
-            weight_write.en.eq(self.weight_write.en), weight_write.addr.eq(self.weight_write.addr),
-            weight_write.data.eq(self.weight_write.data),
-            weight_read.en.eq(self.step.valid), weight_read.addr.eq(Cat(self.step.row[:4], self.step.parity)),
+            weight_write.en.eq(Mux(given.en, C(1, self._rows) << given.addr[:bits], 0)), weight_write.addr.eq(given.addr[bits:]),
+            Value.cast(weight_write.data).eq(given.data.replicate(self._rows)),
+            weight_read.en.eq(self.step.valid), weight_read.addr.eq(Cat(self.step.row[bits:4], self.step.parity)),
         ]
-        return read.data, weight_read.data
+        return read.data if self._serves_head else read.data.replicate(self._rows), weight_read.data
 
-    def _accumulate(self, m, s2, s3, product):
-        """Cycle 3: add products to the output word read in cycle 2."""
-        bits = self._output_bits
-        word = Signal(data.ArrayLayout(signed(bits), self._macs))
+    def _accumulate(self, m, stages, product):
+        """Cycle 3: add the rows' products. Then add them to the output word read a cycle before."""
+        bits, width = self._output_bits, self._width
+        before, now = stages[-2:]
+        terms = [[product[part * width + i] for part in range(self._rows)] for i in range(width)]
+        for level in range(self.output_delay(self._rows)):
+            terms = [_level(m, parts, stages[3 + level].valid, f"joined{level}_{i}") for i, parts in enumerate(terms)]
+        word = Signal(data.ArrayLayout(signed(bits), width))
         updated = Signal.like(word)
-        for i in range(self._macs):
-            scaled = Mux(s3.eight, word[i] >> 8, Mux(s3.one, word[i] >> 1, word[i]))
-            m.d.comb += updated[i].eq(Mux(s3.fresh, 0, scaled) + product[i])
-        store_it = s3.valid & s3.values
+        for i, (term,) in enumerate(terms):
+            scaled = Mux(now.eight, word[i] >> 8, Mux(now.one, word[i] >> 1, word[i]))
+            m.d.comb += updated[i].eq(Mux(now.fresh, 0, scaled) + term)
+        store_it = now.valid & now.values
         if self._head_words == 1:
             with m.If(store_it):
                 m.d.sync += word.eq(updated)
         else:
-            m.submodules.outputs = store = memory.Memory(shape=self._macs * bits, depth=self._head_words, init=[])
+            m.submodules.outputs = store = memory.Memory(shape=width * bits, depth=self._head_words, init=[])
             write, read = store.write_port(), store.read_port()
             m.d.comb += [
-                write.en.eq(store_it), write.addr.eq(s3.word), write.data.eq(updated),
-                read.en.eq((s2.valid & s2.values) | self.read_en), read.addr.eq(Mux(self.read_en, self.read_word, s2.word)),
+                write.en.eq(store_it), write.addr.eq(now.word), write.data.eq(updated),
+                read.en.eq((before.valid & before.values) | self.read_en), read.addr.eq(Mux(self.read_en, self.read_word, before.word)),
                 word.eq(read.data),
             ]
         m.d.comb += self.output.eq(word)
 
     def _sum(self, m, s3, product):
-        """Cycle 3 on: the adder tree, then the sum over a row's words."""
-        valid, first = s3.valid & ~s3.values, s3.first
-        terms = [product[i][:16].as_signed() for i in range(self._macs)]
-        level = 0
-        while len(terms) > 1:
-            above = []
-            for i in range(0, len(terms), 4):
-                part = terms[i:i + 4]
-                total = Signal(signed(len(part[0]) + (len(part) - 1).bit_length()), name=f"level{level}_{i // 4}")
-                with m.If(valid):
-                    m.d.sync += total.eq(sum(part[1:], part[0]))
-                above.append(total)
-            valid, first = delay(m, valid, 1, f"level{level}_valid"), delay(m, first, 1, f"level{level}_first")
-            terms, level = above, level + 1
-        assert level == self.tree_levels(self._macs)
+        """Cycle 3 on: a tree for each row, the sum over its words, then the rows one by one or, of the head, together."""
+        valid, first, done, head = s3.valid & ~s3.values, s3.first, s3.last, s3.head
+        rows = [[product[part * self._width + i][:16].as_signed() for i in range(self._width)] for part in range(self._rows)]
+        for level in range(self.tree_levels(self._width)):
+            rows = [_level(m, terms, valid, f"level{level}_{part}") for part, terms in enumerate(rows)]
+            valid, first, done, head = (delay(m, flag, 1, f"level{level}_{name}")
+                                        for flag, name in ((valid, "valid"), (first, "first"), (done, "done"), (head, "head")))
+        sums = [self.dot] if self._rows == 1 else [Signal.like(self.dot, name=f"sum{part}") for part in range(self._rows)]
         with m.If(valid):
-            m.d.sync += self.dot.eq(Mux(first, 0, self.dot) + terms[0])
+            for total, (term,) in zip(sums, rows, strict=True):
+                m.d.sync += total.eq(Mux(first, 0, total) + term)
+        if self._rows > 1:
+            complete, of_head = delay(m, valid & done, 1, "complete"), delay(m, head, 1, "of_head")
+            waiting = [Signal.like(self.dot, name=f"waiting{part}") for part in range(1, self._rows)]
+            together = sum(sums[1:], sums[0]) if self._serves_head else 0
+            m.d.sync += [self.dot.eq(waiting[0]), *(here.eq(there) for here, there in zip(waiting, waiting[1:], strict=False))]
+            with m.If(complete):
+                m.d.sync += [self.dot.eq(Mux(of_head, together, sums[0]) if self._serves_head else sums[0]),
+                             *(here.eq(total) for here, total in zip(waiting, sums[1:], strict=True))]
+
+
+def _level(m: Module, terms: list, valid, name: str) -> list:
+    """Registered sums of four terms each, updated when `valid`."""
+    above = []
+    for i in range(0, len(terms), 4):
+        part = terms[i:i + 4]
+        total = Signal(signed(len(part[0]) + (len(part) - 1).bit_length()), name=f"{name}_{i // 4}")
+        with m.If(valid):
+            m.d.sync += total.eq(sum(part[1:], part[0]))
+        above.append(total)
+    return above

@@ -21,8 +21,13 @@ def write_layout(mem_bytes: int) -> data.StructLayout:
     return data.StructLayout({"addr": 32, "data": 8 * mem_bytes, "strb": mem_bytes})
 
 
+def _ones(bits):
+    """Whether all of the bits are ones; of no bits they are."""
+    return bits.all() if len(bits) else C(1, 1)
+
+
 class KvWriter(wiring.Component):
-    """Turn one token's key rows, then its value rows, into memory writes.
+    """Turn one token's key rows, then its value rows, into memory writes, laid out as `layout.cache_rows` says.
 
     `begin` gives the address of the token's chunk (of the first head) and the token's place in it. Then
     words arrive, head by head, keys before values; the word with `last` ends a row and brings its scale.
@@ -32,7 +37,8 @@ class KvWriter(wiring.Component):
 
     Parameters
     ----------
-    vector_lanes, mem_bytes, kv_heads, head_dim, kv_scale_block_bytes, kv_half_bytes, kv_head_bytes : int
+    vector_lanes, mem_bytes, kv_heads, head_dim, attention_macs, attention_rows : int
+    kv_scale_block_bytes, kv_half_bytes, kv_head_bytes : int
         As in `BuildConfig`.
 
     Members
@@ -52,11 +58,14 @@ class KvWriter(wiring.Component):
         mem_bytes: int,
         kv_heads: int,
         head_dim: int,
+        attention_macs: int,
+        attention_rows: int,
         kv_scale_block_bytes: int,
         kv_half_bytes: int,
         kv_head_bytes: int,
     ):
         self._lanes, self._bytes, self._heads, self._dim = vector_lanes, mem_bytes, kv_heads, head_dim
+        self._macs, self._rows, self._word = attention_macs, attention_rows, attention_macs // attention_rows
         self._scale_block, self._half, self._head = kv_scale_block_bytes, kv_half_bytes, kv_head_bytes
         super().__init__(
             {
@@ -77,7 +86,7 @@ class KvWriter(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         beat_bits = (self._bytes - 1).bit_length()
-        beats = self._dim // self._bytes + 2  # a row may start and end within a beat
+        beats = self._dim * self._rows // self._bytes + 2  # a row may start and end within a beat
         row_layout = data.StructLayout({"write": write_layout(self._bytes), "last": 1})
         scale_layout = data.StructLayout({"addr": 32, "word": 32})
         m.submodules.rows = rows = Fifo(row_layout, 1 << (ROWS * beats - 1).bit_length())
@@ -87,8 +96,9 @@ class KvWriter(wiring.Component):
         # Where the present row goes: `half` is its head's key or value half, `offset` the byte within.
         half, values, head = Signal(32), Signal(), Signal(range(self._heads))
         row, base = Signal.like(self.row), Signal(32)
-        start, offset = Signal(range(self._half)), Signal(range(self._half))
-        row_start = Array([self._scale_block + i * self._dim for i in range(CHUNK)])
+        start, offset, word_done = Signal(range(self._half)), Signal(range(self._half)), Signal()
+        starts = [divmod(i, self._rows) for i in range(CHUNK)]
+        row_start = Array([self._scale_block + group * self._rows * self._dim + part * self._word for group, part in starts])
         with m.If(self.begin):
             m.d.sync += [
                 base.eq(self.chunk_address),
@@ -107,12 +117,15 @@ class KvWriter(wiring.Component):
                 with m.Else():
                     m.d.sync += [head.eq(head + 1), half.eq(half + self._head)]
             with m.Else():
-                m.d.sync += offset.eq(offset + self._lanes)
+                m.d.sync += offset.eq(offset + self._lanes + Mux(word_done, self._macs - self._word, 0))
 
         # Words gather in a beat, which leaves when it or the row is full.
         parts = self._bytes // self._lanes
         part = (offset[:beat_bits] >> (self._lanes - 1).bit_length())[: max(1, (parts - 1).bit_length())]
-        complete = C(1, 1) if parts == 1 else self.last | (part == parts - 1)
+        # A word ends where its low bits are ones, the row's part of a beat where those between A and M are too.
+        lane_bits, word_bits, macs_bits = ((n - 1).bit_length() for n in (self._lanes, self._word, self._macs))
+        m.d.comb += word_done.eq(_ones(offset[lane_bits:word_bits]))
+        complete = self.last | (word_done & _ones(offset[macs_bits:beat_bits]))
         beat, strobe = Signal(8 * self._bytes, reset_less=True), Signal(self._bytes)
         fresh, push, push_last = Signal(init=1), Signal(), Signal()
         address, scale_address, scale_word = Signal(32), Signal(32), Signal(32)

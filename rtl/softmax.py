@@ -193,6 +193,8 @@ class SoftmaxControl(wiring.Component):
     ----------
     chunk : data.StructLayout
         {rows (less one), remaining, first, last, active}
+    side_by_side : int
+        R, rows whose weights the values need at once.
 
     Members
     -------
@@ -209,7 +211,8 @@ class SoftmaxControl(wiring.Component):
         The pass's totals stand; the chunk is done with.
     """
 
-    def __init__(self, *, chunk: data.StructLayout):
+    def __init__(self, *, chunk: data.StructLayout, side_by_side: int):
+        self._side_by_side = side_by_side
         super().__init__({
             "ready": In(1), "chunk": In(chunk), "finish_busy": In(1), "parity": Out(1),
             "begin": Out(1), "measure": Out(1), "relate": Out(1), "apply": Out(1), "settle": Out(1),
@@ -220,7 +223,8 @@ class SoftmaxControl(wiring.Component):
         m = Module()
         wait = Signal(range(SoftmaxLane.total_latency))
         m.d.sync += self.settle.eq(self.apply)
-        m.d.comb += self.started.eq(delay(m, self.row_valid & (self.row == 0), SoftmaxLane.weight_latency - 2, "started"))
+        enough = Mux(self.chunk.rows < self._side_by_side - 1, self.chunk.rows, self._side_by_side - 1)
+        m.d.comb += self.started.eq(delay(m, self.row_valid & (self.row == enough), SoftmaxLane.weight_latency - 2, "started"))
         with m.FSM():
             with m.State("IDLE"):
                 m.d.sync += [self.row.eq(0), wait.eq(SoftmaxLane.total_latency - 2)]
@@ -400,7 +404,8 @@ class Finish(wiring.Component):
 
     Parameters
     ----------
-    lanes, macs, vector_lanes, head_words, output_bits, context, address_words : int
+    lanes, word, vector_lanes, head_words, output_bits, context, address_words : int
+        `word`: elements of an output word.
 
     Members
     -------
@@ -421,15 +426,15 @@ class Finish(wiring.Component):
 
     stream_latency = 10
 
-    def __init__(self, *, lanes: int, macs: int, vector_lanes: int, head_words: int, output_bits: int, context: int, address_words: int):
-        self._lanes, self._macs, self._vector_lanes, self._head_words = lanes, macs, vector_lanes, head_words
+    def __init__(self, *, lanes: int, word: int, vector_lanes: int, head_words: int, output_bits: int, context: int, address_words: int):
+        self._lanes, self._word, self._vector_lanes, self._head_words = lanes, word, vector_lanes, head_words
         self._output_bits, self._total_bits = output_bits, total_bits(context)
         super().__init__({
             "clear": In(1), "slot": In(index_shape(lanes)), "several": In(1),
             "start": In(1), "active": In(range(lanes + 1)), "outputs_done": In(1), "busy": Out(1), "released": Out(1),
             "total": In(self._total_bits).array(lanes), "exponent": In(EXPONENT_SHAPE).array(lanes),
             "read_en": Out(1), "read_word": Out(index_shape(head_words)),
-            "outputs": In(macs * output_bits).array(lanes),
+            "outputs": In(word * output_bits).array(lanes),
             "write": Out(wiring.Signature({"valid": Out(1), "slot": Out(index_shape(lanes)), "addr": Out(index_shape(address_words)),
                                            "data": Out(work_layout(vector_lanes))})),
             "pass_done": Out(1),
@@ -502,7 +507,7 @@ class Finish(wiring.Component):
 
     def _walk(self, m, active):
         """Lane by lane, word by word, V elements by V elements."""
-        parts = self._macs // self._vector_lanes
+        parts = self._word // self._vector_lanes
         lane, word, sub = Signal(index_shape(self._lanes)), self.read_word, Signal(index_shape(parts))
         last_of_word, last_of_lane, last = Signal(), Signal(), Signal()
         m.d.comb += [last_of_word.eq(sub == parts - 1), last_of_lane.eq(last_of_word & (word == self._head_words - 1)),

@@ -76,10 +76,11 @@ class Accelerator(wiring.Component):
             mem_bytes=c.mem_bytes, max_inputs=s.max_inputs, max_rows=s.max_rows, acc_bits=c.acc_bits, vector_lanes=c.vector_lanes)
         m.submodules.vector = vector = VectorUnit(
             lanes=c.lanes, vector_lanes=c.vector_lanes, mem_bytes=c.mem_bytes, hidden=s.hidden, ffn=s.ffn, heads=s.heads,
-            kv_heads=s.kv_heads, head_dim=s.head_dim, activation=s.activation, acc_bits=c.acc_bits, **head_layout,
+            kv_heads=s.kv_heads, head_dim=s.head_dim, activation=s.activation, acc_bits=c.acc_bits, attention_macs=c.attention_macs,
+            attention_rows=c.attention_rows, **head_layout,
             head_group_bytes=c.head_group_bytes, rope_row_bytes=c.rope_row_bytes, **kv_layout, acc_read_latency=matmul.acc_read_latency)
         m.submodules.dot = dot = DotEngine(
-            lanes=c.lanes, macs=c.attention_macs, vector_lanes=c.vector_lanes, mem_bytes=c.mem_bytes, heads=s.heads,
+            lanes=c.lanes, macs=c.attention_macs, rows=c.attention_rows, vector_lanes=c.vector_lanes, mem_bytes=c.mem_bytes, heads=s.heads,
             kv_heads=s.kv_heads, head_dim=s.head_dim, hidden=s.hidden, vocab=s.vocab, context=s.context, **head_layout, **kv_layout)
         m.submodules.sampler = sampler = Sampler(vocab=s.vocab, candidates=c.sampler_candidates)
         m.submodules.sequencer = sequencer = Sequencer(program_words=c.program_words)

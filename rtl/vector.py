@@ -69,7 +69,7 @@ class VectorUnit(wiring.Component):
     lanes : int
         Token slots.
     vector_lanes, mem_bytes, hidden, ffn, heads, kv_heads, head_dim, activation, acc_bits : int (str)
-    group_rows, head_row_bytes, head_group_bytes, rope_row_bytes : int
+    attention_macs, attention_rows, group_rows, head_row_bytes, head_group_bytes, rope_row_bytes : int
     kv_scale_block_bytes, kv_half_bytes, kv_head_bytes : int
         As in `BuildConfig`.
     acc_read_latency : int
@@ -98,6 +98,8 @@ class VectorUnit(wiring.Component):
         head_dim: int,
         activation: str,
         acc_bits: int,
+        attention_macs: int,
+        attention_rows: int,
         group_rows: int,
         head_row_bytes: int,
         head_group_bytes: int,
@@ -137,6 +139,8 @@ class VectorUnit(wiring.Component):
         self._kv = dict(
             kv_heads=kv_heads,
             head_dim=head_dim,
+            attention_macs=attention_macs,
+            attention_rows=attention_rows,
             kv_scale_block_bytes=kv_scale_block_bytes,
             kv_half_bytes=kv_half_bytes,
             kv_head_bytes=kv_head_bytes,

@@ -11,6 +11,7 @@ from tritloom.firmware import integer
 from tritloom.firmware.config import CHUNK, BuildConfig
 from tritloom.firmware.integer import UFloat
 from tritloom.firmware.isa import VectorOp
+from tritloom.firmware.layout import cache_rows
 
 TABLE, ROPE, CACHE = 0x1000, 0x80000, 0x100000
 VOCAB = 45
@@ -240,8 +241,9 @@ class Machine:
                     at = CACHE + h * c.kv_head_bytes + place // CHUNK * 2 * c.kv_half_bytes + (kind - 1) * c.kv_half_bytes
                     word = np.array([integer.uf_pack(UFloat(t.m[h], t.e[h]))]).astype("<u4").tobytes()
                     row = codes.reshape(-1, s.head_dim)[h].astype(np.int8).tobytes()
-                    for start, blob in ((at + place % CHUNK * 4, word), (at + c.kv_scale_block_bytes + place % CHUNK * s.head_dim, row)):
-                        memory |= {start + k: byte for k, byte in enumerate(blob)}
+                    memory |= {at + place % CHUNK * 4 + k: byte for k, byte in enumerate(word)}
+                    places = at + c.kv_scale_block_bytes + cache_rows(c)[place % CHUNK]
+                    memory |= {int(at): byte for at, byte in zip(places, row, strict=True)}
         got: dict[int, int] = {}
         await self.command(VectorOp.QKV, self._cache(memory, got), label=f"QKV x{count}", slot=slot, count=count, a=position, b=CACHE)
         self.expect("activation", 8, q_rows)

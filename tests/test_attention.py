@@ -29,6 +29,7 @@ class Shape:
     kv_heads: int
     hidden: int
     vocab: int
+    rows: int = 1
 
     @property
     def parameters(self):
@@ -42,7 +43,17 @@ WIDE = Shape(lanes=4, macs=32, mem_bytes=32, vector_lanes=8, head_dim=32, heads=
 NARROW = Shape(lanes=1, macs=4, mem_bytes=4, vector_lanes=2, head_dim=8, heads=4, kv_heads=1, hidden=16, vocab=11)
 MIDDLE = Shape(lanes=2, macs=8, mem_bytes=16, vector_lanes=4, head_dim=16, heads=3, kv_heads=3, hidden=24, vocab=37)
 ODD = Shape(lanes=3, macs=4, mem_bytes=8, vector_lanes=4, head_dim=12, heads=8, kv_heads=2, hidden=20, vocab=9)
-SHAPES = {"wide": WIDE, "narrow": NARROW, "middle": MIDDLE, "odd": ODD}
+PAIRS = Shape(lanes=2, macs=16, rows=2, mem_bytes=16, vector_lanes=4, head_dim=24, heads=4, kv_heads=2, hidden=48, vocab=21)
+FOURS = Shape(lanes=1, macs=16, rows=4, mem_bytes=32, vector_lanes=2, head_dim=20, heads=3, kv_heads=3, hidden=32, vocab=19)
+SHAPES = {"wide": WIDE, "narrow": NARROW, "middle": MIDDLE, "odd": ODD, "pairs": PAIRS, "fours": FOURS}
+
+
+def cache_rows(shape):
+    """Offsets [CHUNK, head_dim] of the bytes of keys or values that lie side by side in groups of `rows`."""
+    word = shape.macs // shape.rows
+    row, byte = np.divmod(np.arange(CHUNK * shape.head_dim), shape.head_dim)
+    within = (row // shape.rows * (shape.head_dim // word) + byte // word) * shape.macs + row % shape.rows * word + byte % word
+    return within.reshape(CHUNK, shape.head_dim)
 
 
 def scales(rng, shape, centre, spread):
@@ -96,8 +107,7 @@ class Attend:
                     base = head * p["kv_head_bytes"] + (2 * chunk + half) * p["kv_half_bytes"]
                     word = integer.uf_pack(scale[head, position])
                     data[base + 4 * row : base + 4 * row + 4] = np.frombuffer(np.uint32(word).tobytes(), np.uint8)
-                    at = base + p["kv_scale_block_bytes"] + row * s.head_dim
-                    data[at : at + s.head_dim] = codes[head, position].astype(np.int8).view(np.uint8)
+                    data[base + p["kv_scale_block_bytes"] + cache_rows(s)[row]] = codes[head, position].astype(np.int8).view(np.uint8)
         return data.tobytes().hex()
 
     def describe(self):
@@ -243,9 +253,11 @@ def test_engine(name):
 @pytest.mark.parametrize("change, message", [
     ({"macs": 3}, "macs must be a power of two, not 3"),
     ({"lanes": 0}, "lanes must be a positive integer, not 0"),
-    ({"vector_lanes": 16}, "vector_lanes .16., macs .8., mem_bytes .16. must not fall"),
+    ({"vector_lanes": 16}, "vector_lanes .16., macs/rows .8., mem_bytes .16. must not fall"),
     ({"kv_heads": 2}, "heads .3. must be a multiple of kv_heads .2."),
-    ({"head_dim": 12}, "macs .8. must divide head_dim .12."),
+    ({"head_dim": 12}, "macs/rows .8. must divide head_dim .12."),
+    ({"rows": 4, "vector_lanes": 2, "head_dim": 6}, "a head must have as many words of 2 bytes as there are rows .4., not 3"),
+    ({"rows": 8, "vector_lanes": 2}, "macs/rows .1., mem_bytes"),
     ({"group_rows": 16}, "group_rows must be mem_bytes/2"),
     ({"kv_half_bytes": 300}, "kv_half_bytes .300. must hold the scales and 16 rows"),
 ])

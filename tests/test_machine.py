@@ -25,11 +25,11 @@ CONTEXT = 128
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """Image, machine and reference of stories-260k with three lanes and two memory ports."""
+    """Image, machine and reference of stories-260k with three lanes, two keys side by side and two memory ports."""
     folder = tmp_path_factory.mktemp("machine")
     checkpoint = open_checkpoint(MODEL, context=CONTEXT)
-    config = BuildConfig(shape=checkpoint.spec.shape, lanes=3, tables=5, rows_per_cycle=4, vector_lanes=8, attention_macs=16, mem_bytes=16,
-                         mem_ports=2, weight_fifo_beats=64, sampler_candidates=8)
+    config = BuildConfig(shape=checkpoint.spec.shape, lanes=3, tables=5, rows_per_cycle=4, vector_lanes=8, attention_macs=16,
+                         attention_rows=2, mem_bytes=16, mem_ports=2, weight_fifo_beats=64, sampler_candidates=8)
     packed = pack(checkpoint, config)
     write_image(folder / "image", config=config, spec=checkpoint.spec.to_dict(), sections=packed.sections)
     build = Path(__file__).parents[1] / "build"

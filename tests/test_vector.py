@@ -19,7 +19,8 @@ CONFIGS = {
     "wide": dict(
         lanes=3,
         vector_lanes=8,
-        attention_macs=8,
+        attention_macs=16,
+        attention_rows=2,
         mem_bytes=32,
         shape=dict(hidden=64, ffn=96, heads=4, kv_heads=2, head_dim=24, activation="relu2"),
     ),
@@ -34,7 +35,8 @@ CONFIGS = {
     "silu": dict(
         lanes=2,
         vector_lanes=4,
-        attention_macs=4,
+        attention_macs=8,
+        attention_rows=2,
         mem_bytes=16,
         shape=dict(hidden=32, ffn=48, heads=3, kv_heads=3, head_dim=16, activation="silu"),
     ),
@@ -68,6 +70,8 @@ def parameters_of(c):
         head_dim=s.head_dim,
         activation=s.activation,
         acc_bits=c.acc_bits,
+        attention_macs=c.attention_macs,
+        attention_rows=c.attention_rows,
         group_rows=c.group_rows,
         head_row_bytes=c.head_row_bytes,
         head_group_bytes=c.head_group_bytes,
