@@ -113,7 +113,7 @@ _VECTOR_DOC = {
 }
 _DOT_DOC = {
     DotOp.ATTEND: "attention of `count` tokens from `slot`, the first at `position`, over the cache at `kv_base`",
-    DotOp.HEAD: "logits of `slot` over the head rows of the weight stream",
+    DotOp.HEAD: "logits of `count` tokens from `slot` over the head rows of the weight stream; those of `slot` go to the sampler",
 }
 
 FORMS: tuple[Form, ...] = (
@@ -141,6 +141,7 @@ FORMS: tuple[Form, ...] = (
     Form("sample", Op.SAMPLE, (Operand("position", "register", 12, 4),),
          "choose a token from the next logits; register `position` enters the noise"),
     Form("token", Op.TOKEN, (RD,), "`rd` = the sampler's token; waits for it"),
+    Form("best", Op.BEST, (RD, RS), "`rd` = the token of the greatest logit of the last dot.head's `rs`-th token, from 0"),
 )
 FORM = {form.mnemonic: form for form in FORMS}
 
@@ -320,6 +321,9 @@ class Program:
 
     def token(self, rd: int) -> None:
         self.emit("token", {"rd": rd})
+
+    def best(self, rd: int, rs: int) -> None:
+        self.emit("best", {"rd": rd, "rs": rs})
 
 
 def _signed(value: int) -> int:

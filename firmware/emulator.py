@@ -92,6 +92,7 @@ class Emulator:
         self._logit_scale = UF_ONE
         self._segments: deque[list[int]] = deque()
         self._sample_position: int | None = None
+        self._best: list[int] = []
         self._logits: Int | None = None
         self._block = 0
         self._matrices: dict[tuple[int, int, int], NDArray[np.float32]] = {}
@@ -155,11 +156,15 @@ class Emulator:
                 if i.flags & 1 == DotOp.ATTEND:
                     self._attend(r[i.rd] & 0xFF, r[i.ru] & 0xFF, a, b)
                 else:
-                    self._head_rows(r[i.rd] & 0xFF)
+                    self._head_rows(r[i.rd] & 0xFF, r[i.ru] & 0xFF)
             elif i.op == Op.SAMPLE:
                 self._sample_position = a
             elif i.op == Op.TOKEN:
                 r[i.rd] = self._sample()
+            elif i.op == Op.BEST:
+                if a >= len(self._best):
+                    raise EmulatorError(f"BEST of token {a}, but the last HEAD had {len(self._best)}")
+                r[i.rd] = self._best[a]
             r[0] = 0
 
     def _emit(self, unit: str, slot: int, data: Int) -> None:
@@ -373,7 +378,7 @@ class Emulator:
             self._emit("attention", slot + index, (self._work[slot + index, :n] << 8) | (self._work_exponent[slot + index, :n] & 0xFF))
         self._work_scale = [UF_ONE] * c.lanes
 
-    def _head_rows(self, slot: int) -> None:
+    def _head_rows(self, slot: int, count: int) -> None:
         c, s = self.config, self.config.shape
         groups = ceil(s.vocab / c.group_rows)
         _, data = self._take(Destination.DOT, groups * c.head_group_bytes // c.mem_bytes)
@@ -382,7 +387,9 @@ class Emulator:
             scales = blocks[:, : c.mem_bytes].copy().view(np.uint16).reshape(-1)[: s.vocab].astype(np.int64)
             rows = blocks[:, c.mem_bytes:].reshape(groups * c.group_rows, c.head_row_bytes)[: s.vocab, : s.hidden]
             self._head = rows.copy().view(np.int8).astype(np.float64), scales
-        self._logits = integer.head_logits(self._activations[slot, : s.hidden], *self._head)
+        logits = [integer.head_logits(self._activations[slot + n, : s.hidden], *self._head) for n in range(count)]
+        self._best = [int(each.argmax()) for each in logits]
+        self._logits = logits[0]
         self._emit("logits", slot, self._logits)
 
     def _sample(self) -> int:

@@ -32,6 +32,7 @@ class Op(IntEnum):
     DOT = 18
     SAMPLE = 19
     TOKEN = 20
+    BEST = 21
 
 
 class VectorOp(IntEnum):

@@ -2,6 +2,9 @@
 
 `generation` runs a prompt of any length in passes of up to `lanes` tokens and then generates, choosing
 every token on the device. The host sees tokens only (docs/isa.md has the calling convention).
+
+With ARG_DRAFTS it checks the host's guesses instead: a pass takes the newest token and up to lanes - 1 drafted ones,
+and answers with the most likely token after each. What follows a wrong guess is not kept: later passes overwrite it.
 """
 
 from __future__ import annotations
@@ -14,9 +17,11 @@ from tritloom.firmware.layout import MemoryMap
 
 NO_STOP_TOKEN = 0xFFFFFFFF
 
-ARG_PROMPT, ARG_TOKENS, ARG_POSITION, ARG_STOP = range(4)
+ARG_PROMPT, ARG_TOKENS, ARG_POSITION, ARG_STOP, ARG_DRAFTS = range(5)
 """Arguments of the generation program: prompt length, tokens to generate (0: prefill only), position of the
-first prompt token, and the token that ends a text (NO_STOP_TOKEN for none)."""
+first prompt token, the token that ends a text (NO_STOP_TOKEN for none), and whether passes of drafts follow
+the prompt (1, with no tokens to generate). Each such pass is IN: its number of tokens (0 ends the program),
+the position of the first, the tokens; OUT: as many tokens."""
 
 
 def layer_assembly(config: BuildConfig) -> str:
@@ -64,11 +69,13 @@ def generation_assembly(config: BuildConfig, layout: MemoryMap) -> str:
     s = config.shape
     return f"""
     ; r1 position  r2 prompt tokens left  r3 tokens to generate  r4 tokens in this pass  r5 slot
-    ; r6 layer  r7 cache of the layer  r8 token  r9 scratch  r10 stop token  r11 prompt left after this pass
+    ; r6 layer  r7 cache of the layer  r8 token  r9 scratch  r10 stop token  r11 prompt left after this pass  r13 drafting
         arg     r1, {ARG_POSITION}
         arg     r2, {ARG_PROMPT}
         arg     r3, {ARG_TOKENS}
         arg     r10, {ARG_STOP}
+        arg     r13, {ARG_DRAFTS}
+        beq     r2, r0, prefilled
     prefill:
         addi    r4, r2, 0
         li      r9, {config.lanes}
@@ -107,14 +114,14 @@ def generation_assembly(config: BuildConfig, layout: MemoryMap) -> str:
         add     r1, r1, r4
         addi    r2, r11, 0
         bne     r2, r0, prefill
-        beq     r3, r0, done
-    head:
+        beq     r3, r0, prefilled
+        bne     r13, r0, verify
         vector.param length={s.hidden}                  ; final norm, head scale
         li      r4, 1
         vector.normq slot=r9 count=r4 length={s.hidden} source=0 norm=1 dest=1
         wait    vector
         sample  r1
-        dot.head slot=r9
+        dot.head slot=r9 count=r4
         addi    r3, r3, -1
         beq     r3, r0, last
         stream  {layout.entry_token}                    ; the next token's weights, ahead of its choice
@@ -131,6 +138,32 @@ def generation_assembly(config: BuildConfig, layout: MemoryMap) -> str:
         token   r8
         out     r8
         jmp     done
+    prefilled:
+        beq     r13, r0, done
+        li      r3, 1
+        li      r11, 0
+        stream  {layout.entry_token}
+    drafts:
+        in      r4
+        beq     r4, r0, stopped
+        in      r1
+        jmp     embed
+    verify:
+        vector.param length={s.hidden}                  ; final norm, head scale
+        vector.normq slot=r0 count=r4 length={s.hidden} source=0 norm=1 dest=1
+        wait    vector
+        sample  r1
+        dot.head slot=r0 count=r4
+        stream  {layout.entry_token}                    ; the next pass's weights, while the host drafts
+        token   r8                                      ; the sampler's choice is the first token's best
+        wait    dot
+        li      r5, 0
+    next_best:
+        best    r8, r5
+        out     r8
+        addi    r5, r5, 1
+        bne     r5, r4, next_best
+        jmp     drafts
     stopped:
         flush
     done:

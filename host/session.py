@@ -24,9 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from tritloom.firmware.integer import GREEDY, LOGIT_DROP, Sampling, uf_from_float, uf_pack
-from tritloom.firmware.programs import ARG_POSITION, ARG_PROMPT, ARG_STOP, ARG_TOKENS, NO_STOP_TOKEN
+from tritloom.firmware.programs import ARG_DRAFTS, ARG_POSITION, ARG_PROMPT, ARG_STOP, ARG_TOKENS, NO_STOP_TOKEN
 from tritloom.firmware.registers import FIFO_DEPTH, IDENTIFIER, MAP_VERSION, REGISTER
 from tritloom.host.backend import Backend, DeviceBusy, DeviceError, DeviceFault, DeviceTimeout, InputError
+from tritloom.host.drafting import PromptLookup
 from tritloom.host.image import Image
 
 MASK32 = 0xFFFFFFFF
@@ -85,6 +86,8 @@ class Stats:
     busy: dict[str, int]
     wall_s: float
     first_token_s: float | None
+    passes: int | None = None
+    """Passes over the weights that `drafts` took, one for each run of tokens; None without drafts."""
 
     @property
     def decode_cycles_per_token(self) -> float | None:
@@ -118,6 +121,8 @@ class _Generation:
 
     prompt: Sequence[int]
     new: int
+    drafts: int = 0
+    passes: int = 0
     taken: list[int] = field(default_factory=list)
     stamps: list[int] = field(default_factory=list)
     first: _Counters | None = None
@@ -153,6 +158,7 @@ class _Generation:
             busy=dict(zip((unit.lower() for unit in UNITS), now.busy, strict=True)),
             wall_s=(self.end_s or time.monotonic()) - self.start_s,
             first_token_s=self.first_s - self.start_s if self.first_s else None,
+            passes=self.passes if self.drafts else None,
         )
 
 
@@ -272,7 +278,7 @@ class Session:
         """Let the device read a prompt. Its last token waits for the next call, which may then generate without a prompt."""
         tokens = self._tokens(prompt)
         self._check_room(tokens, 1)
-        for _ in self._run(self._place, tokens[:-1], 0, GREEDY, (), progress):
+        for _ in self._run(self._place, tokens[:-1], 0, GREEDY, (), progress, 0):
             raise DeviceError("the device generated a token when it should only read")
         self._pending = tokens[-1]
 
@@ -283,13 +289,15 @@ class Session:
         *,
         sampling: Sampling = GREEDY,
         stop_ids: Sequence[int] = (),
+        drafts: int = 0,
         progress: Progress | None = None,
     ) -> Generator[int, None, None]:
         """Tokens that follow `prompt` and all that the device has read before, as they come.
 
         Ends after `max_new_tokens` or with the first of `stop_ids` (which is among the tokens). The request is
         checked now; the device starts with the first token asked for. Closing the iterator early stops the
-        device and forgets what was not taken.
+        device and forgets what was not taken. With `drafts`, up to so many tokens are guessed by prompt look-up and
+        checked in one pass over the weights: the text is the same, sooner where it repeats itself. Greedy only.
         """
         tokens = self._tokens(prompt)
         if max_new_tokens < 1:
@@ -299,7 +307,11 @@ class Session:
             self._check_token(token, "stop token")
         if sampling.top_k > self.config.sampler_candidates:
             raise InputError(f"top-k {sampling.top_k} is more than the machine's {self.config.sampler_candidates} candidates: lower it")
-        return self._run(self._place, tokens, max_new_tokens, sampling, tuple(stop_ids), progress)
+        if drafts and sampling != GREEDY:
+            raise InputError("drafts are checked against the most likely token: use them without a temperature, top-k or top-p")
+        if not 0 <= drafts < self.config.lanes:
+            raise InputError(f"drafts must be from 0 to {self.config.lanes - 1} on this machine of {self.config.lanes} lanes, not {drafts}")
+        return self._run(self._place, tokens, max_new_tokens, sampling, tuple(stop_ids), progress, drafts)
 
     def stop(self) -> None:
         """End the generation under way, if any. What was taken of it stays part of the text."""
@@ -400,6 +412,7 @@ class Session:
         sampling: Sampling,
         stop_ids: tuple[int, ...],
         progress: Progress | None,
+        drafts: int,
     ) -> Generator[int, None, None]:
         """The generation, checked and asked for when the text ended at `place`."""
         if not tokens:
@@ -410,13 +423,14 @@ class Session:
             raise DeviceBusy("a generation is under way: take all its tokens or close it first")
         if place != self._place:
             raise InputError("the text has changed since this generation was asked for: ask again")
-        generation = self._active = _Generation(tokens, new)
+        generation = self._active = _Generation(tokens, new, drafts)
+        known = stop_ids if drafts else stop_ids[1:]
         try:
             self._start(generation, sampling, stop_ids[0] if stop_ids else NO_STOP_TOKEN)
-            for token, stamp in self._exchange(generation, progress):
+            for token, stamp in (self._check_drafts if drafts else self._exchange)(generation, progress):
                 generation.token(token, stamp, self.backend)
                 yield token
-                if token in stop_ids[1:]:
+                if token in known:
                     self.stop()
                     return
             if self._active is generation:
@@ -434,7 +448,10 @@ class Session:
     def _start(self, generation: _Generation, sampling: Sampling, stop_id: int) -> None:
         b = self.backend
         b.write("CONTROL", CLEAR)
-        arguments = {ARG_PROMPT: len(generation.prompt), ARG_TOKENS: generation.new, ARG_POSITION: self.position, ARG_STOP: stop_id}
+        arguments = {ARG_PROMPT: len(generation.prompt), ARG_TOKENS: generation.new, ARG_POSITION: self.position, ARG_STOP: stop_id,
+                     ARG_DRAFTS: 0}  # fmt: skip
+        if generation.drafts:  # the prompt's last token is the first pass's
+            arguments |= {ARG_PROMPT: len(generation.prompt) - 1, ARG_TOKENS: 0, ARG_DRAFTS: 1}
         for index, value in arguments.items():
             b.write(f"ARG{index}", value)
         b.write("TEMPERATURE_SCALE", int(uf_pack(sampling.temperature_scale)))
@@ -470,6 +487,56 @@ class Session:
                 self._check_end(status)
                 return
             watch.step()
+
+    def _check_drafts(self, generation: _Generation, progress: Progress | None) -> Iterator[tuple[int, int]]:
+        """Pass after pass: the newest token and drafts in, the token after each out; those that the drafts foresaw count."""
+        prompt = generation.prompt
+        lookup = PromptLookup(prompt, generation.drafts)
+        position, newest, left = self.position + len(prompt) - 1, prompt[-1], generation.new
+        for done, token in enumerate(prompt[:-1]):
+            self._push(token)
+            if progress:
+                progress(max(done + 1 - FIFO_DEPTH, 0), len(prompt))
+        while left and self._active is generation:
+            drafted = lookup.draft(min(left - 1, self.config.shape.context - position - 1))
+            for word in (1 + len(drafted), position, newest, *drafted):
+                self._push(word)
+            generation.passes += 1
+            answers = [self._pull() for _ in range(1 + len(drafted))]
+            accepted = next((i for i, guess in enumerate(drafted) if guess != answers[i][0]), len(drafted))
+            lookup.took(len(drafted), accepted)
+            for token, stamp in answers[: accepted + 1]:
+                lookup.push(token)
+                newest, left, position = token, left - 1, position + 1
+                yield token, stamp
+                if self._active is not generation:
+                    return
+        self._push(0)
+        watch = _Watch(self, "the end of its program")
+        while STATUS["RUNNING"].get(status := self.backend.read("STATUS")):
+            watch.step()
+        self._check_end(status)
+
+    def _push(self, word: int) -> None:
+        watch = _Watch(self, "room for a token")
+        while not STATUS["PROMPT_ROOM"].get(status := self.backend.read("STATUS")):
+            if not STATUS["RUNNING"].get(status):
+                self._check_end(status)
+            watch.step()
+        self.backend.write("TOKEN_IN", word)
+
+    def _pull(self) -> tuple[int, int]:
+        """The next token and its cycle stamp."""
+        b, watch = self.backend, _Watch(self, "a token")
+        while not b.read("TOKEN_LEVEL"):
+            if not STATUS["RUNNING"].get(status := b.read("STATUS")):
+                self._check_end(status)
+                raise DeviceFault("the program ended before its last token", self.state())
+            watch.step()
+        stamp, token = b.read("TOKEN_CYCLE"), TOKEN_OUT["TOKEN"].get(b.read("TOKEN_OUT"))
+        if token >= self.config.shape.vocab:
+            raise DeviceFault(f"the device sent {token}, which is no token", self.state())
+        return token, stamp
 
     def _check_end(self, status: int) -> None:
         if STATUS["MEMORY_ERROR"].get(status):

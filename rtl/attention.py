@@ -143,7 +143,7 @@ class PassControl(wiring.Component):
             with m.State("SETUP"):
                 m.d.comb += [self.begin.eq(1), self.start.eq(op == DotOp.ATTEND)]
                 with m.If(op == DotOp.HEAD):
-                    m.d.sync += active.eq(1)
+                    m.d.sync += active.eq(self.count)
                     m.next = "LOAD"
                 with m.Else():
                     m.d.sync += position.eq(position + self.count - 1)
@@ -407,7 +407,8 @@ class DotEngine(wiring.Component):
     to their own; their query codes and scales lie in the engine's buffers, keys and values in memory from
     `kv_base` (firmware/config.py has the layout). For one token the lanes take query heads that share a
     key/value head; for several they take the tokens. Outputs leave as work elements.
-    HEAD: the codes of `slot` against the rows of the weight stream; logits leave in the order of their ids.
+    HEAD: the codes of `count` slots from `slot` against the rows of the weight stream. The logits of the first leave in
+    the order of their ids; of each, the id of the greatest logit (the lowest of equals) stands in `best` until the next HEAD.
 
     Memory beyond what is visible may hold anything.
 
@@ -437,6 +438,7 @@ class DotEngine(wiring.Component):
     read_request : Out(stream {addr, beats}), read_data : In(stream of 8*mem_bytes bits)
     work_write : {valid, slot, addr, data}, work_clear : Out(1)
     logits_o : Out(stream of signed(LOGIT_BITS))
+    best : Out(array of token ids, one per lane)
     saturated : Out(1)
         High for a cycle when a score saturated.
     """
@@ -490,6 +492,7 @@ class DotEngine(wiring.Component):
                 "data": Out(work_layout(vector_lanes))})),
             "work_clear": Out(1),
             "logits_o": Out(stream.Signature(LOGIT)),
+            "best": Out(data.ArrayLayout(index_shape(vocab), lanes)),
             "saturated": Out(1),
         })
 
@@ -555,10 +558,11 @@ class DotEngine(wiring.Component):
 
         saturated = Signal(self._lanes)
         m.d.sync += self.saturated.eq(saturated.any())
+        sum_bits = dot_bits(max(self._p["head_dim"], self._p["hidden"]))
+        scores = []
         for i in range(self._lanes):
-            sum_bits = dot_bits(max(self._p["head_dim"], self._p["hidden"]) if i == 0 else self._p["head_dim"])
             m.submodules[f"dot{i}"] = dot = DotLane(
-                macs=self._macs, rows=self._rows, head_words=self._head_words, vector_words=self._row_words if i == 0 else 0,
+                macs=self._macs, rows=self._rows, head_words=self._head_words, vector_words=self._row_words,
                 sum_bits=sum_bits, output_bits=output_bits, step=self._step)
             m.submodules[f"score{i}"] = score = ScoreLane(lane=i, dot_bits=sum_bits, dot_delay=dot.latency - 2, step=self._step)
             m.submodules[f"softmax{i}"] = lane = SoftmaxLane(lane=i, context=self._context, chunk=chunk_layout)
@@ -569,7 +573,7 @@ class DotEngine(wiring.Component):
                 dot.scale_one.eq(sequencer.scale_one[i]), dot.scale_eight.eq(sequencer.scale_eight[i]),
                 dot.read_en.eq(finish.read_en), dot.read_word.eq(finish.read_word), finish.outputs[i].eq(dot.output),
                 score.row.eq(rows[2]), score.valid.eq(rows[2].valid),
-                score.key_scale.eq(key_scale), score.row_scale.eq(row_scale if i == 0 else 0),
+                score.key_scale.eq(key_scale), score.row_scale.eq(row_scale),
                 score.back.eq(control.back[i]), lane.back.eq(control.back[i]),
                 score.dot.eq(dot.dot), saturated[i].eq(score.saturated),
                 score.read_addr.eq(Cat(softmax.row, softmax.parity)), lane.score.eq(score.score),
@@ -581,9 +585,10 @@ class DotEngine(wiring.Component):
             m.d.comb += [getattr(lane, name).eq(getattr(softmax, name))
                          for name in ("parity", "begin", "measure", "relate", "apply", "settle", "row_valid", "row")]
             m.d.comb += [getattr(lane.scan, name).eq(value) for name, value in scan.items()]
-            if i == 0:
-                m.d.comb += newly_scored.eq(score.scored)
-                self._logits(m, control, sequencer, score)
+            scores.append(score)
+        m.d.comb += newly_scored.eq(scores[0].scored)
+        self._logits(m, control, sequencer, scores[0])
+        self._best(m, control, scores)
         return m
 
     def _rows_one_by_one(self, m, step):
@@ -719,3 +724,15 @@ class DotEngine(wiring.Component):
             m.d.sync += complete.eq(0)
         with m.Elif(head_done):
             m.d.sync += complete.eq(1)
+
+    def _best(self, m, control, scores):
+        """The id of each lane's greatest logit: all lanes see the logits of a row in the same cycle."""
+        row = Signal(index_shape(self._p["vocab"]))
+        with m.If(control.begin):
+            m.d.sync += row.eq(0)
+        with m.Elif(scores[0].logit_valid):
+            m.d.sync += row.eq(row + 1)
+        for i, score in enumerate(scores):
+            greatest = Signal(LOGIT, name=f"greatest{i}")
+            with m.If(score.logit_valid & ((row == 0) | (score.logit > greatest))):
+                m.d.sync += [greatest.eq(score.logit), self.best[i].eq(row)]

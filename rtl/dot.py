@@ -79,7 +79,7 @@ class DotLane(wiring.Component):
     head_words : int
         Words of A/R bytes in a head, at least R.
     vector_words : int
-        Words of A bytes in the hidden vector, for the lane that serves the LM head; else 0.
+        Words of A bytes in the hidden vector.
     sum_bits : int
         Width of a dot product.
     output_bits : int
@@ -109,7 +109,6 @@ class DotLane(wiring.Component):
         self._macs, self._rows, self._head_words, self._output_bits, self._sum_bits = macs, rows, head_words, output_bits, sum_bits
         self._width = macs // rows
         self._bank_bits = (head_words - 1).bit_length()
-        self._serves_head = vector_words > 0
         self._vector_words = max(vector_words, 2 << self._bank_bits)
         self.latency = self.dot_latency(macs, rows)
         word = self._width
@@ -178,8 +177,7 @@ class DotLane(wiring.Component):
         return m
 
     def _fetch(self, m):
-        width = self._macs if self._serves_head else self._width
-        m.submodules.vector = store = memory.Memory(shape=8 * width, depth=self._vector_words, init=[])
+        m.submodules.vector = store = memory.Memory(shape=8 * self._macs, depth=self._vector_words, init=[])
         write, read = store.write_port(), store.read_port()
         banked = Cat(self.step.word[:self._bank_bits], self.step.bank)
         m.d.comb += [
@@ -196,7 +194,7 @@ class DotLane(wiring.Component):
             Value.cast(weight_write.data).eq(given.data.replicate(self._rows)),
             weight_read.en.eq(self.step.valid), weight_read.addr.eq(Cat(self.step.row[bits:4], self.step.parity)),
         ]
-        return read.data if self._serves_head else read.data.replicate(self._rows), weight_read.data
+        return read.data, weight_read.data
 
     def _accumulate(self, m, stages, product):
         """Cycle 3: add the rows' products. Then add them to the output word read a cycle before."""
@@ -239,10 +237,9 @@ class DotLane(wiring.Component):
         if self._rows > 1:
             complete, of_head = delay(m, valid & done, 1, "complete"), delay(m, head, 1, "of_head")
             waiting = [Signal.like(self.dot, name=f"waiting{part}") for part in range(1, self._rows)]
-            together = sum(sums[1:], sums[0]) if self._serves_head else 0
             m.d.sync += [self.dot.eq(waiting[0]), *(here.eq(there) for here, there in zip(waiting, waiting[1:], strict=False))]
             with m.If(complete):
-                m.d.sync += [self.dot.eq(Mux(of_head, together, sums[0]) if self._serves_head else sums[0]),
+                m.d.sync += [self.dot.eq(Mux(of_head, sum(sums[1:], sums[0]), sums[0])),
                              *(here.eq(total) for here, total in zip(waiting, sums[1:], strict=True))]
 
 

@@ -47,6 +47,8 @@ class Sequencer(wiring.Component):
     ----------
     program_words : int
         Instructions the program memory holds, a power of two.
+    lanes : int
+        P.
 
     Members
     -------
@@ -68,6 +70,8 @@ class Sequencer(wiring.Component):
         Commands.
     token_i : In(stream(32))
         TOKEN: from the sampler.
+    best : In(array of 32)
+        BEST: a token per lane, from the dot engine.
     stream_start : Out(stream(8)), flush : Out(1), flushing : In(1)
         STREAM and FLUSH.
     unit_busy : In(5)
@@ -76,10 +80,10 @@ class Sequencer(wiring.Component):
 
     latency = 3
 
-    def __init__(self, *, program_words: int):
+    def __init__(self, *, program_words: int, lanes: int):
         if not isinstance(program_words, int) or program_words < 2 or program_words & (program_words - 1):
             raise ValueError(f"program_words must be a power of two from 2, not {program_words!r}")
-        self._words = program_words
+        self._words, self._lanes = program_words, lanes
         bits = (program_words - 1).bit_length()
         super().__init__({
             "program": In(loader_signature(bits)),
@@ -94,6 +98,7 @@ class Sequencer(wiring.Component):
             "dot": Out(stream.Signature(DOT_COMMAND)),
             "sampler": Out(stream.Signature(SAMPLE_COMMAND)),
             "token_i": In(stream.Signature(32)),
+            "best": In(data.ArrayLayout(32, lanes)),
             "stream_start": Out(stream.Signature(8)),
             "flush": Out(1), "flushing": In(1),
             "unit_busy": In(UNITS),
@@ -251,5 +256,7 @@ class Sequencer(wiring.Component):
                 offer(self.sampler)
             with m.Case(Op.TOKEN):
                 take(self.token_i)
+            with m.Case(Op.BEST):
+                put(self.best[rs[:max(1, (self._lanes - 1).bit_length())]] if self._lanes > 1 else self.best[0])
             with m.Default():
                 halt(UNKNOWN_INSTRUCTION)

@@ -83,7 +83,7 @@ class Accelerator(wiring.Component):
             lanes=c.lanes, macs=c.attention_macs, rows=c.attention_rows, vector_lanes=c.vector_lanes, mem_bytes=c.mem_bytes, heads=s.heads,
             kv_heads=s.kv_heads, head_dim=s.head_dim, hidden=s.hidden, vocab=s.vocab, context=s.context, **head_layout, **kv_layout)
         m.submodules.sampler = sampler = Sampler(vocab=s.vocab, candidates=c.sampler_candidates)
-        m.submodules.sequencer = sequencer = Sequencer(program_words=c.program_words)
+        m.submodules.sequencer = sequencer = Sequencer(program_words=c.program_words, lanes=c.lanes)
         m.submodules.registers = registers = ControlRegisters(
             digest=c.digest, mem_bytes=c.mem_bytes, mem_ports=c.mem_ports, program_words=c.program_words)
 
@@ -155,6 +155,7 @@ class Accelerator(wiring.Component):
             m.d.comb += [unit.cmd.valid.eq(source.valid), source.ready.eq(unit.cmd.ready)]
             m.d.comb += [unit.cmd.payload[name].eq(source.payload[name]) for name, _ in unit.cmd.payload.shape()]
         wiring.connect(m, sampler.token_o, sequencer.token_i)
+        m.d.comb += [sequencer.best[i].eq(dot.best[i]) for i in range(self.config.lanes)]
         wiring.connect(m, sequencer.stream_start, memory.start)
         wiring.connect(m, registers.prompt_o, sequencer.prompt_i)
         wiring.connect(m, sequencer.token_o, registers.token_i)

@@ -32,6 +32,8 @@ async def attends(dut):
         idle = await watch.idle()
         results[-1] |= {"writes": watch.writes, "saturated": watch.saturated, "clears": watch.clears, "beats": memory.beats}
         results[-1].setdefault("cycles", idle - accepted[0] - 1)
+        best, bits = int(dut.best.value), len(dut.best) // p["lanes"]
+        results[-1]["best"] = [best >> bits * i & (1 << bits) - 1 for i in range(p["lanes"])]
         assert not memory.pending, "data was requested and not taken"
     streams.report(results=results)
 

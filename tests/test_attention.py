@@ -164,10 +164,11 @@ class Attend:
 
 @dataclass
 class Head:
-    """A hidden vector against the vocabulary."""
+    """Hidden vectors against the vocabulary."""
 
     shape: Shape
     slot: int = 0
+    count: int = 1
     extreme: bool = False
     stall: str = "none"
     logit_stall: str = "none"
@@ -193,13 +194,17 @@ class Head:
                 if i < s.vocab:
                     row[: s.hidden] = self.rows[i].astype(np.int8).view(np.uint8)
                 beats += [row[j : j + s.mem_bytes].tobytes() for j in range(0, len(row), s.mem_bytes)]
-        return {"op": DotOp.HEAD, "slot": self.slot, "count": 1, "position": 0, "kv_base": 0, "beats": [b[::-1].hex() for b in beats],
+        return {"op": DotOp.HEAD, "slot": self.slot, "count": self.count, "position": 0, "kv_base": 0,
+                "beats": [b[::-1].hex() for b in beats],
                 "stall": self.stall, "logit_stall": self.logit_stall, "activations": activation_writes(s, self.codes), "query_scales": []}
 
     def check(self, result):
         expected = integer.head_logits(self.codes[self.slot], self.rows.astype(np.int8), self.row_scale)
         wrong = np.flatnonzero(np.array(result["logits"]) != expected)
         assert not len(wrong), f"logit {wrong[0]}: got {result['logits'][wrong[0]]}, expected {expected[wrong[0]]}"
+        for i in range(self.count):
+            logits = integer.head_logits(self.codes[self.slot + i], self.rows.astype(np.int8), self.row_scale)
+            assert result["best"][i] == logits.argmax(), f"token {i} of {self.count}: best is {result['best'][i]}, not {logits.argmax()}"
         if self.stall == self.logit_stall == "none":
             s, p = self.shape, self.shape.parameters
             groups = -(-s.vocab // p["group_rows"])
@@ -224,7 +229,7 @@ def activation_writes(shape, codes):
 def check(shape, jobs):
     """Run all jobs in one simulation; compare everything; return what was measured."""
     measured = harness.run(DotEngine(**shape.parameters), "attention", "cocotb_attention",
-                           parameters={"jobs": [job.describe() for job in jobs], "vocab": shape.vocab})
+                           parameters={"jobs": [job.describe() for job in jobs], "vocab": shape.vocab, "lanes": shape.lanes})
     for job, result in zip(jobs, measured["results"], strict=True):
         job.check(result)
     return measured["results"]
@@ -244,6 +249,8 @@ def test_engine(name):
     jobs += [Attend(shape, CONTEXT - 1 - last, shape.lanes, kind=kind, spread=0) for kind in ("extreme", "climbing", "falling")]
     jobs += [Head(shape, stall="random"), Head(shape, logit_stall="rare"), Head(shape, stall="periodic", logit_stall="random"),
              Attend(shape, 1, 1, spread=3, stall="rare"), Head(shape)]
+    jobs += [Head(shape, shape.lanes - count, count, stall="random") for count in range(1, shape.lanes + 1)]
+    jobs += [Head(shape, count=shape.lanes, extreme=True), Attend(shape, 20, shape.lanes)]
     results = check(shape, jobs)
     for job, result in zip(jobs, results, strict=True):
         if isinstance(job, Attend) and job.stall == "none" and job.kind != "climbing":

@@ -71,6 +71,20 @@ def test_a_generation_goes_on_where_the_last_one_ended(built):
     assert got == expected + reference.generate([expected[-1], *second], 3)
 
 
+@pytest.mark.parametrize("drafts", [1, 2])
+def test_drafts_change_nothing_but_the_number_of_passes(built, drafts):
+    image, backend, reference = built
+    ids = 3 * prompt(6)
+    with Session(backend, image) as session:
+        got = list(session.generate(ids, 24, drafts=drafts))
+        passes = session.stats().passes
+        got += session.generate(prompt(3), 4)
+    reference.reset()
+    expected = reference.generate(ids, 24)
+    assert got == expected + reference.generate([expected[-1], *prompt(3)], 4)
+    assert passes < 24
+
+
 def test_a_stopped_generation_leaves_a_working_machine(built):
     image, backend, reference = built
     with Session(backend, image) as session:

@@ -121,13 +121,13 @@ def arithmetic_and_branches():
 
 
 def unknown_instruction():
-    return {"program": [0x15], "prompt": [], "args": [0] * 8, "entry": 0}, [[], 0xFFFFFFFF]
+    return {"program": [0x16], "prompt": [], "args": [0] * 8, "entry": 0}, [[], 0xFFFFFFFF]
 
 
 def test_programs():
     cases = [(make(), stall) for make in (echo, arithmetic_and_branches, unknown_instruction) for stall in ("none", "random")]
     jobs = [job | {"count": len(wanted[0]), "stall": stall} for (job, wanted), stall in cases]
-    result = harness.run(Sequencer(program_words=WORDS), "sequencer", __name__, parameters={"jobs": jobs}, testcase="runs")
+    result = harness.run(Sequencer(program_words=WORDS, lanes=3), "sequencer", __name__, parameters={"jobs": jobs}, testcase="runs")
     assert result["results"] == [wanted for (_, wanted), _ in cases for _ in range(2)]
 
 
@@ -136,14 +136,15 @@ async def commands(dut):
     """Every unit command, the sampler's token, and the cycle of each."""
     p = streams.parameters()
     bench = await begin(dut, p["program"])
+    dut.best.value = sum(token << 32 * i for i, token in enumerate(p["best"]))
     ports = ("vector", "matmul", "dot", "sampler", "stream_start")
     agents = {name: streams.receive(dut, name, 1, stall=p["stall"]) for name in ports}
     started = bench.cycle + 1
     await pulse(dut, "start")
     streams.send(dut, "token_i", [77], stall=p["stall"])
-    token = await streams.receive(dut, "token_o", 1)
+    tokens = await streams.receive(dut, "token_o", 4)
     await ended(dut)
-    streams.report(got={name: (await agent)[0] for name, agent in agents.items()}, token=token[0],
+    streams.report(got={name: (await agent)[0] for name, agent in agents.items()}, tokens=tokens,
                    latency=(await agents["vector"]).cycles[0] - started)
 
 
@@ -160,10 +161,14 @@ def test_commands(stall):
     p.token(6)
     p.stream(200)
     p.out(6)
+    for lane in range(3):
+        p.li(7, lane)
+        p.best(8, 7)
+        p.out(8)
     p.halt()
     words = p.encode()[1:]
-    result = harness.run(Sequencer(program_words=WORDS), "sequencer", __name__, testcase="commands",
-                         parameters={"program": words, "stall": stall})
+    result = harness.run(Sequencer(program_words=WORDS, lanes=3), "sequencer", __name__, testcase="commands",
+                         parameters={"program": words, "stall": stall, "best": [5, 0xFFFFFFFF, 131071]})
     assert result["got"] == {
         "vector": {"op": 6, "source": 1, "norm": 0, "dest": 1, "slot": 0xA1, "count": 0xB2, "length": 0xBEEF,
                    "a": 0x13131313, "b": 0xF4F4F4F4},
@@ -172,7 +177,7 @@ def test_commands(stall):
         "sampler": {"position": 0x13131313},
         "stream_start": 200,
     }
-    assert result["token"] == 77
+    assert result["tokens"] == [77, 5, 0xFFFFFFFF, 131071]
     if stall == "none":
         assert result["latency"] == 4 * 4 + Sequencer.latency
 
@@ -218,7 +223,7 @@ def test_wait_sees_a_unit_at_once():
     p.wait(Unit.VECTOR | Unit.WRITES)
     p.out(0)
     p.halt()
-    result = harness.run(Sequencer(program_words=WORDS), "sequencer", __name__, testcase="waits",
+    result = harness.run(Sequencer(program_words=WORDS, lanes=3), "sequencer", __name__, testcase="waits",
                          parameters={"program": p.encode(), "lengths": [1, 2, 5, 40]})
     for first, second in result["out"]:
         assert 0 < first < 12, "the first wait ends with the vector unit, not with matmul"
@@ -265,7 +270,7 @@ def test_stop_in_every_instruction():
     blocked = ("in r1", "out r1", "token r1", "stream 3", "wait dot", "vector.param length=3", "matmul", "dot.head", "sample r1")
     programs = [(assemble(f"{text}\n halt 1"), 20) for text in blocked for _ in range(2)]
     programs += [(assemble("loop: jmp loop"), after) for after in range(5)]
-    harness.run(Sequencer(program_words=WORDS), "sequencer", __name__, testcase="stops", parameters={"programs": programs})
+    harness.run(Sequencer(program_words=WORDS, lanes=3), "sequencer", __name__, testcase="stops", parameters={"programs": programs})
 
 
 @cocotb.test()
@@ -293,16 +298,16 @@ async def flushes(dut):
 
 
 def test_flush():
-    harness.run(Sequencer(program_words=WORDS), "sequencer", __name__, testcase="flushes",
+    harness.run(Sequencer(program_words=WORDS, lanes=3), "sequencer", __name__, testcase="flushes",
                 parameters={"program": assemble("li r1, 3\nflush\nhalt 0")})
 
 
 def test_every_opcode_is_known():
-    assert set(Op) == set(range(21))
+    assert set(Op) == set(range(22))
 
 
 @pytest.mark.filterwarnings("ignore::amaranth.hdl._ir.UnusedElaboratable")
 def test_parameters_are_validated():
     with pytest.raises(ValueError, match="program_words must be a power of two from 2, not 100"):
-        Sequencer(program_words=100)
+        Sequencer(program_words=100, lanes=1)
     gc.collect()  # within the filter: Amaranth complains of components that nobody used

@@ -14,6 +14,7 @@ from tritloom.firmware.registers import FIFO_DEPTH
 from tritloom.gen.checkpoint import open_checkpoint
 from tritloom.gen.pack import pack, quantise
 from tritloom.host.backend import DeviceBusy, DeviceError, DeviceFault, DeviceTimeout, InputError
+from tritloom.host.drafting import PromptLookup
 from tritloom.host.image import Image, ImageError, write_image
 from tritloom.host.session import Session, sampling
 from tritloom.host.tokenizer import Tokenizer
@@ -119,6 +120,77 @@ def test_sampling_is_reproducible_and_depends_on_the_seed(session):
         session.reset()
         texts.append(list(session.generate(PROMPT, 8, sampling=sampling(1.0, top_k=40, top_p=0.95, seed=seed))))
     assert texts[0] == texts[1] != texts[2]
+
+
+# Drafts ----------------------------------------------------------------------------------------------
+
+
+class Prophet(PromptLookup):
+    """Knows the text, and is wrong at every place divisible by `wrong`."""
+
+    text, wrong = [], 1000
+
+    def draft(self, room):
+        at = len(self._text)
+        ahead = self.text[at : at + min(room, self._most)]
+        return [token ^ (i % self.wrong == 0) for i, token in enumerate(ahead, at)]
+
+
+@pytest.mark.parametrize(("drafts", "wrong", "passes"), [(1, 1000, 12), (3, 1000, 6), (3, 2, 12), (2, 5, 10), (3, 1, 24)])
+def test_drafts_do_not_change_the_text(session, monkeypatch, drafts, wrong, passes):
+    plain = list(session.generate(PROMPT, 24))
+    monkeypatch.setattr("tritloom.host.session.PromptLookup", Prophet)
+    monkeypatch.setattr(Prophet, "text", PROMPT + plain)
+    monkeypatch.setattr(Prophet, "wrong", wrong)
+    session.reset()
+    assert list(session.generate(PROMPT, 24, drafts=drafts)) == plain
+    assert session.stats().passes == passes
+    monkeypatch.undo()
+    session.reset()
+    first = list(session.generate(PROMPT, 7, drafts=drafts))
+    assert first + list(session.generate((), 1, drafts=drafts)) + list(session.generate((), 16)) == plain
+
+
+def test_drafts_end_where_the_text_ends(session):
+    prompt = 3 * PROMPT
+    plain = list(session.generate(prompt, 20))
+    stop = plain[9]
+    session.reset()
+    assert list(session.generate(prompt, 20, stop_ids=[stop], drafts=3)) == plain[: plain.index(stop) + 1]
+    session.reset()
+    room = CONTEXT - len(prompt) + 1
+    assert len(list(session.generate(prompt, room, drafts=3))) == room
+    session.reset()
+    tokens = session.generate(prompt, 20, drafts=3)
+    assert [next(tokens) for _ in range(4)] == plain[:4]
+    tokens.close()
+    assert list(session.generate((), 16)) == plain[4:]
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (dict(drafts=4), "drafts must be from 0 to 3 on this machine of 4 lanes, not 4"),
+    (dict(drafts=-1), "drafts must be from 0 to 3"),
+    (dict(drafts=2, sampling=sampling(temperature=1.0)), "use them without a temperature"),
+])  # fmt: skip
+def test_drafts_that_cannot_be(session, arguments, message):
+    with pytest.raises(InputError, match=message):
+        session.generate(PROMPT, 4, **arguments)
+
+
+def test_prompt_lookup():
+    lookup = PromptLookup([1, 2, 3, 4, 5, 1, 2, 3, 9, 9, 7, 1, 2, 3], most=3)
+    assert lookup.draft(5) == [9, 9, 7], "the latest place goes first"
+    assert lookup.draft(2) == [9, 9]
+    lookup.took(3, 1)
+    assert lookup.draft(5) == [9, 9]
+    lookup.took(2, 0)
+    assert lookup.draft(5) == [9]
+    lookup.took(1, 1)
+    for token in (4, 5):
+        lookup.push(token)
+    assert lookup.draft(5) == [1, 2, 3]
+    lookup.push(8)
+    assert lookup.draft(5) == [] and PromptLookup([], 3).draft(3) == []
 
 
 def test_prompts_longer_than_the_fifo(image):

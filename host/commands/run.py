@@ -46,6 +46,9 @@ def command(
         float | None, typer.Option("--top-p", metavar="P", help="Choose among the likeliest tokens of total probability P.")
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", metavar="S", help="Seed of the choice, 0 by default.")] = None,
+    drafts: Annotated[
+        int, typer.Option("--drafts", metavar="N", help="Guess up to N tokens from the text and check them in one pass; greedy only.")
+    ] = 0,
     ignore_stop: Annotated[bool, typer.Option("--ignore-stop", help="Go on after the model's end of text.")] = False,
     timing: Annotated[
         str | None, typer.Option("--timing", metavar="NAME", help="Timing of the simulated memory (the board's by default).")
@@ -77,7 +80,7 @@ def command(
         with console.step("Loading the machine"):
             session = Session(device, image)
         with session:
-            generate(session, tokenizer, prompt, ids, count, () if ignore_stop else spec.eos_ids, choice, console)
+            generate(session, tokenizer, prompt, ids, count, () if ignore_stop else spec.eos_ids, choice, drafts, console)
     finally:
         device.close()
 
@@ -115,6 +118,7 @@ def generate(
     tokens: int,
     stop_ids: tuple[int, ...],
     choice: Any,
+    drafts: int,
     console: Console,
 ) -> None:
     """Stream the text, then show what it cost."""
@@ -128,7 +132,7 @@ def generate(
         console.stream(piece)
 
     with console.step("Reading the prompt") as update:
-        run = session.generate(ids, tokens, sampling=choice, stop_ids=stop_ids, progress=update)
+        run = session.generate(ids, tokens, sampling=choice, stop_ids=stop_ids, drafts=drafts, progress=update)
         first = next(run)
     console.stream(prompt)
     for token in itertools.chain([first], run):
@@ -154,6 +158,7 @@ def summary(session: Session, stats: Stats, wall: float) -> dict[str, Any]:
         "clock_hz": clock,
         "tokens_per_s_at_clock": clock / per_token if per_token else None,
         "memory_share": stats.memory_share,
+        "passes": stats.passes,
         "saturations": stats.saturations,
         "wall_s": wall,
         "wall_tokens_per_s": stats.tokens / wall if wall else None,
@@ -169,6 +174,8 @@ def report(stats: Stats, data: dict[str, Any]) -> str:
         rows.append((f"prefill, {stats.prompt_tokens} tokens", f"{cycles:,} cycles ({seconds(cycles / clock)} {at})"))
     if (cycles := stats.decode_cycles_per_token) is not None:
         rows.append(("decode", f"{cycles:,.0f} cycles per token ({data['tokens_per_s_at_clock']:,.1f} tokens/s {at})"))
+    if stats.passes:
+        rows.append(("drafts", f"{stats.tokens / stats.passes:.2f} tokens for each pass over the weights"))
     if stats.memory_share is not None:
         rows.append(("memory", f"{100 * stats.memory_share:.1f} % of the bandwidth used"))
     rows.append(("wall clock", f"{seconds(data['wall_s'])}, {data['wall_tokens_per_s']:.2f} tokens/s on backend {data['backend']}"))
