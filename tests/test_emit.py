@@ -1,6 +1,7 @@
 """Shared emission: a lane's module occurs once, behaves as it does in place, and is refused where it could not."""
 
 import re
+from dataclasses import replace
 
 import pytest
 from amaranth import Module, ResetInserter, Signal
@@ -8,9 +9,11 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.sim import Simulator
 
+from test_generate import TINY
 from tritloom.gen.emit import Emission, EmissionError, to_rtlil, to_verilog
 from tritloom.rtl.shared import once
 from tritloom.rtl.tlmm import TernaryMatmul
+from tritloom.rtl.top import Accelerator
 from tritloom.rtl.ufloat import SerialDivider
 
 MATMUL = {"tables": 2, "rows_per_cycle": 2, "table_form": "symmetric14", "packing": "trit5", "mem_bytes": 4, "max_inputs": 12,
@@ -105,3 +108,12 @@ def test_equal_parameters_must_mean_equal_components(monkeypatch):
 def test_an_inserted_reset_is_refused():
     with pytest.raises(EmissionError, match=r"top\.delay1 stands in a ResetInserter"):
         to_rtlil(Chain([Delay(width=8), Delay(width=8)], wrap=ResetInserter(Signal())))
+
+
+@pytest.mark.slow
+def test_all_lanes_of_a_machine_are_what_their_parameters_say():
+    text = Emission(verify=True).convert(Accelerator(replace(TINY, lanes=3)), "top")
+    names = re.findall(r"^module \\(\S+)$", text, re.M)
+    assert len(set(names)) == len(names)
+    assert {"lookup_lane", "dot_lane", "dot_lane_2", "score_lane", "score_lane_2", "softmax_lane", "axi_reader"} <= set(names)
+    assert not {"lookup_lane_2", "dot_lane_3", "score_lane_3", "softmax_lane_2"} & set(names)
