@@ -219,16 +219,16 @@ def resources(config: BuildConfig, family: str) -> dict[str, int]:
 
 def unit_designs(config: BuildConfig) -> dict[str, list[str]]:
     """RTLIL of each unit of a machine, its top module called `top`; several texts where a unit has several parts."""
-    from amaranth.back import rtlil
-
+    from tritloom.gen import emit
     from tritloom.rtl.top import Accelerator
 
-    text = rtlil.convert(Accelerator(config), name="machine", emit_src=False)
+    text = emit.to_rtlil(Accelerator(config), "machine")
     modules = {m[1]: m[0] for m in re.finditer(r"(?:^attribute[^\n]*\n)*^module \\(\S+)\n.*?^end\n", text, re.S | re.M)}
+    shared = [body for name, body in modules.items() if name.partition(".")[0] != "machine"]
     parts: dict[str, list[str]] = {unit: [] for unit in UNITS}
     for name in sorted(n for n in modules if n.count(".") == 1):
         inside = [body for other, body in modules.items() if other == name or other.startswith(name + ".")]
-        design = re.sub(rf"^module \\{re.escape(name)}$", r"module \\top", "".join(inside), flags=re.M)
+        design = re.sub(rf"^module \\{re.escape(name)}$", r"module \\top", "".join(inside + shared), flags=re.M)
         unit = name.partition(".")[2]
         parts[unit if unit in UNITS else "control"].append(design)
     return parts

@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from tritloom.firmware.config import BuildConfig
-from tritloom.gen import registers, verilator, yosys
+from tritloom.gen import registers, verilator
 
 __all__ = ["WAIVERS", "GenerateError", "cached_verilog", "generate_verilog", "lint", "source_digest", "write_atomically", "write_machine"]
 
@@ -22,7 +22,7 @@ Progress = Callable[..., None]
 """Called with (done, total, text)."""
 
 VERILOG = "tritloom.v"
-SOURCES = ("rtl", "firmware", "gen/generate.py")
+SOURCES = ("rtl", "firmware", "gen/emit.py", "gen/generate.py")
 """What the emitted Verilog depends on, besides the configuration."""
 
 WAIVERS = {
@@ -65,12 +65,10 @@ def header(config: BuildConfig) -> str:
 
 def generate_verilog(config: BuildConfig) -> str:
     """The machine's Verilog: module `top`, clock `clk`, reset `rst`. Takes from seconds to a minute."""
-    from amaranth.back import verilog
-
+    from tritloom.gen import emit
     from tritloom.rtl.top import Accelerator
 
-    yosys.prepare()
-    return header(config) + verilog.convert(Accelerator(config), name="top", emit_src=False, strip_internal_attrs=True)
+    return header(config) + emit.to_verilog(Accelerator(config), "top")
 
 
 @functools.cache

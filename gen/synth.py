@@ -99,9 +99,9 @@ def synthesise(design: Any, family: str, *, top: str = TOP, timeout_s: float = 6
     if isinstance(design, str):
         text, read = design, "read_verilog"
     else:
-        from amaranth.back import rtlil
+        from tritloom.gen import emit
 
-        text, read = rtlil.convert(design, name=top, emit_src=False), "read_rtlil"
+        text, read = emit.to_rtlil(design, top), "read_rtlil"
     # The names Amaranth gives to fields, like `sum[0]`, clash with those ABC9 makes up for the bits of `sum`.
     script = f"{read} design; rename -hide w:*[[]*; {FAMILIES[family].command.format(top=top)}; tee -q -o stat.json stat -json"
     key = hashlib.sha256("\0".join((text, script, version("pyosys"))).encode()).hexdigest()[:16]

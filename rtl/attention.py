@@ -564,11 +564,12 @@ class DotEngine(wiring.Component):
             m.submodules[f"dot{i}"] = dot = DotLane(
                 macs=self._macs, rows=self._rows, head_words=self._head_words, vector_words=self._row_words,
                 sum_bits=sum_bits, output_bits=output_bits, step=self._step)
-            m.submodules[f"score{i}"] = score = ScoreLane(lane=i, dot_bits=sum_bits, dot_delay=dot.latency - 2, step=self._step)
-            m.submodules[f"softmax{i}"] = lane = SoftmaxLane(lane=i, context=self._context, chunk=chunk_layout)
+            m.submodules[f"score{i}"] = score = ScoreLane(dot_bits=sum_bits, dot_delay=dot.latency - 2, step=self._step)
+            m.submodules[f"softmax{i}"] = lane = SoftmaxLane(context=self._context, chunk=chunk_layout)
             self._load_lane(m, control, i, dot, score, vector, query_scale, rows[2].bank)
             wiring.connect(m, lane.weight_write, dot.weight_write)
             m.d.comb += [
+                score.lane.eq(i), lane.lane.eq(i),
                 dot.step.eq(sequencer.step), dot.bytes.eq(sequencer.bytes),
                 dot.scale_one.eq(sequencer.scale_one[i]), dot.scale_eight.eq(sequencer.scale_eight[i]),
                 dot.read_en.eq(finish.read_en), dot.read_word.eq(finish.read_word), finish.outputs[i].eq(dot.output),

@@ -11,6 +11,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
+from .shared import once
 from .stream import Fifo, Slice
 
 __all__ = ["ADDRESS_BITS", "PAGE_BYTES", "AxiReader", "AxiWriter", "axi_members", "axi_prefix", "burst_layout"]
@@ -57,6 +58,7 @@ def burst_layout(beat_bits: int, beats_bits: int) -> data.StructLayout:
     return data.StructLayout({"beat": beat_bits, "beats": beats_bits, "dest": 2, "weight": 1})
 
 
+@once
 class AxiReader(wiring.Component):
     """Turn bursts into AXI4 reads and sort the returned beats into a weight and a data FIFO.
 
@@ -168,6 +170,7 @@ class AxiReader(wiring.Component):
         return m
 
 
+@once
 class AxiWriter(wiring.Component):
     """Write single beats over AXI4 and count the responses that are due.
 

@@ -11,6 +11,8 @@ from amaranth.utils import bits_for
 
 from tritloom.firmware.config import CHUNK
 
+from .shared import once
+
 __all__ = ["WEIGHT_BITS", "DotLane", "accumulator_bits", "delay", "dot_bits", "index_shape", "step_layout"]
 
 WEIGHT_BITS = 17
@@ -57,6 +59,7 @@ def step_layout(*, words: int, rows: int, group_rows: int, lanes: int) -> data.S
     })
 
 
+@once
 class DotLane(wiring.Component):
     """Multiply streamed int8 rows by one lane's query, or by a weight per row, and sum.
 

@@ -11,6 +11,7 @@ from amaranth.lib.wiring import In, Out
 from tritloom.firmware.config import LOGIT_BITS
 from tritloom.firmware.integer import EXP2_TABLE, LOG2_BITS, LOG2_TABLE, LOGIT_DROP, PROBABILITY_BITS, SCORE_BITS
 
+from .shared import once
 from .ufloat import UFLOAT
 
 __all__ = ["Log2", "Mix32", "Sampler"]
@@ -60,6 +61,7 @@ class Mix32(wiring.Component):
         return product
 
 
+@once
 class Log2(wiring.Component):
     """Take the base-2 logarithm of 32-bit integers from 1 up (`integer.log2_fixed`). Never stalls.
 

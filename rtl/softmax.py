@@ -21,6 +21,7 @@ from tritloom.firmware.integer import (
 )
 
 from .dot import WEIGHT_BITS, delay, index_shape
+from .shared import once
 from .ufloat import UFLOAT, SerialDivider, shift_right
 
 __all__ = ["LOGIT", "SCORE_WIDTH", "Finish", "ScoreLane", "SoftmaxControl", "SoftmaxLane", "total_bits", "work_layout"]
@@ -42,6 +43,7 @@ def _visible(row, back, remaining, lane, active):
     return ((row + back) <= remaining) & (lane < active)
 
 
+@once
 class ScoreLane(wiring.Component):
     """Turn one lane's dot products into scores: times the query's and the key's scale, rounded, saturated.
 
@@ -54,7 +56,6 @@ class ScoreLane(wiring.Component):
 
     Parameters
     ----------
-    lane : int
     dot_bits : int
         Width of a dot product.
     dot_delay : int
@@ -63,6 +64,8 @@ class ScoreLane(wiring.Component):
 
     Members
     -------
+    lane : In
+        Constant: the lane's number.
     row : In(step layout), valid : In(1)
         A row has been streamed.
     key_scale : In(UFLOAT), query_scale : In(UFLOAT), row_scale : In(16)
@@ -80,14 +83,14 @@ class ScoreLane(wiring.Component):
     saturated : Out(1)
     """
 
-    def __init__(self, *, lane: int, dot_bits: int, dot_delay: int, step: data.StructLayout):
+    def __init__(self, *, dot_bits: int, dot_delay: int, step: data.StructLayout):
         if dot_delay < 3:
             raise ValueError(f"dot_delay must be 3 or more, not {dot_delay}")
-        self._lane, self._dot_bits, self._dot_delay = lane, dot_bits, dot_delay
+        self._dot_bits, self._dot_delay = dot_bits, dot_delay
         self.logit_latency = dot_delay + 1
         self.latency = dot_delay + 6
         super().__init__({
-            "row": In(step), "valid": In(1),
+            "lane": In(step["active"].shape), "row": In(step), "valid": In(1),
             "key_scale": In(UFLOAT), "query_scale": In(UFLOAT), "row_scale": In(16),
             "back": In(step["remaining"].shape),
             "dot": In(signed(dot_bits)),
@@ -108,7 +111,7 @@ class ScoreLane(wiring.Component):
         row = self.row
         m.d.comb += [
             s0.valid.eq(self.valid & ~row.head), s0.row.eq(row.row), s0.parity.eq(row.parity), s0.last.eq(row.ends_half),
-            s0.visible.eq(_visible(row.row[:4], self.back, row.remaining, self._lane, row.active)),
+            s0.visible.eq(_visible(row.row[:4], self.back, row.remaining, self.lane, row.active)),
         ]
 
         # Cycle `dot_delay`: dot times mantissa.
@@ -257,6 +260,7 @@ class SoftmaxControl(wiring.Component):
         return m
 
 
+@once
 class SoftmaxLane(wiring.Component):
     """Keep one lane's running maximum, value exponent and total; turn scores into weights.
 
@@ -264,11 +268,13 @@ class SoftmaxLane(wiring.Component):
 
     Parameters
     ----------
-    lane, context : int
+    context : int
     chunk : data.StructLayout
 
     Members
     -------
+    lane : In
+        Constant: the lane's number.
     control : In(...)
         SoftmaxControl's outputs.
     chunk : In, back : In
@@ -288,10 +294,10 @@ class SoftmaxLane(wiring.Component):
     weight_latency = 6
     total_latency = 5
 
-    def __init__(self, *, lane: int, context: int, chunk: data.StructLayout):
-        self._lane = lane
+    def __init__(self, *, context: int, chunk: data.StructLayout):
         remaining, active = chunk["remaining"].shape, chunk["active"].shape
         super().__init__({
+            "lane": In(active),
             "parity": In(1), "begin": In(1), "measure": In(1), "relate": In(1), "apply": In(1), "settle": In(1),
             "row_valid": In(1), "row": In(4),
             "chunk": In(chunk), "back": In(remaining),
@@ -309,7 +315,7 @@ class SoftmaxLane(wiring.Component):
         maximum = self._update(m)
 
         # Row cycle 0: the store is read. Cycle 1: distance to the maximum.
-        s0_visible = _visible(self.row, self.back, self.chunk.remaining, self._lane, self.chunk.active)
+        s0_visible = _visible(self.row, self.back, self.chunk.remaining, self.lane, self.chunk.active)
         s2_distance = Signal(unsigned(SCORE_WIDTH + 2))
         m.d.sync += s2_distance.eq(Cat(C(0, SCORE_BITS), maximum).as_signed() - self.score)
         # Cycle 2: look up 2**-fraction.
@@ -375,7 +381,7 @@ class SoftmaxLane(wiring.Component):
         scan = self.scan
         visible, valid = Signal(), Signal()
         row, parity, exponent = Signal(4), Signal(), Signal(EXPONENT_SHAPE)
-        m.d.sync += [visible.eq(_visible(scan.row, self.back, scan.remaining, self._lane, scan.active)), valid.eq(scan.valid),
+        m.d.sync += [visible.eq(_visible(scan.row, self.back, scan.remaining, self.lane, scan.active)), valid.eq(scan.valid),
                      row.eq(scan.row), parity.eq(scan.parity), exponent.eq(scan.exponent)]
         greatest = [Signal(EXPONENT_SHAPE, name=f"greatest{i}") for i in range(2)]
         for i in range(2):

@@ -7,6 +7,7 @@ from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 
 from tritloom.rtl.recode import SELECT_BITS, Reduction
+from tritloom.rtl.shared import once
 
 __all__ = ["ENTRY_BITS", "TABLE_FORMS", "AccumulatorMemory", "LookupLane", "TableBuilder", "entry_layout", "table_address_bits"]
 
@@ -42,6 +43,7 @@ def _extend(value, width: int):
     return Cat(value, value[-1].replicate(width - len(value))) if len(value) < width else value[:width]
 
 
+@once
 class TableBuilder(wiring.Component):
     """Take a tile's activations and make the entries of all tables of a lane, one entry per cycle.
 
@@ -103,6 +105,7 @@ class TableBuilder(wiring.Component):
         return m
 
 
+@once
 class LookupLane(wiring.Component):
     """Look up one token's partial sums and add them to its accumulators.
 
@@ -215,6 +218,7 @@ class LookupLane(wiring.Component):
         return add_sub(left, right, negate, width)
 
 
+@once
 class AccumulatorMemory(wiring.Component):
     """Hold one token's accumulators: read, modified and written Q rows at a time, drained V rows at a time.
 

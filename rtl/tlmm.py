@@ -9,6 +9,7 @@ from amaranth.utils import bits_for
 
 from tritloom.firmware.packing import SERPENTINE, word_bytes
 from tritloom.rtl.recode import Recoder, Reduction
+from tritloom.rtl.shared import once
 from tritloom.rtl.tables import (
     TABLE_FORMS,
     AccumulatorMemory,
@@ -38,6 +39,7 @@ def index_shape(count: int):
     return unsigned(max(1, bits_for(count - 1)))
 
 
+@once
 class CodeMemory(wiring.Component):
     """Hold one token's activations; written V at a time, read one at a time.
 

@@ -11,6 +11,8 @@ from amaranth import C, Cat, Module, Mux, Signal, Value, signed, unsigned
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
+from .shared import once
+
 __all__ = [
     "EXPONENT_BITS",
     "EXPONENT_MIN",
@@ -179,6 +181,7 @@ class UFloatNorm(wiring.Component):
         return m
 
 
+@once
 class SerialDivider(wiring.Component):
     """Divide unsigned integers, one quotient bit per cycle (restoring).
 

@@ -36,12 +36,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from amaranth.back import verilog
-from amaranth.hdl import Const, Shape, Value, ValueCastable
+from amaranth.hdl import Shape
 from amaranth.lib import data, stream, wiring
 from cocotb_tools.runner import Verilator
 
-from tritloom.gen import verilator, yosys
+from tritloom.gen import verilator
+from tritloom.gen.emit import to_verilog
 
 BUILD = Path(__file__).resolve().parent.parent / "build" / "tests"
 OPTIMISATION = "-O1"
@@ -52,17 +52,6 @@ def seed_from_environment() -> int:
     """`TRITLOOM_SEED`: a number, or `random`; 1 without it."""
     text = os.environ.get("TRITLOOM_SEED", "1")
     return int.from_bytes(os.urandom(4), "little") if text == "random" else int(text)
-
-
-def to_verilog(component: Any, name: str) -> str:
-    """Verilog of a component, the same for the same design: no source positions, constant ports left out."""
-    yosys.prepare()
-    ports = {}
-    for path, member, value in component.signature.flatten(component):
-        value = value.as_value() if isinstance(value, ValueCastable) else Value.cast(value)
-        if not isinstance(value, Const):
-            ports["__".join(map(str, path))] = (value, _direction(member.flow))
-    return verilog.convert(component, name=name, ports=ports, emit_src=False, strip_internal_attrs=True)
 
 
 def emit(component: Any, name: str) -> Path:
@@ -171,12 +160,6 @@ def _streams(signature: Any, path: tuple[str | int, ...]) -> Iterator[tuple[tupl
                     yield inner, member.signature
                 else:
                     yield from _streams(member.signature, inner)
-
-
-def _direction(flow: wiring.Flow) -> Any:
-    from amaranth.hdl._ir import PortDirection  # what convert() itself uses; it has no public name
-
-    return PortDirection.Input if flow == wiring.In else PortDirection.Output
 
 
 class _Runner(Verilator):

@@ -9,8 +9,9 @@ from amaranth import Cat, Module, Signal
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
-from harness import BUILD, to_verilog
+from harness import BUILD
 from tritloom.firmware.isa import Descriptor, DescriptorOp, Destination
+from tritloom.gen.emit import to_verilog
 from tritloom.rtl.axi import axi_members
 from tritloom.rtl.memory import AxiMemory
 from tritloom.sim import verilated
