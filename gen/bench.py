@@ -10,7 +10,6 @@ import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
@@ -21,6 +20,7 @@ from tritloom.firmware.config import ConfigError
 from tritloom.firmware.isa import Unit
 
 if TYPE_CHECKING:
+    from tritloom.host.console import Console
     from tritloom.host.session import Session
 
 __all__ = ["KINDS", "BenchError", "CycleShares", "Row", "decode", "entry_rows", "fidelity", "fit_rows", "measure_session", "picture",
@@ -30,6 +30,8 @@ KINDS = ("rtl-simulated", "synthesised", "routed", "host-measured", "projected")
 PROMPT = "Once upon a time, there was a little girl named Lily. She liked to play in the garden with her"
 """What the decode measurement starts from, unless told otherwise."""
 
+SESSION_TIMEOUT_S = 6 * 3600.0
+"""Real time that the simulation may take for a token."""
 LEAST_SHOWN = 0.001
 """Share of the cycles below which a combination of units gets no row; the stored result has all."""
 
@@ -226,12 +228,12 @@ def decode(model: str | Path, board: str = "sim", tokens: int = 8, *, prompt: st
 
 def whole_tokens(model: str | Path, board: str, *, context: int | None = None, prefill: int | None = None,
                  settings: dict[str, Any] | None = None, timing: str | None = None, resume: bool = False,
-                 progress: Progress | None = None) -> list[Row]:
+                 console: Console | None = None) -> list[Row]:
     """Measure a decode token at `context` positions and the first token after `prefill` prompt tokens, on the simulated RTL.
 
     `model`: a checkpoint's folder or file, or a name of gen.shapes (random weights). sim/measure.py says what exactly is
     measured. Results are stored below docs/results; with `resume`, a stored result of the same configuration, code,
-    memory model and timing is taken instead.
+    memory model and timing is taken instead. `console` shows how far it is.
     """
     from tritloom.boards.board import load as load_board
     from tritloom.gen.checkpoint import open_checkpoint
@@ -243,7 +245,7 @@ def whole_tokens(model: str | Path, board: str, *, context: int | None = None, p
     from tritloom.sim import measure
     from tritloom.sim.memory import PRESETS
 
-    tell = progress or (lambda *_: None)
+    console = console or Console(json=True)
     target, settings, path = load_board(board), settings or {}, Path(model)
     timing = timing or target.timing
     if timing not in PRESETS:
@@ -272,22 +274,20 @@ def whole_tokens(model: str | Path, board: str, *, context: int | None = None, p
             states[what] = f"measured again, the stored result was {state}"
     missing = [(what, count) for what, count in wanted if what not in entries]
     if missing:
-        tell(0, 1, "preparing the machine")
-        quiet = Console(json=True)
         if folder:
-            image = common.image_of(path, open_checkpoint(path, context=config.shape.context), config, quiet)
+            image = common.image_of(path, open_checkpoint(path, context=config.shape.context), config, console)
         else:
             image = measure.RandomImage.of(spec, config)
-        backend = common.open_simulation(config, image.map.total_bytes, timing, quiet)
+        backend = common.open_simulation(config, image.map.total_bytes, timing, console)
         try:
-            watched = measure.Watched(backend, tell)
-            with Session(watched, image, timeout_s=6 * 3600) as session:
+            with console.step("Loading the machine"):
+                session = Session(measure.Watched(backend), image, timeout_s=SESSION_TIMEOUT_S)
+            with session:
                 for what, count in missing:
-                    predicted, _ = predict(config, image.map, target, count)
-                    expected = predicted["decode_cycles_per_token"]
-                    if what == "prefill":
-                        expected *= ceil(count / config.lanes)
-                    measured = getattr(measure, what)(session, count, expected)
+                    expected = predict(config, image.map, target, count)[0]["decode_cycles_per_token"]
+                    title = f"Decode at {count} positions" if what == "decode" else f"Prefill of {count} tokens"
+                    with console.step(title) as update:
+                        measured = getattr(measure, what)(session, count, expected=expected, progress=update)
                     command = f"tritloom bench --model {model} --board {board} --{'context' if what == 'decode' else what} {count}{changes}"
                     entries[what] = measure.record(measured, model=name, what=what, count=count, config=config, timing=timing,
                                                    weights="checkpoint" if folder else "random", command=command)
@@ -369,19 +369,23 @@ def routed(report: str | Path, command: str = "tritloom build") -> list[Row]:
 
 def rows(*, unit: str | None = None, synth: bool = False, model: str | Path | None = None, board: str = "sim", tokens: int = 8,
          context: int | None = None, prefill: int | None = None, timing: str | None = None, resume: bool = False, stored: bool = False,
-         settings: dict[str, Any] | None = None, progress: Progress | None = None) -> list[Row]:
+         settings: dict[str, Any] | None = None, console: Console | None = None) -> list[Row]:
     """What `tritloom bench` shows: a unit's synthesis, a model's decode on the simulated RTL, or stored results."""
+    from tritloom.host.console import Console
+
+    console = console or Console(json=True)
     if stored:
         return stored_rows()
     if unit is not None:
         if unit != "tlmm" or not synth:
             raise BenchError(f"no measurement of unit {unit}{'' if synth else ' without --synth'}: there is --unit tlmm --synth")
-        return tlmm_synth(progress)
+        with console.step("Synthesising") as update:
+            return tlmm_synth(update)
     if model is None:
         raise BenchError("nothing to measure: give --model NAME, or --unit tlmm --synth")
     if context is not None or prefill is not None:
         return whole_tokens(model, board, context=context, prefill=prefill, settings=settings, timing=timing, resume=resume,
-                            progress=progress)
+                            console=console)
     if resume:
         raise BenchError("--resume takes up a stored measurement of whole tokens: give --context N or --prefill N")
     if not Path(model).exists():
@@ -389,7 +393,8 @@ def rows(*, unit: str | None = None, synth: bool = False, model: str | Path | No
 
         if str(model) in SHAPES:
             raise BenchError(f"{model} is a shape without a text to continue: give --context N or --prefill N")
-    return decode(model, board, tokens, settings=settings, timing=timing, progress=progress)
+    with console.step("Measuring") as update:
+        return decode(model, board, tokens, settings=settings, timing=timing, progress=update)
 
 
 # For people ---------------------------------------------------------------------------------------------
@@ -401,7 +406,8 @@ def table(measured: Iterable[Row]) -> str:
     width = max((len(r["measure"]) for r in listed), default=0)
 
     def state(r: Row) -> str:
-        return f" ({r['state']})" if r.get("state", "measured") != "measured" else ""
+        text = r.get("state", "measured")
+        return f" ({text})" if text != "measured" else ""
 
     return "\n".join(f"{r['measure']:<{width}}  {_number(r['value']):>12} {r['unit']:<18} {r['kind']}{state(r)}" for r in listed)
 

@@ -50,8 +50,8 @@ RESULTS = ROOT / "docs" / "results"
 CURRENT = "current"
 LEAST_CAPACITY = 256
 
-Tell = Callable[[float, float, str], None]
-"""Told (cycles done, cycles expected, text)."""
+Tell = Callable[..., None]
+"""Told (cycles done, cycles expected)."""
 
 
 def capacity(positions: int, most: int) -> int:
@@ -89,24 +89,21 @@ class RandomImage(Image):
         return self.map.descriptor_words()
 
 
-class Watched:
-    """A simulated backend that tells how many cycles it has run since `expect`."""
+class Watched(SimBackend):
+    """The machine of another simulated backend; tells how many cycles it has run since `watch`."""
 
-    def __init__(self, backend: SimBackend, tell: Tell) -> None:
-        self._backend, self._tell = backend, tell
-        self._from, self._expected, self._what = 0, 1.0, ""
+    def __init__(self, backend: SimBackend) -> None:
+        super().__init__(backend.machine, backend.config)
+        self._tell, self._from, self._expected = None, 0, 1.0
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._backend, name)
-
-    def expect(self, cycles: float, what: str) -> None:
-        self._from, self._expected, self._what = self._backend.machine.cycles, max(cycles, 1.0), what
-        self._tell(0.0, self._expected, what)
+    def watch(self, expected: float, tell: Tell | None) -> None:
+        """From now on, tell of the cycles run; `expected` are to come."""
+        self._tell, self._from, self._expected = tell, self.machine.cycles, max(expected, 1.0)
 
     def advance(self, limit: int) -> int:
-        passed = self._backend.advance(limit)
-        done = self._backend.machine.cycles - self._from
-        self._tell(min(done, 0.99 * self._expected), self._expected, self._what)
+        passed = super().advance(limit)
+        if self._tell:
+            self._tell(min(self.machine.cycles - self._from, 0.99 * self._expected), self._expected)
         return passed
 
 
@@ -167,12 +164,14 @@ def cache_bytes(config: BuildConfig, positions: int) -> int:
     return s.layers * s.kv_heads * ceil(positions / CHUNK) * 2 * config.kv_half_bytes
 
 
-def decode(session: Session, context: int, expected: float = 0.0) -> dict[str, Any]:
-    """Measure the decode token at position `context`-1; the module says what exactly. `expected`: cycles a token may take."""
+def decode(session: Session, context: int, *, expected: float = 0.0, progress: Tell | None = None) -> dict[str, Any]:
+    """Measure the decode token at position `context`-1; the module says what exactly.
+
+    `expected`: cycles a token may take, for `progress`, which a `Watched` backend tells.
+    """
     session.assume(context - 2)
-    watched = session.backend
-    if isinstance(watched, Watched):
-        watched.expect(2 * expected, f"decode at {context}")
+    if isinstance(session.backend, Watched):
+        session.backend.watch(2 * expected, progress)
     run = session.generate([1], 3)
     next(run)
     first = _Mark.take(session)
@@ -189,12 +188,11 @@ def decode(session: Session, context: int, expected: float = 0.0) -> dict[str, A
     return result
 
 
-def prefill(session: Session, tokens: int, expected: float = 0.0) -> dict[str, Any]:
-    """Measure the time to the first token after a prompt of `tokens` tokens. `expected`: cycles it may take."""
+def prefill(session: Session, tokens: int, *, expected: float = 0.0, progress: Tell | None = None) -> dict[str, Any]:
+    """Measure the time to the first token after a prompt of `tokens` tokens; `expected` cycles a pass, as in `decode`."""
     session.reset()
-    watched = session.backend
-    if isinstance(watched, Watched):
-        watched.expect(expected, f"prefill of {tokens}")
+    if isinstance(session.backend, Watched):
+        session.backend.watch(ceil(tokens / session.config.lanes) * expected, progress)
     prompt = np.random.default_rng(1).integers(0, session.config.shape.vocab, tokens).tolist()
     first = _Mark.take(session)
     run = session.generate(prompt, 1)

@@ -41,7 +41,6 @@ def command(
     console = Console(json=as_json)
     if unit is None and model is None and not stored:
         raise InputError("nothing to measure: give --model NAME, or --unit tlmm --synth")
-    with console.step("Measuring") as update:
-        measured = rows(unit=unit, synth=synth, model=model, board=board, tokens=tokens, context=context, prefill=prefill, timing=timing,
-                        resume=resume, stored=stored, settings=settings_of(settings), progress=update)  # fmt: skip
+    measured = rows(unit=unit, synth=synth, model=model, board=board, tokens=tokens, context=context, prefill=prefill, timing=timing,
+                    resume=resume, stored=stored, settings=settings_of(settings), console=console)  # fmt: skip
     console.result(measured, table(measured))

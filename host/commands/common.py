@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tritloom.firmware.config import BuildConfig, ConfigError
-from tritloom.host.backend import Backend, HostError, InputError
+from tritloom.host.backend import HostError, InputError
 from tritloom.host.console import QUIET_SECONDS, Console, Update
 from tritloom.host.image import Image, ImageError
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tritloom.gen.checkpoint import Checkpoint
     from tritloom.gen.fit import FitResult
     from tritloom.gen.spec import ModelSpec
+    from tritloom.sim.backends import SimBackend
 
 ModelOption = Annotated[Path, typer.Option("--model", metavar="DIR", help="Model folder (Hugging Face) or .gguf file.")]
 BoardOption = Annotated[str, typer.Option("--board", metavar="NAME", help="Board to build for.")]
@@ -180,7 +181,7 @@ def write_image_of(path: Path, checkpoint: Checkpoint, config: BuildConfig, cons
         )
 
 
-def open_simulation(config: BuildConfig, memory_bytes: int, timing: str, console: Console) -> Backend:
+def open_simulation(config: BuildConfig, memory_bytes: int, timing: str, console: Console) -> SimBackend:
     """The machine's Verilog, compiled and reset, with its memory."""
     from tritloom.gen.generate import cached_verilog
     from tritloom.sim.backends import SimBackend
