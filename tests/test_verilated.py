@@ -220,8 +220,9 @@ def test_reads_and_writes_of_the_machine(timing, mem_bytes, mem_ports):
         assert sim.mem_read(6 * mem_bytes, 3) == bytes(range(6 * mem_bytes - 3, 6 * mem_bytes))
 
 
-def test_trace():
-    with machine(DDR) as sim:
+@pytest.mark.parametrize("timing", [DDR, KV260])
+def test_trace(timing):
+    with machine(timing) as sim:
         sim.trace_enable()
         stream(sim, 100)
         events = sim.trace(clear=True)
