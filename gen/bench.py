@@ -300,7 +300,9 @@ def whole_tokens(model: str | Path, board: str, *, context: int | None = None, p
 def entry_rows(entry: dict[str, Any], state: str) -> list[Row]:
     """Rows of a result that sim/measure.py stored."""
     m, clock = entry["measured"], entry["clock_hz"]
-    title = f"{entry['model']} on {entry['board']}, {entry['what']} {'at' if entry['what'] == 'decode' else 'of'} {entry['count']}"
+    lanes = entry["configuration"]["lanes"]
+    title = (f"{entry['model']} on {entry['board']} ({lanes} lane{'s' if lanes > 1 else ''}, memory {entry['timing']}), "
+             f"{entry['what']} {'at' if entry['what'] == 'decode' else 'of'} {entry['count']}")
     per_token = "cycles/token" if entry["what"] == "decode" else "cycles"
     named = [("", m["cycles"], per_token), (f", at {clock / 1e6:g} MHz", m["tokens_per_s"], "tokens/s")]
     if "first_token_s" in m:
