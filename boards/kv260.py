@@ -10,7 +10,7 @@ BOARD = Board(
     mem_bytes=64,
     mem_ports=4,
     clock_hz=250_000_000,
-    timing="ddr",
+    timing="kv260",
     device="XCK26",
     toolchain="verilog",
     # 144 block RAMs of 36 Kibit and 64 UltraRAMs of 288 Kibit.

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,14 +20,20 @@ from tritloom.firmware.config import ConfigError
 from tritloom.firmware.isa import Unit
 
 if TYPE_CHECKING:
+    from tritloom.host.console import Console
     from tritloom.host.session import Session
 
-__all__ = ["KINDS", "BenchError", "CycleShares", "Row", "decode", "fidelity", "fit_rows", "measure_session", "picture", "routed", "rows",
-           "table", "tlmm_synth"]
+__all__ = ["KINDS", "BenchError", "CycleShares", "Row", "decode", "entry_rows", "fidelity", "fit_rows", "measure_session", "picture",
+           "routed", "rows", "stored_rows", "table", "tlmm_synth", "whole_tokens"]
 
 KINDS = ("rtl-simulated", "synthesised", "routed", "host-measured", "projected")
 PROMPT = "Once upon a time, there was a little girl named Lily. She liked to play in the garden with her"
 """What the decode measurement starts from, unless told otherwise."""
+
+SESSION_TIMEOUT_S = 6 * 3600.0
+"""Real time that the simulation may take for a token."""
+LEAST_SHOWN = 0.001
+"""Share of the cycles below which a combination of units gets no row; the stored result has all."""
 
 Progress = Callable[..., None]
 """Called with (done, total, text)."""
@@ -43,6 +49,8 @@ class Row(TypedDict):
     unit: str
     kind: str
     command: str
+    state: NotRequired[str]
+    """Of a stored result: where it is from, and whether it is stale."""
 
 
 def row(measure: str, value: float, unit: str, kind: str, command: str) -> Row:
@@ -199,7 +207,7 @@ def decode(model: str | Path, board: str = "sim", tokens: int = 8, *, prompt: st
     path, quiet = Path(model), Console(json=True)
     tell = progress or (lambda *_: None)
     changes = "".join(f" --set {name}={value}" for name, value in (settings or {}).items())
-    command = f"tritloom bench --model {model} --board {board} --tokens {tokens}{changes}"
+    command = f"tritloom bench --model {model} --board {board} --tokens {tokens}{changes}{f' --timing {timing}' if timing else ''}"
     tell(0, tokens, "preparing the machine")
     checkpoint = common.open_model(path, context)
     spec = checkpoint.spec
@@ -216,6 +224,114 @@ def decode(model: str | Path, board: str = "sim", tokens: int = 8, *, prompt: st
         title = f"{path.name} on {board}: {sum(measured.decode_cycles) / tokens:,.0f} cycles per token"
         svg.write_text(picture({path.name: measured.shares}, title), encoding="utf-8")
     return measured_rows(path.name, measured, command)
+
+
+def whole_tokens(model: str | Path, board: str, *, context: int | None = None, prefill: int | None = None,
+                 settings: dict[str, Any] | None = None, timing: str | None = None, resume: bool = False,
+                 console: Console | None = None) -> list[Row]:
+    """Measure a decode token at `context` positions and the first token after `prefill` prompt tokens, on the simulated RTL.
+
+    `model`: a checkpoint's folder or file, or a name of gen.shapes (random weights). sim/measure.py says what exactly is
+    measured. Results are stored below docs/results; with `resume`, a stored result of the same configuration, code,
+    memory model and timing is taken instead. `console` shows how far it is.
+    """
+    from tritloom.boards.board import load as load_board
+    from tritloom.gen.checkpoint import open_checkpoint
+    from tritloom.gen.fit import predict
+    from tritloom.gen.shapes import published
+    from tritloom.host.commands import common
+    from tritloom.host.console import Console
+    from tritloom.host.session import Session
+    from tritloom.sim import measure
+    from tritloom.sim.memory import PRESETS
+
+    console = console or Console(json=True)
+    target, settings, path = load_board(board), settings or {}, Path(model)
+    timing = timing or target.timing
+    if timing not in PRESETS:
+        raise BenchError(f"no memory timing {timing!r}: choose {', '.join(PRESETS)}")
+    wanted = [(what, count) for what, count in (("decode", context), ("prefill", prefill)) if count is not None]
+    folder = path.exists()
+    spec = open_checkpoint(path).spec if folder else published(str(model))
+    spec = spec.with_context(measure.capacity(max(2, *(count for _, count in wanted)), spec.shape.context))
+    fitted = common.fitted(spec, board, settings)
+    config, name = fitted.config, path.name if folder else str(model)
+    changes = "".join(f" --set {key}={value}" for key, value in settings.items())
+    changes += f" --timing {timing}" if timing != target.timing else ""
+    labels = settings | ({"timing-": timing} if timing != target.timing else {})
+    files = {what: measure.result_path(board, name, f"{what}-{count}", labels) for what, count in wanted}
+
+    entries: dict[str, dict[str, Any]] = {}
+    states = {what: "measured" for what, _ in wanted}
+    for what in states if resume else ():
+        entry = measure.load(files[what])
+        if entry is None or (entry["digest"], entry["timing"]) != (f"{config.digest:08x}", timing):
+            continue
+        state = measure.state_of(entry)
+        if state == measure.CURRENT:
+            entries[what], states[what] = entry, f"stored on {entry['date']}"
+        else:
+            states[what] = f"measured again, the stored result was {state}"
+    missing = [(what, count) for what, count in wanted if what not in entries]
+    if missing:
+        if folder:
+            image = common.image_of(path, open_checkpoint(path, context=config.shape.context), config, console)
+        else:
+            image = measure.RandomImage.of(spec, config)
+        backend = common.open_simulation(config, image.map.total_bytes, timing, console)
+        try:
+            with console.step("Loading the machine"):
+                session = Session(measure.Watched(backend), image, timeout_s=SESSION_TIMEOUT_S)
+            with session:
+                for what, count in missing:
+                    expected = predict(config, image.map, target, count)[0]["decode_cycles_per_token"]
+                    title = f"Decode at {count} positions" if what == "decode" else f"Prefill of {count} tokens"
+                    with console.step(title) as update:
+                        measured = getattr(measure, what)(session, count, expected=expected, progress=update)
+                    command = f"tritloom bench --model {model} --board {board} --{'context' if what == 'decode' else what} {count}{changes}"
+                    entries[what] = measure.record(measured, model=name, what=what, count=count, config=config, timing=timing,
+                                                   weights="checkpoint" if folder else "random", command=command)
+                    measure.store(entries[what], files[what])
+        finally:
+            backend.close()
+    return [item for what, _ in wanted for item in entry_rows(entries[what], states[what])]
+
+
+def entry_rows(entry: dict[str, Any], state: str) -> list[Row]:
+    """Rows of a result that sim/measure.py stored."""
+    m, clock = entry["measured"], entry["clock_hz"]
+    lanes = entry["configuration"]["lanes"]
+    title = (f"{entry['model']} on {entry['board']} ({lanes} lane{'s' if lanes > 1 else ''}, memory {entry['timing']}), "
+             f"{entry['what']} {'at' if entry['what'] == 'decode' else 'of'} {entry['count']}")
+    per_token = "cycles/token" if entry["what"] == "decode" else "cycles"
+    named = [("", m["cycles"], per_token), (f", at {clock / 1e6:g} MHz", m["tokens_per_s"], "tokens/s")]
+    if "first_token_s" in m:
+        named.append((", time to the first token", m["first_token_s"], "s"))
+    named += [(", share of the stream roofline", m["roofline_share"], "of beat rate")]
+    named += [(f", beats {kind}", beats, "beats") for kind, beats in m["beats"].items()]
+    named += [(f", cycles in which {units} worked", sum(pair), "cycles") for units, pair in m["busy_cycles"].items()
+              if sum(pair) >= LEAST_SHOWN * m["counted_cycles"]]
+    for unit, cycles in m["idle_by_unit"].items():
+        named.append((f", cycles without a weight beat: {unit}", cycles / m["counted_cycles"], "of cycles"))
+    for reason, cycles in m["port_waits"].items():
+        named.append((f", slowest port's waits: {reason}", max(cycles) / m["counted_cycles"], "of cycles"))
+    rows = [row(f"{title}{what}", value, unit, entry["kind"], entry["command"]) for what, value, unit in named]
+    if m["simulated_cycles_per_s"]:
+        rows.append(row(f"{title}, simulation rate", m["simulated_cycles_per_s"], "cycles/s", "host-measured", entry["command"]))
+    for item in rows:
+        item["state"] = state
+    return rows
+
+
+def stored_rows(board: str | None = None) -> list[Row]:
+    """Rows of every stored result; their `state` says which are stale."""
+    from tritloom.sim import measure
+
+    found = measure.stored(board)
+    if not found:
+        raise BenchError(f"no stored results{f' of board {board}' if board else ''}: measure with --model NAME --board NAME --context N")
+    return [item for _, entry, state in found
+            for item in entry_rows(entry, f"stored on {entry['date']}" if state == measure.CURRENT else state)]
 
 
 def fidelity(model: str | Path, text: str, tokens: int, *, floor: bool = True, progress: Progress | None = None) -> list[Row]:
@@ -254,15 +370,33 @@ def routed(report: str | Path, command: str = "tritloom build") -> list[Row]:
 
 
 def rows(*, unit: str | None = None, synth: bool = False, model: str | Path | None = None, board: str = "sim", tokens: int = 8,
-         settings: dict[str, Any] | None = None, progress: Progress | None = None) -> list[Row]:
-    """What `tritloom bench` shows: a unit's synthesis, or a model's decode on the simulated RTL."""
+         context: int | None = None, prefill: int | None = None, timing: str | None = None, resume: bool = False, stored: bool = False,
+         settings: dict[str, Any] | None = None, console: Console | None = None) -> list[Row]:
+    """What `tritloom bench` shows: a unit's synthesis, a model's decode on the simulated RTL, or stored results."""
+    from tritloom.host.console import Console
+
+    console = console or Console(json=True)
+    if stored:
+        return stored_rows()
     if unit is not None:
         if unit != "tlmm" or not synth:
             raise BenchError(f"no measurement of unit {unit}{'' if synth else ' without --synth'}: there is --unit tlmm --synth")
-        return tlmm_synth(progress)
+        with console.step("Synthesising") as update:
+            return tlmm_synth(update)
     if model is None:
-        raise BenchError("nothing to measure: give --model DIR, or --unit tlmm --synth")
-    return decode(model, board, tokens, settings=settings, progress=progress)
+        raise BenchError("nothing to measure: give --model NAME, or --unit tlmm --synth")
+    if context is not None or prefill is not None:
+        return whole_tokens(model, board, context=context, prefill=prefill, settings=settings, timing=timing, resume=resume,
+                            console=console)
+    if resume:
+        raise BenchError("--resume takes up a stored measurement of whole tokens: give --context N or --prefill N")
+    if not Path(model).exists():
+        from tritloom.gen.shapes import SHAPES
+
+        if str(model) in SHAPES:
+            raise BenchError(f"{model} is a shape without a text to continue: give --context N or --prefill N")
+    with console.step("Measuring") as update:
+        return decode(model, board, tokens, settings=settings, timing=timing, progress=update)
 
 
 # For people ---------------------------------------------------------------------------------------------
@@ -272,7 +406,16 @@ def table(measured: Iterable[Row]) -> str:
     """Aligned text."""
     listed = list(measured)
     width = max((len(r["measure"]) for r in listed), default=0)
-    return "\n".join(f"{r['measure']:<{width}}  {r['value']:>12,.6g} {r['unit']:<18} {r['kind']}" for r in listed)
+
+    def state(r: Row) -> str:
+        text = r.get("state", "measured")
+        return f" ({text})" if text != "measured" else ""
+
+    return "\n".join(f"{r['measure']:<{width}}  {_number(r['value']):>12} {r['unit']:<18} {r['kind']}{state(r)}" for r in listed)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value == int(value) and abs(value) >= 1000 else f"{value:,.6g}"
 
 
 COLOURS = {"matmul": "#2b6cb0", "vector": "#dd8a1f", "dot": "#3a9a5b", "sampler": "#9b5fc0", "writes": "#a0522d", "sequencer": "#8a8f98"}

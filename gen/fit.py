@@ -22,8 +22,8 @@ CONTEXT_FOR_SPEED = 128
 """Positions in the cache for which decode speed is predicted."""
 PROMPT_FOR_SPEED = 64
 """Prompt length for which the time to the first token is predicted."""
-MEMORY_EFFICIENCY = {"ddr": 0.95, "ideal": 1.0}
-"""Share of the beat rate that long sequential reads reach: refresh (sim/memory.py)."""
+MEMORY_EFFICIENCY = {"ddr": 0.95, "ideal": 1.0, "kv260": 0.99, "kv260-optimistic": 0.99, "kv260-pessimistic": 0.8}
+"""Share of the beat rate that long sequential reads reach (sim/memory.py)."""
 BUILD_CYCLES = 14
 """Cycles that building a symmetric table takes (full tables: twice)."""
 
@@ -182,10 +182,10 @@ def fit(spec: ModelSpec, board: Board | str, **overrides: Any) -> FitResult:
                     draft = BuildConfig(**_merged(values, {"onchip_bytes": mem}))
                     values["onchip_bytes"] = memory_map(draft, tied=spec.tied_embeddings).total_bytes
                 config = BuildConfig(**values)
+                layout = memory_map(config, tied=spec.tied_embeddings)
             except ConfigError as problem:
                 error = problem
                 continue
-            layout = memory_map(config, tied=spec.tied_embeddings)
             cycles = cycles_per_pass(config, 1, 1, head=False)["matmul"]
             key = (cycles, tables * rows)
             if best is None or key < best[0]:

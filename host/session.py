@@ -333,6 +333,16 @@ class Session:
         self.backend.write("CONTROL", CLEAR)
         self.position, self._pending, self._stats, self._failed = 0, None, None, False
 
+    def assume(self, position: int) -> None:
+        """Go on as if the device had read `position` tokens: the cache is taken as it lies in the device's memory.
+
+        For measuring at a depth without reading a text of that length first. The text so far is forgotten.
+        """
+        if not 0 <= position < self.config.shape.context:
+            raise InputError(f"the position must be from 0 to {self.config.shape.context - 1}, not {position}")
+        self.reset()
+        self.position = position
+
     def stats(self) -> Stats:
         """Of the generation under way, else of the last one."""
         if self._active is not None:

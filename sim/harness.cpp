@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "Vtop.h"
+#include "dram.h"
 #include "verilated.h"
 
 // Pins of one AXI4 port, as addresses of the model's variables. Widths of 32 bits and more, and
@@ -66,20 +67,6 @@ class Errors {
     }
 };
 
-class Random {
-  public:
-    explicit Random(uint64_t seed) : state_(seed * 2 + 1) {}
-    uint32_t below(uint32_t limit) {
-        state_ ^= state_ >> 12;
-        state_ ^= state_ << 25;
-        state_ ^= state_ >> 27;
-        return static_cast<uint32_t>(((state_ * 0x2545F4914F6CDD1Dull) >> 32) * limit >> 32);
-    }
-
-  private:
-    uint64_t state_;
-};
-
 // A channel's request that must not change until it is accepted.
 struct Held {
     bool waiting = false;
@@ -93,8 +80,9 @@ class Port {
     SimPortStatistics statistics{};
     uint64_t base = 0;
 
-    void create(uint32_t index, const AxiPins &pins, const SimParameters &parameters, Errors *errors) {
+    void create(uint32_t index, const AxiPins &pins, const SimParameters &parameters, Errors *errors, Dram *dram) {
         index_ = index;
+        dram_ = dram->on() ? dram : nullptr;
         pins_ = pins;
         parameters_ = parameters;
         errors_ = errors;
@@ -188,7 +176,9 @@ class Port {
         if (*pins_.arvalid || read_held_.waiting) {
             check_request(now, "read", read_held_, *pins_.arvalid, arready_, *pins_.araddr, *pins_.arlen, *pins_.arsize, *pins_.arburst);
             if (*pins_.arvalid && arready_) {
-                reads_.push_back({*pins_.araddr - base, now + delay(), *pins_.arlen + 1u, 0});
+                uint64_t address = *pins_.araddr - base;
+                reads_.push_back({address, dram_ ? 0 : now + delay(), *pins_.arlen + 1u, 0});
+                if (dram_) dram_->request(index_, false, now, address, (*pins_.arlen + 1ull) * kDataBytes);
                 statistics.read_bursts++;
                 if (reads_.size() > statistics.most_outstanding) statistics.most_outstanding = reads_.size();
             }
@@ -199,15 +189,17 @@ class Port {
             } else {
                 statistics.read_beats++;
                 rvalid_ = false;
-                if (++reads_.front().sent == reads_.front().beats) reads_.pop_front();
+                Burst &front = reads_.front();
+                front.sent++;
+                if (dram_ && (front.sent == front.beats || (front.address + front.sent * uint64_t{kDataBytes}) % Dram::kLine == 0)) dram_->pop(index_, false);
+                if (front.sent == front.beats) reads_.pop_front();
             }
         }
         if (!rvalid_ && !reads_.empty()) {
             const Burst &front = reads_.front();
-            if (refresh) {
-                statistics.refresh_waits++;
-            } else if (front.time > now + 1) {
-                statistics.latency_waits++;
+            bool ready = dram_ ? dram_->done(index_, false, now + 1) : !refresh && front.time <= now + 1;
+            if (!ready) {
+                (refresh ? statistics.refresh_waits : statistics.latency_waits)++;
             } else {
                 uint64_t offset = front.address + static_cast<uint64_t>(front.sent) * kDataBytes;
                 bool inside = offset + kDataBytes <= parameters_.port_bytes;
@@ -259,7 +251,8 @@ class Port {
             Beat beat = beats_.front();
             beats_.pop_front();
             beat.address = burst.address + static_cast<uint64_t>(burst.sent) * kDataBytes;
-            beat.time = now + delay();
+            if (dram_) dram_->request(index_, true, now, beat.address, kDataBytes);
+            else beat.time = now + delay();
             burst.sent++;
             bool last = burst.sent == burst.beats;
             if (beat.last != last) errors_->add(now, "port %u write: wlast is %d on beat %u of %u", index_, beat.last, burst.sent, burst.beats);
@@ -271,7 +264,8 @@ class Port {
 
     // Write late: only a master that waits for the response reads what it wrote.
     void commit_writes(uint64_t now, bool refresh) {
-        if (refresh || commits_.empty() || commits_.front().time > now) return;
+        if (commits_.empty() || (dram_ ? !dram_->done(index_, true, now) : refresh || commits_.front().time > now)) return;
+        if (dram_) dram_->pop(index_, true);
         const Beat &beat = commits_.front();
         if (beat.address + kDataBytes <= parameters_.port_bytes)
             for (uint32_t i = 0; i < kDataBytes; i++)
@@ -284,6 +278,7 @@ class Port {
     AxiPins pins_{};
     SimParameters parameters_{};
     Errors *errors_ = nullptr;
+    Dram *dram_ = nullptr;
     Random random_{0};
     uint8_t *memory_ = nullptr;
 
@@ -311,6 +306,7 @@ struct TraceRecord {
 class Machine {
   public:
     Errors errors;
+    Dram dram;
     Port ports[kPorts ? kPorts : 1];
     uint64_t cycle = 0;
     uint64_t histogram[256][2] = {};
@@ -327,8 +323,9 @@ class Machine {
         idle_csr();
         AxiPins pins[kPorts ? kPorts : 1] = {};
         bind_ports(top_, pins);
+        dram.create(kPorts, parameters);
         for (uint32_t i = 0; i < kPorts; i++) {
-            ports[i].create(i, pins[i], parameters, &errors);
+            ports[i].create(i, pins[i], parameters, &errors, &dram);
             if (!ports[i].usable()) return false;
         }
         return true;
@@ -344,6 +341,7 @@ class Machine {
     void reset(uint32_t cycles) {
         top_->rst = 1;
         idle_csr();
+        dram.reset();
         for (uint32_t i = 0; i < kPorts; i++) ports[i].reset();
         for (uint32_t i = 0; i < cycles; i++) {
             clock_low();
@@ -453,7 +451,10 @@ class Machine {
     void observe() {
         if (kPorts) {
             bool refresh = false;
-            if (parameters_.refresh_interval) {
+            if (dram.on()) {
+                dram.advance(cycle);
+                refresh = dram.refreshing();
+            } else if (parameters_.refresh_interval) {
                 if (++refresh_clock_ == parameters_.refresh_interval) refresh_clock_ = 0;
                 refresh = refresh_clock_ >= parameters_.refresh_interval - parameters_.refresh_cycles;
             }
@@ -557,10 +558,17 @@ int32_t sim_port_statistics(void *handle, uint32_t port, SimPortStatistics *out)
     return SIM_OK;
 }
 
+int32_t sim_dram_statistics(void *handle, SimDramStatistics *out) {
+    if (!machine(handle)->dram.on()) return SIM_ABSENT;
+    *out = machine(handle)->dram.statistics;
+    return SIM_OK;
+}
+
 void sim_histogram(void *handle, uint64_t *out) { memcpy(out, machine(handle)->histogram, sizeof machine(handle)->histogram); }
 
 void sim_clear_statistics(void *handle) {
     memset(machine(handle)->histogram, 0, sizeof machine(handle)->histogram);
+    machine(handle)->dram.statistics = SimDramStatistics{};
     for (uint32_t i = 0; i < kPorts; i++) machine(handle)->ports[i].statistics = SimPortStatistics{};
 }
 

@@ -5,6 +5,19 @@
 
 extern "C" {
 
+// A DDR4 channel; mirrors `Dram` of sim/memory.py, which has the meaning. Times are in DRAM clocks.
+struct SimDramParameters {
+    uint32_t ticks_per_clock;  // 0: no channel is modelled, the ports follow SimParameters alone
+    uint32_t ticks_per_cycle;
+    uint32_t bank_groups, banks, row_lines;
+    uint32_t activate, precharge, row_open, row_cycle;
+    uint32_t activate_gap, four_activates;
+    uint32_t column_gap, column_gap_group;
+    uint32_t read_latency, write_latency, read_to_write, write_to_read, read_to_close, write_to_close;
+    uint32_t refresh_interval, refresh;
+    uint32_t window, hit_limit, write_wait, buffer_lines, stagger, pair_gap;
+};
+
 // Timing and size of the memory behind the AXI ports, in clock cycles and bytes; mirrors sim/verilated.py.
 struct SimParameters {
     uint64_t port_bytes;        // memory behind each port
@@ -14,7 +27,14 @@ struct SimParameters {
     uint32_t refresh_interval;  // 0: never
     uint32_t refresh_cycles;    // no beats for so long
     uint32_t outstanding;       // reads a port accepts before it delivers
-    uint32_t reserved;
+    SimDramParameters dram;
+};
+
+struct SimDramStatistics {
+    uint64_t reads, writes;   // accesses of 64 bytes
+    uint64_t activates;       // rows opened
+    uint64_t conflicts;       // rows closed to open another one
+    uint64_t refreshes;
 };
 
 struct SimPortStatistics {
@@ -40,6 +60,7 @@ int32_t sim_mem_read(void *handle, uint64_t address, uint8_t *bytes, uint64_t le
 uint64_t sim_cycles(void *handle);
 uint32_t sim_irq(void *handle);
 int32_t sim_port_statistics(void *handle, uint32_t port, SimPortStatistics *out);
+int32_t sim_dram_statistics(void *handle, SimDramStatistics *out);
 void sim_histogram(void *handle, uint64_t *out /* [256][2] */);
 void sim_clear_statistics(void *handle);
 void sim_trace_enable(void *handle, uint32_t on, uint64_t max_bytes);

@@ -12,6 +12,7 @@ and `trace_valid`, `trace_unit`, `trace_slot`, `trace_index`, `trace_data`.
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import hashlib
 import json
 import os
@@ -31,11 +32,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tritloom.sim import verilator
-from tritloom.sim.memory import IDEAL, MemoryTiming
+from tritloom.sim.memory import IDEAL, LINE_BYTES, Dram, MemoryTiming
 
-__all__ = ["BusError", "BuildError", "PortStatistics", "SimulationError", "SimulationTimeout", "Verilated", "default_build_dir"]
+__all__ = ["BusError", "BuildError", "DramStatistics", "Parameters", "PortStatistics", "SimulationError", "SimulationTimeout",
+           "Verilated", "compiler", "default_build_dir"]
 
-HARNESS = (Path(__file__).with_name("harness.h"), Path(__file__).with_name("harness.cpp"))
+HARNESS = tuple(Path(__file__).with_name(name) for name in ("harness.h", "dram.h", "harness.cpp"))
 JOBS = 2
 CSR_CYCLES = 1000
 """Cycles an AXI4-Lite access may take."""
@@ -91,14 +93,43 @@ class PortStatistics:
     most_outstanding: int
 
 
-class _Parameters(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_uint64) for name in ("port_bytes", "seed")] + [
-        (name, ctypes.c_uint32) for name in ("latency", "jitter", "refresh_interval", "refresh_cycles", "outstanding", "reserved")
+@dataclass(frozen=True)
+class DramStatistics:
+    """What a modelled channel did: accesses of 64 bytes, rows opened, rows closed to open another one, refreshes."""
+
+    reads: int
+    writes: int
+    activates: int
+    conflicts: int
+    refreshes: int
+
+
+class _DramParameters(ctypes.Structure):
+    _fields_ = [(field.name, ctypes.c_uint32) for field in dataclasses.fields(Dram)]
+
+
+class Parameters(ctypes.Structure):
+    """SimParameters of sim/harness.h."""
+
+    _fields_ = [
+        *((name, ctypes.c_uint64) for name in ("port_bytes", "seed")),
+        *((name, ctypes.c_uint32) for name in ("latency", "jitter", "refresh_interval", "refresh_cycles", "outstanding")),
+        ("dram", _DramParameters),
     ]
+
+    @classmethod
+    def of(cls, timing: MemoryTiming, port_bytes: int, seed: int) -> Parameters:
+        dram = _DramParameters(*(dataclasses.astuple(timing.dram) if timing.dram else ()))
+        t = timing
+        return cls(port_bytes, seed, t.latency, t.jitter, t.refresh_interval, t.refresh_cycles, t.outstanding, dram)
 
 
 class _PortStatistics(ctypes.Structure):
     _fields_ = [(name, ctypes.c_uint64) for name in PortStatistics.__dataclass_fields__]
+
+
+class _DramStatistics(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_uint64) for name in DramStatistics.__dataclass_fields__]
 
 
 def default_build_dir() -> Path:
@@ -126,8 +157,9 @@ class Verilated:
         ports = max(self.axi_ports, 1)
         if memory_bytes <= 0 or memory_bytes % (ports * 4096):
             raise ValueError(f"memory_bytes must be a positive multiple of {ports * 4096}, not {memory_bytes}")
-        parameters = _Parameters(memory_bytes // ports, seed, timing.latency, timing.jitter, timing.refresh_interval,
-                                 timing.refresh_cycles, timing.outstanding, 0)  # fmt: skip
+        if timing.dram and self.data_bytes > LINE_BYTES:
+            raise ValueError(f"the modelled channel serves ports of at most {LINE_BYTES} bytes, not {self.data_bytes}: use timing ddr")
+        parameters = Parameters.of(timing, memory_bytes // ports, seed)
         self._handle: int | None = self._library.sim_create(ctypes.byref(parameters))
         if not self._handle:
             raise MemoryError(f"no address space for {memory_bytes} bytes of simulated memory")
@@ -315,6 +347,13 @@ class Verilated:
             raise IndexError(f"this machine has {self.axi_ports} memory port(s), not a port {port}")
         return PortStatistics(**{name: getattr(result, name) for name in PortStatistics.__dataclass_fields__})
 
+    def dram_statistics(self) -> DramStatistics | None:
+        """Of the channel that all ports share; None if the timing models none."""
+        result = _DramStatistics()
+        if self._library.sim_dram_statistics(self._machine(), ctypes.byref(result)):
+            return None
+        return DramStatistics(**{name: getattr(result, name) for name in DramStatistics.__dataclass_fields__})
+
     def histogram(self) -> NDArray[np.uint64]:
         """Cycles by `unit_busy` (first axis) and `weight_beat` (second), shape (256, 2)."""
         result = np.zeros((256, 2), np.uint64)
@@ -364,7 +403,7 @@ class _Build:
     def __init__(self, folder: Path, top: str, progress: Progress, deadline: float) -> None:
         self.folder, self.top, self.progress, self.deadline = folder, top, progress, deadline
         self.log = folder / "build.log"
-        self.compiler = _compiler()
+        self.compiler = compiler()
         self.runtime = folder.parent / f"runtime-{_tools_digest()}"
 
     def run(self, verilog: str) -> None:
@@ -442,7 +481,8 @@ class _Build:
             raise BuildError(f"{failure} (status {status})")
 
 
-def _compiler() -> str:
+def compiler() -> str:
+    """The C++ compiler: CXX, else the first one found. Raises `BuildError`."""
     named = os.environ.get("CXX", "").strip()
     for name in [named] if named else ["g++", "clang++", "c++"]:
         found = shutil.which(name)
@@ -462,12 +502,12 @@ def _digest(verilog: str, top: str) -> str:
 
 def _tools_digest() -> str:
     """Names the tools, the flags and the processor."""
-    compiler = _compiler()
+    program = compiler()
     try:
-        version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=60, check=True).stdout.splitlines()[0]
+        version = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=60, check=True).stdout.splitlines()[0]
     except (OSError, subprocess.SubprocessError, IndexError) as error:
-        raise BuildError(f"{compiler} --version does not work: {error}") from None
-    parts = [compiler, version, _verilator_version(), *COMPILER_FLAGS, SLOW, platform.machine(), _processor()]
+        raise BuildError(f"{program} --version does not work: {error}") from None
+    parts = [program, version, _verilator_version(), *COMPILER_FLAGS, SLOW, platform.machine(), _processor()]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
 
 
@@ -571,6 +611,7 @@ def _load(path: Path) -> ctypes.CDLL:
         ("cycles", u64, [handle]),
         ("irq", u32, [handle]),
         ("port_statistics", i32, [handle, u32, pointer]),
+        ("dram_statistics", i32, [handle, pointer]),
         ("histogram", None, [handle, pointer]),
         ("clear_statistics", None, [handle]),
         ("trace_enable", None, [handle, u32, u64]),

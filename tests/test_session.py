@@ -84,6 +84,14 @@ def test_a_prompt_in_pieces_is_the_same_prompt(session):
     assert list(session.generate(PROMPT[4:], 4)) == whole
 
 
+def test_an_assumed_position_uses_the_cache_as_it_lies(session):
+    whole = list(session.generate(PROMPT, 4))
+    session.assume(len(PROMPT) - 1)
+    assert list(session.generate(PROMPT[-1:], 4)) == whole
+    with pytest.raises(InputError, match=f"from 0 to {CONTEXT - 1}, not {CONTEXT}"):
+        session.assume(CONTEXT)
+
+
 @pytest.mark.parametrize("taken", [1, 3])
 def test_an_iterator_closed_early_forgets_what_was_not_taken(session, taken):
     whole = list(session.generate(PROMPT, 8))

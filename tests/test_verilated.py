@@ -15,7 +15,7 @@ from tritloom.gen.emit import to_verilog
 from tritloom.rtl.axi import axi_members
 from tritloom.rtl.memory import AxiMemory
 from tritloom.sim import verilated
-from tritloom.sim.memory import DDR, IDEAL, MemoryTiming, preset
+from tritloom.sim.memory import DDR, IDEAL, KV260, MemoryTiming, preset
 from tritloom.sim.verilated import BuildError, BusError, SimulationError, SimulationTimeout, Verilated
 
 DESCRIPTOR, START, EXPECT, SUM, BEATS = 0x000, 0x010, 0x014, 0x018, 0x01C
@@ -185,6 +185,17 @@ def test_rate_with_ddr_timing():
     assert rate > 0.99 * DDR.beat_rate
 
 
+def test_rate_with_the_kv260s_memory():
+    beats = 40_000
+    with machine(KV260, mem_bytes=64, mem_ports=4) as sim:
+        rate = beats / stream(sim, beats, 64)
+        done = sim.dram_statistics()
+        assert done.reads >= beats and done.refreshes == pytest.approx(sim.cycles / 1950, abs=2) and done.activates < beats / 50
+        waits = [sim.port_statistics(port).refresh_waits for port in range(4)]
+    print(f"{rate:.4f} beats per cycle, {waits} cycles lost to refreshes")
+    assert rate > 0.98
+
+
 def test_same_seed_same_cycles():
     def cycles(seed):
         with machine(MemoryTiming(latency=30, jitter=200, outstanding=2), seed=seed) as sim:
@@ -193,9 +204,9 @@ def test_same_seed_same_cycles():
     assert cycles(3) == cycles(3) != cycles(4)
 
 
-@pytest.mark.parametrize("mem_bytes, mem_ports", [(32, 1), (16, 4)])
-def test_reads_and_writes_of_the_machine(mem_bytes, mem_ports):
-    with machine(DDR, mem_bytes=mem_bytes, mem_ports=mem_ports) as sim:
+@pytest.mark.parametrize("timing, mem_bytes, mem_ports", [(DDR, 32, 1), (DDR, 16, 4), (KV260, 16, 4), (KV260, 32, 1)])
+def test_reads_and_writes_of_the_machine(timing, mem_bytes, mem_ports):
+    with machine(timing, mem_bytes=mem_bytes, mem_ports=mem_ports) as sim:
         sim.mem_write(3, bytes(range(200)))
         assert sim.mem_read(3, 200) == bytes(range(200))
         sim.csr_write(READ, 2 * mem_bytes)
@@ -210,8 +221,9 @@ def test_reads_and_writes_of_the_machine(mem_bytes, mem_ports):
         assert sim.mem_read(6 * mem_bytes, 3) == bytes(range(6 * mem_bytes - 3, 6 * mem_bytes))
 
 
-def test_trace():
-    with machine(DDR) as sim:
+@pytest.mark.parametrize("timing", [DDR, KV260])
+def test_trace(timing):
+    with machine(timing) as sim:
         sim.trace_enable()
         stream(sim, 100)
         events = sim.trace(clear=True)

@@ -17,12 +17,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tritloom.firmware.config import BuildConfig, ConfigError
-from tritloom.host.backend import Backend, HostError, InputError
+from tritloom.host.backend import HostError, InputError
 from tritloom.host.console import QUIET_SECONDS, Console, Update
 from tritloom.host.image import Image, ImageError
 
 if TYPE_CHECKING:
     from tritloom.gen.checkpoint import Checkpoint
+    from tritloom.gen.fit import FitResult
+    from tritloom.gen.spec import ModelSpec
+    from tritloom.sim.backends import SimBackend
 
 ModelOption = Annotated[Path, typer.Option("--model", metavar="DIR", help="Model folder (Hugging Face) or .gguf file.")]
 BoardOption = Annotated[str, typer.Option("--board", metavar="NAME", help="Board to build for.")]
@@ -76,12 +79,17 @@ def configuration(checkpoint: Checkpoint, board: str, settings: dict[str, Any], 
         if settings:
             raise InputError("--set changes a fitted configuration and cannot be used with --config: leave one of them out")
         return config
+    return fitted(checkpoint.spec, board, settings).config
+
+
+def fitted(spec: ModelSpec, board: str, settings: dict[str, Any]) -> FitResult:
+    """A configuration that fits the model to the board, with what is predicted for it. Raises `DoesNotFit`."""
     from tritloom.gen.fit import fit
 
-    result = fit(checkpoint.spec, board, **settings)
+    result = fit(spec, board, **settings)
     if not result.fits or result.config is None:
-        raise DoesNotFit(f"{checkpoint.spec.name} does not fit {board}: {result.binds}; choose a smaller model, another board or --context")
-    return result.config
+        raise DoesNotFit(f"{spec.name} does not fit {board}: {result.binds}; choose a smaller model, another board or --context")
+    return result
 
 
 # What is made once and kept ------------------------------------------------------------------------
@@ -173,7 +181,7 @@ def write_image_of(path: Path, checkpoint: Checkpoint, config: BuildConfig, cons
         )
 
 
-def open_simulation(config: BuildConfig, memory_bytes: int, timing: str, console: Console) -> Backend:
+def open_simulation(config: BuildConfig, memory_bytes: int, timing: str, console: Console) -> SimBackend:
     """The machine's Verilog, compiled and reset, with its memory."""
     from tritloom.gen.generate import cached_verilog
     from tritloom.sim.backends import SimBackend

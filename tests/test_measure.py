@@ -1,0 +1,153 @@
+"""Measuring whole tokens: what is measured, and the results kept of it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tritloom.firmware.config import BuildConfig
+from tritloom.gen import bench
+from tritloom.gen.checkpoint import open_checkpoint
+from tritloom.gen.generate import cached_verilog
+from tritloom.gen.pack import pack
+from tritloom.host.backend import InputError
+from tritloom.host.image import Image, write_image
+from tritloom.host.session import Session
+from tritloom.sim import measure
+from tritloom.sim.backends import SimBackend
+
+ROOT = Path(__file__).parents[1]
+MODEL = ROOT / "models" / "stories-260k"
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory):
+    """The machine of test_machine.py, with a memory that never varies."""
+    checkpoint = open_checkpoint(MODEL, context=128)
+    config = BuildConfig(shape=checkpoint.spec.shape, lanes=3, tables=5, rows_per_cycle=4, vector_lanes=8, attention_macs=16, mem_bytes=16,
+                         mem_ports=2, weight_fifo_beats=64, sampler_candidates=8)
+    packed = pack(checkpoint, config)
+    folder = tmp_path_factory.mktemp("measure")
+    path = write_image(folder / "image", config=config, spec=checkpoint.spec.to_dict(), sections=packed.sections)
+    build = ROOT / "build"
+    backend = SimBackend.build(config, cached_verilog(config, build / "verilog"), memory_bytes=packed.map.total_bytes, timing="ideal",
+                               build_dir=build / "verilated")
+    with Session(backend, Image.open(path)) as session:
+        yield session
+    backend.close()
+
+
+def prompt(length):
+    return np.random.default_rng(length).integers(3, 512, length).tolist()
+
+
+def test_decode_is_the_token_that_a_text_of_that_length_would_take(session):
+    session.reset()
+    list(session.generate(prompt(38), 4))
+    usual = session.stats().decode_cycles[1]  # its pass is at position 39
+    found = measure.decode(session, 40)
+    assert found["cycles"] == pytest.approx(usual, rel=0.002)
+    assert sum(map(sum, found["busy_cycles"].values())) == found["counted_cycles"] == pytest.approx(found["cycles"], abs=200)
+    assert found["beats"]["weights"] == pytest.approx(session.image.map.token_beats, abs=64)
+    assert 0 < found["roofline_share"] < 1 and found["dram"] is None and found["saturations"] == 0
+    assert measure.decode(session, 120)["cycles"] > found["cycles"]
+
+
+def test_prefill_is_what_a_session_says(session):
+    session.reset()
+    next(session.generate(prompt(7), 1))
+    usual = session.stats().prefill_cycles
+    found = measure.prefill(session, 7)
+    assert found["cycles"] == pytest.approx(usual, rel=0.02) and found["tokens_per_s"] == 7 * 250e6 / found["cycles"]
+    expected = 2 * session.image.map.layers_beats + session.image.map.token_beats  # three lanes, seven tokens
+    assert found["beats"]["weights"] == expected
+
+
+def test_positions_beyond_the_context_are_refused(session):
+    with pytest.raises(InputError, match="from 0 to 127"):
+        session.assume(128)
+    with pytest.raises(InputError, match="from 2 to 127"):
+        measure.capacity(128, 128)
+    assert [measure.capacity(n, 4096) for n in (2, 128, 255, 256, 4000)] == [256, 256, 256, 512, 4096]
+
+
+# Results ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def entry(session):
+    measured = measure.decode(session, 40)
+    fixed = dict(model="m", what="decode", count=40, timing="ideal", weights="random", command="c")
+    return measure.record(measured, config=session.config, **fixed)
+
+
+def test_results_are_kept_whole_and_know_their_code(entry, tmp_path, monkeypatch):
+    path = tmp_path / "kv260" / "m-decode-40.json"
+    assert measure.load(path) is None
+    measure.store(entry, path)
+    assert measure.load(path) == json.loads(json.dumps(entry)) and list(path.parent.iterdir()) == [path]
+    assert measure.state_of(entry) == measure.CURRENT
+    monkeypatch.setattr(measure, "RESULTS", tmp_path)
+    assert {r["state"] for r in bench.stored_rows()} == {f"stored on {entry['date']}"}
+    monkeypatch.setattr(measure, "code_digest", lambda: "other")
+    assert measure.state_of(entry).startswith("stale: the machine's code changed since 2")
+    rows = bench.stored_rows()
+    assert rows[0]["state"].startswith("stale") and "(stale: the machine's code" in bench.table(rows)
+    path.write_text("{}")
+    with pytest.raises(InputError, match="not a stored measurement"):
+        bench.stored_rows()
+
+
+def test_resume_takes_what_is_stored_and_measures_what_is_stale(entry, tmp_path, monkeypatch):
+    from tritloom.host.commands import common
+
+    class Started(Exception):
+        pass
+
+    def start(*_):
+        raise Started
+
+    monkeypatch.setattr(measure, "RESULTS", tmp_path)
+    monkeypatch.setattr(common, "open_simulation", start)
+    config = bench_config("TriLM-99M", lanes=1)
+    stored = measure.record(entry["measured"], model="TriLM-99M", what="decode", count=40, config=config, timing="kv260", weights="random",
+                            command="the command")
+    measure.store(stored, measure.result_path("kv260", "TriLM-99M", "decode-40", {"lanes": 1}))
+    options = dict(context=40, settings={"lanes": 1}, resume=True)
+    rows = bench.whole_tokens("TriLM-99M", "kv260", **options)
+    assert rows[0]["value"] == entry["measured"]["cycles"] and rows[0]["command"] == "the command"
+    for changes in ({"resume": False}, {"settings": {"lanes": 2}}, {"timing": "kv260-pessimistic"}, {"context": 41}, {"prefill": 3}):
+        with pytest.raises(Started):
+            bench.whole_tokens("TriLM-99M", "kv260", **(options | changes))
+    monkeypatch.setattr(measure, "code_digest", lambda: "other")
+    with pytest.raises(Started):
+        bench.whole_tokens("TriLM-99M", "kv260", **options)
+
+
+def bench_config(name, **settings):
+    from tritloom.gen.fit import fit
+    from tritloom.gen.shapes import published
+
+    return fit(published(name, 256), "kv260", **settings).config
+
+
+@pytest.mark.parametrize("options, words", [
+    (dict(model="gpt", context=40), "no model called 'gpt'"), (dict(model="TriLM-99M"), "give --context N"),
+    (dict(model="TriLM-99M", context=4096), "from 2 to 2047"), (dict(model="TriLM-99M", resume=True), "give --context N"),
+    (dict(model="TriLM-99M", context=40, timing="fast"), "choose ideal, ddr, kv260"),
+])
+def test_what_cannot_be_measured_is_refused(options, words):
+    with pytest.raises((bench.ConfigError, InputError), match=words):
+        bench.rows(board="kv260", **options)
+
+
+def test_stored_results_are_readable_and_say_whether_they_are_stale():
+    """A stale result does not fail: it is shown as stale until it is measured again."""
+    for path, stored, state in measure.stored():
+        assert state == measure.CURRENT or state.startswith("stale: "), path
+        assert path.parent.name == stored["board"] and BuildConfig.from_dict(stored["configuration"]).digest == int(stored["digest"], 16)
+        assert stored["kind"] == "rtl-simulated" and stored["command"].startswith("tritloom bench") and stored["versions"]["verilator"]
+        assert stored["measured"]["saturations"] == 0
+        if state != measure.CURRENT:
+            print(f"{path.name}: {state}")
