@@ -121,6 +121,8 @@ class BuildConfig:
 
     Symbols of docs/architecture.md: `lanes` P, `tables` T, `rows_per_cycle` Q, `vector_lanes` V,
     `attention_macs` A, `attention_rows` R, `mem_bytes` M over `mem_ports` ports.
+    `weight_fifo_beats`, `read_fifo_beats`: beats that are asked for ahead, of weights and of data; to keep the memory
+    busy they must cover its latency.
     """
 
     shape: ModelShape
@@ -139,17 +141,18 @@ class BuildConfig:
     table_form: str = "symmetric14"
     packing: str = "trit5"
     weight_fifo_beats: int = 256
+    read_fifo_beats: int = 128
     sampler_candidates: int = 64
     program_words: int = 256
 
     def __post_init__(self) -> None:
         s = self.shape
         for name in ("clock_hz", "lanes", "tables", "rows_per_cycle", "vector_lanes", "attention_macs", "attention_rows",
-                     "mem_bytes", "mem_ports", "weight_fifo_beats", "sampler_candidates", "program_words"):
+                     "mem_bytes", "mem_ports", "weight_fifo_beats", "read_fifo_beats", "sampler_candidates", "program_words"):
             value = getattr(self, name)
             _require(isinstance(value, int) and value > 0, f"{name} must be a positive integer, not {value!r}")
         for name in ("rows_per_cycle", "vector_lanes", "attention_macs", "attention_rows", "mem_bytes", "mem_ports", "weight_fifo_beats",
-                     "program_words"):
+                     "read_fifo_beats", "program_words"):
             _require(_power_of_two(getattr(self, name)), f"{name} must be a power of two, not {getattr(self, name)}")
         _require(self.table_form in TABLE_FORMS, f"table_form must be one of {', '.join(TABLE_FORMS)}, not {self.table_form!r}")
         _require(self.packing in PACKINGS, f"packing must be one of {', '.join(PACKINGS)}, not {self.packing!r}")

@@ -99,10 +99,11 @@ def memories(config: BuildConfig) -> dict[str, list[Memory]]:
     control = [Memory(64, c.program_words), Memory(32, 16, 3), Memory(32, 63), Memory(64, 63), Memory(17, 8)]
     memory = [Memory(64, 256), Memory(48, 8)]
     if c.memory == "onchip":
-        memory += [Memory(8, c.onchip_bytes // m, m), Memory(8 * m + 2, c.weight_fifo_beats), Memory(8 * m, 16)]
+        memory += [Memory(8, c.onchip_bytes // m, m), Memory(8 * m + 2, c.weight_fifo_beats), Memory(8 * m, c.read_fifo_beats)]
     else:
         port = m // c.mem_ports
-        memory += [Memory(8 * port + 2, c.weight_fifo_beats, c.mem_ports), Memory(8 * port, 64, c.mem_ports), Memory(3, 16, c.mem_ports)]
+        memory += [Memory(8 * port + 2, c.weight_fifo_beats, c.mem_ports), Memory(8 * port, c.read_fifo_beats, c.mem_ports),
+                   Memory(3, 16, c.mem_ports)]
     return {"matmul": matmul, "vector": vector, "dot": dot, "sampler": sampler, "memory": memory, "control": control}
 
 

@@ -161,9 +161,10 @@ def fit(spec: ModelSpec, board: Board | str, **overrides: Any) -> FitResult:
     mem = int(fixed["mem_bytes"])
     macs, rows = _dot_shape(s, mem, fixed)
     fixed |= {"attention_macs": macs, "attention_rows": rows}
-    fixed.setdefault("vector_lanes", _largest_power(min(8, macs // rows), s.hidden, s.ffn, s.head_dim))
+    fixed.setdefault("vector_lanes", _largest_power(min(max(8, mem // 4), macs // rows), s.hidden, s.ffn, s.head_dim))
     if board.memory == "onchip":
         fixed.setdefault("weight_fifo_beats", 16)
+        fixed.setdefault("read_fifo_beats", 16)
         fixed.setdefault("sampler_candidates", 16)
     packing = str(fixed.setdefault("packing", "trit5"))
 

@@ -20,7 +20,7 @@ COMMAND = data.StructLayout({"op": 1, "slot": 8, "count": 8, "position": 32, "kv
 READ_REQUEST = data.StructLayout({"addr": 32, "beats": 16})
 
 VALUE_SCALES, KEYS, VALUES, HEAD = range(4)
-JOBS_AHEAD = 8
+JOBS_AHEAD = 16
 LOGIT_DEPTH = 16
 
 

@@ -86,7 +86,7 @@ class ReadArbiter(wiring.Component):
     memory_request : Out(stream), memory_data : In(stream)
     """
 
-    def __init__(self, *, mem_bytes: int, clients: int, outstanding: int = 8):
+    def __init__(self, *, mem_bytes: int, clients: int, outstanding: int = 16):
         if clients < 1:
             raise ValueError(f"clients must be positive, not {clients}")
         self._mem_bytes, self._clients, self._outstanding = mem_bytes, clients, outstanding

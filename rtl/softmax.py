@@ -226,8 +226,9 @@ class SoftmaxControl(wiring.Component):
         m = Module()
         wait = Signal(range(SoftmaxLane.total_latency))
         m.d.sync += self.settle.eq(self.apply)
-        enough = Mux(self.chunk.rows < self._side_by_side - 1, self.chunk.rows, self._side_by_side - 1)
-        m.d.comb += self.started.eq(delay(m, self.row_valid & (self.row == enough), SoftmaxLane.weight_latency - 2, "started"))
+        enough = self._side_by_side - 1
+        first_rows = (self.row == enough) | ((self.row < enough) & (self.row == self.chunk.rows)) if enough else self.row == 0
+        m.d.comb += self.started.eq(delay(m, self.row_valid & first_rows, SoftmaxLane.weight_latency - 2, "started"))
         with m.FSM():
             with m.State("IDLE"):
                 m.d.sync += [self.row.eq(0), wait.eq(SoftmaxLane.total_latency - 2)]

@@ -96,8 +96,10 @@ class Accelerator(wiring.Component):
     def _memory(self):
         c = self.config
         if c.memory == "axi":
-            return AxiMemory(mem_bytes=c.mem_bytes, mem_ports=c.mem_ports, weight_fifo_beats=c.weight_fifo_beats)
-        return OnChipMemory(mem_bytes=c.mem_bytes, size_bytes=c.onchip_bytes, weight_fifo_beats=c.weight_fifo_beats)
+            return AxiMemory(mem_bytes=c.mem_bytes, mem_ports=c.mem_ports, weight_fifo_beats=c.weight_fifo_beats,
+                             read_fifo_beats=c.read_fifo_beats)
+        return OnChipMemory(mem_bytes=c.mem_bytes, size_bytes=c.onchip_bytes, weight_fifo_beats=c.weight_fifo_beats,
+                            read_fifo_beats=c.read_fifo_beats)
 
     def _join_memory(self, m, memory, matmul, vector, dot, registers):
         """Weights to their consumers, data reads and writes to theirs, AXI ports to the outside."""
