@@ -53,7 +53,7 @@ MACHINES: dict[str, dict[str, Any]] = {
 SHOWN = ("lanes", "tables", "rows_per_cycle", "vector_lanes", "attention_macs", "attention_rows", "mem_bytes", "mem_ports", "memory",
          "table_form", "packing")
 
-_SOURCES = ("rtl", "firmware", "gen/pack.py", "gen/generate.py", "sim/integer_model.py", "sim/equality.py")
+_SOURCES = ("rtl", "firmware", "gen/pack.py", "gen/generate.py", "gen/emit.py", "sim/integer_model.py", "sim/equality.py")
 
 
 def code_digest() -> str:
