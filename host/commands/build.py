@@ -12,17 +12,17 @@ from tritloom.host.commands.common import (
     ConfigOption,
     ContextOption,
     JsonOption,
-    ModelOption,
     SettingsOption,
+    ShapeOption,
     configuration,
-    open_model,
     settings_of,
+    spec_of,
 )
 from tritloom.host.console import Console
 
 
 def command(
-    model: ModelOption,
+    model: ShapeOption,
     board: BoardOption,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the results; made if needed.")] = Path("build"),
     seeds: Annotated[
@@ -37,8 +37,7 @@ def command(
     from tritloom.gen.build import TimingFailure, build, report_text
 
     console = Console(json=as_json)
-    checkpoint = open_model(model, context)
-    config = configuration(checkpoint, board, settings_of(settings), config_file)
+    config = configuration(spec_of(model, context), board, settings_of(settings), config_file)
     try:
         with console.step(f"Building for {board}") as update:
             report = build(config, out, update, board=board, seeds=seeds or [1])

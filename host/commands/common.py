@@ -39,6 +39,9 @@ ConfigOption = Annotated[
     Path | None,
     typer.Option("--config", metavar="FILE", help="Take this configuration (config.json of `generate`) instead of fitting one."),
 ]
+ShapeOption = Annotated[
+    Path, typer.Option("--model", metavar="DIR", help="Model folder or .gguf file, or a published shape such as bitnet_b1_58-large.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
 FITTED_FIELDS = tuple(f.name for f in dataclasses.fields(BuildConfig) if f.name not in ("shape", "board"))
@@ -67,7 +70,18 @@ def open_model(model: Path, context: int | None = None) -> Checkpoint:
     return open_checkpoint(model, context=context)
 
 
-def configuration(checkpoint: Checkpoint, board: str, settings: dict[str, Any], file: Path | None = None) -> BuildConfig:
+def spec_of(model: Path, context: int | None = None) -> ModelSpec:
+    """The dimensions of a checkpoint, or of a published model by its name: enough where no weights are needed."""
+    from tritloom.gen.shapes import SHAPES, published
+
+    if model.exists():
+        return open_model(model, context).spec
+    if str(model) not in SHAPES:
+        raise InputError(f"{model}: no such checkpoint; give a model folder, a .gguf file, or one of {', '.join(SHAPES)}")
+    return published(str(model), context)
+
+
+def configuration(spec: ModelSpec, board: str, settings: dict[str, Any], file: Path | None = None) -> BuildConfig:
     """The configuration in `file`, or one that fits the model to the board."""
     if file is not None:
         try:
@@ -79,7 +93,7 @@ def configuration(checkpoint: Checkpoint, board: str, settings: dict[str, Any], 
         if settings:
             raise InputError("--set changes a fitted configuration and cannot be used with --config: leave one of them out")
         return config
-    return fitted(checkpoint.spec, board, settings).config
+    return fitted(spec, board, settings).config
 
 
 def fitted(spec: ModelSpec, board: str, settings: dict[str, Any]) -> FitResult:

@@ -10,10 +10,10 @@ from tritloom.host.commands.common import (
     BoardOption,
     ContextOption,
     JsonOption,
-    ModelOption,
     SettingsOption,
-    open_model,
+    ShapeOption,
     settings_of,
+    spec_of,
     table,
 )
 from tritloom.host.console import Console
@@ -24,7 +24,7 @@ def _shown(value: Any) -> str:
 
 
 def command(
-    model: ModelOption,
+    model: ShapeOption,
     board: BoardOption = "sim",
     context: ContextOption = None,
     settings: SettingsOption = None,
@@ -35,7 +35,7 @@ def command(
 
     console = Console(json=as_json)
     with console.step("Fitting"):
-        result = fit(open_model(model, context).spec, board, **settings_of(settings))
+        result = fit(spec_of(model, context), board, **settings_of(settings))
     config = result.config.to_dict() | {"digest": f"{result.config.digest:08x}"} if result.config else None
     data = {"fits": result.fits, "binds": result.binds, "config": config, "predicted": result.predicted}
     rows: list[tuple[str, Any]] = [("fits", "yes" if result.fits else "no"), ("bound by", result.binds)]

@@ -36,7 +36,7 @@ def command(
     """Pack a model's weights, tables, firmware and tokenizer into an image."""
     console = Console(json=as_json)
     checkpoint = open_model(model, context)
-    config = configuration(checkpoint, board, settings_of(settings), config_file)
+    config = configuration(checkpoint.spec, board, settings_of(settings), config_file)
     write_image_of(out, checkpoint, config, console)
     image = Image.open(out)
     sections = {name: section.length for name, section in image.table.items()}

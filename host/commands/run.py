@@ -73,7 +73,7 @@ def command(
         tokenizer = Tokenizer.from_file(checkpoint.tokenizer, spec.bos_id)
         ids = tokenizer.encode(prompt)
         count = length(len(ids), tokens, spec.shape.context)
-        config = configuration(checkpoint, board, settings_of(settings), config_file)
+        config = configuration(checkpoint.spec, board, settings_of(settings), config_file)
     image = image_of(path, checkpoint, config, console)
     device = open_backend(backend, image, board, timing, console)
     try:
