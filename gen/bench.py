@@ -212,7 +212,7 @@ def decode(model: str | Path, board: str = "sim", tokens: int = 8, *, prompt: st
     checkpoint = common.open_model(path, context)
     spec = checkpoint.spec
     ids = Tokenizer.from_file(checkpoint.tokenizer, spec.bos_id).encode(prompt)[: max(1, spec.shape.context - tokens - 1)]
-    config = common.configuration(checkpoint, board, settings or {})
+    config = common.configuration(spec, board, settings or {})
     image = common.image_of(path, checkpoint, config, quiet)
     backend = common.open_simulation(config, image.map.total_bytes, timing or load(board).timing, quiet)
     try:

@@ -74,11 +74,7 @@ def spec_of(model: Path, context: int | None = None) -> ModelSpec:
     """The dimensions of a checkpoint, or of a published model by its name: enough where no weights are needed."""
     from tritloom.gen.shapes import SHAPES, published
 
-    if model.exists():
-        return open_model(model, context).spec
-    if str(model) not in SHAPES:
-        raise InputError(f"{model}: no such checkpoint; give a model folder, a .gguf file, or one of {', '.join(SHAPES)}")
-    return published(str(model), context)
+    return published(str(model), context) if str(model) in SHAPES and not model.exists() else open_model(model, context).spec
 
 
 def configuration(spec: ModelSpec, board: str, settings: dict[str, Any], file: Path | None = None) -> BuildConfig:
