@@ -514,7 +514,6 @@ class Session:
             generation.passes += 1
             answers = [self._pull() for _ in range(1 + len(drafted))]
             accepted = next((i for i, guess in enumerate(drafted) if guess != answers[i][0]), len(drafted))
-            lookup.took(len(drafted), accepted)
             for token, stamp in answers[: accepted + 1]:
                 lookup.push(token)
                 newest, left, position = token, left - 1, position + 1

@@ -173,19 +173,27 @@ def test_drafts_that_cannot_be(session, arguments, message):
 
 
 def test_prompt_lookup():
-    lookup = PromptLookup([1, 2, 3, 4, 5, 1, 2, 3, 9, 9, 7, 1, 2, 3], most=3)
-    assert lookup.draft(5) == [9, 9, 7], "the latest place goes first"
-    assert lookup.draft(2) == [9, 9]
-    lookup.took(3, 1)
-    assert lookup.draft(5) == [9, 9]
-    lookup.took(2, 0)
-    assert lookup.draft(5) == [9]
-    lookup.took(1, 1)
-    for token in (4, 5):
+    lookup = PromptLookup(8 * [1, 2, 3, 4, 5] + [1, 2], most=3)
+    assert lookup.draft(9) == [3, 4, 5] and lookup.draft(2) == [3, 4] and lookup.draft(0) == []
+    lookup.push(9)
+    assert lookup.draft(9) == [], "an ending never seen"
+    for token in (1, 2):
         lookup.push(token)
-    assert lookup.draft(5) == [1, 2, 3]
-    lookup.push(8)
-    assert lookup.draft(5) == [] and PromptLookup([], 3).draft(3) == []
+    assert lookup.draft(9) == [9, 1, 2], "the latest place goes first"
+
+
+def test_guesses_are_kept_back_while_they_are_wrong():
+    """1 2 is followed by something else each time; then by the same."""
+    text = [token for i in range(20) for token in (1, 2, 100 + i)]
+    assert PromptLookup(text + [1, 2], most=3).draft(9) == []
+    lookup = PromptLookup(text, most=3)
+    drafted = []
+    for _ in range(8):
+        for token in (1, 2, 7):
+            lookup.push(token)
+            drafted.append(len(lookup.draft(9)))
+    assert drafted[:4] == [0, 0, 0, 0] and drafted[-1] == 3, drafted
+    assert PromptLookup([], 3).draft(3) == []
 
 
 def test_prompts_longer_than_the_fifo(image):
