@@ -60,7 +60,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class Bounds:
-    """Least cycles of a measured token (or prompt) by the stream alone and by each engine alone, and what it took."""
+    """Least cycles of a measured token (or prompt) by the stream alone and by the engines alone, and what it took."""
 
     stream: float
     ternary: float
@@ -71,13 +71,19 @@ class Bounds:
     whole: Phase
 
     @property
+    def named(self) -> dict[str, float]:
+        """Within a layer each engine needs what the other made, so both take the sum of their times."""
+        return {"stream of weights and cache": self.stream, "ternary engine": self.ternary, "dot engine": self.dot,
+                "both engines, in turn": self.ternary + self.dot}
+
+    @property
     def limit(self) -> str:
-        named = {"the stream of weights and cache": self.stream, "the ternary engine": self.ternary, "the dot engine": self.dot}
-        return max(named, key=lambda name: named[name])
+        """The highest of them."""
+        return max(self.named, key=lambda name: self.named[name])
 
     @property
     def least(self) -> float:
-        return max(self.stream, self.ternary, self.dot)
+        return self.named[self.limit]
 
 
 def bounds(entry: Mapping[str, Any]) -> Bounds:
@@ -239,19 +245,15 @@ def _preset(entry: Mapping[str, Any]) -> str:
 def _roofline(entry: Mapping[str, Any]) -> str:
     b = bounds(entry)
     clock, tokens = entry["clock_hz"], entry["count"] if entry["what"] == "prefill" else 1
-    named = (("stream of weights and cache", b.stream), ("ternary engine", b.ternary), ("dot engine", b.dot))
     binds = ' class="binds"'
-    lines = [f'<tr{binds if cycles == b.least else ""}><th scope="row">{name}</th><td>{cycles:,.0f}</td>'
-             f"<td>{clock * tokens / max(cycles, 1):,.1f}</td><td>{cycles / b.measured:.1%}</td></tr>" for name, cycles in named]
+    lines = [f'<tr{binds if name == b.limit else ""}><th scope="row">{name}</th><td>{cycles:,.0f}</td>'
+             f"<td>{clock * tokens / max(cycles, 1):,.1f}</td><td>{cycles / b.measured:.1%}</td></tr>" for name, cycles in b.named.items()]
     lines.append(f'<tr class="total"><th scope="row">measured</th><td>{b.measured:,.0f}</td>'
                  f"<td>{clock * tokens / b.measured:,.1f}</td><td>100 %</td></tr>")
     what = "prompt" if entry["what"] == "prefill" else "token"
-    said = (f"The highest bound is {b.limit}: by it a {what} takes at least {b.least:,.0f} cycles; {b.measured:,.0f} were measured. "
-            f"The two engines take turns within a layer: together they need {b.ternary + b.dot:,.0f} cycles. ")
-    if b.least >= LIMITS * b.measured:
-        said += f"So {b.limit} limits, {b.least / b.measured:.1%} of the measured cycles."
-    else:
-        said += f"None of them limits alone, at {b.least / b.measured:.1%} of the measured cycles: units wait for one another, as below."
+    share = f"{b.least / b.measured:.1%} of the {b.measured:,.0f} measured"
+    said = f"The highest bound of a {what} is “{b.limit}”: at least {b.least:,.0f} cycles, {share}."
+    said += " This is what limits." if b.least >= LIMITS * b.measured else " Nothing limits alone: units wait for one another, as below."
     table = _table(("bound by", "least cycles", "tokens/s", "of measured"), lines, "numbers")
     points = "".join(f"<li><b>{number}</b> {escape(p.name)}: {p.intensity:,.2f} MAC per byte, {p.rate:,.1f} MAC per cycle of its work"
                      f"{f', {p.rate / p.peak:.1%} of its engine' if p.peak else ''}</li>"
@@ -267,7 +269,7 @@ def _roofline_svg(b: Bounds) -> str:
     ys = [log2(p.rate) for p in points] + [log2(p.peak) for p in b.phases]
     x0 = floor(min(xs) - 0.6)
     x1 = ceil(max([max(xs) + 0.8, *(log2(p.peak / b.beat_bytes) + 1.8 for p in b.phases)]))  # roofs long enough for their names
-    y1 = ceil(max(ys) + 0.8)
+    y1 = ceil(max(ys) + 0.5)
     y0 = floor(min(*ys, log2(b.beat_bytes) + x0) - 0.1)
 
     def x(value: float) -> float:
@@ -292,7 +294,7 @@ def _roofline_svg(b: Bounds) -> str:
         start = max(x(phase.peak / b.beat_bytes), left)
         name = "ternary engine" if unit == "matmul" else "dot engine"
         parts.append(f'<path class="roof s-{unit}" d="M{start:.1f} {y(phase.peak):.1f}H{right}"/>'
-                     f'<text class="t-{unit}" x="{right - 3}" y="{y(phase.peak) - 5:.1f}" text-anchor="end">{name} {phase.peak:,g}</text>')
+                     f'<text class="t-{unit}" x="{right - 3}" y="{y(phase.peak) + 14:.1f}" text-anchor="end">{name} {phase.peak:,g}</text>')
     length = hypot(bx - ax, by - ay) or 1
     cos, sin = (bx - ax) / length, (by - ay) / length
     tx, ty = ax + 0.06 * (bx - ax) + 6 * sin, ay + 0.06 * (by - ay) - 6 * cos
@@ -517,7 +519,8 @@ tbody th{font-weight:500}
 .ours th,.ours td{background:var(--card)}
 @media(max-width:520px){.rows{grid-template-columns:5.6em minmax(0,1fr) 3.4em;gap:3px 6px}
 .axis i:nth-child(even){display:none}
-h1{font-size:1.3rem}}
+h1{font-size:1.3rem}
+.numbers td,.numbers th{padding-right:5px}}
 """
     + "".join(f".u-{n}{{background:var(--{n})}}.u-{n}.idle{{background:"
               f"repeating-linear-gradient(45deg,var(--{n}) 0 3px,var(--bg) 3px 6px)}}"

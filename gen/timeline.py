@@ -61,17 +61,27 @@ class Timeline:
 
 
 def view(timeline: Timeline, layers: int = 0) -> dict[str, Any]:
-    """What a result keeps: the whole in bins, and a layer in the middle, if it has `layers` layers before its head.
-
-    A layer is the `layers`-th part of the time up to the last cycle of the ternary engine, which only the layers use.
-    """
+    """What a result keeps: the whole in bins, and a layer in the middle, if it has `layers` layers before its head."""
     result = {"whole": pack(timeline.folded(VIEW_BINS))}
-    works = np.flatnonzero(timeline.rows[ROWS.index("matmul")])
-    if layers and len(works):
-        length, number = int(timeline.cycles[: works[-1] + 1].sum()) / layers, layers // 2
-        start, part = timeline.part(number * length, (number + 1) * length)
+    if layers and timeline.rows[ROWS.index("matmul")].any():
+        number = layers // 2
+        end, length = _layers(timeline, layers)
+        start, part = timeline.part(end - (layers - number) * length, end - (layers - number - 1) * length)
         result["layer"] = {"number": number + 1, "start": start} | pack(part.folded(VIEW_BINS))
     return result
+
+
+def _layers(timeline: Timeline, layers: int) -> tuple[int, float]:
+    """Cycle in which the last layer ends, and the length of one.
+
+    The ternary engine works only for layers. Each writes its keys and values once, so the length is between the first times of writing;
+    where those cannot be told apart, it is a part of all the time up to the end.
+    """
+    ends = np.cumsum(timeline.cycles)
+    end = int(ends[timeline.rows[ROWS.index("matmul")] > 0][-1])
+    writing = ends[timeline.rows[ROWS.index("writes")] > 0]
+    first = writing[np.diff(writing, prepend=-end) > end / (2 * layers)]
+    return end, (first[-1] - first[0]) / (layers - 1) if len(first) == layers > 1 else end / layers
 
 
 def pack(timeline: Timeline) -> dict[str, Any]:

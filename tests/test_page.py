@@ -72,7 +72,7 @@ def test_page_without_results_is_its_rows():
 
 def test_bounds_of_the_07b_token():
     found = bounds(entry())
-    assert found.limit == "the stream of weights and cache" and found.least < found.measured
+    assert found.limit == "stream of weights and cache" and found.least < found.measured
     assert found.stream == pytest.approx((141785152 + 49268352 + 9830400) / 64, rel=0.001)
     assert found.ternary == pytest.approx(24 * (4 * 1536**2 + 3 * 1536 * 4096) / (3 * 13 * 8))
     assert found.dot == pytest.approx((32002 * 1536 + 24 * 1536 * 2 * 128) / 64)
@@ -92,6 +92,17 @@ def test_timelines_keep_every_cycle_when_folded_and_packed():
     view = timeline.view(line, 4)
     assert view["layer"]["start"] == 25_000 and timeline.unpack(view["layer"]).cycles.sum() == 12_500
     assert set(packed["rows"]) == set(ROWS)
+
+
+def test_a_layer_is_what_lies_between_times_of_writing():
+    samples, h = [timeline.counts(np.zeros((256, 2)))], np.zeros((256, 2), np.int64)
+    for busy in [0] * 5 + ([Unit.VECTOR, Unit.WRITES, Unit.DOT] + [Unit.MATMUL] * 5) * 4 + [Unit.DOT | Unit.SAMPLER] * 9:
+        h[busy, 0] += 10
+        samples.append(timeline.counts(h))
+    layer = timeline.view(Timeline.of(samples), 4)["layer"]
+    rows = dict(zip(ROWS, timeline.unpack(layer).rows.tolist(), strict=True))
+    assert (layer["number"], layer["start"]) == (3, 50 + 2 * 80)
+    assert rows["vector"] == [10, 0, 0, 0, 0, 0, 0, 0] and rows["matmul"] == [0, 0, 0, 10, 10, 10, 10, 10]
 
 
 def test_html_is_written_whole_or_refused_before_anything_is_measured(tmp_path, monkeypatch):
