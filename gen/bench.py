@@ -1,4 +1,4 @@
-"""Measured numbers: rows of {measure, value, unit, kind, command}, their table and their picture.
+"""Measured numbers: rows of {measure, value, unit, kind, command} and their table; gen/page.py draws them.
 
 `kind` says what stands behind a number: rtl-simulated, synthesised, routed, host-measured or projected.
 """
@@ -9,7 +9,7 @@ import itertools
 import json
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 
 from tritloom.firmware.config import ConfigError
 from tritloom.firmware.isa import Unit
+from tritloom.gen.timeline import view
 
 if TYPE_CHECKING:
     from tritloom.host.console import Console
     from tritloom.host.session import Session
 
-__all__ = ["KINDS", "BenchError", "CycleShares", "Row", "decode", "entry_rows", "fidelity", "fit_rows", "measure_session", "picture",
-           "routed", "rows", "stored_rows", "table", "tlmm_synth", "whole_tokens"]
+__all__ = ["KINDS", "BenchError", "CycleShares", "Report", "Row", "decode", "entry_rows", "fidelity", "fit_rows", "measure_session",
+           "number", "report", "routed", "stored_report", "table", "tlmm_synth", "whole_tokens"]
 
 KINDS = ("rtl-simulated", "synthesised", "routed", "host-measured", "projected")
 PROMPT = "Once upon a time, there was a little girl named Lily. She liked to play in the garden with her"
@@ -57,6 +58,14 @@ def row(measure: str, value: float, unit: str, kind: str, command: str) -> Row:
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
     return {"measure": measure, "value": float(value), "unit": unit, "kind": kind, "command": command}
+
+
+@dataclass(frozen=True)
+class Report:
+    """Rows, and the results of the machine behind them, as sim/measure.py keeps them, each with its state."""
+
+    rows: list[Row]
+    results: list[tuple[dict[str, Any], str]] = field(default_factory=list)
 
 
 # Units ------------------------------------------------------------------------------------------------
@@ -142,10 +151,16 @@ class Measured:
     wall_s: float
     waits: dict[str, float]
     """Of decode's cycles: no beat although the machine waits for one (refresh, latency), or a beat it does not take yet (ready)."""
+    timeline: dict[str, Any] | None = None
+    """Of the last token, if it was asked for: who worked when (gen/timeline.py)."""
 
 
-def measure_session(session: Session, prompt: Sequence[int], tokens: int, progress: Progress | None = None) -> Measured:
-    """Generate `tokens` tokens after the first one and say where the cycles went. The session's backend must be the simulation."""
+def measure_session(session: Session, prompt: Sequence[int], tokens: int, progress: Progress | None = None, *,
+                    timeline: bool = False) -> Measured:
+    """Generate `tokens` tokens after the first one and say where the cycles went. The session's backend must be the simulation.
+
+    `timeline`: also record the last of them.
+    """
     machine = getattr(session.backend, "machine", None)
     if machine is None:
         raise BenchError(f"backend {session.backend.name} has no clock: measure on the simulation")
@@ -153,8 +168,15 @@ def measure_session(session: Session, prompt: Sequence[int], tokens: int, progre
     run = session.generate(list(prompt), tokens + 1)
     next(run)
     machine.clear_statistics()
+    course = None
+    if timeline and tokens == 1:
+        machine.record()
     for done, _ in enumerate(run, 1):
+        if timeline and done == tokens - 1:
+            machine.record()
         if done == tokens:
+            if timeline:
+                course = view(machine.recorded(), session.config.shape.layers)
             shares = CycleShares.of(machine.histogram())
             waits = _waits(machine, shares.cycles)
         if progress:
@@ -162,7 +184,7 @@ def measure_session(session: Session, prompt: Sequence[int], tokens: int, progre
     stats = session.stats()
     return Measured(
         stats.prompt_tokens, stats.prefill_cycles or 0, stats.decode_cycles, shares, stats.weight_share or 0.0, stats.memory_share or 0.0,
-        session.config.clock_hz, machine.cycles - start_cycles, time.monotonic() - start, waits,
+        session.config.clock_hz, machine.cycles - start_cycles, time.monotonic() - start, waits, course,
     )
 
 
@@ -193,16 +215,14 @@ def measured_rows(name: str, m: Measured, command: str) -> list[Row]:
 
 
 def decode(model: str | Path, board: str = "sim", tokens: int = 8, *, prompt: str = PROMPT, settings: dict[str, Any] | None = None,
-           context: int | None = None, timing: str | None = None, svg: Path | None = None, progress: Progress | None = None) -> list[Row]:
-    """Run `tokens` tokens of decode through the simulated RTL; rows of cycles, memory use and where the idle beats went.
-
-    `svg`: where to draw the cycles by unit.
-    """
+           context: int | None = None, timing: str | None = None, progress: Progress | None = None) -> Report:
+    """Run `tokens` tokens of decode through the simulated RTL; rows of cycles, memory use and where the idle beats went."""
     from tritloom.boards.board import load
     from tritloom.host.commands import common
     from tritloom.host.console import Console
     from tritloom.host.session import Session
     from tritloom.host.tokenizer import Tokenizer
+    from tritloom.sim import measure
 
     path, quiet = Path(model), Console(json=True)
     tell = progress or (lambda *_: None)
@@ -214,21 +234,22 @@ def decode(model: str | Path, board: str = "sim", tokens: int = 8, *, prompt: st
     ids = Tokenizer.from_file(checkpoint.tokenizer, spec.bos_id).encode(prompt)[: max(1, spec.shape.context - tokens - 1)]
     config = common.configuration(spec, board, settings or {})
     image = common.image_of(path, checkpoint, config, quiet)
-    backend = common.open_simulation(config, image.map.total_bytes, timing or load(board).timing, quiet)
+    timing = timing or load(board).timing
+    backend = common.open_simulation(config, image.map.total_bytes, timing, quiet)
     try:
         with Session(backend, image) as session:
-            measured = measure_session(session, ids, tokens, progress)
+            measured = measure_session(session, ids, tokens, progress, timeline=True)
     finally:
         backend.close()
-    if svg is not None:
-        title = f"{path.name} on {board}: {sum(measured.decode_cycles) / tokens:,.0f} cycles per token"
-        svg.write_text(picture({path.name: measured.shares}, title), encoding="utf-8")
-    return measured_rows(path.name, measured, command)
+    positions = len(ids) + (tokens + 1) // 2
+    entry = measure.record(measure.text_result(config, image.map, positions, measured), model=path.name, what="decode", count=positions,
+                           config=config, timing=timing, weights="checkpoint", command=command)
+    return Report(measured_rows(path.name, measured, command), [(entry, "measured")])
 
 
 def whole_tokens(model: str | Path, board: str, *, context: int | None = None, prefill: int | None = None,
                  settings: dict[str, Any] | None = None, timing: str | None = None, resume: bool = False,
-                 console: Console | None = None) -> list[Row]:
+                 console: Console | None = None) -> Report:
     """Measure a decode token at `context` positions and the first token after `prefill` prompt tokens, on the simulated RTL.
 
     `model`: a checkpoint's folder or file, or a name of gen.shapes (random weights). sim/measure.py says what exactly is
@@ -287,14 +308,19 @@ def whole_tokens(model: str | Path, board: str, *, context: int | None = None, p
                     expected = predict(config, image.map, target, count)[0]["decode_cycles_per_token"]
                     title = f"Decode at {count} positions" if what == "decode" else f"Prefill of {count} tokens"
                     with console.step(title) as update:
-                        measured = getattr(measure, what)(session, count, expected=expected, progress=update)
+                        measured = getattr(measure, what)(session, count, expected=expected, progress=update, timeline=True)
                     command = f"tritloom bench --model {model} --board {board} --{'context' if what == 'decode' else what} {count}{changes}"
                     entries[what] = measure.record(measured, model=name, what=what, count=count, config=config, timing=timing,
                                                    weights="checkpoint" if folder else "random", command=command)
                     measure.store(entries[what], files[what])
         finally:
             backend.close()
-    return [item for what, _ in wanted for item in entry_rows(entries[what], states[what])]
+    return _report((entries[what], states[what]) for what, _ in wanted)
+
+
+def _report(results: Iterable[tuple[dict[str, Any], str]]) -> Report:
+    listed = list(results)
+    return Report([item for entry, state in listed for item in entry_rows(entry, state)], listed)
 
 
 def entry_rows(entry: dict[str, Any], state: str) -> list[Row]:
@@ -323,15 +349,14 @@ def entry_rows(entry: dict[str, Any], state: str) -> list[Row]:
     return rows
 
 
-def stored_rows(board: str | None = None) -> list[Row]:
-    """Rows of every stored result; their `state` says which are stale."""
+def stored_report(board: str | None = None) -> Report:
+    """Every stored result; the rows' `state` says which are stale."""
     from tritloom.sim import measure
 
     found = measure.stored(board)
     if not found:
         raise BenchError(f"no stored results{f' of board {board}' if board else ''}: measure with --model NAME --board NAME --context N")
-    return [item for _, entry, state in found
-            for item in entry_rows(entry, f"stored on {entry['date']}" if state == measure.CURRENT else state)]
+    return _report((entry, f"stored on {entry['date']}" if state == measure.CURRENT else state) for _, entry, state in found)
 
 
 def fidelity(model: str | Path, text: str, tokens: int, *, floor: bool = True, progress: Progress | None = None) -> list[Row]:
@@ -369,20 +394,20 @@ def routed(report: str | Path, command: str = "tritloom build") -> list[Row]:
     return [row(f"{name} Fmax", data["fmax_mhz"], "MHz", "routed", command), *used]
 
 
-def rows(*, unit: str | None = None, synth: bool = False, model: str | Path | None = None, board: str = "sim", tokens: int = 8,
-         context: int | None = None, prefill: int | None = None, timing: str | None = None, resume: bool = False, stored: bool = False,
-         settings: dict[str, Any] | None = None, console: Console | None = None) -> list[Row]:
+def report(*, unit: str | None = None, synth: bool = False, model: str | Path | None = None, board: str = "sim", tokens: int = 8,
+           context: int | None = None, prefill: int | None = None, timing: str | None = None, resume: bool = False,
+           stored: bool = False, settings: dict[str, Any] | None = None, console: Console | None = None) -> Report:
     """What `tritloom bench` shows: a unit's synthesis, a model's decode on the simulated RTL, or stored results."""
     from tritloom.host.console import Console
 
     console = console or Console(json=True)
     if stored:
-        return stored_rows()
+        return stored_report()
     if unit is not None:
         if unit != "tlmm" or not synth:
             raise BenchError(f"no measurement of unit {unit}{'' if synth else ' without --synth'}: there is --unit tlmm --synth")
         with console.step("Synthesising") as update:
-            return tlmm_synth(update)
+            return Report(tlmm_synth(update))
     if model is None:
         raise BenchError("nothing to measure: give --model NAME, or --unit tlmm --synth")
     if context is not None or prefill is not None:
@@ -411,53 +436,8 @@ def table(measured: Iterable[Row]) -> str:
         text = r.get("state", "measured")
         return f" ({text})" if text != "measured" else ""
 
-    return "\n".join(f"{r['measure']:<{width}}  {_number(r['value']):>12} {r['unit']:<18} {r['kind']}{state(r)}" for r in listed)
+    return "\n".join(f"{r['measure']:<{width}}  {number(r['value']):>12} {r['unit']:<18} {r['kind']}{state(r)}" for r in listed)
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     return f"{value:,.0f}" if value == int(value) and abs(value) >= 1000 else f"{value:,.6g}"
-
-
-COLOURS = {"matmul": "#2b6cb0", "vector": "#dd8a1f", "dot": "#3a9a5b", "sampler": "#9b5fc0", "writes": "#a0522d", "sequencer": "#8a8f98"}
-
-
-def picture(measured: dict[str, CycleShares], title: str = "Cycles of decode by unit") -> str:
-    """SVG: a bar for each entry, cycles by busy units; pale where no weight beat arrived."""
-    left, right, bar, gap, top = 150, 940, 34, 22, 60
-    names = list(dict.fromkeys(name for shares in measured.values() for name in shares.names))
-    parts: list[str] = []
-    y = top
-    for label, shares in measured.items():
-        parts.append(f'<text x="{left - 10}" y="{y + bar * 0.65:.0f}" text-anchor="end">{_escape(label)}</text>')
-        x = float(left)
-        for name in shares.names:
-            for cycles, opacity in ((shares.streaming.get(name, 0), 1.0), (shares.idle.get(name, 0), 0.4)):
-                width = (right - left) * cycles / max(shares.cycles, 1)
-                if cycles:
-                    share = f"{cycles / shares.cycles:.1%}"
-                    note = f"{name}, {'weights streaming' if opacity == 1 else 'no weight beat'}: {cycles:,} cycles ({share})"
-                    parts.append(f'<rect x="{x:.1f}" y="{y}" width="{width:.1f}" height="{bar}" fill="{_colour(name)}" '
-                                 f'fill-opacity="{opacity}" stroke="white" stroke-width="0.5"><title>{_escape(note)}</title></rect>')
-                    if width > 46:
-                        parts.append(f'<text x="{x + width / 2:.1f}" y="{y + bar * 0.63:.0f}" text-anchor="middle" class="share">'
-                                     f"{share}</text>")
-                x += width
-        y += bar + gap
-    for number, name in enumerate(names):
-        x, line = left + 250 * (number % 3), y + 10 + 22 * (number // 3)
-        parts.append(f'<rect x="{x}" y="{line}" width="14" height="14" fill="{_colour(name)}"/>'
-                     f'<text x="{x + 20}" y="{line + 12}">{_escape(name.replace("+", " + "))}</text>')
-    height = y + 22 * -(-len(names) // 3) + 40
-    style = "text { font: 13px sans-serif; fill: #222 } .share { font-size: 11px } .title { font-size: 16px; font-weight: bold }"
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{right + 40}" height="{height}" viewBox="0 0 {right + 40} {height}">'
-    legend = f'<text x="{left}" y="{height - 12}">full colour: a weight beat arrives in the cycle; pale: none does</text>'
-    return "\n".join([head, f"<style>{style}</style>", '<rect width="100%" height="100%" fill="white"/>',
-                      f'<text x="{left}" y="32" class="title">{_escape(title)}</text>', *parts, legend, "</svg>"]) + "\n"
-
-
-def _colour(name: str) -> str:
-    return COLOURS.get(name.split("+")[0], "#555555")
-
-
-def _escape(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

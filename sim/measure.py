@@ -32,9 +32,10 @@ import numpy as np
 from tritloom.firmware.config import CHUNK, BuildConfig
 from tritloom.firmware.layout import MemoryMap, memory_map
 from tritloom.firmware.programs import generation
-from tritloom.gen.bench import CycleShares
+from tritloom.gen.bench import CycleShares, Measured
 from tritloom.gen.shapes import memory_pieces
 from tritloom.gen.spec import ModelSpec
+from tritloom.gen.timeline import view
 from tritloom.host.backend import InputError
 from tritloom.host.image import Image
 from tritloom.host.session import Session
@@ -43,7 +44,7 @@ from tritloom.sim.backends import SimBackend
 from tritloom.sim.equality import code_digest
 
 __all__ = ["CURRENT", "RandomImage", "capacity", "decode", "load", "model_digest", "prefill", "record", "result_path", "state_of", "store",
-           "stored"]
+           "stored", "text_result"]
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
@@ -158,16 +159,34 @@ def _between(first: _Mark, last: _Mark, cycles: int, session: Session) -> dict[s
     }
 
 
+class _Record:
+    """Records a session's machine from now to `end`, if `on`."""
+
+    def __init__(self, session: Session, on: bool) -> None:
+        self._machine = session.backend.machine if on else None  # type: ignore[attr-defined]
+        if self._machine:
+            self._machine.record()
+
+    def end(self, layers: int = 0) -> dict[str, Any]:
+        """The part of the result: nothing, or the timeline."""
+        if not self._machine:
+            return {}
+        recorded = self._machine.recorded()
+        self._machine.record(False)
+        return {"timeline": view(recorded, layers)}
+
+
 def cache_bytes(config: BuildConfig, positions: int) -> int:
     """Bytes of the cache that hold `positions` positions of all layers, in whole chunks, as the machine reads them."""
     s = config.shape
     return s.layers * s.kv_heads * ceil(positions / CHUNK) * 2 * config.kv_half_bytes
 
 
-def decode(session: Session, context: int, *, expected: float = 0.0, progress: Tell | None = None) -> dict[str, Any]:
+def decode(session: Session, context: int, *, expected: float = 0.0, progress: Tell | None = None,
+           timeline: bool = False) -> dict[str, Any]:
     """Measure the decode token at position `context`-1; the module says what exactly.
 
-    `expected`: cycles a token may take, for `progress`, which a `Watched` backend tells.
+    `expected`: cycles a token may take, for `progress`, which a `Watched` backend tells. `timeline`: also keep who worked when.
     """
     session.assume(context - 2)
     if isinstance(session.backend, Watched):
@@ -175,11 +194,13 @@ def decode(session: Session, context: int, *, expected: float = 0.0, progress: T
     run = session.generate([1], 3)
     next(run)
     first = _Mark.take(session)
+    record = _Record(session, timeline)
     next(run)
+    course = record.end(session.config.shape.layers)
     last = _Mark.take(session)
     cycles = session.stats().decode_cycles[0]
     run.close()
-    result = _between(first, last, cycles, session)
+    result = _between(first, last, cycles, session) | course
     config, layout = session.config, session.image.map
     useful = layout.token_beats * config.mem_bytes + cache_bytes(config, context)
     result["bytes"] = {"layers": layout.layers_beats * config.mem_bytes, "head": layout.epilogue_beats * config.mem_bytes,
@@ -188,21 +209,24 @@ def decode(session: Session, context: int, *, expected: float = 0.0, progress: T
     return result
 
 
-def prefill(session: Session, tokens: int, *, expected: float = 0.0, progress: Tell | None = None) -> dict[str, Any]:
-    """Measure the time to the first token after a prompt of `tokens` tokens; `expected` cycles a pass, as in `decode`."""
+def prefill(session: Session, tokens: int, *, expected: float = 0.0, progress: Tell | None = None,
+            timeline: bool = False) -> dict[str, Any]:
+    """Measure the time to the first token after a prompt of `tokens` tokens; `expected` cycles a pass, the rest as in `decode`."""
     session.reset()
     if isinstance(session.backend, Watched):
         session.backend.watch(ceil(tokens / session.config.lanes) * expected, progress)
     prompt = np.random.default_rng(1).integers(0, session.config.shape.vocab, tokens).tolist()
     first = _Mark.take(session)
+    record = _Record(session, timeline)
     run = session.generate(prompt, 1)
     next(run)
+    course = record.end()
     last = _Mark.take(session)
     cycles = session.stats().prefill_cycles
     run.close()
     assert cycles is not None
     # The counters were cleared by the start.
-    result = _between(_Mark(first.cycle, first.histogram, 0, 0, first.ports, first.dram, 0, first.seconds), last, cycles, session)
+    result = _between(_Mark(first.cycle, first.histogram, 0, 0, first.ports, first.dram, 0, first.seconds), last, cycles, session) | course
     config, layout = session.config, session.image.map
     passes = ceil(tokens / config.lanes)
     streamed = ((passes - 1) * layout.layers_beats + layout.token_beats) * config.mem_bytes
@@ -213,6 +237,18 @@ def prefill(session: Session, tokens: int, *, expected: float = 0.0, progress: T
                        "cache": reads}
     result["roofline_share"] = (streamed + reads) / (cycles * config.mem_bytes)
     return result
+
+
+def text_result(config: BuildConfig, layout: MemoryMap, positions: int, measured: Measured) -> dict[str, Any]:
+    """The `measured` part of an entry for a text's mean token, which reads `positions` positions."""
+    shares, tokens = measured.shares, len(measured.decode_cycles)
+    cycles = sum(measured.decode_cycles) / tokens
+    parts = {"layers": layout.layers_beats * config.mem_bytes, "head": layout.epilogue_beats * config.mem_bytes,
+             "cache": cache_bytes(config, positions)}
+    useful = layout.token_beats * config.mem_bytes + parts["cache"]
+    return {"cycles": cycles, "tokens": tokens, "tokens_per_s": config.clock_hz / cycles, "counted_cycles": shares.cycles,
+            "busy_cycles": {name: [shares.streaming.get(name, 0), shares.idle.get(name, 0)] for name in shares.names},
+            "bytes": parts, "roofline_share": useful / (cycles * config.mem_bytes), "timeline": measured.timeline}
 
 
 # Results in files ----------------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tritloom.gen.timeline import Timeline, counts
 from tritloom.sim import verilator
 from tritloom.sim.memory import IDEAL, LINE_BYTES, Dram, MemoryTiming
 
@@ -45,6 +46,8 @@ RUN_CHUNK = 1 << 20
 """Cycles per call into the library: between calls, interrupts and time limits are seen."""
 TRACE_LIMIT = 1 << 30
 """Bytes of trace kept at most, unless told otherwise."""
+RECORD_CYCLES, RECORD_BINS = 16, 1 << 14
+"""Cycles of a recording's bins at first, and bins at most."""
 STOP_IRQ, STOP_ERROR = 1, 2
 
 VERILATOR_FLAGS = (
@@ -160,6 +163,7 @@ class Verilated:
         if timing.dram and self.data_bytes > LINE_BYTES:
             raise ValueError(f"the modelled channel serves ports of at most {LINE_BYTES} bytes, not {self.data_bytes}: use timing ddr")
         parameters = Parameters.of(timing, memory_bytes // ports, seed)
+        self._recording: _Recording | None = None
         self._handle: int | None = self._library.sim_create(ctypes.byref(parameters))
         if not self._handle:
             raise MemoryError(f"no address space for {memory_bytes} bytes of simulated memory")
@@ -278,8 +282,12 @@ class Verilated:
         done = 0
         while done < max_cycles:
             chunk = min(RUN_CHUNK, max_cycles - done)
+            if self._recording:
+                chunk = min(chunk, self._recording.room(self.cycles))
             ran = self._library.sim_run(self._machine(), chunk, stop_mask | STOP_ERROR)
             done += ran
+            if self._recording:
+                self._recording.sample(self.cycles, self.histogram)
             self.check()
             if ran < chunk:
                 break
@@ -361,7 +369,25 @@ class Verilated:
         return result
 
     def clear_statistics(self) -> None:
+        """Begin to count anew, and to record if `record` was called."""
         self._library.sim_clear_statistics(self._machine())
+        if self._recording:
+            self.record()
+
+    def record(self, on: bool = True, *, bins: int = RECORD_BINS) -> None:
+        """From now on, keep the histogram's course in time, in `bins` bins at most; forget what was recorded before.
+
+        Bins are as short as so many allow: whenever they are used up, they become twice as long, two by two.
+        """
+        if bins < 2:
+            raise ValueError(f"bins must be at least 2, not {bins}")
+        self._recording = _Recording(self.cycles, self.histogram(), bins) if on else None
+
+    def recorded(self) -> Timeline:
+        """What was recorded up to now, every cycle of it. Raises `SimulationError` if `record` was not called."""
+        if not self._recording:
+            raise SimulationError("nothing is recorded: call record() before the run")
+        return Timeline.of([*self._recording.samples, counts(self.histogram())])
 
     def state(self) -> str:
         """One line for error messages."""
@@ -395,6 +421,28 @@ class Verilated:
         if clear:
             self._library.sim_trace_clear(self._machine())
         return np.frombuffer(raw, self.trace_dtype)
+
+
+class _Recording:
+    """The histogram's counts at the edges of bins: the machine runs from edge to edge, and knows nothing of it."""
+
+    def __init__(self, cycle: int, histogram: NDArray[np.uint64], bins: int) -> None:
+        self.bins, self.length, self.edge = bins, RECORD_CYCLES, cycle + RECORD_CYCLES
+        self.samples = [counts(histogram)]
+
+    def room(self, cycle: int) -> int:
+        """Cycles up to the next edge."""
+        return max(1, self.edge - cycle)
+
+    def sample(self, cycle: int, histogram: Callable[[], NDArray[np.uint64]]) -> None:
+        """Take a sample if the edge is reached; register accesses may have gone past it."""
+        if cycle < self.edge:
+            return
+        self.samples.append(counts(histogram()))
+        if len(self.samples) > self.bins:
+            del self.samples[1::2]
+            self.length *= 2
+        self.edge = cycle + self.length
 
 
 class _Build:

@@ -11,6 +11,7 @@ from tritloom.gen import bench
 from tritloom.gen.checkpoint import open_checkpoint
 from tritloom.gen.generate import cached_verilog
 from tritloom.gen.pack import pack
+from tritloom.gen.timeline import unpack
 from tritloom.host.backend import InputError
 from tritloom.host.image import Image, write_image
 from tritloom.host.session import Session
@@ -51,7 +52,12 @@ def test_decode_is_the_token_that_a_text_of_that_length_would_take(session):
     assert sum(map(sum, found["busy_cycles"].values())) == found["counted_cycles"] == pytest.approx(found["cycles"], abs=200)
     assert found["beats"]["weights"] == pytest.approx(session.image.map.token_beats, abs=64)
     assert 0 < found["roofline_share"] < 1 and found["dram"] is None and found["saturations"] == 0
-    assert measure.decode(session, 120)["cycles"] > found["cycles"]
+    longer = measure.decode(session, 120, timeline=True)
+    assert longer["cycles"] > found["cycles"]
+    whole, layer = (unpack(longer["timeline"][name]) for name in ("whole", "layer"))
+    assert whole.cycles.sum() == pytest.approx(longer["counted_cycles"], abs=200) and len(whole.cycles) <= 240
+    assert whole.rows[0].sum() == pytest.approx(longer["beats"]["weights"], abs=64)
+    assert 0 < layer.cycles.sum() < whole.cycles.sum() / session.config.shape.layers
 
 
 def test_prefill_is_what_a_session_says(session):
@@ -89,14 +95,14 @@ def test_results_are_kept_whole_and_know_their_code(entry, tmp_path, monkeypatch
     assert measure.load(path) == json.loads(json.dumps(entry)) and list(path.parent.iterdir()) == [path]
     assert measure.state_of(entry) == measure.CURRENT
     monkeypatch.setattr(measure, "RESULTS", tmp_path)
-    assert {r["state"] for r in bench.stored_rows()} == {f"stored on {entry['date']}"}
+    assert {r["state"] for r in bench.stored_report().rows} == {f"stored on {entry['date']}"}
     monkeypatch.setattr(measure, "code_digest", lambda: "other")
     assert measure.state_of(entry).startswith("stale: the machine's code changed since 2")
-    rows = bench.stored_rows()
+    rows = bench.stored_report().rows
     assert rows[0]["state"].startswith("stale") and "(stale: the machine's code" in bench.table(rows)
     path.write_text("{}")
     with pytest.raises(InputError, match="not a stored measurement"):
-        bench.stored_rows()
+        bench.stored_report()
 
 
 def test_resume_takes_what_is_stored_and_measures_what_is_stale(entry, tmp_path, monkeypatch):
@@ -115,7 +121,7 @@ def test_resume_takes_what_is_stored_and_measures_what_is_stale(entry, tmp_path,
                             command="the command")
     measure.store(stored, measure.result_path("kv260", "TriLM-99M", "decode-40", {"lanes": 1}))
     options = dict(context=40, settings={"lanes": 1}, resume=True)
-    rows = bench.whole_tokens("TriLM-99M", "kv260", **options)
+    rows = bench.whole_tokens("TriLM-99M", "kv260", **options).rows
     assert rows[0]["value"] == entry["measured"]["cycles"] and rows[0]["command"] == "the command"
     for changes in ({"resume": False}, {"settings": {"lanes": 2}}, {"timing": "kv260-pessimistic"}, {"context": 41}, {"prefill": 3}):
         with pytest.raises(Started):
@@ -139,7 +145,7 @@ def bench_config(name, **settings):
 ])
 def test_what_cannot_be_measured_is_refused(options, words):
     with pytest.raises((bench.ConfigError, InputError), match=words):
-        bench.rows(board="kv260", **options)
+        bench.report(board="kv260", **options)
 
 
 def test_stored_results_are_readable_and_say_whether_they_are_stale():

@@ -12,6 +12,7 @@ from amaranth.lib.wiring import In, Out
 from harness import BUILD
 from tritloom.firmware.isa import Descriptor, DescriptorOp, Destination
 from tritloom.gen.emit import to_verilog
+from tritloom.gen.timeline import counts
 from tritloom.rtl.axi import axi_members
 from tritloom.rtl.memory import AxiMemory
 from tritloom.sim import verilated
@@ -175,6 +176,25 @@ def test_a_stream_is_summed_and_counted(mem_bytes, mem_ports):
         assert {s.read_beats for s in statistics} == {5000} and {s.ready_waits for s in statistics} == {0}
         busy = sim.histogram()
         assert busy[:, 1].sum() == 5000 and busy.sum() >= 5000
+
+
+@pytest.mark.parametrize("bins", [4, 1 << 14])
+def test_a_recording_has_every_cycle_of_the_histogram(bins):
+    with machine(DDR) as sim:
+        stream(sim, 5000)  # clears the statistics
+        before, start = sim.histogram(), sim.cycles
+        sim.record(bins=bins)
+        sim.run(3000)
+        sim.csr_read(BEATS)
+        sim.run(10)
+        line = sim.recorded()
+        assert line.cycles.sum() == sim.cycles - start and len(line.cycles) <= bins
+        assert (line.rows.sum(axis=1) == counts(sim.histogram() - before)[:-1]).all()
+        stream(sim, 5000)  # begins anew
+        assert sim.recorded().rows[0].sum() == 5000
+        sim.record(False)
+        with pytest.raises(SimulationError, match="call record"):
+            sim.recorded()
 
 
 def test_rate_with_ddr_timing():

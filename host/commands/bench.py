@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -32,15 +34,36 @@ def command(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Take a stored result of the same machine and code.")] = False,
     stored: Annotated[bool, typer.Option("--stored", help="Show all stored results, and which of them are stale.")] = False,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Also write a page: roofline, timeline, cycles by unit, comparison.")
+    ] = None,
     settings: SettingsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure a unit or the whole machine."""
-    from tritloom.gen.bench import rows, table
+    from tritloom.gen.bench import report, table
 
     console = Console(json=as_json)
     if unit is None and model is None and not stored:
         raise InputError("nothing to measure: give --model NAME, or --unit tlmm --synth")
-    measured = rows(unit=unit, synth=synth, model=model, board=board, tokens=tokens, context=context, prefill=prefill, timing=timing,
-                    resume=resume, stored=stored, settings=settings_of(settings), console=console)  # fmt: skip
-    console.result(measured, table(measured))
+    if html is not None:
+        _check_writable(html)
+    measured = report(unit=unit, synth=synth, model=model, board=board, tokens=tokens, context=context, prefill=prefill, timing=timing,
+                      resume=resume, stored=stored, settings=settings_of(settings), console=console)  # fmt: skip
+    if html is not None:
+        from tritloom.gen.generate import write_atomically
+        from tritloom.gen.page import page
+
+        write_atomically(html.parent, {html.name: page(measured.rows, measured.results)})
+        console.note(f"Page: {html}")
+    console.result(measured.rows, table(measured.rows))
+
+
+def _check_writable(html: Path) -> None:
+    """Raise `InputError` before a long measurement, not after it."""
+    if html.is_dir():
+        raise InputError(f"--html {html} is a folder: give a file in it, such as {html / 'bench.html'}")
+    if not html.parent.is_dir():
+        raise InputError(f"--html {html}: there is no folder {html.parent}; make it first")
+    if not os.access(html.parent, os.W_OK | os.X_OK):
+        raise InputError(f"--html {html}: folder {html.parent} is not writable; choose another one")

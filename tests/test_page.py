@@ -1,0 +1,116 @@
+"""The page of measured numbers: well-formed, complete, and whole without a network; and the timelines that it draws."""
+
+import json
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from tritloom.firmware.isa import Unit
+from tritloom.gen import bench, timeline
+from tritloom.gen.page import bounds, page
+from tritloom.gen.timeline import ROWS, Timeline
+from tritloom.host.cli import app
+
+RESULT = Path(__file__).parents[1] / "docs" / "results" / "kv260" / "bitnet_b1_58-large-decode-128-lanes4.json"
+
+
+def course(bins=40, layers=4):
+    """A token of `bins` bins: the ternary engine in its first half, the head in the second."""
+    samples, h = [], np.zeros((256, 2), np.int64)
+    for n in range(bins + 1):
+        samples.append(timeline.counts(h))
+        h[Unit.MATMUL if n < bins // 2 else Unit.DOT | Unit.SAMPLER, n % 2] += 90
+        h[0, 0] += 10
+    return Timeline.of(samples)
+
+
+def entry(**measured):
+    stored = json.loads(RESULT.read_text())
+    stored["measured"].pop("timeline", None)
+    stored["measured"] |= measured
+    return stored
+
+
+def text_of(html):
+    return "".join(ElementTree.fromstring(html).itertext())
+
+
+@pytest.mark.parametrize("kept, words", [
+    ({}, "no timeline"), ({"timeline": timeline.view(course(), 4)}, "One layer, number 3 of 24"),
+    ({"timeline": timeline.view(course(0))}, "The timeline is empty"), ({"timeline": timeline.view(course(1), 4)}, "The whole token"),
+    ({"timeline": {"whole": {"cycles": "1"}}}, "cannot be read"),
+])  # fmt: skip
+def test_page_is_well_formed_and_has_every_value(kept, words):
+    result = entry(**kept)
+    rows = bench.entry_rows(result, "measured")
+    text = text_of(page(rows, [(result, "measured")]))
+    assert words in text and all(bench.number(row["value"]) in text and row["measure"] in text for row in rows)
+    assert text.count("[P]") > 10 and "rtl-simulated" in text and result["command"] in text
+
+
+def test_page_of_several_results_marks_the_stale_ones():
+    html = page([], [(entry(), "measured"), (entry(), "stale: the machine's code changed since then")])
+    assert len(ElementTree.fromstring(html).findall(".//details[@class='result']")) == 2
+    assert "stale: the machine's code" in text_of(html)
+
+
+def test_page_escapes_names_and_asks_for_nothing_outside():
+    result = entry() | {"model": "<script>&\"x\"", "command": "a < b & c"}
+    html = page(bench.entry_rows(result, "<i>"), [(result, "<i>")])
+    assert "<script" not in html and '<script>&"x"' in text_of(html)
+    assert not re.search(r"https?://|src=|@import|url\(", html)
+
+
+def test_page_without_results_is_its_rows():
+    html = page([bench.row("lane", 6.5, "LUT", "synthesised", "c")], [])
+    assert "6.5" in text_of(html) and "Roofline" not in text_of(html)
+
+
+def test_bounds_of_the_07b_token():
+    found = bounds(entry())
+    assert found.limit == "stream of weights and cache" and found.least < found.measured
+    assert found.stream == pytest.approx((141785152 + 49268352 + 9830400) / 64, rel=0.001)
+    assert found.ternary == pytest.approx(24 * (4 * 1536**2 + 3 * 1536 * 4096) / (3 * 13 * 8))
+    assert found.dot == pytest.approx((32002 * 1536 + 24 * 1536 * 2 * 128) / 64)
+    assert all(phase.rate <= phase.peak for phase in found.phases)
+    # Four tokens share a pass over the weights.
+    prompt = bounds(entry() | {"what": "prefill", "count": 6})
+    assert prompt.ternary == 2 * found.ternary and prompt.phases[0].macs == 6 * found.phases[0].macs
+
+
+def test_timelines_keep_every_cycle_when_folded_and_packed():
+    line = course(1000)
+    short = line.folded(240)
+    assert len(short.cycles) <= 240 and short.cycles.sum() == line.cycles.sum() and (short.rows.sum(axis=1) == line.rows.sum(axis=1)).all()
+    packed = timeline.pack(short)
+    again = timeline.unpack(json.loads(json.dumps(packed)))
+    assert (again.rows == short.rows).all() and (again.cycles == short.cycles).all()
+    view = timeline.view(line, 4)
+    assert view["layer"]["start"] == 25_000 and timeline.unpack(view["layer"]).cycles.sum() == 12_500
+    assert set(packed["rows"]) == set(ROWS)
+
+
+def test_a_layer_is_what_lies_between_times_of_writing():
+    samples, h = [timeline.counts(np.zeros((256, 2)))], np.zeros((256, 2), np.int64)
+    for busy in [0] * 5 + ([Unit.VECTOR, Unit.WRITES, Unit.DOT] + [Unit.MATMUL] * 5) * 4 + [Unit.DOT | Unit.SAMPLER] * 9:
+        h[busy, 0] += 10
+        samples.append(timeline.counts(h))
+    layer = timeline.view(Timeline.of(samples), 4)["layer"]
+    rows = dict(zip(ROWS, timeline.unpack(layer).rows.tolist(), strict=True))
+    assert (layer["number"], layer["start"]) == (3, 50 + 2 * 80)
+    assert rows["vector"] == [10, 0, 0, 0, 0, 0, 0, 0] and rows["matmul"] == [0, 0, 0, 10, 10, 10, 10, 10]
+
+
+def test_html_is_written_whole_or_refused_before_anything_is_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "stored_report", lambda: bench.Report(bench.entry_rows(entry(), "measured"), [(entry(), "measured")]))
+    run = CliRunner()
+    done = run.invoke(app, ["bench", "--stored", "--json", "--html", str(tmp_path / "a.html")])
+    assert done.exit_code == 0 and json.loads(done.stdout)[0]["unit"] == "cycles/token"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.html"] and "Roofline" in text_of((tmp_path / "a.html").read_text("utf-8"))
+    for path, words in ((tmp_path, "is a folder"), (tmp_path / "none" / "a.html", "there is no folder")):
+        refused = run.invoke(app, ["bench", "--stored", "--html", str(path)])
+        assert refused.exit_code != 0 and words in str(refused.exception)
