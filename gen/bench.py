@@ -242,9 +242,21 @@ def decode(model: str | Path, board: str = "sim", tokens: int = 8, *, prompt: st
     finally:
         backend.close()
     positions = len(ids) + (tokens + 1) // 2
-    entry = measure.record(measure.text_result(config, image.map, positions, measured), model=path.name, what="decode", count=positions,
-                           config=config, timing=timing, weights="checkpoint", command=command)
+    parts = {"layers": image.map.layers_beats * config.mem_bytes, "head": image.map.epilogue_beats * config.mem_bytes,
+             "cache": measure.cache_bytes(config, positions)}
+    entry = measure.record(_mean_token(measured, parts, image.map.token_beats * config.mem_bytes + parts["cache"], config.mem_bytes),
+                           model=path.name, what="decode", count=positions, config=config, timing=timing, weights="checkpoint",
+                           command=command)
     return Report(measured_rows(path.name, measured, command), [(entry, "measured")])
+
+
+def _mean_token(m: Measured, parts: dict[str, int], useful: int, beat_bytes: int) -> dict[str, Any]:
+    """The `measured` part of an entry for a text's mean token, which streams `parts`, together `useful` bytes."""
+    tokens = len(m.decode_cycles)
+    cycles = sum(m.decode_cycles) / tokens
+    return {"cycles": cycles, "tokens": tokens, "tokens_per_s": m.clock_hz / cycles, "counted_cycles": m.shares.cycles,
+            "busy_cycles": {name: [m.shares.streaming.get(name, 0), m.shares.idle.get(name, 0)] for name in m.shares.names},
+            "bytes": parts, "roofline_share": useful / (cycles * beat_bytes), "timeline": m.timeline}
 
 
 def whole_tokens(model: str | Path, board: str, *, context: int | None = None, prefill: int | None = None,

@@ -23,7 +23,7 @@ _UNITS = np.array([[bool(busy & unit) for unit in Unit] for busy in range(256)])
 _COUNTED = np.zeros((len(ROWS), 256, 2), np.int64)
 _COUNTED[0, :, 1] = 1
 _COUNTED[1:-1] = _UNITS.T[:, :, None]
-_COUNTED[-1] = ~_UNITS.any(axis=1)[:, None]
+_COUNTED[-1, 0] = 1
 _COUNTED = np.vstack([_COUNTED.reshape(len(ROWS), -1), np.ones((1, 512), np.int64)])
 
 

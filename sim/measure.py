@@ -32,7 +32,7 @@ import numpy as np
 from tritloom.firmware.config import CHUNK, BuildConfig
 from tritloom.firmware.layout import MemoryMap, memory_map
 from tritloom.firmware.programs import generation
-from tritloom.gen.bench import CycleShares, Measured
+from tritloom.gen.bench import CycleShares
 from tritloom.gen.shapes import memory_pieces
 from tritloom.gen.spec import ModelSpec
 from tritloom.gen.timeline import view
@@ -44,7 +44,7 @@ from tritloom.sim.backends import SimBackend
 from tritloom.sim.equality import code_digest
 
 __all__ = ["CURRENT", "RandomImage", "capacity", "decode", "load", "model_digest", "prefill", "record", "result_path", "state_of", "store",
-           "stored", "text_result"]
+           "stored"]
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
@@ -237,18 +237,6 @@ def prefill(session: Session, tokens: int, *, expected: float = 0.0, progress: T
                        "cache": reads}
     result["roofline_share"] = (streamed + reads) / (cycles * config.mem_bytes)
     return result
-
-
-def text_result(config: BuildConfig, layout: MemoryMap, positions: int, measured: Measured) -> dict[str, Any]:
-    """The `measured` part of an entry for a text's mean token, which reads `positions` positions."""
-    shares, tokens = measured.shares, len(measured.decode_cycles)
-    cycles = sum(measured.decode_cycles) / tokens
-    parts = {"layers": layout.layers_beats * config.mem_bytes, "head": layout.epilogue_beats * config.mem_bytes,
-             "cache": cache_bytes(config, positions)}
-    useful = layout.token_beats * config.mem_bytes + parts["cache"]
-    return {"cycles": cycles, "tokens": tokens, "tokens_per_s": config.clock_hz / cycles, "counted_cycles": shares.cycles,
-            "busy_cycles": {name: [shares.streaming.get(name, 0), shares.idle.get(name, 0)] for name in shares.names},
-            "bytes": parts, "roofline_share": useful / (cycles * config.mem_bytes), "timeline": measured.timeline}
 
 
 # Results in files ----------------------------------------------------------------------------------------

@@ -242,7 +242,7 @@ def test_bench(tritloom, monkeypatch):
     from tritloom.gen import bench
 
     row = {"measure": "tlmm symmetric14", "value": 6.5, "unit": "LUT", "kind": "synthesised", "command": "tritloom bench --synth"}
-    monkeypatch.setattr(bench, "rows", lambda **options: [row])
+    monkeypatch.setattr(bench, "report", lambda **options: bench.Report([row]))
     status, out, _ = tritloom("bench", "--unit", "tlmm", "--synth", "--json")
     assert status == 0 and json.loads(out) == [row]
     assert "symmetric14" in tritloom("bench", "--unit", "tlmm", "--synth")[1]
