@@ -15,7 +15,7 @@ from tritloom.gen.page import bounds, page
 from tritloom.gen.timeline import ROWS, Timeline
 from tritloom.host.cli import app
 
-RESULT = Path(__file__).parents[1] / "docs" / "results" / "kv260" / "bitnet_b1_58-large-decode-128-lanes4.json"
+RESULT = Path(__file__).parents[1] / "docs" / "results" / "kv260" / "bitnet_b1_58-large-decode-128.json"
 
 
 def course(bins=40, layers=4):

@@ -43,8 +43,8 @@ def test_unknown_models_contexts_and_shapes_are_refused():
         published("gpt")
     with pytest.raises(ConfigError, match="from 1 to the model's 2048"):
         published("bitnet_b1_58-large", 4000)
-    with pytest.raises(ConfigError, match="attention_macs .32. must divide head_dim .100."):
-        fit(published("bitnet_b1_58-3B", 256), "kv260", attention_macs=32)
+    with pytest.raises(ConfigError, match="attention_macs/attention_rows .32. must divide head_dim .100."):
+        fit(published("bitnet_b1_58-3B", 256), "kv260", attention_macs=32, attention_rows=1)
 
 
 @pytest.mark.parametrize("shape, tied", [(TINY, True), (LLAMA, False)])
