@@ -10,7 +10,7 @@ LONGEST, SHORTEST = 4, 2
 MEMORY = 0.9
 """Weight of the past in the running share of right guesses: some ten guesses count."""
 COST = 0.15
-"""What a drafted token adds to a pass, as a share of it. A draft is worth its cost if it is right more often than that."""
+"""What a drafted token adds to a pass, as a share of it: an estimate, not measured. A draft is worth its cost if it is right more often."""
 
 
 class PromptLookup:
