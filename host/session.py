@@ -64,6 +64,14 @@ def sampling(temperature: float | None = None, top_k: int | None = None, top_p: 
     return Sampling(scale, top_k or 0, 65536 if top_p is None else max(1, round(top_p * 65536)), seed or 0)
 
 
+def check_drafts(drafts: int, sampling: Sampling, lanes: int) -> None:
+    """Raises `InputError` for drafts that a machine of `lanes` lanes cannot check."""
+    if drafts and sampling != GREEDY:
+        raise InputError("drafts are checked against the most likely token: use them without a temperature, top-k or top-p")
+    if not 0 <= drafts < lanes:
+        raise InputError(f"drafts must be from 0 to {lanes - 1} on this machine of {lanes} lanes, not {drafts}")
+
+
 @dataclass(frozen=True)
 class Stats:
     """What the last generation cost. Cycle counts are None on a device without time, and where there is nothing to count.
@@ -307,10 +315,7 @@ class Session:
             self._check_token(token, "stop token")
         if sampling.top_k > self.config.sampler_candidates:
             raise InputError(f"top-k {sampling.top_k} is more than the machine's {self.config.sampler_candidates} candidates: lower it")
-        if drafts and sampling != GREEDY:
-            raise InputError("drafts are checked against the most likely token: use them without a temperature, top-k or top-p")
-        if not 0 <= drafts < self.config.lanes:
-            raise InputError(f"drafts must be from 0 to {self.config.lanes - 1} on this machine of {self.config.lanes} lanes, not {drafts}")
+        check_drafts(drafts, sampling, self.config.lanes)
         return self._run(self._place, tokens, max_new_tokens, sampling, tuple(stop_ids), progress, drafts)
 
     def stop(self) -> None:

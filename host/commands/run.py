@@ -26,7 +26,7 @@ from tritloom.host.commands.common import (
 )
 from tritloom.host.console import Console
 from tritloom.host.image import Image
-from tritloom.host.session import Session, Stats, sampling
+from tritloom.host.session import Session, Stats, check_drafts, sampling
 from tritloom.host.tokenizer import Tokenizer
 
 BACKENDS = ("sim", "emulator")
@@ -74,6 +74,7 @@ def command(
         ids = tokenizer.encode(prompt)
         count = length(len(ids), tokens, spec.shape.context)
         config = configuration(checkpoint.spec, board, settings_of(settings), config_file)
+        check_drafts(drafts, choice, config.lanes)
     image = image_of(path, checkpoint, config, console)
     device = open_backend(backend, image, board, timing, console)
     try:
