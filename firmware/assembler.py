@@ -24,7 +24,7 @@ from tritloom.firmware.isa import DotOp, Op, Unit, VectorOp
 
 REGISTERS = 16
 ARGUMENTS = 8
-DEFAULT_WORDS = 256
+DEFAULT_WORDS = 512
 
 
 class AssemblyError(ValueError):
@@ -95,6 +95,14 @@ _VECTOR = (
     Operand("source", "number", 27, 1),
     Operand("norm", "number", 28, 1),
     Operand("dest", "number", 29, 1),
+    Operand("bank", "number", 48, 2),
+)
+_MATMUL = (
+    Operand("inputs", "number", 32, 16),
+    Operand("steps", "number", 48, 16),
+    Operand("slot", "register", 8, 4),
+    Operand("count", "register", 20, 4),
+    Operand("at", "register", 12, 4),
 )
 _DOT = (
     Operand("slot", "register", 8, 4),
@@ -103,7 +111,7 @@ _DOT = (
     Operand("kv_base", "register", 16, 4),
 )
 _VECTOR_DOC = {
-    VectorOp.PARAM: "load a parameter block with `length` gains from the weight stream",
+    VectorOp.PARAM: "load a parameter block with `length` gains from the weight stream into `bank`, from which the others take theirs",
     VectorOp.EMBED: "X[`slot`] = embedding of token `a` from the table at `b`",
     VectorOp.ROPE: "load the rotary row of position `a` from the table at `b` for `slot`",
     VectorOp.NORMQ: "quantise X (`source` 0) or H (1), after RMSNorm if `norm`, to the ternary matmul (`dest` 0) or the dot engine (1)",
@@ -135,8 +143,9 @@ FORMS: tuple[Form, ...] = (
          "start the weight streamer at descriptor `entry`; waits for room in its queue"),
     Form("flush", Op.FLUSH, (), "drop prefetched weights and queued descriptors; waits until done"),
     *(Form(f"vector.{op.name.lower()}", Op.VECTOR | op << 24, _VECTOR, _VECTOR_DOC[op], True, 0xFF | 7 << 24) for op in VectorOp),
-    Form("matmul", Op.MATMUL, (Operand("inputs", "number", 32, 16), Operand("steps", "number", 48, 16)),
-         "ternary matrix times the activation tables: `inputs` inputs, `steps` row steps", True),
+    Form("matmul", Op.MATMUL, _MATMUL,
+         "ternary matrix times the codes of `count` slots from `slot`: `inputs` inputs, `steps` row steps, which become the results from "
+         "step `at` on; up to four wait their turn", True),
     *(Form(f"dot.{op.name.lower()}", Op.DOT | op << 24, _DOT, _DOT_DOC[op], True, 0xFF | 1 << 24) for op in DotOp),
     Form("sample", Op.SAMPLE, (Operand("position", "register", 12, 4),),
          "choose a token from the next logits; register `position` enters the noise"),
@@ -303,14 +312,15 @@ class Program:
         self.emit("flush", {})
 
     def vector(self, op: VectorOp, *, slot: int = 0, count: int = 0, a: int = 0, b: int = 0,
-               length: int = 0, source: int = 0, norm: int = 0, dest: int = 0) -> None:
+               length: int = 0, source: int = 0, norm: int = 0, dest: int = 0, bank: int = 0) -> None:
         """`slot`, `count`, `a` and `b` are registers; the others are numbers."""
         self.emit(f"vector.{VectorOp(op).name.lower()}",
                   {"slot": slot, "count": count, "a": a, "b": b, "length": length,
-                   "source": int(source), "norm": int(norm), "dest": int(dest)})
+                   "source": int(source), "norm": int(norm), "dest": int(dest), "bank": bank})
 
-    def matmul(self, *, inputs: int, steps: int) -> None:
-        self.emit("matmul", {"inputs": inputs, "steps": steps})
+    def matmul(self, *, inputs: int, steps: int, slot: int = 0, count: int = 0, at: int = 0) -> None:
+        """`slot`, `count` and `at` are registers; the others are numbers."""
+        self.emit("matmul", {"inputs": inputs, "steps": steps, "slot": slot, "count": count, "at": at})
 
     def dot(self, op: DotOp, *, slot: int = 0, count: int = 0, position: int = 0, kv_base: int = 0) -> None:
         """All operands are registers."""

@@ -121,6 +121,10 @@ class BuildConfig:
 
     Symbols of docs/architecture.md: `lanes` P, `tables` T, `rows_per_cycle` Q, `vector_lanes` V,
     `attention_macs` A, `attention_rows` R, `mem_bytes` M over `mem_ports` ports.
+    `groups`: groups of P tokens that take turns in a long prompt's passes, one's matrices beside the other's vector work;
+    `attention_lanes`: lanes of the dot engine, 0 for P; `block_rows`: most rows of a matrix whose partial sums are held at once,
+    0 for all; `result_parts`: reads that V rows of the matrices' results take (2: half the banks); `ultra_ram`: keep the large memories
+    in UltraRAM.
     `weight_fifo_beats`, `read_fifo_beats`: beats that are asked for ahead, of weights and of data; to keep the memory
     busy they must cover its latency.
     """
@@ -129,8 +133,12 @@ class BuildConfig:
     board: str = "sim"
     clock_hz: int = 250_000_000
     lanes: int = 4
+    groups: int = 1
+    attention_lanes: int = 0
     tables: int = 13
     rows_per_cycle: int = 4
+    block_rows: int = 0
+    result_parts: int = 1
     vector_lanes: int = 8
     attention_macs: int = 32
     attention_rows: int = 1
@@ -138,12 +146,13 @@ class BuildConfig:
     mem_ports: int = 1
     memory: str = "axi"
     onchip_bytes: int = 0
+    ultra_ram: bool = False
     table_form: str = "symmetric14"
     packing: str = "trit5"
     weight_fifo_beats: int = 256
     read_fifo_beats: int = 128
     sampler_candidates: int = 64
-    program_words: int = 256
+    program_words: int = 512
 
     def __post_init__(self) -> None:
         s = self.shape
@@ -157,6 +166,15 @@ class BuildConfig:
         _require(self.table_form in TABLE_FORMS, f"table_form must be one of {', '.join(TABLE_FORMS)}, not {self.table_form!r}")
         _require(self.packing in PACKINGS, f"packing must be one of {', '.join(PACKINGS)}, not {self.packing!r}")
         _require(self.memory in MEMORIES, f"memory must be one of {', '.join(MEMORIES)}, not {self.memory!r}")
+        _require(self.groups in (1, 2), f"groups must be 1 or 2, not {self.groups!r}")
+        _require(self.result_parts in (1, 2), f"result_parts must be 1 or 2, not {self.result_parts!r}")
+        for name in ("attention_lanes", "block_rows"):
+            value = getattr(self, name)
+            _require(isinstance(value, int) and value >= 0, f"{name} must be a positive integer, or 0 for the default, not {value!r}")
+        _require(isinstance(self.ultra_ram, bool), f"ultra_ram must be true or false, not {self.ultra_ram!r}")
+        _require(self.attention_lanes <= self.lanes, f"attention_lanes ({self.attention_lanes}) must not exceed lanes ({self.lanes})")
+        _require(self.block_rows % self.rows_per_cycle == 0,
+                 f"block_rows ({self.block_rows}) must be a multiple of rows_per_cycle ({self.rows_per_cycle})")
         word = self.attention_macs // self.attention_rows
         _require(2 <= self.vector_lanes <= word,
                  f"vector_lanes must be from 2 to attention_macs/attention_rows ({word}), not {self.vector_lanes}")
@@ -207,6 +225,31 @@ class BuildConfig:
     def acc_bits(self) -> int:
         """Signed accumulator width: holds 127 * max_inputs."""
         return (127 * self.shape.max_inputs).bit_length() + 1
+
+    @property
+    def dot_lanes(self) -> int:
+        """Lanes of the dot engine."""
+        return self.attention_lanes or self.lanes
+
+    @property
+    def longest_block(self) -> int:
+        """Most rows of a block."""
+        return min(self.block_rows or self.shape.max_rows, self.shape.max_rows)
+
+    @property
+    def banks(self) -> int:
+        """Banks of the results."""
+        return max(1, self.vector_lanes // self.rows_per_cycle // self.result_parts)
+
+    @property
+    def group_slots(self) -> int:
+        """Distance between the slots of two groups: slot = group * group_slots + lane."""
+        return 1 << (self.lanes - 1).bit_length()
+
+    def blocks(self, rows: int) -> list[int]:
+        """Rows of the blocks of a matrix of `rows` rows."""
+        longest = self.longest_block
+        return [min(longest, rows - start) for start in range(0, rows, longest)]
 
     @property
     def group_rows(self) -> int:

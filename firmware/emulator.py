@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from tritloom.firmware import integer
 from tritloom.firmware.config import CHUNK, KV_SCALE_BYTES, PARAM_HEADER_BYTES, TRITS, BuildConfig, round_up
 from tritloom.firmware.integer import UF_ONE, AttentionState, Int, Sampling, UFloat, uf_mul, uf_unpack
-from tritloom.firmware.isa import Descriptor, DescriptorOp, Destination, DotOp, Instruction, Op, VectorOp
+from tritloom.firmware.isa import BANK_SHIFT, Descriptor, DescriptorOp, Destination, DotOp, Instruction, Op, VectorOp
 from tritloom.firmware.layout import cache_rows
 from tritloom.firmware.packing import unpack_matrix
 
 MASK32 = 0xFFFFFFFF
 
 STAGES = ("attention", "o_proj", "gate_up", "down_proj")
-"""The four parameter blocks of a layer, in stream order; attention includes the q, k and v projections."""
+"""What the four banks of parameters serve in a layer; attention includes the q, k and v projections."""
 
 
 class EmulatorError(RuntimeError):
@@ -77,24 +77,27 @@ class Emulator:
     def __post_init__(self) -> None:
         c, s = self.config, self.config.shape
         self._registers = [0] * 16
-        self._x = np.zeros((c.lanes, s.hidden), np.int64)
+        slots = (c.groups - 1) * c.group_slots + c.lanes
+        self._x = np.zeros((slots, s.hidden), np.int64)
         width = max(s.ffn, s.q_size)
         self._work = np.zeros((c.lanes, width), np.int64)
         self._work_exponent = np.full((c.lanes, width), -128, np.int64)
         self._work_scale: list[UFloat] = [UF_ONE] * c.lanes
-        self._codes: list[Int] = [np.zeros(0, np.int64)] * c.lanes
-        self._code_scale: list[UFloat] = [UF_ONE] * c.lanes
+        self._codes: list[Int] = [np.zeros(0, np.int64)] * slots
+        self._code_scale: list[UFloat] = [UF_ONE] * slots
         self._activations = np.zeros((c.lanes, max(s.q_size, s.hidden)), np.int64)
         self._q_scale: list[UFloat] = [UF_ONE] * c.lanes
-        self._rope = np.zeros((c.lanes, 2, s.head_dim // 2), np.int64)
-        self._accumulators: dict[int, Int] = {}
-        self._parameters: _Parameters | None = None
+        self._rope = np.zeros((slots, 2, s.head_dim // 2), np.int64)
+        steps = ceil(s.max_rows / c.rows_per_cycle)
+        self._accumulators = np.zeros((slots, steps * c.rows_per_cycle), np.int64)
+        self._banks: list[_Parameters | None] = [None] * len(STAGES)
+        self._layer_of_bank = [-1] * len(STAGES)
+        self._layer = -1
         self._logit_scale = UF_ONE
         self._segments: deque[list[int]] = deque()
         self._sample_position: int | None = None
         self._best: list[int] = []
         self._logits: Int | None = None
-        self._block = 0
         self._matrices: dict[tuple[int, int, int], NDArray[np.float32]] = {}
         self._head: tuple[NDArray[np.float64], Int] | None = None
         self._cache_rows = cache_rows(c)
@@ -151,7 +154,7 @@ class Emulator:
             elif i.op == Op.VECTOR:
                 self._vector(i, a, b, r[i.rd] & 0xFF, r[i.ru] & 0xFF)
             elif i.op == Op.MATMUL:
-                self._matmul(i.imm & 0xFFFF, i.imm >> 16)
+                self._matmul(i.imm & 0xFFFF, i.imm >> 16, r[i.rd] & 0xFF, r[i.ru] & 0xFF, a)
             elif i.op == Op.DOT:
                 if i.flags & 1 == DotOp.ATTEND:
                     self._attend(r[i.rd] & 0xFF, r[i.ru] & 0xFF, a, b)
@@ -167,10 +170,10 @@ class Emulator:
                 r[i.rd] = self._best[a]
             r[0] = 0
 
-    def _emit(self, unit: str, slot: int, data: Int) -> None:
+    def _emit(self, unit: str, slot: int, data: Int, bank: int = 0) -> None:
         if self.trace is not None:
-            layer, stage = divmod(self._block - 1, len(STAGES))
-            self.trace(TraceEvent(layer, STAGES[stage] if 0 <= layer < self.config.shape.layers else "", unit, slot, np.array(data)))
+            layer = self._layer_of_bank[bank]
+            self.trace(TraceEvent(layer, STAGES[bank] if 0 <= layer < self.config.shape.layers else "", unit, slot, np.array(data)))
 
     # Weight stream --------------------------------------------------------------------------
 
@@ -186,6 +189,8 @@ class Emulator:
             elif d.op == DescriptorOp.STREAM:
                 self._segments.append([d.dest, address, d.value])
                 address += d.value * self.config.mem_bytes
+            elif d.op == DescriptorOp.BACK:
+                address -= d.value * self.config.mem_bytes
             else:
                 loops += 1
                 if loops < d.value:
@@ -217,7 +222,7 @@ class Emulator:
 
     # Units ------------------------------------------------------------------------------------
 
-    def _matmul(self, inputs: int, steps: int) -> None:
+    def _matmul(self, inputs: int, steps: int, slot: int, count: int, at: int) -> None:
         c = self.config
         beats = ceil(inputs / (TRITS * c.tables)) * steps
         address, data = self._take(Destination.MATMUL, beats)
@@ -227,91 +232,97 @@ class Emulator:
                 data.reshape(beats, c.mem_bytes), steps * c.rows_per_cycle, inputs, c.tables, c.rows_per_cycle, c.packing,
             ).astype(np.float32)
         matrix = self._matrices[key]
-        self._accumulators = {}
-        for slot, codes in enumerate(self._codes):
-            if len(codes) >= inputs:
-                self._accumulators[slot] = integer.ternary_matmul(codes[:inputs], matrix)
+        if steps * c.rows_per_cycle > c.longest_block + -c.longest_block % c.rows_per_cycle:
+            raise EmulatorError(f"a block of {steps} steps is longer than the machine's {c.longest_block} rows")
+        first = at * c.rows_per_cycle
+        for s in range(slot, slot + count):
+            if len(self._codes[s]) < inputs:
+                raise EmulatorError(f"slot {s} has {len(self._codes[s])} codes, the matrix {inputs} inputs")
+            self._accumulators[s, first: first + len(matrix)] = integer.ternary_matmul(self._codes[s][:inputs], matrix)
 
     def _vector(self, i: Instruction, a: int, b: int, slot: int, count: int) -> None:
         op = VectorOp(i.flags & 7)
-        length = i.imm & 0xFFFF
+        length, bank = i.imm & 0xFFFF, i.imm >> BANK_SHIFT & 3
         if op == VectorOp.PARAM:
-            self._load_parameters(length)
-            return
-        if op == VectorOp.EMBED:
-            self._embed(slot, a, b)
+            self._load_parameters(length, bank)
             return
         if op == VectorOp.ROPE:
             row = self._read(b + a * self.config.rope_row_bytes, 2 * self.config.shape.head_dim).view(np.int16).astype(np.int64)
             self._rope[slot] = row[0::2], row[1::2]
             return
-        if self._parameters is None:
-            raise EmulatorError(f"{op.name} before any parameter block")
-        if op == VectorOp.NORMQ and not i.flags >> 5 & 1:
-            self._codes = [np.zeros(0, np.int64)] * self.config.lanes
+        parameters = self._banks[bank]
+        if parameters is None:
+            raise EmulatorError(f"{op.name} takes parameters from bank {bank}, which has none")
+        if op == VectorOp.EMBED:
+            self._embed(slot, a, b, parameters, bank)
+            return
         for s in range(slot, slot + count):
             if op == VectorOp.NORMQ:
-                self._norm_quantise(s, length, source=i.flags >> 3 & 1, norm=i.flags >> 4 & 1, dest=i.flags >> 5 & 1)
+                self._norm_quantise(s, length, parameters, bank, source=i.flags >> 3 & 1, norm=i.flags >> 4 & 1, dest=i.flags >> 5 & 1)
             elif op == VectorOp.RESID:
-                scale = uf_mul(self._code_scale[s], self._parameters.scales[0])
+                scale = uf_mul(self._code_scale[s], parameters.scales[0])
                 self._x[s, :length] = integer.residual_add(self._x[s, :length], self._accumulators[s][:length], scale)
-                self._emit("residual", s, self._x[s, :length])
+                self._emit("residual", s, self._x[s, :length], bank)
             elif op == VectorOp.QKV:
-                self._qkv(s, a + s - slot, b)
+                self._qkv(s, a + s - slot, b, parameters, bank)
             else:
-                self._gated(s, length)
+                self._gated(s, length, parameters)
 
-    def _load_parameters(self, length: int) -> None:
-        self._block += 1
+    def _lane(self, slot: int) -> int:
+        """The lane of a slot: slots of a lane share its work vector and the dot engine's buffers."""
+        return slot % self.config.group_slots
+
+    def _load_parameters(self, length: int, bank: int) -> None:
+        if bank == 1:
+            self._layer += 1
+        self._layer_of_bank[bank] = self._layer + (bank == 0)
         m = self.config.mem_bytes
         header = round_up(PARAM_HEADER_BYTES, m)
         _, data = self._take(Destination.VECTOR, (header + round_up(2 * length, m)) // m)
         words = data[:PARAM_HEADER_BYTES].view(np.uint32)
-        self._parameters = _Parameters(
+        self._banks[bank] = _Parameters(
             uf_unpack(words[0]), uf_unpack(words[1]), [uf_unpack(words[j]) for j in (2, 3, 4)],
             int(data[20:24].view(np.int16)[1]), data[header: header + 2 * length].view(np.int16).astype(np.int64))
 
-    def _embed(self, slot: int, token: int, base: int) -> None:
+    def _embed(self, slot: int, token: int, base: int, parameters: _Parameters, bank: int) -> None:
         c = self.config
-        assert self._parameters is not None
         if token >= c.shape.vocab:
             raise EmulatorError(f"token {token} is outside the vocabulary of {c.shape.vocab}")
         group, index = divmod(token, c.group_rows)
         address = base + group * c.head_group_bytes
         row_scale = self._read(address + 2 * index, 2).view(np.uint16).astype(np.int64)[0]
         codes = self._read(address + c.mem_bytes + index * c.head_row_bytes, c.shape.hidden).view(np.int8).astype(np.int64)
-        self._block = 0
-        self._x[slot] = integer.embed(codes, row_scale, self._parameters.scales[0])
-        self._emit("residual", slot, self._x[slot])
+        self._layer = self._layer_of_bank[bank] = -1
+        self._layer_of_bank[0] = 0
+        self._x[slot] = integer.embed(codes, row_scale, parameters.scales[0])
+        self._emit("residual", slot, self._x[slot], bank)
 
-    def _norm_quantise(self, slot: int, length: int, *, source: int, norm: int, dest: int) -> None:
-        p = self._parameters
-        assert p is not None
+    def _norm_quantise(self, slot: int, length: int, p: _Parameters, bank: int, *, source: int, norm: int, dest: int) -> None:
         if source == 0:
             aligned, exponent = integer.align_residual(self._x[slot, :length])
             scale = UF_ONE
         else:
-            aligned, exponent = integer.align_work(self._work[slot, :length], self._work_exponent[slot, :length])
-            scale = self._work_scale[slot]
+            lane = self._lane(slot)
+            aligned, exponent = integer.align_work(self._work[lane, :length], self._work_exponent[lane, :length])
+            scale = self._work_scale[lane]
         gains = p.gains[:length] if norm else None
         codes, s = integer.norm_quantise(aligned, exponent, scale, gains, p.gain_exponent, p.inverse_count, p.eps)
         self._code_scale[slot] = s
         if dest:
-            self._activations[slot, :length] = codes
+            self._activations[self._lane(slot), :length] = codes
             self._logit_scale = uf_mul(s, p.scales[0])
-            self._emit("activations", slot, codes)
+            self._emit("activations", slot, codes, bank)
         else:
             self._codes[slot] = codes
-            self._emit("codes", slot, codes)
+            self._emit("codes", slot, codes, bank)
 
-    def _qkv(self, slot: int, position: int, base: int) -> None:
+    def _qkv(self, slot: int, position: int, base: int, parameters: _Parameters, bank: int) -> None:
         c, s = self.config, self.config.shape
-        assert self._parameters is not None
         if position >= s.context:
             raise EmulatorError(f"position {position} is past the context of {s.context}")
         acc = self._accumulators[slot]
         cos, sin = self._rope[slot]
-        scales = [uf_mul(self._code_scale[slot], w) for w in self._parameters.scales]
+        scales = [uf_mul(self._code_scale[slot], w) for w in parameters.scales]
         q, k, v = np.split(acc[: s.qkv_rows], [s.q_size, s.q_size + s.kv_size])
 
         def heads(y: Int, scale: UFloat, *, rotated: bool) -> tuple[Int, UFloat]:
@@ -320,9 +331,9 @@ class Emulator:
             return integer.quantise_heads(y.reshape(-1), s.head_dim, scale)
 
         codes, scale = heads(q, scales[0], rotated=True)
-        self._activations[slot, : s.q_size] = codes
-        self._q_scale[slot] = scale
-        self._emit("activations", slot, codes)
+        self._activations[self._lane(slot), : s.q_size] = codes
+        self._q_scale[self._lane(slot)] = scale
+        self._emit("activations", slot, codes, bank)
         chunk, row = divmod(position, CHUNK)
         for half, (values, rotated) in enumerate(((k, True), (v, False))):
             codes, scale = heads(values, scales[1 + half], rotated=rotated)
@@ -333,24 +344,27 @@ class Emulator:
                 self.memory[at: at + KV_SCALE_BYTES] = words[h: h + 1].view(np.uint8)
                 places = address + c.kv_scale_block_bytes + self._cache_rows[row]
                 self.memory[places] = codes[h * s.head_dim: (h + 1) * s.head_dim].astype(np.int8).view(np.uint8)
-            self._emit("keys" if half == 0 else "values", slot, codes)
+            self._emit("keys" if half == 0 else "values", slot, codes, bank)
 
-    def _gated(self, slot: int, length: int) -> None:
+    def _gated(self, slot: int, length: int, parameters: _Parameters) -> None:
         c = self.config
-        assert self._parameters is not None
         rows = self._accumulators[slot][: 2 * length].reshape(-1, 2, c.vector_lanes)
         gate, up = rows[:, 0].reshape(-1), rows[:, 1].reshape(-1)
-        s0, s1 = (uf_mul(self._code_scale[slot], w) for w in self._parameters.scales[:2])
+        s0, s1 = (uf_mul(self._code_scale[slot], w) for w in parameters.scales[:2])
+        lane = self._lane(slot)
         if c.shape.activation == "relu2":
             m, e = integer.gated_relu2(gate, up)
-            self._work_scale[slot] = uf_mul(uf_mul(s0, s0), s1)
+            self._work_scale[lane] = uf_mul(uf_mul(s0, s0), s1)
         else:
             m, e = integer.gated_silu(gate, up, s0)
-            self._work_scale[slot] = s1
-        self._work[slot, :length], self._work_exponent[slot, :length] = m, e
+            self._work_scale[lane] = s1
+        self._work[lane, :length], self._work_exponent[lane, :length] = m, e
 
     def _attend(self, slot: int, count: int, position: int, base: int) -> None:
         c, s = self.config, self.config.shape
+        if count > c.dot_lanes:
+            raise EmulatorError(f"attention of {count} tokens at once, but the dot engine has {c.dot_lanes} lanes")
+        slot = self._lane(slot)
         hd, group = s.head_dim, s.group
         positions = position + np.arange(count)
         q = self._activations[slot: slot + count, : s.q_size].reshape(count, s.kv_heads, group, hd)
@@ -376,7 +390,7 @@ class Emulator:
         self._work[slot: slot + count, :n], self._work_exponent[slot: slot + count, :n] = m.reshape(count, n), e.reshape(count, n)
         for index in range(count):
             self._emit("attention", slot + index, (self._work[slot + index, :n] << 8) | (self._work_exponent[slot + index, :n] & 0xFF))
-        self._work_scale = [UF_ONE] * c.lanes
+            self._work_scale[slot + index] = UF_ONE
 
     def _head_rows(self, slot: int, count: int) -> None:
         c, s = self.config, self.config.shape
@@ -387,10 +401,13 @@ class Emulator:
             scales = blocks[:, : c.mem_bytes].copy().view(np.uint16).reshape(-1)[: s.vocab].astype(np.int64)
             rows = blocks[:, c.mem_bytes:].reshape(groups * c.group_rows, c.head_row_bytes)[: s.vocab, : s.hidden]
             self._head = rows.copy().view(np.int8).astype(np.float64), scales
+        if count > c.dot_lanes:
+            raise EmulatorError(f"logits of {count} tokens at once, but the dot engine has {c.dot_lanes} lanes")
+        slot = self._lane(slot)
         logits = [integer.head_logits(self._activations[slot + n, : s.hidden], *self._head) for n in range(count)]
         self._best = [int(each.argmax()) for each in logits]
         self._logits = logits[0]
-        self._emit("logits", slot, self._logits)
+        self._emit("logits", slot, self._logits)  # of bank 0: the final norm's
 
     def _sample(self) -> int:
         if self._logits is None or self._sample_position is None:

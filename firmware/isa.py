@@ -73,6 +73,7 @@ class DescriptorOp(IntEnum):
     BASE = 1
     STREAM = 2
     LOOP = 3
+    BACK = 4
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,10 @@ class Instruction:
         return cls(Op(word & 0xFF), word >> 8 & 15, word >> 12 & 15, word >> 16 & 15, word >> 20 & 15, word >> 24 & 0xFF, word >> 32)
 
 
+BANK_SHIFT = 16
+"""Where a vector command's bank of parameters stands in imm."""
+
+
 def vector_flags(op: VectorOp, source: int = 0, norm: int = 0, dest: int = 0) -> int:
     return op | source << 3 | norm << 4 | dest << 5
 
@@ -102,7 +107,8 @@ def vector_flags(op: VectorOp, source: int = 0, norm: int = 0, dest: int = 0) ->
 class Descriptor:
     """One 64-bit entry of the weight streamer's program: op[2:0] dest[4:3] target[15:8] value[63:32].
 
-    BASE: value is the byte address; STREAM: value beats to `dest`; LOOP: back to `target`, value times in all.
+    BASE: value is the byte address; STREAM: value beats to `dest`; LOOP: back to `target`, value times in all; BACK: the next
+    STREAM begins value beats earlier.
     """
 
     op: DescriptorOp

@@ -3,11 +3,13 @@
 Regions start at multiples of 4096 bytes (or of a beat, if that is larger). The weight stream is one
 region in consumption order:
 
-    embedding parameters (header only)
-    per layer: qkv parameters, qkv, o parameters, o, gate/up parameters, gate/up, down parameters, down
-    head parameters, head groups
+    embedding parameters (header only), first layer's qkv parameters
+    per layer: o parameters, qkv, gate/up parameters, o, down parameters, gate/up, next layer's qkv or the head's parameters, down
+    head groups
 
-so a pass over the model is one sequential read. Parameter blocks and matrices are whole beats.
+so a pass over the model is one sequential read. Parameters stand before the matrix whose results they scale or whose
+follower they prepare. Parameter blocks and matrices are whole beats; a matrix of many rows is a row of blocks. A pass of two groups
+of tokens reads each matrix twice before the next.
 """
 
 from __future__ import annotations
@@ -27,13 +29,13 @@ from tritloom.firmware.isa import Descriptor, DescriptorOp, Destination
 
 REGION_ALIGN = 4096
 ADDRESS_LIMIT = 1 << 32
-DESCRIPTOR_LIMIT = 64
+DESCRIPTOR_LIMIT = 256
 """Entries of the streamer's descriptor memory."""
 
 
 def matrix_beats(config: BuildConfig, rows: int, inputs: int) -> int:
     """Weight words of a ternary matrix."""
-    return ceil(inputs / (TRITS * config.tables)) * ceil(rows / config.rows_per_cycle)
+    return sum(ceil(inputs / (TRITS * config.tables)) * ceil(block / config.rows_per_cycle) for block in config.blocks(rows))
 
 
 def parameter_beats(config: BuildConfig, gains: int) -> int:
@@ -75,18 +77,18 @@ def stream_blocks(config: BuildConfig) -> tuple[list[Block], list[Block], list[B
         return Block(name, Destination.MATMUL, matrix_beats(config, rows, inputs), rows=rows, inputs=inputs)
 
     layer = [
-        parameters("qkv_parameters", s.hidden),
-        matrix("qkv", s.qkv_rows, s.hidden),
         parameters("o_parameters", s.q_size if s.sub_norms else 0),
-        matrix("o", s.hidden, s.q_size),
+        matrix("qkv", s.qkv_rows, s.hidden),
         parameters("gate_up_parameters", s.hidden),
-        matrix("gate_up", 2 * s.ffn, s.hidden),
+        matrix("o", s.hidden, s.q_size),
         parameters("down_parameters", s.ffn if s.sub_norms else 0),
+        matrix("gate_up", 2 * s.ffn, s.hidden),
+        parameters("next_parameters", s.hidden),
         matrix("down", s.hidden, s.ffn),
     ]
     groups = ceil(s.vocab / config.group_rows)
     head = Block("head", Destination.DOT, groups * config.head_group_bytes // config.mem_bytes, rows=s.vocab, inputs=s.hidden)
-    return [parameters("embedding_parameters", 0)], layer, [parameters("head_parameters", s.hidden), head]
+    return [parameters("embedding_parameters", 0), parameters("qkv_parameters", s.hidden)], layer, [head]
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,8 @@ class MemoryMap:
     """Regions by name (weights, rope, kv and, when not tied, embedding), the descriptor program and its entries.
 
     `embedding_base`: first group of the embedding table (the head's when tied); `prologue_beats`, `layer_beats`,
-    `epilogue_beats`: lengths of the weight stream's parts; `total_bytes`: end of the last region.
+    `epilogue_beats`: lengths of the weight stream's parts; `matrix_beats`: a layer's without its parameters; `total_bytes`: end of
+    the last region.
     """
 
     mem_bytes: int
@@ -117,10 +120,13 @@ class MemoryMap:
     head_base: int
     prologue_beats: int
     layer_beats: int
+    matrix_beats: int
     epilogue_beats: int
     descriptors: tuple[Descriptor, ...]
     entry_layers: int
     entry_token: int
+    entry_layers_twice: int
+    entry_token_twice: int
 
     @property
     def weights_base(self) -> int:
@@ -148,6 +154,11 @@ class MemoryMap:
         """Beats that the entry `entry_token` streams."""
         return self.layers_beats + self.epilogue_beats
 
+    def pass_beats(self, two_groups: bool, head: bool) -> int:
+        """Beats of the weight stream in a pass of one or of two groups of tokens."""
+        beats = self.layers_beats + (self.epilogue_beats if head else 0)
+        return beats + self.layers * self.matrix_beats if two_groups else beats
+
     def descriptor_words(self) -> list[int]:
         return [d.encode() for d in self.descriptors]
 
@@ -171,24 +182,29 @@ class MemoryMap:
         return cls.from_dict(json.loads(text))
 
 
-def _descriptors(base: int, prologue: list[Block], layer: list[Block], epilogue: list[Block], layers: int) -> tuple[list[Descriptor], int]:
-    """Descriptor program and the index of its second entry: layers only at 0, then a whole token."""
+def _descriptors(base: int, blocks: tuple[list[Block], list[Block], list[Block]], layers: int) -> tuple[list[Descriptor], list[int]]:
+    """Descriptor program and its entries: layers only, a whole token, and both with every matrix of a layer read twice."""
     program: list[Descriptor] = []
+    prologue, layer, epilogue = blocks
 
-    def stream(blocks: list[Block]) -> None:
-        program.extend(Descriptor(DescriptorOp.STREAM, b.beats, b.dest) for b in blocks)
+    def stream(blocks: list[Block], twice: bool = False) -> None:
+        for b in blocks:
+            program.append(Descriptor(DescriptorOp.STREAM, b.beats, b.dest))
+            if twice and b.dest == Destination.MATMUL:
+                program.extend([Descriptor(DescriptorOp.BACK, b.beats), Descriptor(DescriptorOp.STREAM, b.beats, b.dest)])
 
     entries = []
-    for last in ([], epilogue):
-        entries.append(len(program))
-        program.append(Descriptor(DescriptorOp.BASE, base))
-        stream(prologue)
-        target = len(program)
-        stream(layer)
-        program.append(Descriptor(DescriptorOp.LOOP, layers, target=target))
-        stream(last)
-        program.append(Descriptor(DescriptorOp.END))
-    return program, entries[1]
+    for twice in (False, True):
+        for last in ([], epilogue):
+            entries.append(len(program))
+            program.append(Descriptor(DescriptorOp.BASE, base))
+            stream(prologue)
+            target = len(program)
+            stream(layer, twice)
+            program.append(Descriptor(DescriptorOp.LOOP, layers, target=target))
+            stream(last)
+            program.append(Descriptor(DescriptorOp.END))
+    return program, entries
 
 
 def memory_map(config: BuildConfig, *, tied: bool = True) -> MemoryMap:
@@ -211,7 +227,7 @@ def memory_map(config: BuildConfig, *, tied: bool = True) -> MemoryMap:
     total = regions["kv"].end
     if total > ADDRESS_LIMIT:
         raise ConfigError(f"the model needs {total} bytes, but the machine addresses {ADDRESS_LIMIT}: lower the context ({s.context})")
-    program, entry_token = _descriptors(weights, prologue, layer, epilogue, s.layers)
+    program, entries = _descriptors(weights, (prologue, layer, epilogue), s.layers)
     return MemoryMap(
         mem_bytes=config.mem_bytes,
         layers=s.layers,
@@ -220,10 +236,13 @@ def memory_map(config: BuildConfig, *, tied: bool = True) -> MemoryMap:
         head_base=head,
         prologue_beats=prologue_beats,
         layer_beats=layer_beats,
+        matrix_beats=sum(b.beats for b in layer if b.dest == Destination.MATMUL),
         epilogue_beats=epilogue_beats,
         descriptors=tuple(program),
-        entry_layers=0,
-        entry_token=entry_token,
+        entry_layers=entries[0],
+        entry_token=entries[1],
+        entry_layers_twice=entries[2],
+        entry_token_twice=entries[3],
     )
 
 

@@ -24,86 +24,285 @@ the prompt (1, with no tokens to generate). Each such pass is IN: its number of 
 the position of the first, the tokens; OUT: as many tokens."""
 
 
-def layer_assembly(config: BuildConfig) -> str:
-    """One layer for `count` tokens from slot 0, the first at `position`, with its cache at `cache`."""
-    s = config.shape
+class _Layer:
+    """Pieces of a layer as assembly text, for `count` tokens from `slot` (both registers).
 
-    def steps(rows: int) -> int:
-        return ceil(rows / config.rows_per_cycle)
-
-    sub = int(s.sub_norms)
-    q_gains, ffn_gains = (s.q_size, s.ffn) if s.sub_norms else (0, 0)
-    return f"""
-        vector.param    length={s.hidden}                       ; input norm, q, k and v scales
-        vector.normq    slot=r0 count=r4 length={s.hidden} source=0 norm=1
-        wait            vector
-        matmul          inputs={s.hidden} steps={steps(s.qkv_rows)}
-        wait            matmul
-        vector.qkv      slot=r0 count=r4 a=r1 b=r7
-        wait            vector+writes
-        dot.attend      slot=r0 count=r4 position=r1 kv_base=r7
-        vector.param    length={q_gains}                        ; o_proj, while attention runs
-        wait            vector+dot
-        vector.normq    slot=r0 count=r4 length={s.q_size} source=1 norm={sub}
-        wait            vector
-        matmul          inputs={s.q_size} steps={steps(s.hidden)}
-        wait            matmul
-        vector.resid    slot=r0 count=r4 length={s.hidden}
-        vector.param    length={s.hidden}                       ; post-attention norm, gate and up
-        vector.normq    slot=r0 count=r4 length={s.hidden} source=0 norm=1
-        wait            vector
-        matmul          inputs={s.hidden} steps={steps(2 * s.ffn)}
-        wait            matmul
-        vector.glu      slot=r0 count=r4 length={s.ffn}
-        vector.param    length={ffn_gains}                      ; down_proj
-        vector.normq    slot=r0 count=r4 length={s.ffn} source=1 norm={sub}
-        wait            vector
-        matmul          inputs={s.ffn} steps={steps(s.hidden)}
-        wait            matmul
-        vector.resid    slot=r0 count=r4 length={s.hidden}
+    A layer is four matrices with vector work before each: `codes` (norm of the residual stream), `attention`, `gate`, `activate`,
+    each of which ends with the codes of the next matrix, and `add` after the last. Banks of parameters: 0 for the input
+    norm and the scales of q, k and v, 1 for o_proj, 2 for gate and up, 3 for down_proj.
     """
+
+    def __init__(self, config: BuildConfig) -> None:
+        self.config, self.shape = config, config.shape
+        self.sub = int(config.shape.sub_norms)
+
+    def parameters(self, bank: int) -> str:
+        """Load what stands before the matrix that is next in the stream."""
+        s = self.shape
+        gains = (s.hidden, s.q_size * self.sub, s.hidden, s.ffn * self.sub)[bank]
+        return f"vector.param bank={bank} length={gains}"
+
+    def matrix(self, rows: int, inputs: int, slot: str, count: str) -> str:
+        """Command all blocks of a matrix."""
+        lines, at = [], 0
+        for block in self.config.blocks(rows):
+            steps = ceil(block / self.config.rows_per_cycle)
+            if at:
+                lines.append(f"li r5, {at}")
+            lines.append(f"matmul inputs={inputs} steps={steps} slot={slot} count={count}" + (" at=r5" if at else ""))
+            at += steps
+        return "\n".join(lines)
+
+    def qkv(self, slot: str, count: str) -> str:
+        return self.matrix(self.shape.qkv_rows, self.shape.hidden, slot, count)
+
+    def o(self, slot: str, count: str) -> str:
+        return self.matrix(self.shape.hidden, self.shape.q_size, slot, count)
+
+    def gate_up(self, slot: str, count: str) -> str:
+        return self.matrix(2 * self.shape.ffn, self.shape.hidden, slot, count)
+
+    def down(self, slot: str, count: str) -> str:
+        return self.matrix(self.shape.hidden, self.shape.ffn, slot, count)
+
+    def codes(self, slot: str, count: str, bank: int = 0) -> str:
+        return f"vector.normq slot={slot} count={count} length={self.shape.hidden} norm=1 bank={bank}"
+
+    def attention(self, slot: str, count: str, position: str, name: str) -> str:
+        """Attention of tokens from `position` over the cache at r7, as many at a time as the dot engine has lanes: while it
+        attends for some, the vector unit works on those before and after. Labels begin with `name`; uses r2, r5, r8, r9, r10, r12, r15."""
+        c, length = self.config, self.shape.q_size
+        normalise = f"length={length} source=1 norm={self.sub} bank=1"
+        if c.lanes <= c.dot_lanes:
+            return f"""
+        vector.qkv      slot={slot} count={count} a={position} b=r7
+        wait            vector+writes
+        dot.attend      slot={slot} count={count} position={position} kv_base=r7
+        wait            dot
+        vector.normq    slot={slot} count={count} {normalise}"""
+        return f"""
+        addi    r2, {slot}, 0
+        addi    r9, {slot}, 0
+        addi    r12, {position}, 0
+        add     r8, r2, {count}
+        li      r10, {c.dot_lanes}
+    {name}_next:
+        sub     r5, r8, r9
+        blt     r5, r10, {name}_some
+        addi    r5, r10, 0
+    {name}_some:
+        vector.qkv      slot=r9 count=r5 a=r12 b=r7
+        wait            vector+writes
+        dot.attend      slot=r9 count=r5 position=r12 kv_base=r7     ; begins when the one before is done
+        beq     r9, r2, {name}_first
+        sub     r15, r9, r10
+        vector.normq    slot=r15 count=r10 {normalise}
+    {name}_first:
+        add     r9, r9, r5
+        add     r12, r12, r5
+        bne     r9, r8, {name}_next
+        wait            dot
+        sub     r15, r9, r5
+        vector.normq    slot=r15 count=r5 {normalise}"""
+
+    def gate(self, slot: str, count: str) -> str:
+        return f"""
+        vector.resid    slot={slot} count={count} length={self.shape.hidden} bank=1
+        {self.codes(slot, count, bank=2)}"""
+
+    def activate(self, slot: str, count: str) -> str:
+        return f"""
+        vector.glu      slot={slot} count={count} length={self.shape.ffn} bank=2
+        vector.normq    slot={slot} count={count} length={self.shape.ffn} source=1 norm={self.sub} bank=3"""
+
+    def add(self, slot: str, count: str) -> str:
+        return f"vector.resid slot={slot} count={count} length={self.shape.hidden} bank=3"
+
+
+def layer_assembly(config: BuildConfig) -> str:
+    """One layer for r4 tokens from slot 0, the first at position r1, with its cache at r7."""
+    p = _Layer(config)
+    group = ("r0", "r4")
+    return f"""
+        {p.codes(*group)}
+        wait            vector
+        {p.parameters(1)}
+        {p.qkv(*group)}
+        wait            matmul+vector
+        {p.attention(*group, "r1", "attention")}
+        wait            vector
+        {p.parameters(2)}
+        {p.o(*group)}
+        wait            matmul+vector
+        {p.gate(*group)}
+        wait            vector
+        {p.parameters(3)}
+        {p.gate_up(*group)}
+        wait            matmul+vector
+        {p.activate(*group)}
+        wait            vector
+        {p.parameters(0)}
+        {p.down(*group)}
+        wait            matmul+vector
+        {p.add(*group)}
+    """
+
+
+def two_groups_assembly(config: BuildConfig) -> str:
+    """All layers for two groups of tokens: r4 from slot 0 at position r1, and r14 from the second group's first slot, behind them.
+
+    While one group's matrix streams, the vector unit and the dot engine work for the other. r13 tells whether a layer is behind the
+    second group, whose last addition is made up in the next layer.
+    """
+    p = _Layer(config)
+    a, b = ("r0", "r4"), ("r11", "r14")
+    second = f"li r11, {config.group_slots}"
+    done = "wait matmul+vector+dot"
+    return f"""
+        {second}
+        li      r13, 0
+        {p.codes(*a)}
+        wait            vector
+    twice:
+        addi    r6, r6, -1
+        {p.parameters(1)}
+        {p.qkv(*a)}
+        beq     r13, r0, twice_first
+        {p.add(*b)}
+    twice_first:
+        li      r13, 1
+        {p.codes(*b)}
+        {done}
+        {p.qkv(*b)}
+        {p.attention(*a, "r1", "attention_a")}
+        {done}
+        {p.parameters(2)}
+        {p.o(*a)}
+        add     r13, r1, r4
+        {p.attention(*b, "r13", "attention_b")}
+        {done}
+        {p.o(*b)}
+        {p.gate(*a)}
+        {done}
+        {p.parameters(3)}
+        {p.gate_up(*a)}
+        {p.gate(*b)}
+        {done}
+        {p.gate_up(*b)}
+        {p.activate(*a)}
+        {done}
+        {p.parameters(0)}
+        {p.down(*a)}
+        {p.activate(*b)}
+        {done}
+        {p.down(*b)}
+        {p.add(*a)}
+        beq     r6, r0, twice_last
+        {p.codes(*a)}
+    twice_last:
+        {done}
+        li      r13, 1
+        li      r9, {config.kv_layer_bytes}
+        add     r7, r7, r9
+        bne     r6, r0, twice
+        {p.add(*b)}
+    """
+
+
+def _count_assembly(config: BuildConfig, layout: MemoryMap) -> str:
+    """How many of the r2 prompt tokens left go into this pass, and its weights: r4 in the first group, r14 in the second."""
+    if config.groups == 1:
+        return f"""
+        addi    r4, r2, 0
+        li      r14, 0
+        li      r9, {config.lanes}
+        bge     r9, r2, counted
+        addi    r4, r9, 0
+    counted:
+        bne     r2, r4, layers_only
+        beq     r3, r0, layers_only
+        stream  {layout.entry_token}
+        jmp     embed
+    layers_only:
+        stream  {layout.entry_layers}"""
+    return f"""
+        addi    r4, r2, 0
+        li      r14, 0
+        li      r9, {config.lanes}
+        bge     r9, r2, one_group
+        addi    r4, r9, 0
+        sub     r14, r2, r9
+        bge     r9, r14, two_groups
+        addi    r14, r9, 0
+    two_groups:
+        add     r9, r4, r14
+        bne     r2, r9, two_groups_only
+        beq     r3, r0, two_groups_only
+        stream  {layout.entry_token_twice}
+        jmp     embed
+    two_groups_only:
+        stream  {layout.entry_layers_twice}
+        jmp     embed
+    one_group:
+        beq     r3, r0, layers_only
+        stream  {layout.entry_token}
+        jmp     embed
+    layers_only:
+        stream  {layout.entry_layers}"""
+
+
+def _embed_assembly(config: BuildConfig, layout: MemoryMap) -> str:
+    """Embeddings and rotary rows of the tokens of a pass, which come from the host, from position r1 on."""
+    second = "" if config.groups == 1 else f"""
+        beq     r14, r0, layers
+        beq     r10, r0, layers
+        li      r10, 0
+        li      r5, {config.group_slots}
+        add     r15, r5, r14
+        jmp     next_slot"""
+    return f"""
+        li      r5, 0
+        addi    r9, r1, 0
+        addi    r15, r4, 0
+        li      r10, 1
+    next_slot:
+        in      r8
+        li      r12, {layout.embedding_base}
+        vector.embed slot=r5 a=r8 b=r12 bank=3
+        li      r12, {layout.rope_base}
+        vector.rope slot=r5 a=r9 b=r12
+        addi    r9, r9, 1
+        addi    r5, r5, 1
+        bne     r5, r15, next_slot{second}"""
 
 
 def generation_assembly(config: BuildConfig, layout: MemoryMap) -> str:
     """Assembly text of the generation program."""
     s = config.shape
+    begin = f"""vector.param length=0 bank=3                    ; embedding scale
+        vector.param length={s.hidden} bank=0                    ; input norm of the first layer"""
+    two_groups = "" if config.groups == 1 else f"""
+        beq     r14, r0, layer
+        {two_groups_assembly(config).strip()}
+        li      r9, {config.group_slots - 1}
+        add     r9, r9, r14                             ; slot of the last token
+        add     r1, r1, r14
+        jmp     pass_done"""
     return f"""
-    ; r1 position  r2 prompt tokens left  r3 tokens to generate  r4 tokens in this pass  r5 slot
-    ; r6 layer  r7 cache of the layer  r8 token  r9 scratch  r10 stop token  r11 prompt left after this pass  r13 drafting
+    ; r1 position  r2 prompt tokens left  r3 tokens to generate  r4 tokens of the first group in this pass  r14 of the second
+    ; r6 layers left  r7 cache of the layer  r8 token  r5, r9, r10, r11, r12, r13, r15 scratch
         arg     r1, {ARG_POSITION}
         arg     r2, {ARG_PROMPT}
         arg     r3, {ARG_TOKENS}
-        arg     r10, {ARG_STOP}
-        arg     r13, {ARG_DRAFTS}
         beq     r2, r0, prefilled
     prefill:
-        addi    r4, r2, 0
-        li      r9, {config.lanes}
-        blt     r2, r9, counted
-        addi    r4, r9, 0
-    counted:
-        sub     r11, r2, r4
-        bne     r11, r0, layers_only
-        beq     r3, r0, layers_only
-        stream  {layout.entry_token}
-        jmp     embed
-    layers_only:
-        stream  {layout.entry_layers}
+        {_count_assembly(config, layout).strip()}
     embed:
-        vector.param length=0                           ; embedding scale
-        li      r5, 0
-    next_slot:
-        in      r8
-        li      r12, {layout.embedding_base}
-        vector.embed slot=r5 a=r8 b=r12
-        add     r9, r1, r5
-        li      r12, {layout.rope_base}
-        vector.rope slot=r5 a=r9 b=r12
-        addi    r5, r5, 1
-        bne     r5, r4, next_slot
+        {begin}
+        {_embed_assembly(config, layout).strip()}
     layers:
         li      r6, {s.layers}
-        li      r7, {layout.kv_base}
+        li      r7, {layout.kv_base}{two_groups}
     layer:
         {layer_assembly(config).strip()}
         li      r9, {config.kv_layer_bytes}
@@ -111,26 +310,32 @@ def generation_assembly(config: BuildConfig, layout: MemoryMap) -> str:
         addi    r6, r6, -1
         bne     r6, r0, layer
         addi    r9, r4, -1                              ; slot of the last token
+    pass_done:
         add     r1, r1, r4
-        addi    r2, r11, 0
-        bne     r2, r0, prefill
-        beq     r3, r0, prefilled
-        bne     r13, r0, verify
-        vector.param length={s.hidden}                  ; final norm, head scale
+        arg     r2, {ARG_POSITION}
+        arg     r12, {ARG_PROMPT}
+        add     r12, r12, r2                            ; position after the prompt
+        sub     r2, r12, r1
+        blt     r1, r12, prefill
+        arg     r13, {ARG_DRAFTS}
+        bne     r13, r0, drafted
+        beq     r3, r0, done
         li      r4, 1
-        vector.normq slot=r9 count=r4 length={s.hidden} source=0 norm=1 dest=1
+        vector.normq slot=r9 count=r4 length={s.hidden} norm=1 dest=1
         wait    vector
         sample  r1
         dot.head slot=r9 count=r4
         addi    r3, r3, -1
         beq     r3, r0, last
         stream  {layout.entry_token}                    ; the next token's weights, ahead of its choice
+        {begin}
         token   r8
         out     r8
+        arg     r10, {ARG_STOP}
         beq     r8, r10, stopped
-        vector.param length=0
+        li      r14, 0
         li      r12, {layout.embedding_base}
-        vector.embed slot=r0 a=r8 b=r12
+        vector.embed slot=r0 a=r8 b=r12 bank=3
         li      r12, {layout.rope_base}
         vector.rope slot=r0 a=r1 b=r12
         jmp     layers
@@ -138,10 +343,13 @@ def generation_assembly(config: BuildConfig, layout: MemoryMap) -> str:
         token   r8
         out     r8
         jmp     done
+    drafted:
+        bne     r3, r0, verify
     prefilled:
+        arg     r13, {ARG_DRAFTS}
         beq     r13, r0, done
         li      r3, 1
-        li      r11, 0
+        li      r14, 0
         stream  {layout.entry_token}
     drafts:
         in      r4
@@ -149,8 +357,7 @@ def generation_assembly(config: BuildConfig, layout: MemoryMap) -> str:
         in      r1
         jmp     embed
     verify:
-        vector.param length={s.hidden}                  ; final norm, head scale
-        vector.normq slot=r0 count=r4 length={s.hidden} source=0 norm=1 dest=1
+        vector.normq slot=r0 count=r4 length={s.hidden} norm=1 dest=1
         wait    vector
         sample  r1
         dot.head slot=r0 count=r4
@@ -165,6 +372,7 @@ def generation_assembly(config: BuildConfig, layout: MemoryMap) -> str:
         bne     r5, r4, next_best
         jmp     drafts
     stopped:
+        wait    vector
         flush
     done:
         wait    vector+matmul+dot+sampler+writes

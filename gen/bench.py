@@ -270,7 +270,7 @@ def whole_tokens(model: str | Path, board: str, *, context: int | None = None, p
     """
     from tritloom.boards.board import load as load_board
     from tritloom.gen.checkpoint import open_checkpoint
-    from tritloom.gen.fit import predict
+    from tritloom.gen.fit import predict, prompt_cycles
     from tritloom.gen.shapes import published
     from tritloom.host.commands import common
     from tritloom.host.console import Console
@@ -317,7 +317,10 @@ def whole_tokens(model: str | Path, board: str, *, context: int | None = None, p
                 session = Session(measure.Watched(backend), image, timeout_s=SESSION_TIMEOUT_S)
             with session:
                 for what, count in missing:
-                    expected = predict(config, image.map, target, count)[0]["decode_cycles_per_token"]
+                    if what == "decode":
+                        expected = predict(config, image.map, target, count)[0]["decode_cycles_per_token"]
+                    else:
+                        expected = prompt_cycles(config, image.map, target, count)
                     title = f"Decode at {count} positions" if what == "decode" else f"Prefill of {count} tokens"
                     with console.step(title) as update:
                         measured = getattr(measure, what)(session, count, expected=expected, progress=update, timeline=True)

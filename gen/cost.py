@@ -110,11 +110,11 @@ def memories(config: BuildConfig) -> dict[str, list[Memory]]:
 def terms(config: BuildConfig) -> dict[str, dict[str, float]]:
     """What a unit's logic grows with."""
     c = config
-    p, t, q, v, a, m = c.lanes, c.tables, c.rows_per_cycle, c.vector_lanes, c.attention_macs, c.mem_bytes
+    p, t, q, v, a, m, d = c.lanes, c.tables, c.rows_per_cycle, c.vector_lanes, c.attention_macs, c.mem_bytes, c.dot_lanes
     return {
         "matmul": {"lookup": p * t * q, "table": p * t, "code": t * q, "row": p * max(q, v), "one": 1},
         "vector": {"element": v, "slot": p, "beat": m, "one": 1},
-        "dot": {"mac": p * a, "slot": p, "beat": m, "one": 1},
+        "dot": {"mac": d * a, "slot": d, "beat": m, "one": 1},
         "sampler": {"candidate": c.sampler_candidates, "one": 1},
         "memory": {"beat": m, "port": c.mem_ports if c.memory == "axi" else 0, "one": 1},
         "control": {"beat": m, "one": 1},

@@ -1,7 +1,8 @@
 """Choose a configuration for a model and a board, and say what it will cost.
 
-`fit` enumerates the shapes of the ternary engine that the board's memory can feed and takes the one with
-the fewest cycles per token, then the fewest lookups; lanes go down until the device's resources suffice.
+`fit` enumerates the shapes of the ternary engine that the board's memory can feed; of those within a percent of the fewest
+cycles per token it takes the one with the fewest tables, which every lane has to build; lanes go down until the device's
+resources suffice.
 Predictions are projections: cycles from the units' documented latencies, resources from `gen.cost`.
 """
 
@@ -20,10 +21,12 @@ from tritloom.gen.spec import ModelSpec
 
 CONTEXT_FOR_SPEED = 128
 """Positions in the cache for which decode speed is predicted."""
-PROMPT_FOR_SPEED = 64
+PROMPT_FOR_SPEED = 128
 """Prompt length for which the time to the first token is predicted."""
 MEMORY_EFFICIENCY = {"ddr": 0.95, "ideal": 1.0, "kv260": 0.99, "kv260-optimistic": 0.99, "kv260-pessimistic": 0.8}
 """Share of the beat rate that long sequential reads reach (sim/memory.py)."""
+NEAR = 1.01
+"""Cycles of the engine shapes that are as good as the fastest one, as a multiple of its cycles."""
 BUILD_CYCLES = 14
 """Cycles that building a symmetric table takes (full tables: twice)."""
 
@@ -49,31 +52,66 @@ def cycles_per_pass(config: BuildConfig, context: int, tokens: int, head: bool) 
     """Projected cycles per unit of one pass of `tokens` tokens, the last at position context-1."""
     c, s = config, config.shape
     build = {"symmetric14": BUILD_CYCLES, "full27": 2 * BUILD_CYCLES, "addsub": 0}[c.table_form]
-    tile_cycles = TRITS * c.tables + build + 2
 
-    def matmul(rows: int, inputs: int) -> float:
-        return tile_cycles + ceil(inputs / (TRITS * c.tables)) * max(ceil(rows / c.rows_per_cycle), tile_cycles) + 12
+    groups = [min(c.lanes, tokens)] + ([tokens - c.lanes] if tokens > c.lanes else [])
+
+    def matmul(rows: int, inputs: int, count: int) -> float:
+        load = count * ceil((TRITS * c.tables + c.vector_lanes - 1) / c.vector_lanes)
+        tile_cycles = load + build + 2
+        return tile_cycles + 16 + ceil(inputs / (TRITS * c.tables)) * sum(
+            max(ceil(block / c.rows_per_cycle), tile_cycles) for block in c.blocks(rows))
 
     def gains(length: int) -> float:
-        return ceil(2 * length / c.mem_bytes) + ceil(32 / c.mem_bytes) + 4
+        return length / v + ceil(32 / c.mem_bytes) + 4
 
-    v = c.vector_lanes
-    vector = s.layers * (
-        2 * gains(s.hidden) + gains(s.ffn if s.sub_norms else 0)
-        + tokens * (2 * (2 * s.hidden / v + 60) + (2 * s.q_size / v + 60) + (2 * s.ffn / v + 60)
-                    + max(s.qkv_rows / v, 20 * (s.heads + 2 * s.kv_heads)) + s.qkv_rows / v + 2 * (s.hidden / v + 15) + s.ffn * 2 / v + 15))
-    passes = s.kv_heads * (ceil(s.group / c.lanes) if tokens == 1 else s.group)
+    v, parts = c.vector_lanes, c.result_parts
+    norm = {length: 2 * length / v + 60 for length in (s.hidden, s.q_size, s.ffn)}
+    resid = parts * s.hidden / v + 15
+    qkv = (s.heads + 2 * s.kv_heads) * max(25, 2 * parts * s.head_dim / v + 10) + 50
     chunks = ceil(context / CHUNK)
-    dot = s.layers * passes * (2 * context * s.head_dim / c.attention_macs + 25 * chunks + 40)
-    result = {
-        "matmul": s.layers * sum(matmul(rows, inputs) for rows, inputs in (
-            (s.qkv_rows, s.hidden), (s.hidden, s.q_size), (2 * s.ffn, s.hidden), (s.hidden, s.ffn))),
-        "vector": vector,
-        "attention": dot,
-    }
+
+    def attend(count: int) -> float:
+        """Of the tokens that the dot engine takes at once."""
+        passes = s.kv_heads * (ceil(s.group / c.dot_lanes) if count == 1 else s.group)
+        return passes * (2 * context * s.head_dim / c.attention_macs + 25 * chunks + 40) + 200
+
+    matrices = ((s.qkv_rows, s.hidden), (s.hidden, s.q_size), (2 * s.ffn, s.hidden), (s.hidden, s.ffn))
+    sub = int(s.sub_norms)
+    parameters = [gains(n) for n in (s.q_size * sub, s.hidden, s.ffn * sub, s.hidden)]
+    # Vector work after each matrix of a layer, for a group: all of it, and what of it attention is.
+    after, attention = [], 0.0
+    for count in groups:
+        turns = [min(c.dot_lanes, count - start) for start in range(0, count, c.dot_lanes)]
+        wait = sum(max(attend(turn), turn * (qkv + norm[s.q_size])) for turn in turns) + turns[0] * qkv
+        alone = count * (qkv + norm[s.q_size])
+        attention = max(attention, wait - alone)
+        after.append((wait, count * (resid + norm[s.hidden]), count * (parts * 2 * s.ffn / v + 20 + norm[s.ffn]),
+                      count * (resid + norm[s.hidden])))
+    streams = [[matmul(*matrix, count) for matrix in matrices] for count in groups]
+    if len(groups) == 1:
+        result = {"matmul": s.layers * sum(streams[0]), "vector": s.layers * (sum(after[0]) - attention + sum(parameters)),
+                  "attention": s.layers * attention}
+    else:
+        waits = 0.0
+        for i in range(4):  # one group's matrix beside the other's work before and after it
+            waits += max(0, after[1][i - 1] - streams[0][i]) + max(0, after[0][i] - streams[1][i])
+        result = {"matmul": s.layers * sum(map(sum, streams)), "vector": s.layers * (waits + sum(parameters)), "attention": 0.0}
     if head:
         result["head"] = ceil(s.vocab / c.group_rows) * c.head_group_bytes / c.attention_macs
     return result
+
+
+def prompt_cycles(config: BuildConfig, layout: MemoryMap, board: Board, prompt: int) -> float:
+    """Projected cycles to the first token after `prompt` tokens."""
+    efficiency = MEMORY_EFFICIENCY[board.timing] if config.memory == "axi" else 1.0
+    cycles, done = 0.0, 0
+    while done < prompt:
+        count = min(config.groups * config.lanes, prompt - done)
+        done += count
+        last = done == prompt
+        one = sum(cycles_per_pass(config, done, count, head=last).values())
+        cycles += max(one, layout.pass_beats(count > config.lanes, last) / efficiency)
+    return cycles
 
 
 def predict(config: BuildConfig, layout: MemoryMap, board: Board, context: int | None = None) -> tuple[dict[str, float], str]:
@@ -84,14 +122,7 @@ def predict(config: BuildConfig, layout: MemoryMap, board: Board, context: int |
     beats = layout.token_beats / efficiency
     units = sum(token.values())
     decode = max(beats, units)
-    prompt = min(PROMPT_FOR_SPEED, config.shape.context)
-    first, done = 0.0, 0
-    while done < prompt:
-        count = min(config.lanes, prompt - done)
-        done += count
-        last = done == prompt
-        one = sum(cycles_per_pass(config, done, count, head=last).values())
-        first += max(one, (layout.token_beats if last else layout.layers_beats) / efficiency)
+    first = prompt_cycles(config, layout, board, min(PROMPT_FOR_SPEED, config.shape.context))
     predicted = {
         "decode_cycles_per_token": decode,
         "decode_tokens_per_s": config.clock_hz / decode,
@@ -169,7 +200,7 @@ def fit(spec: ModelSpec, board: Board | str, **overrides: Any) -> FitResult:
     packing = str(fixed.setdefault("packing", "trit5"))
 
     def build(lanes: int) -> FitResult:
-        best: tuple[tuple[float, int], BuildConfig, MemoryMap] | None = None
+        found: list[tuple[float, BuildConfig, MemoryMap]] = []
         error: ConfigError | None = None
         pairs = _engine_shapes(fixed, packing, mem)
         if "tables" in fixed or "rows_per_cycle" in fixed:
@@ -187,13 +218,12 @@ def fit(spec: ModelSpec, board: Board | str, **overrides: Any) -> FitResult:
             except ConfigError as problem:
                 error = problem
                 continue
-            cycles = cycles_per_pass(config, 1, 1, head=False)["matmul"]
-            key = (cycles, tables * rows)
-            if best is None or key < best[0]:
-                best = key, config, layout
-        if best is None:
+            found.append((cycles_per_pass(config, 1, 1, head=False)["matmul"], config, layout))
+        if not found:
             raise error or ConfigError(f"no engine shape fits {mem} bytes per cycle")
-        _, config, layout = best
+        fewest = min(cycles for cycles, _, _ in found)
+        near = [entry for entry in found if entry[0] <= NEAR * fewest]
+        _, config, layout = min(near, key=lambda entry: (entry[1].tables, entry[0]))
         predicted, binds = predict(config, layout, board)
         cost = resources(config, board.family)
         over = [name for name, have in board.resources.items() if cost.get(name, 0) > have]
@@ -203,6 +233,8 @@ def fit(spec: ModelSpec, board: Board | str, **overrides: Any) -> FitResult:
         return FitResult(not over, binds, config, layout, predicted, board.resources)
 
     if "lanes" in fixed:
+        if "attention_lanes" not in overrides and fixed.get("attention_lanes", 0) > int(fixed["lanes"]):
+            fixed["attention_lanes"] = int(fixed["lanes"])
         return build(int(fixed["lanes"]))
     for lanes in (4, 2, 1):
         result = build(lanes)

@@ -259,6 +259,13 @@ def interleave(gate: Trits, up: Trits, block: int) -> Trits:
     return np.stack([gate.reshape(-1, block, inputs), up.reshape(-1, block, inputs)], 1).reshape(-1, inputs)
 
 
+def matrix_bytes(trits: Trits, config: BuildConfig) -> Bytes:
+    """A matrix [rows, inputs] as the ternary engine consumes it, block after block."""
+    ends = np.cumsum(config.blocks(len(trits)))[:-1]
+    return np.concatenate([pack_matrix(block, config.tables, config.rows_per_cycle, config.packing, config.mem_bytes).reshape(-1)
+                           for block in np.split(trits, ends)])
+
+
 def table_bytes(table: Table, config: BuildConfig) -> Bytes:
     """Groups of an embedding or head table: a beat of u16 row scales, then the rows; zero rows at the end."""
     rows, m = config.group_rows, config.mem_bytes
@@ -288,25 +295,28 @@ def rope_bytes(model: QuantisedModel, config: BuildConfig) -> Bytes:
 def _stream(model: QuantisedModel, config: BuildConfig) -> Iterator[tuple[Block, Bytes]]:
     """The weight stream, block by block, in consumption order."""
 
-    def matrix(trits: Trits) -> Bytes:
-        return pack_matrix(trits, config.tables, config.rows_per_cycle, config.packing, config.mem_bytes).reshape(-1)
-
     prologue, layer_blocks, epilogue = stream_blocks(config)
+    layers = iter(model.layers)
+    layer: Layer | None = next(layers)
     yield prologue[0], parameter_bytes(model.embedding_parameters, config.mem_bytes)
-    for layer in model.layers:
+    yield prologue[1], parameter_bytes(layer.qkv_parameters, config.mem_bytes)
+    while layer:
         matrices = {
             "qkv": layer.qkv,
             "o": layer.o,
             "gate_up": interleave(layer.gate, layer.up, config.vector_lanes),
             "down": layer.down,
         }
+        after = next(layers, None)
         for block in layer_blocks:
             if block.name in matrices:
-                yield block, matrix(matrices[block.name])
+                yield block, matrix_bytes(matrices[block.name], config)
+            elif block.name == "next_parameters":
+                yield block, parameter_bytes(after.qkv_parameters if after else model.head_parameters, config.mem_bytes)
             else:
                 yield block, parameter_bytes(getattr(layer, block.name), config.mem_bytes)
-    yield epilogue[0], parameter_bytes(model.head_parameters, config.mem_bytes)
-    yield epilogue[1], table_bytes(model.head, config)
+        layer = after
+    yield epilogue[0], table_bytes(model.head, config)
 
 
 def _weights(model: QuantisedModel, config: BuildConfig, length: int, progress: Progress | None) -> Bytes:

@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from tritloom.firmware.config import CHUNK, KV_SCALE_BYTES, BuildConfig, ConfigError, ModelShape
 from tritloom.firmware.integer import UFloat, uf_from_float, uf_pack, uf_unpack
 from tritloom.firmware.layout import MemoryMap, stream_blocks
-from tritloom.firmware.packing import pack_matrix
 from tritloom.gen.pack import (
     LOG2_E,
     Bytes,
     Parameters,
     Table,
     interleave,
+    matrix_bytes,
     parameter_bytes,
     quantise_gains,
     rotary_tables,
@@ -71,18 +71,22 @@ def memory_pieces(spec: ModelSpec, config: BuildConfig, layout: MemoryMap, seed:
     model in size: matrix products have about unit variance, so that nothing saturates.
     """
     rng = np.random.default_rng(seed)
-    prologue, layer_blocks, epilogue = stream_blocks(config)
+    prologue, layer_blocks, _ = stream_blocks(config)
     s, m, at = spec.shape, config.mem_bytes, layout.weights_base
     table_scale = _scalar(2 / (127 * 65535))
     yield at, parameter_bytes(Parameters((table_scale,), None, 0, _scalar(0), _scalar(0)), m)
-    at += layout.prologue_beats * m
+    at += prologue[0].beats * m
     layer = _layer(spec, config, rng)
-    for _ in range(s.layers):
+    yield at, layer["qkv_parameters"]
+    at += prologue[1].beats * m
+    head = parameter_bytes(Parameters((table_scale,), *_gains(rng, s.hidden), _scalar(1 / s.hidden), _scalar(spec.rms_eps)), m)
+    for index in range(s.layers):
         for block in layer_blocks:
-            yield at, layer[block.name]
+            if block.name == "next_parameters":
+                yield at, layer["qkv_parameters"] if index + 1 < s.layers else head
+            else:
+                yield at, layer[block.name]
             at += block.beats * m
-    yield at, parameter_bytes(Parameters((table_scale,), *_gains(rng, s.hidden), _scalar(1 / s.hidden), _scalar(spec.rms_eps)), m)
-    at += epilogue[0].beats * m
     if at != layout.head_base:
         raise AssertionError(f"the head begins at {at:#x} instead of {layout.head_base:#x}")
     yield from _table(spec, config, at, table_scale, rng)
@@ -110,9 +114,6 @@ def _layer(spec: ModelSpec, config: BuildConfig, rng: np.random.Generator) -> di
     def matrix(rows: int, inputs: int) -> NDArray[np.int8]:
         return rng.integers(-1, 2, (rows, inputs), np.int8)
 
-    def packed(trits: NDArray[np.int8]) -> Bytes:
-        return pack_matrix(trits, config.tables, config.rows_per_cycle, config.packing, m).reshape(-1)
-
     def parameters(inputs: int, norm: bool, *factors: float) -> Bytes:
         gains, exponent = _gains(rng, inputs) if norm else (None, 0)
         scales = tuple(_scalar(factor * (2 / 3 * inputs) ** -0.5) for factor in factors)
@@ -120,13 +121,13 @@ def _layer(spec: ModelSpec, config: BuildConfig, rng: np.random.Generator) -> di
 
     return {
         "qkv_parameters": parameters(s.hidden, True, s.head_dim**-0.5 * LOG2_E, 1.0, 1.0),
-        "qkv": packed(matrix(s.qkv_rows, s.hidden)),
+        "qkv": matrix_bytes(matrix(s.qkv_rows, s.hidden), config),
         "o_parameters": parameters(s.q_size, s.sub_norms, 1.0),
-        "o": packed(matrix(s.hidden, s.q_size)),
+        "o": matrix_bytes(matrix(s.hidden, s.q_size), config),
         "gate_up_parameters": parameters(s.hidden, True, 1.0, 1.0),
-        "gate_up": packed(interleave(matrix(s.ffn, s.hidden), matrix(s.ffn, s.hidden), config.vector_lanes)),
+        "gate_up": matrix_bytes(interleave(matrix(s.ffn, s.hidden), matrix(s.ffn, s.hidden), config.vector_lanes), config),
         "down_parameters": parameters(s.ffn, s.sub_norms, 1.0),
-        "down": packed(matrix(s.hidden, s.ffn)),
+        "down": matrix_bytes(matrix(s.hidden, s.ffn), config),
     }
 
 

@@ -315,7 +315,7 @@ class Session:
             self._check_token(token, "stop token")
         if sampling.top_k > self.config.sampler_candidates:
             raise InputError(f"top-k {sampling.top_k} is more than the machine's {self.config.sampler_candidates} candidates: lower it")
-        check_drafts(drafts, sampling, self.config.lanes)
+        check_drafts(drafts, sampling, self.config.dot_lanes)
         return self._run(self._place, tokens, max_new_tokens, sampling, tuple(stop_ids), progress, drafts)
 
     def stop(self) -> None:

@@ -67,19 +67,19 @@ class PassControl(wiring.Component):
         A pass's keys have all been used; a pass, the LM head is complete.
     """
 
-    def __init__(self, *, lanes: int, mem_bytes: int, macs: int, rows: int, heads: int, kv_heads: int, head_dim: int, hidden: int,
-                 context: int, kv_scale_block_bytes: int, kv_half_bytes: int, kv_head_bytes: int, vector_words: int):
+    def __init__(self, *, lanes: int, slots: int, mem_bytes: int, macs: int, rows: int, heads: int, kv_heads: int, head_dim: int,
+                 hidden: int, context: int, kv_scale_block_bytes: int, kv_half_bytes: int, kv_head_bytes: int, vector_words: int):
         self._lanes, self._mem_bytes, self._heads, self._kv_heads = lanes, mem_bytes, heads, kv_heads
         self._head_dim, self._context, self._rows = head_dim, context, rows
         self._scale_bytes, self._half_bytes, self._head_bytes = kv_scale_block_bytes, kv_half_bytes, kv_head_bytes
         self._row_words, self._head_words = hidden // macs, head_dim * rows // macs
-        lane = index_shape(lanes)
+        lane, slot = index_shape(lanes), index_shape(slots)
         super().__init__({
             "cmd": In(stream.Signature(COMMAND)), "busy": Out(1),
-            "begin": Out(1), "start": Out(1), "slot": Out(lane), "count": Out(range(lanes + 1)), "several": Out(1),
+            "begin": Out(1), "start": Out(1), "slot": Out(slot), "count": Out(range(lanes + 1)), "several": Out(1),
             "back": Out(range(CHUNK + lanes)).array(lanes),
-            "vector_read": Out(wiring.Signature({"slot": Out(lane), "addr": Out(index_shape(vector_words))})),
-            "scale_read": Out(wiring.Signature({"slot": Out(lane), "head": Out(index_shape(heads))})),
+            "vector_read": Out(wiring.Signature({"slot": Out(slot), "addr": Out(index_shape(vector_words))})),
+            "scale_read": Out(wiring.Signature({"slot": Out(slot), "head": Out(index_shape(heads))})),
             "load": Out(wiring.Signature({"en": Out(1), "lane": Out(lane), "word": Out(index_shape(max(vector_words, self._head_words))),
                                           "part": Out(index_shape(rows)), "bank": Out(1), "head": Out(1)})),
             "read_request": Out(stream.Signature(READ_REQUEST)),
@@ -419,8 +419,8 @@ class DotEngine(wiring.Component):
 
     Parameters
     ----------
-    lanes, macs, rows, vector_lanes, mem_bytes : int
-        P, A, R, V, M.
+    lanes, slots, macs, rows, vector_lanes, mem_bytes : int
+        Lanes, slots of the buffers (at least as many; numbers of slots are cut down to them), A, R, V, M.
     heads, kv_heads, head_dim, hidden, vocab, context : int
         The model's.
     group_rows, head_row_bytes, kv_scale_block_bytes, kv_half_bytes, kv_head_bytes : int
@@ -436,22 +436,24 @@ class DotEngine(wiring.Component):
         Scale of a query head. Not while busy.
     weights_i : In(stream of 8*mem_bytes bits)
     read_request : Out(stream {addr, beats}), read_data : In(stream of 8*mem_bytes bits)
-    work_write : {valid, slot, addr, data}, work_clear : Out(1)
+    work_write : {valid, slot, addr, data}, work_clear : Out(slots)
+        Outputs; slots whose outputs begin anew.
     logits_o : Out(stream of signed(LOGIT_BITS))
     best : Out(array of token ids, one per lane)
     saturated : Out(1)
         High for a cycle when a score saturated.
     """
 
-    def __init__(self, *, lanes: int, macs: int, rows: int, vector_lanes: int, mem_bytes: int, heads: int, kv_heads: int, head_dim: int,
-                 hidden: int, vocab: int, context: int, group_rows: int, head_row_bytes: int, kv_scale_block_bytes: int, kv_half_bytes: int,
-                 kv_head_bytes: int):
-        parameters = {"lanes": lanes, "macs": macs, "rows": rows, "vector_lanes": vector_lanes, "mem_bytes": mem_bytes, "heads": heads,
-                      "kv_heads": kv_heads, "head_dim": head_dim, "hidden": hidden, "vocab": vocab, "context": context}
+    def __init__(self, *, lanes: int, slots: int, macs: int, rows: int, vector_lanes: int, mem_bytes: int, heads: int, kv_heads: int,
+                 head_dim: int, hidden: int, vocab: int, context: int, group_rows: int, head_row_bytes: int, kv_scale_block_bytes: int,
+                 kv_half_bytes: int, kv_head_bytes: int):
+        parameters = {"lanes": lanes, "slots": slots, "macs": macs, "rows": rows, "vector_lanes": vector_lanes, "mem_bytes": mem_bytes,
+                      "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "hidden": hidden, "vocab": vocab, "context": context}
         for name, value in parameters.items():
             _require(isinstance(value, int) and value > 0, f"{name} must be a positive integer, not {value!r}")
         for name in ("macs", "rows", "vector_lanes", "mem_bytes"):
             _require(parameters[name] & (parameters[name] - 1) == 0, f"{name} must be a power of two, not {parameters[name]}")
+        _require(lanes <= slots, f"slots ({slots}) must be at least lanes ({lanes})")
         word = macs // rows
         _require(2 <= vector_lanes <= word and macs <= mem_bytes,
                  f"vector_lanes ({vector_lanes}), macs/rows ({word}), mem_bytes ({mem_bytes}) must not fall")
@@ -471,26 +473,26 @@ class DotEngine(wiring.Component):
                  f"kv_half_bytes ({kv_half_bytes}) must hold the scales and {CHUNK} rows, in whole beats")
         self._p = parameters | {"group_rows": group_rows, "kv_scale_block_bytes": kv_scale_block_bytes, "kv_half_bytes": kv_half_bytes,
                                 "kv_head_bytes": kv_head_bytes}
-        self._lanes, self._macs, self._vector_lanes, self._mem_bytes = lanes, macs, vector_lanes, mem_bytes
+        self._lanes, self._slots, self._macs, self._vector_lanes, self._mem_bytes = lanes, slots, macs, vector_lanes, mem_bytes
         self._rows, self._word, self._heads, self._context = rows, word, heads, context
         self._head_words, self._row_words = head_dim // word, hidden // macs
         self._vector_words = -(-max(heads * head_dim, hidden) // macs)
         self._step = step_layout(words=max(self._head_words, self._row_words), rows=rows, group_rows=group_rows, lanes=lanes)
-        lane = index_shape(lanes)
+        slot = index_shape(slots)
         self.head_latency = 1 + DotLane.dot_latency(macs, rows) + 1 + Fifo.latency
         super().__init__({
             "cmd": In(stream.Signature(COMMAND)), "busy": Out(1),
             "activation_write": In(wiring.Signature({
-                "valid": Out(1), "slot": Out(lane), "addr": Out(index_shape(self._vector_words * macs // vector_lanes)),
+                "valid": Out(1), "slot": Out(slot), "addr": Out(index_shape(self._vector_words * macs // vector_lanes)),
                 "data": Out(8 * vector_lanes)})),
             "q_scale_write": In(wiring.Signature({
-                "valid": Out(1), "slot": Out(lane), "head": Out(index_shape(heads)), "scale": Out(UFLOAT)})),
+                "valid": Out(1), "slot": Out(slot), "head": Out(index_shape(heads)), "scale": Out(UFLOAT)})),
             "weights_i": In(stream.Signature(8 * mem_bytes)),
             "read_request": Out(stream.Signature(READ_REQUEST)), "read_data": In(stream.Signature(8 * mem_bytes)),
             "work_write": Out(wiring.Signature({
-                "valid": Out(1), "slot": Out(lane), "addr": Out(index_shape(heads * head_dim // vector_lanes)),
+                "valid": Out(1), "slot": Out(slot), "addr": Out(index_shape(heads * head_dim // vector_lanes)),
                 "data": Out(work_layout(vector_lanes))})),
-            "work_clear": Out(1),
+            "work_clear": Out(slots),
             "logits_o": Out(stream.Signature(LOGIT)),
             "best": Out(data.ArrayLayout(index_shape(vocab), lanes)),
             "saturated": Out(1),
@@ -502,14 +504,15 @@ class DotEngine(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         m.submodules.control = control = PassControl(vector_words=self._vector_words, **self._some(
-            "lanes", "mem_bytes", "macs", "rows", "heads", "kv_heads", "head_dim", "hidden", "context",
+            "lanes", "slots", "mem_bytes", "macs", "rows", "heads", "kv_heads", "head_dim", "hidden", "context",
             "kv_scale_block_bytes", "kv_half_bytes", "kv_head_bytes"))
         m.submodules.sequencer = sequencer = WorkSequencer(step=self._step, **self._some(
             "lanes", "macs", "rows", "mem_bytes", "head_dim", "hidden", "vocab", "group_rows", "kv_scale_block_bytes"))
         output_bits = accumulator_bits(self._context)
         m.submodules.finish = finish = Finish(
             word=self._word, head_words=self._head_words, output_bits=output_bits,
-            address_words=self._heads * self._p["head_dim"] // self._vector_lanes, **self._some("lanes", "vector_lanes", "context"))
+            address_words=self._heads * self._p["head_dim"] // self._vector_lanes,
+            **self._some("lanes", "slots", "vector_lanes", "context"))
         chunk_layout = job_layout(self._lanes)
         m.submodules.softmax = softmax = SoftmaxControl(chunk=chunk_layout, side_by_side=self._rows)
 
@@ -520,7 +523,9 @@ class DotEngine(wiring.Component):
         wiring.connect(m, control.jobs, sequencer.jobs)
         wiring.connect(m, finish.write, wiring.flipped(self.work_write))
         m.d.comb += [
-            self.busy.eq(control.busy), self.work_clear.eq(control.start),
+            self.busy.eq(control.busy),
+            self.work_clear.eq(Mux(control.start, Cat((slot >= control.slot) & (slot < control.slot + control.count)
+                                                      for slot in range(self._slots)), 0)),
             control.pass_done.eq(finish.pass_done),
             finish.clear.eq(control.start), finish.slot.eq(control.slot), finish.several.eq(control.several),
             sequencer.outputs_released.eq(finish.released), softmax.finish_busy.eq(finish.busy),
@@ -617,7 +622,7 @@ class DotEngine(wiring.Component):
         """Activations and query scales of all slots: written by the vector unit, read by the load."""
         word_bits = (self._vector_words - 1).bit_length()
         part_bits = (self._macs // self._vector_lanes - 1).bit_length()
-        m.submodules.activations = store = memory.Memory(shape=8 * self._macs, depth=max(2, self._lanes << word_bits), init=[])
+        m.submodules.activations = store = memory.Memory(shape=8 * self._macs, depth=max(2, self._slots << word_bits), init=[])
         write, read = store.write_port(granularity=8 * self._vector_lanes), store.read_port()
         given = self.activation_write
         m.d.comb += [
@@ -627,7 +632,7 @@ class DotEngine(wiring.Component):
             read.addr.eq(Cat(control.vector_read.addr[:word_bits], control.vector_read.slot)),
         ]
         head_bits = (self._heads - 1).bit_length()
-        m.submodules.query_scales = scales = memory.Memory(shape=UFLOAT, depth=max(2, self._lanes << head_bits), init=[])
+        m.submodules.query_scales = scales = memory.Memory(shape=UFLOAT, depth=max(2, self._slots << head_bits), init=[])
         scale_write, scale_read = scales.write_port(), scales.read_port()
         given = self.q_scale_write
         m.d.comb += [

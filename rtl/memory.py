@@ -35,7 +35,8 @@ MAX_BURST = 64
 
 
 DESCRIPTOR = data.StructLayout({"op": 3, "dest": 2, "reserved0": 3, "target": 8, "reserved1": 16, "count": 32})
-"""END: stop. BASE: the running address becomes `count` (bytes). STREAM: send `count` beats to `dest`.
+"""END: stop. BASE: the running address becomes `count` (bytes). STREAM: send `count` beats to `dest`. BACK: the running
+address goes back by `count` beats.
 LOOP: the entries from `target` up to this one run `count` times in all; loops do not nest."""
 
 
@@ -146,6 +147,8 @@ class DescriptorProgram(wiring.Component):
                 with m.Switch(entry.op):
                     with m.Case(DescriptorOp.BASE):
                         m.d.sync += running.eq(entry.count >> (ADDRESS_BITS - self._beat_bits))
+                    with m.Case(DescriptorOp.BACK):
+                        m.d.sync += running.eq(running - entry.count)
                     with m.Case(DescriptorOp.STREAM):
                         m.d.comb += self.o.valid.eq(entry.count != 0)
                         with m.If(self.o.valid & ~self.o.ready):

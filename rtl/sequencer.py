@@ -7,14 +7,14 @@ from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from tritloom.firmware.assembler import ARGUMENTS, REGISTERS
-from tritloom.firmware.isa import Op, Unit
+from tritloom.firmware.isa import BANK_SHIFT, Op, Unit
 
 __all__ = ["DOT_COMMAND", "MATMUL_COMMAND", "SAMPLE_COMMAND", "Sequencer", "UNITS", "VECTOR_COMMAND", "loader_signature"]
 
 VECTOR_COMMAND = data.StructLayout({
-    "op": 3, "source": 1, "norm": 1, "dest": 1, "slot": 8, "count": 8, "length": 16, "a": 32, "b": 32,
+    "op": 3, "source": 1, "norm": 1, "dest": 1, "slot": 8, "count": 8, "length": 16, "bank": 2, "a": 32, "b": 32,
 })
-MATMUL_COMMAND = data.StructLayout({"inputs": 16, "steps": 16})
+MATMUL_COMMAND = data.StructLayout({"inputs": 16, "steps": 16, "slot": 8, "count": 8, "at": 16})
 DOT_COMMAND = data.StructLayout({"op": 1, "slot": 8, "count": 8, "position": 32, "kv_base": 32})
 SAMPLE_COMMAND = data.StructLayout({"position": 32})
 
@@ -178,9 +178,10 @@ class Sequencer(wiring.Component):
         vector, matmul, dot = self.vector.payload, self.matmul.payload, self.dot.payload
         m.d.comb += [
             Cat(vector.op, vector.source, vector.norm, vector.dest).eq(instruction.flags),
-            vector.length.eq(instruction.imm), vector.slot.eq(operand["rd"]), vector.count.eq(operand["ru"]),
-            vector.a.eq(operand["rs"]), vector.b.eq(operand["rt"]),
+            vector.length.eq(instruction.imm), vector.bank.eq(instruction.imm[BANK_SHIFT:]),
+            vector.slot.eq(operand["rd"]), vector.count.eq(operand["ru"]), vector.a.eq(operand["rs"]), vector.b.eq(operand["rt"]),
             Cat(matmul.inputs, matmul.steps).eq(instruction.imm),
+            matmul.slot.eq(operand["rd"]), matmul.count.eq(operand["ru"]), matmul.at.eq(operand["rs"]),
             dot.op.eq(instruction.flags), dot.slot.eq(operand["rd"]), dot.count.eq(operand["ru"]),
             dot.position.eq(operand["rs"]), dot.kv_base.eq(operand["rt"]),
             self.sampler.payload.position.eq(operand["rs"]),

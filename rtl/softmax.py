@@ -433,16 +433,17 @@ class Finish(wiring.Component):
 
     stream_latency = 10
 
-    def __init__(self, *, lanes: int, word: int, vector_lanes: int, head_words: int, output_bits: int, context: int, address_words: int):
+    def __init__(self, *, lanes: int, slots: int, word: int, vector_lanes: int, head_words: int, output_bits: int, context: int,
+                 address_words: int):
         self._lanes, self._word, self._vector_lanes, self._head_words = lanes, word, vector_lanes, head_words
         self._output_bits, self._total_bits = output_bits, total_bits(context)
         super().__init__({
-            "clear": In(1), "slot": In(index_shape(lanes)), "several": In(1),
+            "clear": In(1), "slot": In(index_shape(slots)), "several": In(1),
             "start": In(1), "active": In(range(lanes + 1)), "outputs_done": In(1), "busy": Out(1), "released": Out(1),
             "total": In(self._total_bits).array(lanes), "exponent": In(EXPONENT_SHAPE).array(lanes),
             "read_en": Out(1), "read_word": Out(index_shape(head_words)),
             "outputs": In(word * output_bits).array(lanes),
-            "write": Out(wiring.Signature({"valid": Out(1), "slot": Out(index_shape(lanes)), "addr": Out(index_shape(address_words)),
+            "write": Out(wiring.Signature({"valid": Out(1), "slot": Out(index_shape(slots)), "addr": Out(index_shape(address_words)),
                                            "data": Out(work_layout(vector_lanes))})),
             "pass_done": Out(1),
         })

@@ -1,4 +1,4 @@
-"""One lane of the TLMM engine: tables of sums of three activations, look-ups, adder trees, accumulation."""
+"""The TLMM engine's lanes: tables of sums of three activations, look-ups, adder trees, partial sums; and the store of results."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from amaranth.lib.wiring import In, Out
 from tritloom.rtl.recode import SELECT_BITS, Reduction
 from tritloom.rtl.shared import once
 
-__all__ = ["ENTRY_BITS", "TABLE_FORMS", "AccumulatorMemory", "LookupLane", "TableBuilder", "entry_layout", "table_address_bits"]
+__all__ = ["ENTRY_BITS", "TABLE_FORMS", "LookupLane", "PartialMemory", "ResultMemory", "TableBuilder", "entry_layout",
+           "table_address_bits"]
 
 TABLE_FORMS = tuple(SELECT_BITS)
 ENTRY_BITS = 10
@@ -47,22 +48,24 @@ def _extend(value, width: int):
 class TableBuilder(wiring.Component):
     """Take a tile's activations and make the entries of all tables of a lane, one entry per cycle.
 
-    Activations are shifted in one at a time, first one first. Each entry is the one before plus or
-    minus one of a table's three activations. For addsub there are no tables: the activations
-    themselves are the entries.
+    Activations come as words of V, turned so that activation p stands at place p mod V of its word. Each entry is the
+    one before plus or minus one of a table's three activations. For addsub there are no tables: the
+    activations themselves are the entries.
 
-    Latency: 1 cycle from `clear` or `operand` to `entries`; 1 cycle from `shift` to its effect.
+    Latency: 1 cycle from `clear` or `operand` to `entries`; 1 cycle from `load` to its effect.
 
     Parameters
     ----------
     tables : int
         Tables side by side; a tile has three activations for each.
     table_form : "symmetric14", "full27" or "addsub"
+    vector_lanes : int
+        V.
 
     Members
     -------
-    shift : In(1), code : In(signed(8))
-        Take an activation.
+    load : In(1), places : In(3*tables), word : In(8*V)
+        Take those activations from the word whose bits in `places` are set.
     clear : In(1)
         Set all entries to zero; wins over `operand`.
     operand : In(2)
@@ -72,11 +75,12 @@ class TableBuilder(wiring.Component):
     entries : Out(array)
     """
 
-    def __init__(self, *, tables: int, table_form: str):
-        self._tables, self._form = tables, table_form
+    def __init__(self, *, tables: int, table_form: str, vector_lanes: int):
+        self._tables, self._form, self._lanes = tables, table_form, vector_lanes
         super().__init__({
-            "shift": In(1),
-            "code": In(signed(8)),
+            "load": In(1),
+            "places": In(3 * tables),
+            "word": In(8 * vector_lanes),
             "clear": In(1),
             "operand": In(2),
             "subtract": In(1),
@@ -86,8 +90,9 @@ class TableBuilder(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         codes = Signal(data.ArrayLayout(signed(8), 3 * self._tables), reset_less=True)
-        with m.If(self.shift):
-            m.d.sync += codes.as_value().eq(Cat(codes.as_value()[8:], self.code))
+        for place in range(3 * self._tables):
+            with m.If(self.load & self.places[place]):
+                m.d.sync += codes[place].eq(self.word.word_select(place % self._lanes, 8))
         if self._form == "addsub":
             m.d.comb += self.entries.eq(codes)
             return m
@@ -219,21 +224,19 @@ class LookupLane(wiring.Component):
 
 
 @once
-class AccumulatorMemory(wiring.Component):
-    """Hold one token's accumulators: read, modified and written Q rows at a time, drained V rows at a time.
+class PartialMemory(wiring.Component):
+    """Hold one token's partial sums of a block of rows, Q rows at a time.
 
-    With V > Q the rows lie in V/Q banks, step s in bank s mod V/Q. The port for partial sums and the drain
-    port share the memory's read port: `drain_data` is meaningful for addresses given while `read` is low.
+    Latency: `partial` two cycles after `read_step`.
 
-    Latency: `partial` two cycles after `read_step`, `drain_data` one after `drain_address`.
-
-    Throughput: one step per cycle.
+    Throughput: one step read and one written per cycle.
 
     Parameters
     ----------
-    rows_per_cycle, vector_lanes : int
-        Q and V, powers of two.
-    acc_bits, max_rows : int
+    rows_per_cycle : int
+        Q.
+    acc_bits, block_rows : int
+        Width of a sum; rows of the longest block.
 
     Members
     -------
@@ -241,64 +244,107 @@ class AccumulatorMemory(wiring.Component):
         Fetch the partial sums of a step; zeros if `fresh`.
     partial : Out(array of Q)
     write : In(1), write_step : In, write_data : In(array of Q)
-    drain_address : In
-        Index of a word of V rows.
-    drain_data : Out(array of V)
     """
 
-    def __init__(self, *, rows_per_cycle: int, vector_lanes: int, acc_bits: int, max_rows: int):
-        self._rows, self._lanes, self._acc_bits = rows_per_cycle, vector_lanes, acc_bits
-        self.steps = -(-max_rows // rows_per_cycle)
-        self.drain_words = -(-max_rows // vector_lanes)
-        sums = data.ArrayLayout(signed(acc_bits), rows_per_cycle)
+    def __init__(self, *, rows_per_cycle: int, acc_bits: int, block_rows: int):
+        self.steps = -(-block_rows // rows_per_cycle)
+        self._width = rows_per_cycle * acc_bits
+        sums, step = data.ArrayLayout(signed(acc_bits), rows_per_cycle), range(max(2, self.steps))
         super().__init__({
-            "read": In(1),
-            "read_step": In(range(max(2, self.steps))),
-            "fresh": In(1),
-            "partial": Out(sums),
-            "write": In(1),
-            "write_step": In(range(max(2, self.steps))),
-            "write_data": In(sums),
-            "drain_address": In(range(max(2, self.drain_words))),
-            "drain_data": Out(data.ArrayLayout(signed(acc_bits), vector_lanes)),
+            "read": In(1), "read_step": In(step), "fresh": In(1), "partial": Out(sums),
+            "write": In(1), "write_step": In(step), "write_data": In(sums),
         })
 
     def elaborate(self, platform):
         m = Module()
-        banks = max(1, self._lanes // self._rows)
-        bank_bits = (banks - 1).bit_length()
-        words = max(1, self._rows // self._lanes)
+        m.submodules.store = store = memory.Memory(shape=self._width, depth=max(2, self.steps), init=[])
+        write, read = store.write_port(), store.read_port()
+        fresh = Signal()
+        m.d.comb += [
+            write.en.eq(self.write), write.addr.eq(self.write_step), write.data.eq(self.write_data),
+            read.en.eq(self.read), read.addr.eq(self.read_step),
+        ]
+        m.d.sync += [fresh.eq(self.fresh), self.partial.eq(read.data)]
+        with m.If(fresh):
+            m.d.sync += self.partial.eq(0)
+        return m
+
+
+@once
+class ResultMemory(wiring.Component):
+    """Hold the finished sums of some lanes: written Q rows of every lane at a time, read V rows of one lane at a time.
+
+    With V > Q the rows lie in `banks` banks, step s in bank s mod `banks`; with fewer banks than V/Q a word of V rows is
+    read in several parts, one after the other. The lanes share each bank, because the fabric's large memories are wide.
+
+    Latency: `data` one cycle after `address`, of the last part if there are several.
+
+    Throughput: one step written and one part read per cycle.
+
+    Parameters
+    ----------
+    lanes : int
+        Lanes that share the memory.
+    rows_per_cycle, vector_lanes : int
+        Q and V, powers of two.
+    acc_bits, steps, banks : int
+        Width of a sum, steps in all, banks (at most V/Q, a power of two).
+    ultra : bool
+        Ask for UltraRAM.
+
+    Members
+    -------
+    write : In(1), write_step : In, write_data : In(array of lanes of Q sums)
+    read : In(1), lane : In, address : In, part : In
+        Part of the word of V rows at `address`.
+    data : Out(array of V)
+    """
+
+    def __init__(self, *, lanes: int, rows_per_cycle: int, vector_lanes: int, acc_bits: int, steps: int, banks: int, ultra: bool = False):
+        self._lanes, self._rows, self._vector, self._acc_bits, self._banks = lanes, rows_per_cycle, vector_lanes, acc_bits, banks
+        self._steps, self._ultra = steps, ultra
+        self.parts = max(1, vector_lanes // rows_per_cycle) // banks
+        words = -(-steps * rows_per_cycle // vector_lanes)
+        super().__init__({
+            "write": In(1), "write_step": In(range(max(2, steps))),
+            "write_data": In(data.ArrayLayout(data.ArrayLayout(signed(acc_bits), rows_per_cycle), lanes)),
+            "read": In(1), "lane": In(range(max(2, lanes))), "address": In(range(max(2, words))), "part": In(range(max(2, self.parts))),
+            "data": Out(data.ArrayLayout(signed(acc_bits), vector_lanes)),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        bank_bits, part_bits = (self._banks - 1).bit_length(), (self.parts - 1).bit_length()
+        words = max(1, self._rows // self._vector)
         word_bits = (words - 1).bit_length()
         width = self._rows * self._acc_bits
-
+        lane, word = Signal.like(self.lane), Signal(max(1, word_bits))
+        with m.If(self.read):
+            m.d.sync += [lane.eq(self.lane), word.eq(self.address[:word_bits])]
         reads = []
-        for bank in range(banks):
-            store = memory.Memory(shape=width, depth=max(2, -(-self.steps // banks)), init=[])
+        for bank in range(self._banks):
+            store = memory.Memory(shape=width * self._lanes, depth=max(2, -(-self._steps // self._banks)), init=[],
+                                  attrs={"ram_style": "ultra"} if self._ultra else {})
             m.submodules[f"bank_{bank}"] = store
             write, read = store.write_port(), store.read_port()
             m.d.comb += [
                 write.en.eq(self.write & (self.write_step[:bank_bits] == bank)),
                 write.addr.eq(self.write_step[bank_bits:]),
                 write.data.eq(self.write_data),
-                read.addr.eq(Mux(self.read, self.read_step[bank_bits:], self.drain_address[word_bits:])),
+                read.en.eq(self.read),
+                read.addr.eq(Cat(self.part[:part_bits], self.address[word_bits:])),
             ]
-            reads.append(read.data)
-
-        bank_selected, fresh, word_selected = Signal(max(1, bank_bits)), Signal(), Signal(max(1, word_bits))
-        m.d.sync += [
-            bank_selected.eq(self.read_step[:bank_bits]),
-            fresh.eq(self.fresh),
-            word_selected.eq(self.drain_address[:word_bits]),
-        ]
-        m.d.sync += self.partial.eq(_choose(m, "partial", reads, bank_selected))
-        with m.If(fresh):
-            m.d.sync += self.partial.eq(0)
-
-        if banks > 1 or words == 1:
-            m.d.comb += self.drain_data.eq(Cat(reads))
+            reads.append(_choose(m, f"lane_{bank}", [read.data[i * width : (i + 1) * width] for i in range(self._lanes)], lane))
+        if words > 1:
+            parts = [reads[0].word_select(i, self._vector * self._acc_bits) for i in range(words)]
+            m.d.comb += self.data.eq(_choose(m, "word", parts, word))
+        elif self.parts > 1:
+            held = Signal((self.parts - 1) * width * self._banks, reset_less=True)
+            now = Cat(held, *reads)
+            m.d.sync += held.eq(now[width * self._banks :])
+            m.d.comb += self.data.eq(now)
         else:
-            parts = [reads[0].word_select(i, self._lanes * self._acc_bits) for i in range(words)]
-            m.d.comb += self.drain_data.eq(_choose(m, "drain", parts, word_selected))
+            m.d.comb += self.data.eq(Cat(reads))
         return m
 
 

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-from amaranth import Cat, Module, Mux, Signal, signed, unsigned
+from amaranth import Array, C, Cat, Module, Mux, Signal, unsigned
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for
 
 from tritloom.firmware.packing import SERPENTINE, word_bytes
 from tritloom.rtl.recode import Recoder, Reduction
-from tritloom.rtl.shared import once
+from tritloom.rtl.stream import Fifo
 from tritloom.rtl.tables import (
     TABLE_FORMS,
-    AccumulatorMemory,
     LookupLane,
+    PartialMemory,
+    ResultMemory,
     TableBuilder,
     table_address_bits,
 )
 
-__all__ = ["CodeMemory", "TableControl", "TernaryMatmul"]
+__all__ = ["TableControl", "TernaryMatmul"]
 
 PARTIAL_READ_LATENCY = 2
 ROW_RETURNS_AFTER = 4
 """Cycles from the fetch of a partial sum to the first fetch that sees its update."""
+COMMANDS = 4
+"""Commands that may wait."""
+RESULT_LANES = 4
+"""Lanes that share a memory of results."""
 
 
 def _require(condition: bool, message: str) -> None:
@@ -39,94 +44,58 @@ def index_shape(count: int):
     return unsigned(max(1, bits_for(count - 1)))
 
 
-@once
-class CodeMemory(wiring.Component):
-    """Hold one token's activations; written V at a time, read one at a time.
-
-    Latency: `code` one cycle after `index`.
-
-    Throughput: a word written and a code read per cycle.
-
-    Parameters
-    ----------
-    vector_lanes, max_inputs : int
-        V (a power of two) and the longest vector.
-    index_bits : int
-        Width of `index`; indices beyond the vector read as anything.
-
-    Members
-    -------
-    write : {en, address, data}
-        Write a word of V codes.
-    index : In, code : Out(signed(8))
-    """
-
-    def __init__(self, *, vector_lanes: int, max_inputs: int, index_bits: int):
-        self._lanes = vector_lanes
-        self.words = -(-max_inputs // vector_lanes)
-        super().__init__({
-            "write": In(wiring.Signature({
-                "en": Out(1), "address": Out(index_shape(self.words)), "data": Out(8 * vector_lanes)})),
-            "index": In(index_bits),
-            "code": Out(signed(8)),
-        })
-
-    def elaborate(self, platform):
-        m = Module()
-        m.submodules.store = store = memory.Memory(shape=8 * self._lanes, depth=max(2, self.words), init=[])
-        write, read = store.write_port(), store.read_port()
-        byte_bits = (self._lanes - 1).bit_length()
-        byte = Signal(byte_bits)
-        m.d.sync += byte.eq(self.index[:byte_bits])
-        m.d.comb += [
-            write.en.eq(self.write.en),
-            write.addr.eq(self.write.address),
-            write.data.eq(self.write.data),
-            read.addr.eq(self.index[byte_bits:]),
-            self.code.eq(read.data.word_select(byte, 8)),
-        ]
-        return m
-
-
 class TableControl(wiring.Component):
     """Load and build the tables of one tile after the other, ahead of their use.
 
-    Shared by all lanes. For each tile: fetch its activations, wait for a free half of the tables, write
-    every entry in the order in which each is the one before plus or minus one activation. For addsub
-    the loaded activations are the result, and the next tile waits until they were copied.
+    Shared by all lanes. For each tile: fetch the activations of the lanes in use, one lane after the other and V
+    activations a cycle, wait for a free half of the tables, write every entry in the order in which each is the one before
+    plus or minus one activation. For addsub the loaded activations are the result, and the next tile waits until they
+    were copied. Commands follow each other without a gap.
 
-    Latency: 3*tables cycles to load a tile; then 14 (symmetric14), 28 (full27) or no cycles to build.
+    Latency: `words` cycles a lane to load a tile; then 14 (symmetric14), 28 (full27) or no cycles to build.
 
     Parameters
     ----------
-    tables, max_inputs, index_bits : int
+    lanes, tables, max_inputs, vector_lanes : int
+        P, T, longest vector, V.
+    bases : list of int
+        First word of each slot's activations.
+    slot_bits : int
     table_form : "symmetric14", "full27" or "addsub"
 
     Members
     -------
-    start : In(1), inputs : In
-        Begin with tile 0 of a vector. Only when idle.
+    cmd : In(stream of {inputs, slot, count})
+        Begin with tile 0 of the vectors of `count` slots from `slot`.
     release : In(1)
         A tile's tables are not needed any more.
     prepared : Out(1)
         High for a cycle when a tile's tables may be read from the second cycle after it.
-    index : Out
-        Activation to fetch; it is due one cycle later.
-    shift, clear, operand, subtract : Out
+    address : Out
+        Word of activations to read.
+    turn : Out
+        By how many places to turn what was read a cycle before.
+    load : Out(lanes), places : Out(3*tables)
+        The lane, and the activations of a tile, that are in the turned word; a cycle after `turn`.
+    clear, operand, subtract : Out
         To the builders.
     write_en, write_address : Out
         To the lanes' tables.
     """
 
-    def __init__(self, *, tables: int, table_form: str, max_inputs: int, index_bits: int):
-        self._tables, self._form = tables, table_form
+    def __init__(self, *, lanes: int, tables: int, table_form: str, max_inputs: int, vector_lanes: int, bases: list[int], slot_bits: int):
+        self._lanes, self._tables, self._form, self._vector_lanes, self._bases = lanes, tables, table_form, vector_lanes, bases
+        self.words = (3 * tables + vector_lanes - 2) // vector_lanes + 1
+        words = -(-max_inputs // vector_lanes) + self.words
         super().__init__({
-            "start": In(1),
-            "inputs": In(range(max_inputs + 1)),
+            "cmd": In(stream.Signature(data.StructLayout({
+                "inputs": bits_for(max_inputs), "slot": slot_bits, "count": bits_for(lanes)}))),
             "release": In(1),
             "prepared": Out(1),
-            "index": Out(index_bits),
-            "shift": Out(1),
+            "address": Out(bits_for(bases[-1] + words)),
+            "turn": Out(index_shape(vector_lanes)),
+            "load": Out(lanes),
+            "places": Out(3 * tables),
             "clear": Out(1),
             "operand": Out(2),
             "subtract": Out(1),
@@ -137,40 +106,52 @@ class TableControl(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         span = 3 * self._tables
-        left = Signal.like(self.inputs)
-        count = Signal(range(span))
-        loading = Signal()
+        left, lanes_less_one = Signal(self.cmd.payload.inputs.shape()), Signal(index_shape(self._lanes))
+        slot, lane, word = Signal.like(self.cmd.payload.slot), Signal.like(lanes_less_one), Signal(index_shape(self.words))
+        tile_word, turn = Signal.like(self.address), Signal.like(self.turn)
+        loading, last_lane, last_word = Signal(), Signal(), Signal()
         free = Signal(2, init=1 if self._form == "addsub" else 2)
         claim, building, built = Signal(), Signal(), Signal()
+        bases = Array(self._bases)
         m.d.sync += free.eq(free + self.release - claim)
+        m.d.comb += [last_lane.eq(lane == lanes_less_one), last_word.eq(word == self.words - 1)]
 
         def next_tile():
             m.d.comb += self.prepared.eq(1)
-            m.d.sync += left.eq(left - span)
+            m.d.sync += [left.eq(left - span), Cat(turn, tile_word).eq(Cat(turn, tile_word) + span)]
             with m.If(left <= span):
                 m.next = "IDLE"
             with m.Else():
                 m.next = first
 
-        first = "CLAIM" if self._form == "addsub" else "LOAD"
+        # The address of a lane's first word of the tile, kept a cycle ahead.
+        address = Signal.like(self.address)
+        m.d.comb += self.address.eq(address)
+        first = "CLAIM" if self._form == "addsub" else "START"
         with m.FSM():
             with m.State("IDLE"):
-                m.d.sync += [self.index.eq(0), left.eq(self.inputs)]
-                with m.If(self.start):
+                m.d.comb += self.cmd.ready.eq(1)
+                m.d.sync += [tile_word.eq(0), turn.eq(0), left.eq(self.cmd.payload.inputs), slot.eq(self.cmd.payload.slot),
+                             lanes_less_one.eq(self.cmd.payload.count - 1)]
+                with m.If(self.cmd.valid):
                     m.next = first
+            with m.State("START"):
+                m.d.sync += [address.eq(bases[slot] + tile_word), lane.eq(0), word.eq(0)]
+                m.next = "LOAD"
             with m.State("LOAD"):
                 m.d.comb += loading.eq(1)
-                m.d.sync += [self.index.eq(self.index + 1), count.eq(count + 1)]
-                with m.If(count == span - 1):
-                    m.d.sync += count.eq(0)
-                    if self._form == "addsub":
-                        next_tile()
-                    else:
-                        m.next = "CLAIM"
+                m.d.sync += [address.eq(address + 1), word.eq(word + 1)]
+                with m.If(last_word):
+                    m.d.sync += [address.eq(bases[(slot + lane + 1)[: len(slot)]] + tile_word), word.eq(0), lane.eq(lane + 1)]
+                    with m.If(last_lane):
+                        if self._form == "addsub":
+                            next_tile()
+                        else:
+                            m.next = "CLAIM"
             with m.State("CLAIM"):
                 with m.If(free != 0):
                     m.d.comb += claim.eq(1)
-                    m.next = "LOAD" if self._form == "addsub" else "BUILD"
+                    m.next = "START" if self._form == "addsub" else "BUILD"
             if self._form != "addsub":
                 with m.State("BUILD"):
                     m.d.comb += building.eq(1)
@@ -178,7 +159,15 @@ class TableControl(wiring.Component):
                         next_tile()
         if self._form != "addsub":
             self._build(m, building, built)
-        m.d.sync += self.shift.eq(loading)
+
+        # Cycle 1: turn what was read. Cycle 2: what is in it, for whom.
+        carry = Cat(place + turn >= self._vector_lanes for place in range(self._vector_lanes))
+        s1_load, s1_word, s1_carry = Signal(self._lanes), Signal.like(word), Signal(self._vector_lanes)
+        m.d.sync += [self.turn.eq(turn), s1_word.eq(word), s1_carry.eq(carry),
+                     s1_load.eq(Mux(loading, C(1, self._lanes) << lane, 0)), self.load.eq(s1_load)]
+        for place in range(span):
+            later = s1_carry[place % self._vector_lanes]
+            m.d.sync += self.places[place].eq(s1_word == place // self._vector_lanes + later)
         return m
 
     def _build(self, m, building, built):
@@ -216,109 +205,152 @@ class TableControl(wiring.Component):
 class TernaryMatmul(wiring.Component):
     """Multiply a ternary matrix, streamed as packed words, by the int8 activations of all lanes.
 
-    A command takes ceil(inputs / (3*tables)) * steps words: for each tile of 3*tables inputs, `steps`
-    words of `rows_per_cycle` rows (firmware/packing.py makes them). Activations are read from the code
-    memory while the command runs. Afterwards lane l's accumulator of row r is the sum over the inputs
-    of trit[r] * code[l], and stays until the next command's first word. Padding rows and inputs must
-    have zero trits; codes beyond `inputs` may be anything.
+    A command takes ceil(inputs / (3*tables)) * steps words: for each tile of 3*tables inputs, `steps` words of
+    `rows_per_cycle` rows (firmware/packing.py makes them). Its rows are a block of a matrix: they become the results of
+    rows from `at` on of `count` slots from `slot`, one in each lane. A slot's result is the sum over the inputs of
+    trit[row] * code[slot], and stays until it is written again; partial sums are kept apart, so that results may be read and
+    the activations of other slots written while a command runs. Padding rows and inputs must have zero trits; codes
+    beyond `inputs` may be anything.
 
-    Latency: `latency` cycles from a word to its accumulators; `start_latency` from a command to the first
-    word taken; `acc_read_latency` from `acc_read.addr` to `acc_read.data`.
+    Slots are lanes of `groups` groups: slot = group * 2**ceil(log2(lanes)) + lane. A command's slots are one group's,
+    from lane 0.
+
+    Latency: `latency` cycles from a word to its results; `start_latency(count)` from a command to the first
+    word taken; `acc_read_latency` from the last part of `acc_read.addr` to `acc_read.data`.
 
     Throughput: one word per cycle while tables are ready. Loading and building a tile's tables takes
-    `tile_cycles` and overlaps the streaming of the tile before: tiles of fewer steps wait for tables.
+    `tile_cycles(count)` and overlaps the streaming of the tile before, also of another command's: tiles of fewer
+    steps wait for tables. Between commands a cycle is lost.
 
     Parameters
     ----------
-    lanes, tables, rows_per_cycle : int
-        P, T, and Q (a power of two).
+    lanes, groups, tables, rows_per_cycle : int
+        P, groups of slots, T, and Q (a power of two).
     table_form : "symmetric14", "full27" or "addsub"
         How a triple's value is found.
     packing : "index5" or "trit5"
         Layout of a weight word.
     mem_bytes : int
         Bytes of a beat; a word lies in the low bytes.
-    max_inputs, max_rows : int
-        Largest matrix.
+    max_inputs, max_rows, block_rows : int
+        Longest vector, rows of the results, rows of the longest block.
     acc_bits : int
-        Accumulator width; must hold 127 * max_inputs.
+        Width of a sum; must hold 127 * max_inputs.
     vector_lanes : int
-        V (a power of two): codes per code word, rows per accumulator word.
+        V (a power of two): codes per code word, rows per result word.
+    result_banks : int
+        Banks of the results, at most V/Q: as many parts of a word of V rows can be read at once.
+    ultra : bool
+        Keep codes and results in UltraRAM.
 
     Members
     -------
-    cmd : In(stream of {inputs, steps})
-        Both at least 1; steps = ceil(rows / rows_per_cycle). Ready when idle.
+    cmd : In(stream of {inputs, steps, slot, count, at})
+        inputs, steps, count at least 1; steps = ceil(rows / rows_per_cycle); `at` in steps. A queue of 4.
     busy : Out(1)
-        From the cycle after a command until its last accumulator is written.
+        From the cycle after a command until the last result of all commands is written.
     weights_i : In(stream of 8*mem_bytes bits)
     code_write : {valid, slot, addr, data}
-        Write a V-code word of lane `slot`. Not while busy.
-    acc_read : {slot, addr, data}
-        Read a V-row word of lane `slot`. Not while busy.
+        Write a V-code word of a slot that no command under way reads.
+    acc_read : {en, slot, addr, part, data}
+        Read a V-row word of a slot: its `parts` parts one after the other while `en`.
     """
 
     acc_read_latency = 2
 
-    def __init__(self, *, lanes: int, tables: int, rows_per_cycle: int, table_form: str, packing: str, mem_bytes: int,
-                 max_inputs: int, max_rows: int, acc_bits: int, vector_lanes: int):
+    def __init__(self, *, lanes: int, groups: int, tables: int, rows_per_cycle: int, table_form: str, packing: str, mem_bytes: int,
+                 max_inputs: int, max_rows: int, block_rows: int, acc_bits: int, vector_lanes: int, result_banks: int, ultra: bool = False):
         for name, value in (("lanes", lanes), ("tables", tables), ("rows_per_cycle", rows_per_cycle), ("mem_bytes", mem_bytes),
-                            ("max_inputs", max_inputs), ("max_rows", max_rows), ("acc_bits", acc_bits), ("vector_lanes", vector_lanes)):
+                            ("max_inputs", max_inputs), ("max_rows", max_rows), ("acc_bits", acc_bits), ("vector_lanes", vector_lanes),
+                            ("block_rows", block_rows), ("groups", groups), ("result_banks", result_banks)):
             _require(isinstance(value, int) and value > 0, f"{name} must be a positive integer, not {value!r}")
         _require(_power_of_two(rows_per_cycle), f"rows_per_cycle must be a power of two, not {rows_per_cycle}")
         _require(_power_of_two(vector_lanes) and vector_lanes > 1, f"vector_lanes must be a power of two from 2, not {vector_lanes}")
         _require(table_form in TABLE_FORMS, f"table_form must be one of {', '.join(TABLE_FORMS)}, not {table_form!r}")
+        parts = max(1, vector_lanes // rows_per_cycle)
+        _require(_power_of_two(result_banks) and result_banks <= parts,
+                 f"result_banks must be a power of two up to {parts}, not {result_banks}")
         self.word_bytes = word_bytes(tables * rows_per_cycle, packing)
         _require(self.word_bytes <= mem_bytes, f"a word of {self.word_bytes} bytes does not fit mem_bytes {mem_bytes}")
         needed = (127 * max_inputs).bit_length() + 1
         _require(acc_bits >= needed, f"acc_bits must be {needed} or more for {max_inputs} inputs, not {acc_bits}")
 
-        self._lanes, self._tables, self._form, self._packing = lanes, tables, table_form, packing
+        self._lanes, self._groups, self._tables, self._form, self._packing = lanes, groups, tables, table_form, packing
+        self._rows, self._acc_bits, self._vector_lanes = rows_per_cycle, acc_bits, vector_lanes
+        self._banks, self._ultra = result_banks, ultra
+        self._max_inputs, self._block_rows = max_inputs, block_rows
         self._lane_parameters = {"tables": tables, "rows_per_cycle": rows_per_cycle, "table_form": table_form, "acc_bits": acc_bits}
-        self._memory_parameters = {
-            "rows_per_cycle": rows_per_cycle, "vector_lanes": vector_lanes, "acc_bits": acc_bits, "max_rows": max_rows}
-        self._max_inputs, self._vector_lanes = max_inputs, vector_lanes
-        self._index_bits = bits_for(-(-max_inputs // (3 * tables)) * 3 * tables + vector_lanes)
+        self._code_words = -(-max_inputs // vector_lanes)
+        self._lane_bits, self._group_bits = (lanes - 1).bit_length(), (groups - 1).bit_length()
+        # Results of a group: whole words of V rows.
+        self._steps = -(-max(max_rows, vector_lanes) // rows_per_cycle)
+        self._steps += -self._steps % parts
+        self.parts = parts // result_banks
 
         reduction = Reduction(table_form, tables)
         self._partial_due = Recoder.latency + reduction.total_latency
         self._result_due = self._partial_due + 1
-        load_cycles = 3 * tables
-        if table_form == "addsub":  # loaded again only once the activations were copied
-            self.start_latency, self.tile_cycles = load_cycles + 2, load_cycles + 4
-        else:
-            build_cycles = len(SERPENTINE) * (2 if table_form == "full27" else 1)
-            self.start_latency, self.tile_cycles = load_cycles + build_cycles + 2, load_cycles + build_cycles + 1
+        self._load_words = (3 * tables + vector_lanes - 2) // vector_lanes + 1
         self.latency = self._result_due + 1
-        steps = -(-max_rows // rows_per_cycle)
+        slot = unsigned(max(1, self._lane_bits + self._group_bits))
         super().__init__({
-            "cmd": In(stream.Signature(data.StructLayout({"inputs": bits_for(max_inputs), "steps": bits_for(steps)}))),
+            "cmd": In(stream.Signature(data.StructLayout({
+                "inputs": bits_for(max_inputs), "steps": bits_for(-(-block_rows // rows_per_cycle)), "slot": slot,
+                "count": bits_for(lanes), "at": index_shape(self._steps)}))),
             "busy": Out(1),
             "weights_i": In(stream.Signature(8 * mem_bytes)),
             "code_write": In(wiring.Signature({
-                "valid": Out(1), "slot": Out(index_shape(lanes)),
-                "addr": Out(index_shape(-(-max_inputs // vector_lanes))), "data": Out(8 * vector_lanes)})),
+                "valid": Out(1), "slot": Out(slot), "addr": Out(index_shape(self._code_words)), "data": Out(8 * vector_lanes)})),
             "acc_read": In(wiring.Signature({
-                "slot": Out(index_shape(lanes)), "addr": Out(index_shape(-(-max_rows // vector_lanes))),
-                "data": In(vector_lanes * acc_bits)})),
+                "en": Out(1), "slot": Out(slot), "addr": Out(index_shape(-(-max_rows // vector_lanes))),
+                "part": Out(index_shape(self.parts)), "data": In(vector_lanes * acc_bits)})),
         })
+
+    def start_latency(self, count: int) -> int:
+        """Cycles from a command to the first word taken, when no other command is under way."""
+        if self._form == "addsub":
+            return Fifo.latency + self._load_words * count + 3
+        return Fifo.latency + self._load_words * count + self._build_cycles + 3
+
+    def tile_cycles(self, count: int) -> int:
+        """Fewest cycles from the first word of a tile to that of the next."""
+        if self._form == "addsub":  # loaded again only once the activations were copied
+            return self._load_words * count + 5
+        return self._load_words * count + self._build_cycles + 2
+
+    @property
+    def _build_cycles(self) -> int:
+        return len(SERPENTINE) * (2 if self._form == "full27" else 1)
+
+    @property
+    def _slots(self) -> list[int]:
+        """The numbers of all slots."""
+        return [group << self._lane_bits | lane for group in range(self._groups) for lane in range(self._lanes)]
 
     def elaborate(self, platform):
         m = Module()
         m.submodules.recoder = recoder = Recoder(
-            tables=self._tables, rows_per_cycle=self._lane_parameters["rows_per_cycle"], table_form=self._form, packing=self._packing)
+            tables=self._tables, rows_per_cycle=self._rows, table_form=self._form, packing=self._packing)
+        order = {slot: n for n, slot in enumerate(self._slots)}
+        bases = [self._code_words * order.get(slot, 0) for slot in range(max(order) + 1)]
         m.submodules.table_control = control = TableControl(
-            tables=self._tables, table_form=self._form, max_inputs=self._max_inputs, index_bits=self._index_bits)
+            lanes=self._lanes, tables=self._tables, table_form=self._form, max_inputs=self._max_inputs, vector_lanes=self._vector_lanes,
+            bases=bases, slot_bits=len(self.cmd.payload.slot))
 
-        accepted = Signal()
-        m.d.comb += [
-            accepted.eq(self.cmd.valid & self.cmd.ready),
-            self.cmd.ready.eq(~self.busy),
-            control.start.eq(accepted),
-            control.inputs.eq(self.cmd.payload.inputs),
-        ]
-        flags = self._stream_words(m, accepted, control.prepared)
+        # Commands go to the tables and to the words, which each take them in their own time.
+        command = self.cmd.payload
+        m.submodules.to_tables = to_tables = Fifo(control.cmd.payload.shape(), COMMANDS)
+        m.submodules.to_words = to_words = Fifo(command.shape(), COMMANDS)
+        wiring.connect(m, to_tables.o, control.cmd)
+        m.d.comb += [self.cmd.ready.eq(to_tables.i.ready & to_words.i.ready), to_words.i.payload.eq(command)]
+        m.d.comb += [to_tables.i.payload[name].eq(command[name]) for name in ("inputs", "slot", "count")]
+        m.d.comb += [fifo.i.valid.eq(self.cmd.valid & self.cmd.ready) for fifo in (to_tables, to_words)]
+
+        flags = self._stream_words(m, to_words.o, control.prepared)
         m.d.comb += [recoder.word.eq(self.weights_i.payload), recoder.enable.eq(self.weights_i.valid & self.weights_i.ready)]
+        under_way, done = Signal(range(COMMANDS + 4)), Signal()
+        m.d.sync += under_way.eq(under_way + (self.cmd.valid & self.cmd.ready) - done)
+        m.d.comb += self.busy.eq(under_way != 0)
 
         # Tables are read by the word that reaches the selections; the tile's last word frees them.
         half = Signal()
@@ -334,30 +366,19 @@ class TernaryMatmul(wiring.Component):
 
         fetching = flags[self._partial_due - PARTIAL_READ_LATENCY]
         writing = flags[self._result_due]
-        accumulators = [AccumulatorMemory(**self._memory_parameters) for _ in range(self._lanes)]
-        fetch_step = Signal.like(accumulators[0].read_step)
-        with m.If(fetching.valid):
-            m.d.sync += fetch_step.eq(Mux(fetching.last_step, 0, fetch_step + 1))
-        write_step = fetch_step
-        for _ in range(self._result_due - self._partial_due + PARTIAL_READ_LATENCY):
-            delayed = Signal.like(fetch_step, name="write_step")
-            m.d.sync += delayed.eq(write_step)
-            write_step = delayed
-
-        drained = []
-        for slot, accumulator in enumerate(accumulators):
-            m.submodules[f"codes_{slot}"] = codes = CodeMemory(
-                vector_lanes=self._vector_lanes, max_inputs=self._max_inputs, index_bits=self._index_bits)
-            m.submodules[f"builder_{slot}"] = builder = TableBuilder(tables=self._tables, table_form=self._form)
-            m.submodules[f"lane_{slot}"] = lane = LookupLane(**self._lane_parameters)
-            m.submodules[f"accumulators_{slot}"] = accumulator
+        m.d.comb += done.eq(writing.valid & writing.last_step & writing.last_tile)
+        turned = self._codes(m, control, bases)
+        results = []
+        for lane_number in range(self._lanes):
+            m.submodules[f"builder_{lane_number}"] = builder = TableBuilder(
+                tables=self._tables, table_form=self._form, vector_lanes=self._vector_lanes)
+            m.submodules[f"lane_{lane_number}"] = lane = LookupLane(**self._lane_parameters)
+            m.submodules[f"partial_{lane_number}"] = partial = PartialMemory(
+                rows_per_cycle=self._rows, acc_bits=self._acc_bits, block_rows=self._block_rows)
             m.d.comb += [
-                codes.write.en.eq(self.code_write.valid & (self.code_write.slot == slot)),
-                codes.write.address.eq(self.code_write.addr),
-                codes.write.data.eq(self.code_write.data),
-                codes.index.eq(control.index),
-                builder.shift.eq(control.shift),
-                builder.code.eq(codes.code),
+                builder.load.eq(control.load[lane_number]),
+                builder.places.eq(control.places),
+                builder.word.eq(turned),
                 builder.clear.eq(control.clear),
                 builder.operand.eq(control.operand),
                 builder.subtract.eq(control.subtract),
@@ -367,71 +388,101 @@ class TernaryMatmul(wiring.Component):
                 lane.select.eq(recoder.select),
                 lane.negate.eq(recoder.negate),
                 lane.half.eq(half),
-                lane.partial.eq(accumulator.partial),
-                accumulator.read.eq(fetching.valid),
-                accumulator.read_step.eq(fetch_step),
-                accumulator.fresh.eq(fetching.first_tile),
-                accumulator.write.eq(writing.valid),
-                accumulator.write_step.eq(write_step),
-                accumulator.write_data.eq(lane.result),
-                accumulator.drain_address.eq(self.acc_read.addr),
+                lane.partial.eq(partial.partial),
+                partial.read.eq(fetching.valid),
+                partial.read_step.eq(fetching.step),
+                partial.fresh.eq(fetching.first_tile),
+                partial.write.eq(writing.valid & ~writing.last_tile),
+                partial.write_step.eq(writing.step),
+                partial.write_data.eq(lane.result),
             ]
-            drained.append(accumulator.drain_data)
-
-        with m.If(accepted):
-            m.d.sync += self.busy.eq(1)
-        with m.Elif(writing.valid & writing.last_word):
-            m.d.sync += self.busy.eq(0)
-        self._read_accumulators(m, drained)
+            results.append(lane.result)
+        self._results(m, writing, results)
         return m
 
-    def _stream_words(self, m, accepted, prepared):
+    def _codes(self, m, control, bases):
+        """The activations of all slots; returns the word of V that the tables' control reads, turned, two cycles after its address."""
+        m.submodules.codes = store = memory.Memory(
+            shape=8 * self._vector_lanes, depth=max(2, len(self._slots) * self._code_words), init=[],
+            attrs={"ram_style": "ultra"} if self._ultra else {})
+        write, read = store.write_port(), store.read_port()
+        given = self.code_write
+        m.d.comb += [
+            write.en.eq(given.valid), write.addr.eq(Array(bases)[given.slot] + given.addr), write.data.eq(given.data),
+            read.addr.eq(control.address),
+        ]
+        turned = Signal(8 * self._vector_lanes, reset_less=True)
+        m.d.sync += turned.eq(Cat(read.data, read.data) >> (control.turn << 3))
+        return turned
+
+    def _stream_words(self, m, commands, prepared):
         """Take words tile by tile as tables get ready; return what each word is, per cycle after it was taken."""
         span = 3 * self._tables
-        command = self.cmd.payload
+        command = commands.payload
         steps, step, inputs = (Signal.like(command.steps, name="steps"), Signal.like(command.steps, name="step"),
                                Signal.like(command.inputs, name="inputs"))
-        ready_tiles, spacing = Signal(2), Signal(range(ROW_RETURNS_AFTER))
-        first_step, first_tile = Signal(init=1), Signal()
+        place, at = Signal.like(command.at, name="place"), Signal.like(command.at, name="at")
+        group = Signal(max(1, self._group_bits))
+        active, ready_tiles, spacing = Signal(), Signal(2), Signal(range(ROW_RETURNS_AFTER))
+        first_step, first_tile, last_tile = Signal(init=1), Signal(), Signal()
         taken, last_step = Signal(), Signal()
         m.d.comb += [
-            self.weights_i.ready.eq(~first_step | ((ready_tiles != 0) & (spacing == 0))),
+            self.weights_i.ready.eq(active & (~first_step | ((ready_tiles != 0) & (spacing == 0)))),
             taken.eq(self.weights_i.valid & self.weights_i.ready),
-            last_step.eq(step == 0),
+            last_step.eq(step == steps), last_tile.eq(inputs <= span),
+            commands.ready.eq(~active),
         ]
         m.d.sync += ready_tiles.eq(ready_tiles + prepared - (taken & first_step))
         with m.If(spacing != 0):
             m.d.sync += spacing.eq(spacing - 1)
-        with m.If(accepted):
+        with m.If(commands.valid & commands.ready):
             m.d.sync += [
-                steps.eq(command.steps - 1), step.eq(command.steps - 1), inputs.eq(command.inputs),
-                first_step.eq(1), first_tile.eq(1),
+                active.eq(1), steps.eq(command.steps - 1), step.eq(0), inputs.eq(command.inputs), at.eq(command.at), place.eq(command.at),
+                group.eq(command.slot[self._lane_bits :]), first_step.eq(1), first_tile.eq(1),
             ]
         with m.If(taken):
-            m.d.sync += [step.eq(step - 1), first_step.eq(last_step)]
+            m.d.sync += [step.eq(step + 1), place.eq(place + 1), first_step.eq(last_step)]
             with m.If(first_step):
                 m.d.sync += spacing.eq(ROW_RETURNS_AFTER - 1)
             with m.If(last_step):
-                m.d.sync += [step.eq(steps), inputs.eq(inputs - span), first_tile.eq(0)]
+                m.d.sync += [step.eq(0), place.eq(at), inputs.eq(inputs - span), first_tile.eq(0), active.eq(~last_tile)]
 
-        layout = data.StructLayout({name: 1 for name in ("valid", "first_step", "last_step", "first_tile", "last_word")})
-        flags = [Signal(layout, name=f"word_{i}") for i in range(self._result_due + 1)]
-        m.d.comb += [
-            flags[0].valid.eq(taken),
-            flags[0].first_step.eq(first_step),
-            flags[0].last_step.eq(last_step),
-            flags[0].first_tile.eq(first_tile),
-            flags[0].last_word.eq(last_step & (inputs <= span)),
-        ]
+        layout = data.StructLayout({name: 1 for name in ("valid", "first_step", "last_step", "first_tile", "last_tile")}
+                                   | {"step": len(step), "place": len(place), "group": len(group)})
+        flags = [Signal(layout, name=f"word_{i}", reset_less=i > 0) for i in range(self._result_due + 1)]
+        m.d.comb += [flags[0][name].eq(value) for name, value in (
+            ("valid", taken), ("first_step", first_step), ("last_step", last_step), ("first_tile", first_tile), ("last_tile", last_tile),
+            ("step", step), ("place", place), ("group", group))]
         for before, after in zip(flags, flags[1:], strict=False):
             m.d.sync += after.eq(before)
         return flags
 
-    def _read_accumulators(self, m, drained):
-        """Choose a lane's word, registered."""
-        slot = Signal.like(self.acc_read.slot)
-        m.d.sync += slot.eq(self.acc_read.slot)
-        with m.Switch(slot):
-            for i, word in enumerate(drained):
-                with m.Case(i) if i + 1 < len(drained) else m.Default():
+    def _results(self, m, writing, results):
+        """The last tile's sums, kept by slot; some lanes share a memory."""
+        shared = min(self._lanes, RESULT_LANES)
+        step = Signal(range(self._groups * self._steps))
+        m.d.comb += step.eq(writing.place + Mux(writing.group, self._steps, 0) if self._groups > 1 else writing.place)
+        lane, group = Signal(max(1, self._lane_bits)), Signal(max(1, self._group_bits))
+        m.d.comb += [lane.eq(self.acc_read.slot[: self._lane_bits]), group.eq(self.acc_read.slot[self._lane_bits :])]
+        group_words = self._steps * self._rows // self._vector_lanes
+        chosen, s1_chosen = Signal(index_shape(-(-self._lanes // shared))), Signal(index_shape(-(-self._lanes // shared)))
+        m.d.comb += chosen.eq(lane >> (shared - 1).bit_length() if self._lanes > shared else 0)
+        m.d.sync += s1_chosen.eq(chosen)
+        words = []
+        for n, first in enumerate(range(0, self._lanes, shared)):
+            mine = results[first : first + shared]
+            store = ResultMemory(lanes=len(mine), rows_per_cycle=self._rows, vector_lanes=self._vector_lanes, acc_bits=self._acc_bits,
+                                 steps=self._groups * self._steps, banks=self._banks, ultra=self._ultra)
+            m.submodules[f"results_{n}"] = store
+            m.d.comb += [
+                store.write.eq(writing.valid & writing.last_tile), store.write_step.eq(step),
+                *(store.write_data[i].eq(sums) for i, sums in enumerate(mine)),
+                store.read.eq(self.acc_read.en & (chosen == n)), store.lane.eq(lane[: (shared - 1).bit_length()] if shared > 1 else 0),
+                store.address.eq(self.acc_read.addr + Mux(group, group_words, 0) if self._groups > 1 else self.acc_read.addr),
+                store.part.eq(self.acc_read.part),
+            ]
+            words.append(store.data)
+        with m.Switch(s1_chosen):
+            for i, word in enumerate(words):
+                with m.Case(i) if i + 1 < len(words) else m.Default():
                     m.d.sync += self.acc_read.data.eq(word)

@@ -44,7 +44,9 @@ class Accelerator(wiring.Component):
     weight_beat : Out(1)
         A beat entered the weight FIFO.
     trace_valid, trace_unit, trace_slot, trace_index, trace_data : Out
-        One V-word a cycle of what the units produce (`firmware.isa.TraceUnit`).
+        One V-word a cycle of what the vector unit produces (`firmware.isa.TraceUnit`).
+    trace_dot_... : Out
+        The same of what the dot engine produces.
     """
 
     def __init__(self, config: BuildConfig):
@@ -53,11 +55,8 @@ class Accelerator(wiring.Component):
             "irq": Out(1),
             "unit_busy": Out(8),
             "weight_beat": Out(1),
-            "trace_valid": Out(1),
-            "trace_unit": Out(4),
-            "trace_slot": Out(8),
-            "trace_index": Out(32),
-            "trace_data": Out(32 * config.vector_lanes),
+            **{f"{port}_{name}": Out(width) for port in ("trace", "trace_dot") for name, width in (
+                ("valid", 1), ("unit", 4), ("slot", 8), ("index", 32), ("data", 32 * config.vector_lanes))},
         }
         if config.memory == "axi":
             members |= axi_members(mem_bytes=config.mem_bytes, mem_ports=config.mem_ports)
@@ -72,18 +71,21 @@ class Accelerator(wiring.Component):
         memory = self._memory()
         m.submodules.memory = memory
         m.submodules.matmul = matmul = TernaryMatmul(
-            lanes=c.lanes, tables=c.tables, rows_per_cycle=c.rows_per_cycle, table_form=c.table_form, packing=c.packing,
-            mem_bytes=c.mem_bytes, max_inputs=s.max_inputs, max_rows=s.max_rows, acc_bits=c.acc_bits, vector_lanes=c.vector_lanes)
+            lanes=c.lanes, groups=c.groups, tables=c.tables, rows_per_cycle=c.rows_per_cycle, table_form=c.table_form, packing=c.packing,
+            mem_bytes=c.mem_bytes, max_inputs=s.max_inputs, max_rows=s.max_rows, block_rows=c.longest_block, acc_bits=c.acc_bits,
+            vector_lanes=c.vector_lanes, result_banks=c.banks, ultra=c.ultra_ram)
         m.submodules.vector = vector = VectorUnit(
-            lanes=c.lanes, vector_lanes=c.vector_lanes, mem_bytes=c.mem_bytes, hidden=s.hidden, ffn=s.ffn, heads=s.heads,
+            lanes=c.lanes, groups=c.groups, vector_lanes=c.vector_lanes, mem_bytes=c.mem_bytes, hidden=s.hidden, ffn=s.ffn, heads=s.heads,
             kv_heads=s.kv_heads, head_dim=s.head_dim, activation=s.activation, acc_bits=c.acc_bits, attention_macs=c.attention_macs,
             attention_rows=c.attention_rows, **head_layout,
-            head_group_bytes=c.head_group_bytes, rope_row_bytes=c.rope_row_bytes, **kv_layout, acc_read_latency=matmul.acc_read_latency)
+            head_group_bytes=c.head_group_bytes, rope_row_bytes=c.rope_row_bytes, **kv_layout, sub_norms=s.sub_norms,
+            acc_read_latency=matmul.acc_read_latency, acc_parts=matmul.parts, ultra=c.ultra_ram)
         m.submodules.dot = dot = DotEngine(
-            lanes=c.lanes, macs=c.attention_macs, rows=c.attention_rows, vector_lanes=c.vector_lanes, mem_bytes=c.mem_bytes, heads=s.heads,
-            kv_heads=s.kv_heads, head_dim=s.head_dim, hidden=s.hidden, vocab=s.vocab, context=s.context, **head_layout, **kv_layout)
+            lanes=c.dot_lanes, slots=c.lanes, macs=c.attention_macs, rows=c.attention_rows, vector_lanes=c.vector_lanes,
+            mem_bytes=c.mem_bytes, heads=s.heads, kv_heads=s.kv_heads, head_dim=s.head_dim, hidden=s.hidden, vocab=s.vocab,
+            context=s.context, **head_layout, **kv_layout)
         m.submodules.sampler = sampler = Sampler(vocab=s.vocab, candidates=c.sampler_candidates)
-        m.submodules.sequencer = sequencer = Sequencer(program_words=c.program_words, lanes=c.lanes)
+        m.submodules.sequencer = sequencer = Sequencer(program_words=c.program_words, lanes=c.dot_lanes)
         m.submodules.registers = registers = ControlRegisters(
             digest=c.digest, mem_bytes=c.mem_bytes, mem_ports=c.mem_ports, program_words=c.program_words)
 
@@ -142,8 +144,7 @@ class Accelerator(wiring.Component):
             for name in source.signature.members:
                 m.d.comb += Value.cast(getattr(sink, name)).eq(Value.cast(getattr(source, name)))
         m.d.comb += [
-            matmul.acc_read.slot.eq(vector.acc_read.slot),
-            matmul.acc_read.addr.eq(vector.acc_read.addr),
+            *(getattr(matmul.acc_read, name).eq(getattr(vector.acc_read, name)) for name in ("en", "slot", "addr", "part")),
             vector.acc_read.data.eq(matmul.acc_read.data),
             vector.work_clear.eq(dot.work_clear),
             sampler.logit_scale.eq(vector.logit_scale),
@@ -157,7 +158,7 @@ class Accelerator(wiring.Component):
             m.d.comb += [unit.cmd.valid.eq(source.valid), source.ready.eq(unit.cmd.ready)]
             m.d.comb += [unit.cmd.payload[name].eq(source.payload[name]) for name, _ in unit.cmd.payload.shape()]
         wiring.connect(m, sampler.token_o, sequencer.token_i)
-        m.d.comb += [sequencer.best[i].eq(dot.best[i]) for i in range(self.config.lanes)]
+        m.d.comb += [sequencer.best[i].eq(dot.best[i]) for i in range(self.config.dot_lanes)]
         wiring.connect(m, sequencer.stream_start, memory.start)
         wiring.connect(m, registers.prompt_o, sequencer.prompt_i)
         wiring.connect(m, sequencer.token_o, registers.token_i)
@@ -189,25 +190,28 @@ class Accelerator(wiring.Component):
         m.d.comb += [getattr(sampler, name).eq(getattr(registers, name)) for name in ("temperature_scale", "top_k", "top_p", "seed")]
 
     def _trace(self, m, vector, dot):
-        """One source at a time: the program never lets two of them run together."""
+        """Of each unit one source at a time: the program never lets two of them run together."""
         v = self.config.vector_lanes
 
         def words(value, width):
             return Cat(*(_extend(value.word_select(i, width)) for i in range(v)))
 
         logit = dot.logits_o
-        sources = (
+        of_vector = (
             (TraceUnit.RESIDUAL, vector.x_trace.valid, vector.x_trace.slot, vector.x_trace.addr, vector.x_trace.data),
             (TraceUnit.CODES, vector.code_write.valid, vector.code_write.slot, vector.code_write.addr, words(vector.code_write.data, 8)),
             (TraceUnit.ACTIVATIONS, vector.activation_write.valid, vector.activation_write.slot, vector.activation_write.addr,
              words(vector.activation_write.data, 8)),
+        )
+        of_dot = (
             (TraceUnit.ATTENTION, dot.work_write.valid, dot.work_write.slot, dot.work_write.addr, self._work_words(dot.work_write.data)),
             (TraceUnit.LOGITS, logit.valid & logit.ready, 0, 0, _extend(Value.cast(logit.payload), 64)),
         )
-        for unit, valid, slot, index, data in reversed(sources):
-            with m.If(valid):
-                m.d.comb += [self.trace_unit.eq(unit), self.trace_slot.eq(slot), self.trace_index.eq(index), self.trace_data.eq(data),
-                             self.trace_valid.eq(1)]
+        for port, sources in (("trace", of_vector), ("trace_dot", of_dot)):
+            for unit, valid, slot, index, data in reversed(sources):
+                with m.If(valid):
+                    m.d.comb += [getattr(self, f"{port}_{name}").eq(value) for name, value in (
+                        ("unit", unit), ("slot", slot), ("index", index), ("data", data), ("valid", 1))]
 
     def _work_words(self, data):
         """Mantissa in bits 31:8, exponent in 7:0 of each word."""

@@ -28,7 +28,9 @@ from .ufloat import UFLOAT, bit_length, shift_right
 
 __all__ = ["COMMAND", "VectorUnit"]
 
-COMMAND = data.StructLayout({"op": 3, "source": 1, "norm": 1, "dest": 1, "slot": 8, "count": 8, "length": 16, "a": 32, "b": 32})
+COMMAND = data.StructLayout({
+    "op": 3, "source": 1, "norm": 1, "dest": 1, "slot": 8, "count": 8, "length": 16, "bank": 2, "a": 32, "b": 32,
+})
 
 CHUNK = 16
 ACTIVATION_BITS = 24
@@ -56,32 +58,42 @@ class Kind:
 class VectorUnit(wiring.Component):
     """Execute the vector operations of `firmware.isa.VectorOp` for one token slot after the other.
 
-    PARAM loads a header of scales and `length` gains from the weight stream. EMBED and ROPE read memory.
+    PARAM loads a header of scales and `length` gains from the weight stream into one of four banks, one for
+    each matrix of a layer; the others take theirs from `bank`. EMBED and ROPE read memory.
     NORMQ, RESID, QKV and GLU run over slots `slot` to `slot + count - 1`, `length` elements each (RESID and
     NORMQ of the residual: the whole of it). All compute what `firmware.integer` says.
 
+    Slots are lanes of `groups` groups: slot = group * 2**ceil(log2(lanes)) + lane. Each has a residual stream of its own;
+    slots of a lane share the work vector.
+
     Throughput, V = vector_lanes (measured in tests/test_vector.py): NORMQ 2*length/V + 60 cycles a slot
     (with norm at least length/V + 100: the scale), RESID length/V + 15, GLU 2*length/V + 20,
-    QKV 25 a head, or 2*head_dim/V + 10 if that is more, and 50.
+    QKV 25 a head, or 2*head_dim/V + 10 if that is more, and 50. Where an accumulator word comes in several parts, RESID, GLU
+    and both passes of QKV take so many times the cycles for their words.
 
     Parameters
     ----------
-    lanes : int
-        Token slots.
+    lanes, groups : int
+        Lanes, and groups of them.
     vector_lanes, mem_bytes, hidden, ffn, heads, kv_heads, head_dim, activation, acc_bits : int (str)
     attention_macs, attention_rows, group_rows, head_row_bytes, head_group_bytes, rope_row_bytes : int
     kv_scale_block_bytes, kv_half_bytes, kv_head_bytes : int
         As in `BuildConfig`.
-    acc_read_latency : int
-        Cycles from `acc_read.addr` to `acc_read.data`, 1 or 2.
+    sub_norms : bool
+        Whether there are gains for the attention's output and the gated activations.
+    acc_read_latency, acc_parts : int
+        Cycles from the last part of `acc_read.addr` to `acc_read.data`, 1 or 2; parts of a word.
+    ultra : bool
+        Keep residual streams and work vectors in UltraRAM.
 
     Members
     -------
     cmd : In(stream of COMMAND), busy : Out
     weights_i : In(stream), read_request : Out(stream), read_data : In(stream), kv_write : Out(stream)
-    acc_read : Out {slot, addr, data}, code_write, activation_write : Out {valid, slot, addr, data}
+    acc_read : Out {en, slot, addr, part, data}, code_write, activation_write : Out {valid, slot, addr, data}
     q_scale_write : Out {valid, slot, head, scale}
-    work_write : In {valid, slot, addr, data}, work_clear : In
+    work_write : In {valid, slot, addr, data}, work_clear : In(lanes)
+        Attention outputs by lane; lanes whose work vectors begin anew.
     logit_scale : Out(UFLOAT), saturated : Out, x_trace : Out {valid, slot, addr, data}
     """
 
@@ -89,6 +101,7 @@ class VectorUnit(wiring.Component):
         self,
         *,
         lanes: int,
+        groups: int,
         vector_lanes: int,
         mem_bytes: int,
         hidden: int,
@@ -107,10 +120,15 @@ class VectorUnit(wiring.Component):
         kv_scale_block_bytes: int,
         kv_half_bytes: int,
         kv_head_bytes: int,
+        sub_norms: bool,
         acc_read_latency: int = 1,
+        acc_parts: int = 1,
+        ultra: bool = False,
     ):
         for name, value in (
             ("lanes", lanes),
+            ("groups", groups),
+            ("acc_parts", acc_parts),
             ("hidden", hidden),
             ("ffn", ffn),
             ("heads", heads),
@@ -131,10 +149,12 @@ class VectorUnit(wiring.Component):
             raise ValueError(f"acc_bits must be from 9 to {ACTIVATION_BITS}, not {acc_bits}")
         if acc_read_latency not in (1, 2):
             raise ValueError(f"acc_read_latency must be 1 or 2, not {acc_read_latency}")
-        self._slots, self._lanes, self._bytes = lanes, vector_lanes, mem_bytes
+        if acc_parts not in (1, 2):
+            raise ValueError(f"acc_parts must be 1 or 2, not {acc_parts}")
+        self._token_lanes, self._groups, self._lanes, self._bytes = lanes, groups, vector_lanes, mem_bytes
         self._lane_bits = (vector_lanes - 1).bit_length()
         self._heads, self._kv_heads, self._activation, self._acc = heads, kv_heads, activation, acc_bits
-        self._acc_latency = acc_read_latency
+        self._acc_latency, self._acc_parts, self._ultra = acc_read_latency, acc_parts, ultra
         self._group_rows, self._head_row, self._head_group, self._rope_row = group_rows, head_row_bytes, head_group_bytes, rope_row_bytes
         self._kv = dict(
             kv_heads=kv_heads,
@@ -148,10 +168,15 @@ class VectorUnit(wiring.Component):
         self._max_inputs = max(hidden, heads * head_dim, ffn)
         max_rows = max((heads + 2 * kv_heads) * head_dim, hidden, 2 * ffn)
         self._x_words, self._h_words = hidden // vector_lanes, max(ffn, heads * head_dim) // vector_lanes
-        self._gain_words, self._rope_words = self._max_inputs // vector_lanes, head_dim // vector_lanes
-        self._slot = slot = index_shape(lanes)
+        bank_words = [n // vector_lanes for n in (hidden, heads * head_dim if sub_norms else 0, hidden, ffn if sub_norms else 0)]
+        self._bank_bases = [sum(bank_words[:i]) for i in range(len(bank_words))]
+        self._gain_words, self._rope_words = sum(bank_words), head_dim // vector_lanes
+        self._token_bits = (lanes - 1).bit_length()
+        self._slot = slot = unsigned(max(1, self._token_bits + (groups - 1).bit_length()))
+        self._slots = 1 << slot.width
         self._word = index_shape(max_rows // vector_lanes)
-        self._place = index_shape(lanes * max(self._x_words, self._h_words))
+        self._place = index_shape(max(lanes * groups * self._x_words, lanes * self._h_words))
+        lane = index_shape(lanes)
         code_word = {"valid": Out(1), "slot": Out(slot), "addr": Out(index_shape(self._gain_words)), "data": Out(8 * vector_lanes)}
         activations = code_word | {"addr": Out(index_shape(max(hidden, heads * head_dim) // vector_lanes))}
         super().__init__(
@@ -161,7 +186,17 @@ class VectorUnit(wiring.Component):
                 "weights_i": In(stream.Signature(8 * mem_bytes)),
                 "read_request": Out(stream.Signature(data.StructLayout({"addr": 32, "beats": 16}))),
                 "read_data": In(stream.Signature(8 * mem_bytes)),
-                "acc_read": Out(wiring.Signature({"slot": Out(slot), "addr": Out(self._word), "data": In(vector_lanes * acc_bits)})),
+                "acc_read": Out(
+                    wiring.Signature(
+                        {
+                            "en": Out(1),
+                            "slot": Out(slot),
+                            "addr": Out(self._word),
+                            "part": Out(index_shape(acc_parts)),
+                            "data": In(vector_lanes * acc_bits),
+                        }
+                    )
+                ),
                 "code_write": Out(wiring.Signature(code_word)),
                 "activation_write": Out(wiring.Signature(activations)),
                 "q_scale_write": Out(
@@ -172,13 +207,13 @@ class VectorUnit(wiring.Component):
                     wiring.Signature(
                         {
                             "valid": Out(1),
-                            "slot": Out(slot),
+                            "slot": Out(lane),
                             "addr": Out(index_shape(self._h_words)),
                             "data": Out(data.ArrayLayout(WORK, vector_lanes)),
                         }
                     )
                 ),
-                "work_clear": In(1),
+                "work_clear": In(lanes),
                 "logit_scale": Out(UFLOAT),
                 "saturated": Out(1),
                 "x_trace": Out(
@@ -211,6 +246,8 @@ class VectorUnit(wiring.Component):
         self.words = Signal(range(self._max_inputs // lanes + 1))
         self.parameters = {name: Signal(INNER, name=name) for name in ("inverse_count", "eps", "scale0", "scale1", "scale2")}
         self.gain_exponent = Signal(signed(12))
+        self.lane = self.slot[: self._token_bits] if self._token_bits else C(0, 1)
+        self.part, self.last_part = Signal(index_shape(self._acc_parts)), Signal()
 
         # A word's tag travels with it through the lane pipeline; tag 0 is the issue itself.
         tag = data.StructLayout(
@@ -231,12 +268,17 @@ class VectorUnit(wiring.Component):
         self.length_of_y, self.reciprocal_of_y = Signal(6), Signal(17)
         self.head_kind = Signal(2)
         self.tracking = Signal()
-        self.maximum_exponent = [Signal(signed(8), init=-128, name=f"maximum_exponent{i}") for i in range(self._slots)]
-        self.work_is_one = Signal(self._slots, init=-1)
+        self.maximum_exponent = [Signal(signed(8), init=-128, name=f"maximum_exponent{i}") for i in range(self._token_lanes)]
+        self.work_is_one = Signal(self._token_lanes, init=-1)
 
     @property
     def _coefficient_words(self):
-        return self._gain_words + self._slots * self._rope_words
+        return self._gain_words + self._token_lanes * self._groups * self._rope_words
+
+    def _bases(self, words):
+        """Where each slot's vector of `words` words begins."""
+        lanes = 1 << self._token_bits
+        return Array([(i // lanes * self._token_lanes + i % lanes) * words for i in range(self._slots)])
 
     def _is(self, *ops):
         return reduce(or_, (self.command.op == op for op in ops))
@@ -258,17 +300,21 @@ class VectorUnit(wiring.Component):
 
         word, place = Signal(self._word), Signal(self._place)
         base = Signal(self._place)
-        x_base, h_base, rope_base = (
-            Array([i * words for i in range(self._slots)]) for words in (self._x_words, self._h_words, self._rope_words)
-        )
+        x_base, rope_base = self._bases(self._x_words), self._bases(self._rope_words)
+        h_base = Array([i * self._h_words for i in range(self._token_lanes)])
+        gain_base = Array(self._bank_bases)
         m.d.comb += [
             issue.slot.eq(self.slot),
             issue.word.eq(word),
             issue.place.eq(place),
             self.acc_read.slot.eq(self.slot),
             self.acc_read.addr.eq(self.acc_address),
+            self.acc_read.part.eq(self.part),
             self.acc_address.eq(word),
+            self.last_part.eq(self.part == self._acc_parts - 1),
         ]
+        with m.If(self.acc_read.en):
+            m.d.sync += self.part.eq(Mux(self.last_part, 0, self.part + 1))
         last_word = Signal()
         m.d.comb += last_word.eq(word == self.words - 1)
 
@@ -278,7 +324,7 @@ class VectorUnit(wiring.Component):
                 issue.first.eq(word == 0),
                 issue.last.eq(last_word),
                 issue.second.eq(second),
-                self.coefficient_address.eq(word),
+                self.coefficient_address.eq(gain_base[command.bank] + word),
             ]
             m.d.sync += [word.eq(word + 1), place.eq(place + 1)]
 
@@ -341,8 +387,9 @@ class VectorUnit(wiring.Component):
 
         # GLU issues the gate of pair `word` and the up of pair `up`, some pairs behind.
         silu = self._activation == "silu"
-        behind = ((FIXED - 2 if silu else 0) + self.gated.lead) // 2
-        assert 2 * behind + 1 == (FIXED - 2 if silu else 0) + self.gated.lead
+        lead = (FIXED - 2 if silu else 0) + self.gated.lead
+        behind = (lead - self._acc_parts) // (2 * self._acc_parts)
+        self.up_delay = lead - self._acc_parts - 2 * self._acc_parts * behind
         odd, up = Signal(), Signal(index_shape(self._h_words))
         pair = Signal(range(self._h_words + behind + 1))
 
@@ -357,19 +404,21 @@ class VectorUnit(wiring.Component):
 
         def issue_head(head, running, second):
             m.d.comb += [
-                issue.valid.eq(1),
+                issue.valid.eq(self.last_part),
                 issue.first.eq(head_word == 0),
                 issue.second.eq(second),
                 issue.kind.eq(kind_of(head)),
                 issue.word.eq(running),
+                self.acc_read.en.eq(1),
                 self.acc_address.eq(running),
                 self.coefficient_address.eq(rope + head_word),
             ]
-            m.d.sync += [running.eq(running + 1), head_word.eq(head_word + 1)]
-            with m.If(head_word == self._rope_words - 1):
-                m.d.comb += issue.last.eq(1)
-                m.d.sync += [head_word.eq(0), head.eq(head + 1)]
-                m.next = "QKV"
+            with m.If(self.last_part):
+                m.d.sync += [running.eq(running + 1), head_word.eq(head_word + 1)]
+                with m.If(head_word == self._rope_words - 1):
+                    m.d.comb += issue.last.eq(1)
+                    m.d.sync += [head_word.eq(0), head.eq(head + 1)]
+                    m.next = "QKV"
 
         idle = Signal()
         m.d.comb += [self.busy.eq(~idle), self.cmd.ready.eq(idle), self.read_request.payload.addr.eq(self.address)]
@@ -426,7 +475,7 @@ class VectorUnit(wiring.Component):
                     from_weights.eq(self._is(VectorOp.PARAM)),
                     take.eq(left != 0),
                     load.eq(~(take & finish)),
-                    self.coefficient_write.addr.eq(Mux(from_weights, word, rope + word)),
+                    self.coefficient_write.addr.eq(Mux(from_weights, gain_base[command.bank], rope) + word),
                 ]
                 if wide:
                     m.d.comb += [self.coefficient_write.data.eq(beat), self.coefficient_write.mask.eq(take.replicate(2))]
@@ -497,7 +546,7 @@ class VectorUnit(wiring.Component):
             with m.State("SLOT ADDRESS"):
                 m.d.sync += [
                     base.eq(
-                        Mux(self._is(VectorOp.RESID) | (self._is(VectorOp.NORMQ) & ~command.source), x_base[self.slot], h_base[self.slot])
+                        Mux(self._is(VectorOp.RESID) | (self._is(VectorOp.NORMQ) & ~command.source), x_base[self.slot], h_base[self.lane])
                     ),
                     rope.eq(self._gain_words + rope_base[self.slot]),
                 ]
@@ -547,9 +596,11 @@ class VectorUnit(wiring.Component):
                 with m.If(scales.done):
                     m.next = "RESIDUAL"
             with m.State("RESIDUAL"):
-                issue_word()
-                with m.If(last_word):
-                    m.next = "RESIDUAL END"
+                m.d.comb += self.acc_read.en.eq(1)
+                with m.If(self.last_part):
+                    issue_word()
+                    with m.If(last_word):
+                        m.next = "RESIDUAL END"
             with m.State("RESIDUAL END"):
                 with m.If(self._quiet(1, Y)):
                     m.next = "NEXT SLOT"
@@ -574,12 +625,14 @@ class VectorUnit(wiring.Component):
                     with m.If(scales.done):
                         m.next = "GLU"
             with m.State("GLU"):
-                m.d.sync += odd.eq(~odd)
+                gating, upping = self.last_part & (pair < self.words), self.last_part & (pair >= behind)
+                m.d.comb += self.acc_read.en.eq(1)
+                with m.If(self.last_part):
+                    m.d.sync += [odd.eq(~odd), pair.eq(pair + odd)]
                 with m.If(~odd):
-                    m.d.comb += [issue.valid.eq(pair < self.words), issue.kind.eq(Kind.GATE), self.acc_address.eq(pair << 1)]
+                    m.d.comb += [issue.valid.eq(gating), issue.kind.eq(Kind.GATE), self.acc_address.eq(pair << 1)]
                 with m.Else():
-                    m.d.sync += pair.eq(pair + 1)
-                    m.d.comb += [issue.valid.eq(pair >= behind), issue.kind.eq(Kind.UP), self.acc_address.eq(Cat(C(1, 1), up))]
+                    m.d.comb += [issue.valid.eq(upping), issue.kind.eq(Kind.UP), self.acc_address.eq(Cat(C(1, 1), up))]
                     with m.If(issue.valid):
                         m.d.sync += [up.eq(up + 1), place.eq(place + 1)]
                         with m.If(up == self.words - 1):
@@ -598,11 +651,12 @@ class VectorUnit(wiring.Component):
         scales, parameters = self.scales, self.parameters
         m.submodules.scales = scales
         m.submodules.code_scale = code_scale = Memory(shape=INNER, depth=self._slots, init=[])
-        m.submodules.work_scale = work_scale = Memory(shape=INNER, depth=self._slots, init=[])
+        m.submodules.work_scale = work_scale = Memory(shape=INNER, depth=self._token_lanes, init=[])
         m.submodules.residual_left = residual_left = Memory(shape=5, depth=self._slots, init=[])
         code_read, work_read, left_read = code_scale.read_port(), work_scale.read_port(), residual_left.read_port()
         code_write, work_write, self.left_write = code_scale.write_port(), work_scale.write_port(), residual_left.write_port()
-        m.d.comb += [port.addr.eq(self.slot) for port in (code_read, work_read, left_read, code_write, work_write)]
+        m.d.comb += [port.addr.eq(self.slot) for port in (code_read, left_read, code_write)]
+        m.d.comb += [port.addr.eq(self.lane) for port in (work_read, work_write)]
         m.d.comb += [
             code_write.data.eq(scales.t),
             code_write.en.eq(scales.done & self._is(VectorOp.NORMQ)),
@@ -619,8 +673,8 @@ class VectorUnit(wiring.Component):
         from_work = self.command.source
         m.d.sync += [
             self.left.eq(left_read.data),
-            self.top.eq(Array(self.maximum_exponent)[self.slot]),
-            is_one.eq(Array(self.work_is_one)[self.slot]),
+            self.top.eq(Array(self.maximum_exponent)[self.lane]),
+            is_one.eq(Array(self.work_is_one)[self.lane]),
             exponent.eq(Mux(from_work, self.top, -8 - self.left)),
             scales.squares_exponent.eq((exponent + 6) << 1),
         ]
@@ -648,14 +702,22 @@ class VectorUnit(wiring.Component):
     # Parameters, gains and rotary rows ----------------------------------------------------------------
 
     def _load(self, m):
-        with m.If(self.header & self.weights_i.valid):
-            for index, name in enumerate([*self.parameters, "gain_exponent"]):
-                with m.If(self.header_beat == index * 4 // self._bytes):
-                    word = self.weights_i.payload[index * 32 % (8 * self._bytes) :][:32]
-                    if name == "gain_exponent":
-                        m.d.sync += self.gain_exponent.eq(word[16:])
-                    else:
-                        m.d.sync += [self.parameters[name].m.eq(word[:16]), self.parameters[name].e.eq(word[16:])]
+        for index, (name, value) in enumerate([*self.parameters.items(), ("gain_exponent", self.gain_exponent)]):
+            m.submodules[name] = banks = Memory(shape=len(Value.cast(value)), depth=len(self._bank_bases), init=[])
+            bank_write, bank_read = banks.write_port(), banks.read_port()
+            word = self.weights_i.payload[index * 32 % (8 * self._bytes) :][:32]
+            given = Signal.like(value, name=f"given_{name}")
+            if name == "gain_exponent":
+                m.d.comb += given.eq(word[16:])
+            else:
+                m.d.comb += [given.m.eq(word[:16]), given.e.eq(word[16:])]
+            m.d.comb += [
+                bank_write.en.eq(self.header & self.weights_i.valid & (self.header_beat == index * 4 // self._bytes)),
+                bank_write.addr.eq(self.command.bank),
+                bank_write.data.eq(given),
+                bank_read.addr.eq(self.command.bank),
+                Value.cast(value).eq(bank_read.data),
+            ]
         m.submodules.coefficients = memory = Memory(shape=16 * self._lanes, depth=self._coefficient_words, init=[])
         write = memory.write_port(granularity=8 * self._lanes)
         m.d.comb += [
@@ -673,8 +735,9 @@ class VectorUnit(wiring.Component):
 
     def _lane_pipeline(self, m):
         lanes, stage, command = self._lanes, self.stage, self.command
-        m.submodules.x = x = Memory(shape=32 * lanes, depth=self._slots * self._x_words, init=[])
-        m.submodules.h = h = Memory(shape=data.ArrayLayout(WORK, lanes), depth=self._slots * self._h_words, init=[])
+        attrs = {"ram_style": "ultra"} if self._ultra else {}
+        m.submodules.x = x = Memory(shape=32 * lanes, depth=self._token_lanes * self._groups * self._x_words, init=[], attrs=attrs)
+        m.submodules.h = h = Memory(shape=data.ArrayLayout(WORK, lanes), depth=self._token_lanes * self._h_words, init=[], attrs=attrs)
         x_read, h_read = x.read_port(), h.read_port()
         self.x_write, self.h_write = x.write_port(), h.write_port()
         adding = self._is(VectorOp.RESID)
@@ -847,20 +910,26 @@ class VectorUnit(wiring.Component):
         lanes, stage, gated = self._lanes, self.stage, self.gated
         m.submodules.gated = gated
         is_glu = self._is(VectorOp.GLU)
-        gate_stage = stage[FIXED if self._activation == "silu" else 2]
+        gate_stage, up_stage = stage[FIXED if self._activation == "silu" else 2], stage[2 + self.up_delay]
+        up = self.acc
+        for _ in range(self.up_delay):
+            later = Signal(up.shape(), name="later_up", reset_less=True)
+            m.d.sync += later.eq(up)
+            up = later
         m.d.comb += [
             gated.gate_valid.eq(gate_stage.valid & is_glu & (gate_stage.kind == Kind.GATE)),
-            gated.up_valid.eq(stage[2].valid & is_glu & (stage[2].kind == Kind.UP)),
+            gated.up_valid.eq(up_stage.valid & is_glu & (up_stage.kind == Kind.UP)),
             gated.gate.eq(self.fixed if self._activation == "silu" else self.acc),
-            gated.up.eq(self.acc),
+            gated.up.eq(up),
         ]
-        done = stage[2 + gated.latency]
+        done = stage[2 + self.up_delay + gated.latency]
         from_gate = done.valid & is_glu & (done.kind == Kind.UP)
-        bases = Array([i * self._h_words for i in range(self._slots)])
-        write = Signal(data.StructLayout({"valid": 1, "slot": self._slot, "place": self._place, "data": data.ArrayLayout(WORK, lanes)}))
+        bases = Array([i * self._h_words for i in range(self._token_lanes)])
+        lane = self.work_write.slot.shape()
+        write = Signal(data.StructLayout({"valid": 1, "slot": lane, "place": self._place, "data": data.ArrayLayout(WORK, lanes)}))
         m.d.sync += [
             write.valid.eq(from_gate | self.work_write.valid),
-            write.slot.eq(Mux(from_gate, done.slot, self.work_write.slot)),
+            write.slot.eq(Mux(from_gate, done.slot[: self._token_bits] if self._token_bits else 0, self.work_write.slot)),
             write.place.eq(Mux(from_gate, done.place, bases[self.work_write.slot] + self.work_write.addr)),
             Value.cast(write.data).eq(Mux(from_gate, Value.cast(gated.o), Value.cast(self.work_write.data))),
         ]
@@ -870,17 +939,17 @@ class VectorUnit(wiring.Component):
         valid, slot = [write.valid], [write.slot]
         for i in range(depth):
             valid.append(Signal(name=f"work_valid{i}"))
-            slot.append(Signal(self._slot, name=f"work_slot{i}"))
+            slot.append(Signal(lane, name=f"work_slot{i}"))
             m.d.sync += [valid[-1].eq(valid[-2]), slot[-1].eq(slot[-2])]
         m.d.comb += self.tracking.eq(reduce(or_, valid) | self.work_write.valid)
         begin = self.scales.start & is_glu
         for i, maximum in enumerate(self.maximum_exponent):
-            chosen = self.slot == i
-            with m.If(self.work_clear | (begin & chosen)):
+            chosen = self.lane == i
+            with m.If(self.work_clear[i] | (begin & chosen)):
                 m.d.sync += maximum.eq(-128)
             with m.Elif(valid[-1] & (slot[-1] == i) & (exponent > maximum)):
                 m.d.sync += maximum.eq(exponent)
-            with m.If(self.work_clear):
+            with m.If(self.work_clear[i]):
                 m.d.sync += self.work_is_one[i].eq(1)
             with m.Elif(begin & chosen):
                 m.d.sync += self.work_is_one[i].eq(0)

@@ -464,7 +464,10 @@ class Machine {
         histogram[HAS_UNIT_BUSY ? unit_busy(top_) : 0][HAS_WEIGHT_BEAT ? weight_beat(top_) : 0]++;
 #endif
 #if HAS_TRACE
-        if (tracing && top_->trace_valid) record();
+        if (tracing && top_->trace_valid) record(top_->trace_unit, top_->trace_slot, top_->trace_index, &top_->trace_data);
+#if HAS_TRACE_DOT
+        if (tracing && top_->trace_dot_valid) record(top_->trace_dot_unit, top_->trace_dot_slot, top_->trace_dot_index, &top_->trace_dot_data);
+#endif
 #endif
         driving_ = true;
     }
@@ -492,17 +495,17 @@ class Machine {
     }
 
 #if HAS_TRACE
-    void record() {
+    void record(unsigned unit, unsigned slot, unsigned index, const void *data) {
         constexpr size_t bytes = sizeof(TraceRecord) + 4 * TRACE_WORDS;
         if (trace.size() + bytes > trace_limit) {
             trace_lost++;
             return;
         }
-        TraceRecord record = {cycle, static_cast<uint32_t>(top_->trace_index), static_cast<uint8_t>(top_->trace_unit), static_cast<uint8_t>(top_->trace_slot), 0};
+        TraceRecord record = {cycle, static_cast<uint32_t>(index), static_cast<uint8_t>(unit), static_cast<uint8_t>(slot), 0};
         size_t place = trace.size();
         trace.resize(place + bytes);
         memcpy(&trace[place], &record, sizeof record);
-        memcpy(&trace[place + sizeof record], &top_->trace_data, 4 * TRACE_WORDS);
+        memcpy(&trace[place + sizeof record], data, 4 * TRACE_WORDS);
     }
 #endif
 

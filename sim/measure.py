@@ -211,10 +211,10 @@ def decode(session: Session, context: int, *, expected: float = 0.0, progress: T
 
 def prefill(session: Session, tokens: int, *, expected: float = 0.0, progress: Tell | None = None,
             timeline: bool = False) -> dict[str, Any]:
-    """Measure the time to the first token after a prompt of `tokens` tokens; `expected` cycles a pass, the rest as in `decode`."""
+    """Measure the time to the first token after a prompt of `tokens` tokens; `expected` cycles in all, the rest as in `decode`."""
     session.reset()
     if isinstance(session.backend, Watched):
-        session.backend.watch(ceil(tokens / session.config.lanes) * expected, progress)
+        session.backend.watch(expected, progress)
     prompt = np.random.default_rng(1).integers(0, session.config.shape.vocab, tokens).tolist()
     first = _Mark.take(session)
     record = _Record(session, timeline)
@@ -228,14 +228,16 @@ def prefill(session: Session, tokens: int, *, expected: float = 0.0, progress: T
     # The counters were cleared by the start.
     result = _between(_Mark(first.cycle, first.histogram, 0, 0, first.ports, first.dram, 0, first.seconds), last, cycles, session) | course
     config, layout = session.config, session.image.map
-    passes = ceil(tokens / config.lanes)
-    streamed = ((passes - 1) * layout.layers_beats + layout.token_beats) * config.mem_bytes
-    reads = sum(cache_bytes(config, min((n + 1) * config.lanes, tokens)) for n in range(passes))
+    most = config.groups * config.lanes
+    ends = [min(start + most, tokens) for start in range(0, tokens, most)]
+    passes = [end - start for start, end in zip([0, *ends], ends, strict=False)]
+    streamed = sum(layout.pass_beats(count > config.lanes, head=False) for count in passes) * config.mem_bytes
+    reads = sum(cache_bytes(config, end) for end in ends)
     result["tokens_per_s"] = tokens * config.clock_hz / cycles
     result["first_token_s"] = cycles / config.clock_hz
-    result["bytes"] = {"layers": passes * layout.layers_beats * config.mem_bytes, "head": layout.epilogue_beats * config.mem_bytes,
+    result["bytes"] = {"layers": streamed, "head": layout.epilogue_beats * config.mem_bytes,
                        "cache": reads}
-    result["roofline_share"] = (streamed + reads) / (cycles * config.mem_bytes)
+    result["roofline_share"] = (sum(result["bytes"].values())) / (cycles * config.mem_bytes)
     return result
 
 

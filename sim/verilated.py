@@ -6,7 +6,7 @@ before.
 
 Ports of the top module: `clk`, `rst`; all others may be absent: `s_axi_*` (AXI4-Lite, 12-bit
 addresses), `m0_axi_*`, `m1_axi_*` ... (AXI4 masters), `irq`, `unit_busy` (8 bits), `weight_beat`,
-and `trace_valid`, `trace_unit`, `trace_slot`, `trace_index`, `trace_data`.
+and `trace_valid`, `trace_unit`, `trace_slot`, `trace_index`, `trace_data`, also as `trace_dot_...`.
 """
 
 from __future__ import annotations
@@ -405,7 +405,7 @@ class Verilated:
                          ("data", "<i4", (self.trace_words,))])  # fmt: skip
 
     def trace_enable(self, on: bool = True, *, max_bytes: int = TRACE_LIMIT) -> None:
-        """Record an event in each cycle in which `trace_valid` is high."""
+        """Record an event in each cycle in which `trace_valid` is high, and one more in which `trace_dot_valid` is."""
         if on and not self.trace_words:
             raise SimulationError("this machine was built without trace ports")
         self._library.sim_trace_enable(self._machine(), int(on), max_bytes)
@@ -624,6 +624,7 @@ def _ports_header(ports: dict[str, int]) -> str:
         f"#define DATA_BYTES {summary['data_bytes']}",
         *(f"#define HAS_{name.upper()} {int(summary[name])}" for name in ("csr", "irq", "unit_busy", "weight_beat")),
         f"#define HAS_TRACE {int(summary['trace_words'] > 0)}",
+        f"#define HAS_TRACE_DOT {int('trace_dot_valid' in ports)}",
         f"#define TRACE_WORDS {summary['trace_words']}",
         *(f"static inline unsigned {name}(Vtop *top) {{ (void)top; return {f'top->{name} & {mask}' if summary[name] else 0}; }}"
           for name, mask in (("unit_busy", 255), ("weight_beat", 1))),

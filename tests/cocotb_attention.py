@@ -108,13 +108,14 @@ class Watch:
         bench.each_cycle.append(self.sample)
 
     def begin(self):
-        self.writes, self.saturated, self.clears, self.busy = [], 0, 0, []
+        self.writes, self.saturated, self.clears, self.busy = [], 0, [], []
 
     def sample(self):
         dut = self.dut
         self.busy.append(int(dut.busy.value))
         self.saturated += int(dut.saturated.value)
-        self.clears += int(dut.work_clear.value)
+        if int(dut.work_clear.value):
+            self.clears.append(int(dut.work_clear.value))
         if dut.work_write__valid.value == 1:
             assert self.busy[-1], "work written while not busy"
             slot = getattr(dut, "work_write__slot", None)

@@ -17,9 +17,20 @@ async def multiplies(dut):
     bench.each_cycle.append(lambda: bench.moved() if busy[-1] and not bench.agents else None)
     first_cycle = bench.cycle + 1
     results = []
+    if p["queued"]:
+        for job in reversed(p["jobs"]):  # a slot's longest vector, which comes first, is written last
+            await write_codes(dut, job["slot"], job["codes"], p["code_words"], p["vector_lanes"], garbage)
+        commands = streams.send(dut, "cmd", [command_of(job) for job in p["jobs"]])
+        words = streams.send(dut, "weights_i", [int(beat, 16) for job in p["jobs"] for beat in job["beats"]], stall="rare")
+        await commands, await words
+        while busy[-1]:
+            await streams.cycles(dut)
+        results = [{"accumulators": await read_slots(dut, job, p)} for job in p["jobs"]]
+        streams.report(results=results)
+        return
     for job in p["jobs"]:
-        await write_codes(dut, job["codes"], p["code_words"], p["vector_lanes"], garbage)
-        command = streams.send(dut, "cmd", [{"inputs": job["inputs"], "steps": job["steps"]}])
+        await write_codes(dut, job["slot"], job["codes"], p["code_words"], p["vector_lanes"], garbage)
+        command = streams.send(dut, "cmd", [command_of(job)])
         words = streams.send(dut, "weights_i", [int(beat, 16) for beat in job["beats"]], stall=job["stall"])
         accepted, taken = await command, await words
         while busy[-1]:
@@ -27,15 +38,19 @@ async def multiplies(dut):
         idle = next(i for i in range(taken[-1] - first_cycle + 1, len(busy)) if not busy[i]) + first_cycle
         assert all(busy[accepted[0] + 1 - first_cycle : idle - first_cycle]), "busy fell before the end"
         results.append({
-            "accumulators": [await read_rows(dut, slot, p["acc_words"], p["latency"]) for slot in range(len(job["codes"]))],
+            "accumulators": await read_slots(dut, job, p),
             "first": taken[0] - accepted[0], "streaming": taken[-1] - taken[0] + 1, "last": idle - taken[-1],
         })
     streams.report(results=results)
 
 
-async def write_codes(dut, lanes, words, width, garbage):
-    """Fill every code memory: the lane's codes, then garbage; idle cycles with garbage in between."""
-    for slot, codes in enumerate(lanes):
+def command_of(job):
+    return {"inputs": job["inputs"], "steps": job["steps"], "slot": job["slot"], "count": len(job["codes"]), "at": job["at"]}
+
+
+async def write_codes(dut, first, lanes, words, width, garbage):
+    """Fill the slots' codes: the slot's codes, then garbage; idle cycles with garbage in between."""
+    for slot, codes in enumerate(lanes, first):
         codes = codes + [garbage.randrange(-127, 128) for _ in range(words * width - len(codes))]
         for address in range(words):
             await drive_write(dut, 1, slot, address, sum((c & 255) << 8 * i for i, c in enumerate(codes[address * width :][:width])))
@@ -52,13 +67,21 @@ async def drive_write(dut, valid, slot, address, data):
     await streams.cycles(dut)
 
 
-async def read_rows(dut, slot, words, latency):
-    """All words of a lane's accumulators, an address per cycle."""
+async def read_slots(dut, job, p):
+    return [await read_rows(dut, job["slot"] + n, p["acc_words"], p["parts"], p["latency"]) for n in range(len(job["codes"]))]
+
+
+async def read_rows(dut, slot, words, parts, latency):
+    """All words of a slot's results, a part per cycle."""
     data = []
     dut.acc_read__slot.value = slot
-    for i in range(words + latency - 1):
-        dut.acc_read__addr.value = min(i, words - 1)
+    dut.acc_read__en.value = 1
+    for i in range(words * parts + latency - 1):
+        dut.acc_read__addr.value = min(i // parts, words - 1)
+        dut.acc_read__part.value = i % parts
         await streams.cycles(dut)
-        if i >= latency - 1:
+        done = i - latency + 1
+        if done >= 0 and done % parts == parts - 1:
             data.append(hex(int(dut.acc_read__data.value)))
+    dut.acc_read__en.value = 0
     return data

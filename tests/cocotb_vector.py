@@ -24,23 +24,23 @@ def scale(m, e):
 class Machine:
     """The unit under test with memories and neighbours; every `run_...` compares it with the integer functions."""
 
-    def __init__(self, dut, config: BuildConfig, acc_latency: int, stall: str, rng):
+    def __init__(self, dut, config: BuildConfig, acc_latency: int, acc_parts: int, stall: str, rng):
         self.dut, self.config, self.stall, self.rng = dut, config, stall, rng
-        self.acc_latency = acc_latency
+        self.acc_latency, self.acc_parts = acc_latency, acc_parts
         s = config.shape
-        lanes = config.lanes
-        self.x = np.zeros((lanes, s.hidden), np.int64)
+        lanes, slots = config.lanes, (config.groups - 1) * config.group_slots + config.lanes
+        self.x = np.zeros((slots, s.hidden), np.int64)
         self.hm, self.he = (np.zeros((lanes, max(s.ffn, s.q_size)), np.int64) for _ in range(2))
         self.work_scale = [integer.UF_ONE] * lanes
-        self.code_scale = [integer.UF_ONE] * lanes
-        self.cos, self.sin = (np.zeros((lanes, s.head_dim // 2), np.int64) for _ in range(2))
-        self.acc = np.zeros((lanes, s.max_rows), np.int64)
+        self.code_scale = [integer.UF_ONE] * slots
+        self.cos, self.sin = (np.zeros((slots, s.head_dim // 2), np.int64) for _ in range(2))
+        self.acc = np.zeros((slots, s.max_rows), np.int64)
+        self.banks = {}
         self.memory = rng.integers(0, 256, CACHE, dtype=np.uint8)
         rows = self.memory[ROPE : ROPE + 64 * config.rope_row_bytes].reshape(64, -1)
         rows[:, : 2 * s.head_dim] = rng.integers(-16384, 16385, (64, s.head_dim)).astype("<i2").view(np.uint8)
         codes = self.memory[TABLE:ROPE].view(np.int8)
         codes[codes == -128] = 0
-        self.scales = {}
         self.cycles = {}
         self.out = {"code": [], "activation": [], "scale": [], "x": []}
 
@@ -55,13 +55,17 @@ class Machine:
     async def _accumulators(self):
         dut, v, bits = self.dut, self.config.vector_lanes, self.config.acc_bits
         mask, history = (1 << bits) - 1, [0] * self.acc_latency
+        parts = [(0, 0, 0)] * self.acc_parts
         falling = FallingEdge(dut.clk)
         while True:
             await falling
             dut.acc_read__data.value = history.pop(0)
-            slot, addr = int(dut.acc_read__slot.value), int(dut.acc_read__addr.value)
+            slot, addr, part = (int(getattr(dut, f"acc_read__{name}").value) for name in ("slot", "addr", "part"))
             words = self.acc[slot, addr * v : (addr + 1) * v] if slot < len(self.acc) else ()
-            history.append(sum((int(a) & mask) << (i * bits) for i, a in enumerate(words)))
+            # Anything but a word whose last part is read, the other parts having been read just before, is garbage.
+            parts = [*parts[1 - self.acc_parts :], (slot, addr, part)] if self.acc_parts > 1 else [(slot, addr, part)]
+            whole = parts == [(slot, addr, n) for n in range(self.acc_parts)] and dut.acc_read__en.value == 1
+            history.append(sum((int(a) & mask) << (i * bits) for i, a in enumerate(words)) if whole else 0x5A5A5A)
 
     def _watch(self):
         dut = self.dut
@@ -98,7 +102,7 @@ class Machine:
         """Run one command, `work` beside it; nothing may be written outside."""
         dut = self.dut
         self.expect_nothing()
-        word = dict(op=int(op), source=0, norm=0, dest=0, slot=0, count=1, length=0, a=0, b=0) | fields
+        word = dict(op=int(op), source=0, norm=0, dest=0, slot=0, count=1, length=0, a=0, b=0, bank=0) | fields
         streams_of_command = streams.send(dut, "cmd", [word])
         await streams_of_command
         assert dut.busy.value == 1
@@ -115,18 +119,22 @@ class Machine:
 
     # Operations --------------------------------------------------------------------------------------
 
-    async def param(self, gains, gain_exponent=-14, **scales):
+    def of(self, bank):
+        """Scales of a bank by name, with its gains and their exponent."""
+        return self.banks[bank]
+
+    async def param(self, bank, gains, gain_exponent=-14, **scales):
         names = ("inverse_count", "eps", "scale0", "scale1", "scale2")
-        self.scales = {name: scales.get(name, integer.UF_ONE) for name in names}
-        self.gains, self.gain_exponent = gains, gain_exponent
+        known = {name: scales.get(name, integer.UF_ONE) for name in names}
+        self.banks[bank] = known | {"gains": gains, "gain_exponent": gain_exponent}
         header = np.zeros(8, "<u4")
-        header[:5] = [integer.uf_pack(self.scales[name]) for name in names]
+        header[:5] = [integer.uf_pack(known[name]) for name in names]
         header[5] = (gain_exponent & 0xFFFF) << 16
         size = self.config.mem_bytes
         blob = b"".join(part + bytes(-len(part) % size) for part in (header.tobytes(), gains.astype("<i2").tobytes()))
         beats = [int.from_bytes(blob[i : i + size], "little") for i in range(0, len(blob), size)]
         sender = streams.send(self.dut, "weights_i", beats, self.stall)
-        await self.command(VectorOp.PARAM, length=len(gains))
+        await self.command(VectorOp.PARAM, length=len(gains), bank=bank)
         assert sender.finished
 
     async def _read(self, count):
@@ -138,15 +146,15 @@ class Machine:
                 beats.append(int.from_bytes(self.memory[at : at + size].tobytes(), "little"))
         await streams.send(self.dut, "read_data", beats, self.stall)
 
-    async def embed(self, slot, token, row_scale):
+    async def embed(self, slot, token, row_scale, bank):
         c = self.config
         base = TABLE + token // c.group_rows * c.head_group_bytes
         at = base + token % c.group_rows * 2
         self.memory[at : at + 2] = np.array([row_scale], "<u2").view(np.uint8)
         at = base + c.mem_bytes + token % c.group_rows * c.head_row_bytes
         codes = self.memory[at : at + c.shape.hidden].view(np.int8).astype(np.int64)
-        await self.command(VectorOp.EMBED, self._read(2), slot=slot, a=token, b=TABLE)
-        self.x[slot] = integer.embed(codes, np.int64(row_scale), self.scales["scale0"])
+        await self.command(VectorOp.EMBED, self._read(2), slot=slot, a=token, b=TABLE, bank=bank)
+        self.x[slot] = integer.embed(codes, np.int64(row_scale), self.of(bank)["scale0"])
         self.expect("x", 32, {slot: self.x[slot]})
 
     async def rope(self, slot, position):
@@ -155,12 +163,13 @@ class Machine:
         self.cos[slot], self.sin[slot] = pairs[0::2], pairs[1::2]
         await self.command(VectorOp.ROPE, self._read(1), slot=slot, a=position, b=ROPE)
 
-    async def normq(self, slot, count, length, source, norm, dest):
-        rows = {}
+    async def normq(self, slot, count, length, source, norm, dest, bank):
+        rows, p = {}, self.of(bank)
         for i in range(slot, slot + count):
             if source:
-                a, exponent = integer.align_work(self.hm[i, :length], self.he[i, :length])
-                token_scale = self.work_scale[i]
+                lane = self.lane(i)
+                a, exponent = integer.align_work(self.hm[lane, :length], self.he[lane, :length])
+                token_scale = self.work_scale[lane]
             else:
                 a, exponent = integer.align_residual(self.x[i, :length])
                 token_scale = integer.UF_ONE
@@ -168,49 +177,54 @@ class Machine:
                 a,
                 exponent,
                 token_scale,
-                self.gains[:length] if norm else None,
-                self.gain_exponent,
-                self.scales["inverse_count"],
-                self.scales["eps"],
+                p["gains"][:length] if norm else None,
+                p["gain_exponent"],
+                p["inverse_count"],
+                p["eps"],
             )
         await self.command(
-            VectorOp.NORMQ, label=f"NORMQ x{count}", source=source, norm=norm, dest=dest, slot=slot, count=count, length=length
+            VectorOp.NORMQ, label=f"NORMQ x{count}", source=source, norm=norm, dest=dest, slot=slot, count=count, length=length, bank=bank
         )
         self.expect("activation" if dest else "code", 8, rows)
         if dest:
-            expected = integer.uf_mul(self.code_scale[slot + count - 1], self.scales["scale0"])
+            expected = integer.uf_mul(self.code_scale[slot + count - 1], p["scale0"])
             assert int(self.dut.logit_scale.value) == int(expected.m) | (int(expected.e) & 1023) << 16, f"logit_scale: expected {expected}"
 
-    async def resid(self, slot, count):
+    def lane(self, slot):
+        return slot % self.config.group_slots
+
+    async def resid(self, slot, count, bank):
         n = self.config.shape.hidden
         rows = {}
         for i in range(slot, slot + count):
-            s = integer.uf_mul(self.code_scale[i], self.scales["scale0"])
+            s = integer.uf_mul(self.code_scale[i], self.of(bank)["scale0"])
             self.x[i] = rows[i] = integer.residual_add(self.x[i], self.acc[i, :n], s)
-        await self.command(VectorOp.RESID, label=f"RESID x{count}", slot=slot, count=count, length=n)
+        await self.command(VectorOp.RESID, label=f"RESID x{count}", slot=slot, count=count, length=n, bank=bank)
         self.expect("x", 32, rows)
 
-    async def glu(self, slot, count):
+    async def glu(self, slot, count, bank):
         ffn, v = self.config.shape.ffn, self.config.vector_lanes
         for i in range(slot, slot + count):
             pairs = self.acc[i, : 2 * ffn].reshape(-1, 2, v)
             gate, up = pairs[:, 0].ravel(), pairs[:, 1].ravel()
-            s0, s1 = (integer.uf_mul(self.code_scale[i], self.scales[name]) for name in ("scale0", "scale1"))
+            s0, s1 = (integer.uf_mul(self.code_scale[i], self.of(bank)[name]) for name in ("scale0", "scale1"))
+            lane = self.lane(i)
             if self.config.shape.activation == "relu2":
-                self.hm[i, :ffn], self.he[i, :ffn] = integer.gated_relu2(gate, up)
-                self.work_scale[i] = integer.uf_mul(integer.uf_mul(s0, s0), s1)
+                self.hm[lane, :ffn], self.he[lane, :ffn] = integer.gated_relu2(gate, up)
+                self.work_scale[lane] = integer.uf_mul(integer.uf_mul(s0, s0), s1)
             else:
-                self.hm[i, :ffn], self.he[i, :ffn] = integer.gated_silu(gate, up, s0)
-                self.work_scale[i] = s1
-        await self.command(VectorOp.GLU, label=f"GLU x{count}", slot=slot, count=count, length=ffn)
+                self.hm[lane, :ffn], self.he[lane, :ffn] = integer.gated_silu(gate, up, s0)
+                self.work_scale[lane] = s1
+        await self.command(VectorOp.GLU, label=f"GLU x{count}", slot=slot, count=count, length=ffn, bank=bank)
 
     async def attend(self, slot, count):
         """What the dot engine does: work elements of the query heads."""
         dut, n, v = self.dut, self.config.shape.q_size, self.config.vector_lanes
-        dut.work_clear.value = 1
+        slot = self.lane(slot)
+        dut.work_clear.value = (1 << count) - 1 << slot
         await FallingEdge(dut.clk)
         dut.work_clear.value = 0
-        self.work_scale = [integer.UF_ONE] * self.config.lanes
+        self.work_scale[slot : slot + count] = [integer.UF_ONE] * count
         value = self.rng.integers(-(1 << 40), 1 << 40, (count, n)) >> self.rng.integers(0, 42, (count, n))
         m, e = integer.work_norm(value, self.rng.integers(-40, 40, (count, 1)))
         self.hm[slot : slot + count, :n], self.he[slot : slot + count, :n] = m, e
@@ -223,11 +237,11 @@ class Machine:
             await FallingEdge(dut.clk)
         dut.work_write__valid.value = 0
 
-    async def qkv(self, slot, count, position):
+    async def qkv(self, slot, count, position, bank):
         c, s = self.config, self.config.shape
         q_rows, scales, memory = {}, {}, {}
         for index, i in enumerate(range(slot, slot + count)):
-            multipliers = [integer.uf_mul(self.code_scale[i], self.scales[name]) for name in ("scale0", "scale1", "scale2")]
+            multipliers = [integer.uf_mul(self.code_scale[i], self.of(bank)[name]) for name in ("scale0", "scale1", "scale2")]
             place = position + index
             parts = np.split(self.acc[i, : s.qkv_rows].reshape(-1, s.head_dim), [s.heads, s.heads + s.kv_heads])
             for kind, (part, multiplier) in enumerate(zip(parts, multipliers, strict=True)):
@@ -245,7 +259,8 @@ class Machine:
                     places = at + c.kv_scale_block_bytes + cache_rows(c)[place % CHUNK]
                     memory |= {int(at): byte for at, byte in zip(places, row, strict=True)}
         got: dict[int, int] = {}
-        await self.command(VectorOp.QKV, self._cache(memory, got), label=f"QKV x{count}", slot=slot, count=count, a=position, b=CACHE)
+        await self.command(VectorOp.QKV, self._cache(memory, got), label=f"QKV x{count}", slot=slot, count=count, a=position, b=CACHE,
+                           bank=bank)
         self.expect("activation", 8, q_rows)
         found = {(i, h): word for i, h, word in self.out["scale"]}
         assert len(found) == len(self.out["scale"])
@@ -283,9 +298,10 @@ class Machine:
     def some_scale(self, low=-30, high=-10):
         return scale(self.rng.integers(1 << 15, 1 << 16), self.rng.integers(low, high))
 
-    async def random_param(self, length, scale0=None):
+    async def random_param(self, bank, length, scale0=None):
         gains = self.rng.integers(-32768, 32768, length)
         await self.param(
+            bank,
             gains,
             int(self.rng.integers(-20, -8)),
             inverse_count=integer.uf_from_float(1 / max(length, 1)),
@@ -298,7 +314,8 @@ class Machine:
 
 def machine(dut):
     p = streams.parameters()
-    return Machine(dut, BuildConfig.from_dict(p["config"]), p["acc_latency"], p["stall"], np.random.default_rng(streams.seed())), p
+    rng = np.random.default_rng(streams.seed())
+    return Machine(dut, BuildConfig.from_dict(p["config"]), p["acc_latency"], p["acc_parts"], p["stall"], rng), p
 
 
 @cocotb.test()
@@ -308,31 +325,32 @@ async def layers(dut):
     await t.begin()
     c, s = t.config, t.config.shape
     rng = t.rng
-    await t.random_param(0, scale(40000, -24))
-    for slot in range(c.lanes):
-        await t.embed(slot, int(rng.integers(0, VOCAB)), int(rng.integers(0, 1 << 16)))
+    await t.random_param(3, 0, scale(40000, -24))
+    slots = [group * c.group_slots + lane for group in range(c.groups) for lane in range(c.lanes)]
+    for slot in slots:
+        await t.embed(slot, int(rng.integers(0, VOCAB)), int(rng.integers(0, 1 << 16)), 3)
         await t.rope(slot, int(rng.integers(0, 64)))
     position = int(rng.integers(0, 2 * CHUNK))
+    await t.random_param(0, s.hidden)
     for form in p["forms"]:
         t.accumulators(form)
         count = int(rng.integers(1, c.lanes + 1))
-        slot = int(rng.integers(0, c.lanes - count + 1))
-        await t.random_param(s.hidden)
-        await t.normq(slot, count, s.hidden, 0, 1, 0)
-        await t.qkv(slot, count, position)
+        slot = int(rng.integers(0, c.lanes - count + 1)) + c.group_slots * int(rng.integers(c.groups))
+        await t.random_param(1, s.q_size)  # every bank is loaded a matrix ahead of its use
+        await t.normq(slot, count, s.hidden, 0, 1, 0, 0)
+        await t.qkv(slot, count, position, 0)
+        await t.random_param(2, s.hidden)
         await t.attend(slot, count)
-        await t.random_param(s.q_size)
-        await t.normq(slot, count, s.q_size, 1, int(rng.integers(2)), 0)
-        await t.resid(slot, count)
-        await t.random_param(s.hidden)
-        await t.normq(slot, count, s.hidden, 0, 1, 0)
+        await t.normq(slot, count, s.q_size, 1, int(rng.integers(2)), 0, 1)
+        await t.random_param(3, s.ffn)
+        await t.resid(slot, count, 1)
+        await t.normq(slot, count, s.hidden, 0, 1, 0, 2)
         t.accumulators(form)
-        await t.glu(slot, count)
-        await t.random_param(s.ffn)
-        await t.normq(slot, count, s.ffn, 1, int(rng.integers(2)), 0)
-        await t.resid(slot, count)
-        await t.random_param(s.hidden)
-        await t.normq(slot, count, s.hidden, 0, 1, 1)
+        await t.random_param(0, s.hidden)
+        await t.glu(slot, count, 2)
+        await t.normq(slot, count, s.ffn, 1, int(rng.integers(2)), 0, 3)
+        await t.resid(slot, count, 3)
+        await t.normq(slot, count, s.hidden, 0, 1, 1, 0)
         position += count
     streams.report(cycles=t.cycles)
 
@@ -347,23 +365,24 @@ async def extremes(dut):
     for slot in range(lanes):
         await t.rope(slot, slot)
     for scale0 in (scale(0, 0), scale(65535, 60), scale(32768, -120), scale(50000, -21)):
-        await t.param(np.zeros(0, np.int64), scale0=scale0)
+        await t.param(3, np.zeros(0, np.int64), scale0=scale0)
         for token, row_scale in ((0, 65535), (VOCAB - 1, 1), (t.config.group_rows - 1, 0), (t.config.group_rows, 32768)):
-            await t.embed(last, token, row_scale)
-            await t.normq(last, 1, s.hidden, 0, 0, 1)
-    await t.param(np.zeros(0, np.int64), scale0=scale(65535, 60))
+            await t.embed(last, token, row_scale, 3)
+            await t.normq(last, 1, s.hidden, 0, 0, 1, 3)
+    await t.param(3, np.zeros(0, np.int64), scale0=scale(65535, 60))
     for slot in range(lanes):
-        await t.embed(slot, 3, 65535)
+        await t.embed(slot, 3, 65535, 3)
     for gain in (-32768, 0, 32767):
-        await t.param(np.full(s.hidden, gain), scale0=scale(32768, 3), eps=scale(0, 0), inverse_count=integer.uf_from_float(1 / s.hidden))
+        inverse = integer.uf_from_float(1 / s.hidden)
+        await t.param(0, np.full(s.hidden, gain), scale0=scale(32768, 3), eps=scale(0, 0), inverse_count=inverse)
         t.accumulators("extreme")
-        await t.normq(last, 1, s.hidden, 0, 1, 1)
-        await t.resid(last, 1)
-        await t.glu(last, 1)
-        await t.normq(last, 1, s.ffn, 1, 0, 0)
-        await t.resid(last, 1)
-        await t.qkv(last, 1, CHUNK - 1)
+        await t.normq(last, 1, s.hidden, 0, 1, 1, 0)
+        await t.resid(last, 1, 0)
+        await t.glu(last, 1, 0)
+        await t.normq(last, 1, s.ffn, 1, 0, 0, 0)
+        await t.resid(last, 1, 0)
+        await t.qkv(last, 1, CHUNK - 1, 0)
     t.accumulators("zero")
-    await t.glu(0, lanes)
-    await t.normq(0, lanes, s.ffn, 1, 0, 0)
-    await t.resid(0, lanes)
+    await t.glu(0, lanes, 0)
+    await t.normq(0, lanes, s.ffn, 1, 0, 0, 0)
+    await t.resid(0, lanes, 0)

@@ -67,7 +67,7 @@ def test_every_opcode_has_a_form_and_a_method():
     ("\nadd r1, r2, r16", "line 2: add: rt: register r16 does not exist; there are r0 to r15"),
     ("li r1, 0x100000000", "line 1: li: imm: 4294967296 is out of range -2147483648 to 4294967295"),
     ("arg r1, 8", "line 1: arg: index: 8 is out of range 0 to 7"),
-    ("jmp 256", "line 1: jmp: target: 256 is out of range 0 to 255"),
+    ("jmp 512", "line 1: jmp: target: 512 is out of range 0 to 511"),
     ("matmul inputs=65536", "line 1: matmul: inputs: 65536 is out of range 0 to 65535"),
     ("a:\na:", "line 2: label 'a' is defined twice"),
     ("add r1, r2", "line 1: add takes 3 operands (rd, rs, rt), not 2"),
@@ -75,8 +75,9 @@ def test_every_opcode_has_a_form_and_a_method():
     ("li r1, x", "line 1: 'x' is not a number"),
     ("in 5", "line 1: rd: '5' is not a register; registers are r0 to r15"),
     ("wait all", "line 1: units: unknown unit 'all'; units are vector, matmul, dot, sampler, writes, none"),
-    ("vector.glu width=3", "line 1: vector.glu: 'width=3' is not name=value with one of slot, count, a, b, length, source, norm, dest"),
-    ("flush\n" * 257, "the program has 257 instructions, but program_words is 256: raise program_words"),
+    ("vector.glu width=3",
+     "line 1: vector.glu: 'width=3' is not name=value with one of slot, count, a, b, length, source, norm, dest, bank"),
+    ("flush\n" * 513, "the program has 513 instructions, but program_words is 512: raise program_words"),
 ])
 def test_mistakes_are_named(text, message):
     with pytest.raises(AssemblyError) as error:

@@ -17,7 +17,7 @@ from tritloom.rtl.top import Accelerator
 from tritloom.rtl.ufloat import SerialDivider
 
 MATMUL = {"tables": 2, "rows_per_cycle": 2, "table_form": "symmetric14", "packing": "trit5", "mem_bytes": 4, "max_inputs": 12,
-          "max_rows": 8, "acc_bits": 16, "vector_lanes": 4}
+          "max_rows": 8, "block_rows": 8, "groups": 1, "result_banks": 2, "acc_bits": 16, "vector_lanes": 4}
 
 
 @once
@@ -61,7 +61,7 @@ def modules(verilog):
 @pytest.mark.parametrize("lanes", [1, 3])
 def test_a_lane_is_one_module(lanes):
     text = to_verilog(TernaryMatmul(lanes=lanes, **MATMUL), "matmul")
-    for name in ("code_memory", "table_builder", "lookup_lane", "accumulator_memory"):
+    for name in ("table_builder", "lookup_lane", "partial_memory"):
         assert modules(text).count(name) == 1 and f"{name}_2" not in modules(text)
         assert len(re.findall(rf"^  {name} \w+ \($", text, re.M)) == lanes
 

@@ -39,6 +39,8 @@ def streamed(map: MemoryMap, memory, entry):
             size = d.value * map.mem_bytes
             out.append((d.dest, memory[address : address + size]))
             address += size
+        elif d.op == DescriptorOp.BACK:
+            address -= d.value * map.mem_bytes
         elif d.op == DescriptorOp.LOOP:
             loops += 1
             index = d.target if loops < d.value else index
@@ -63,11 +65,15 @@ def test_stream_holds_the_model(tmp_path, case):
     packed = pack(model, config)
     memory = flat_memory(packed.memory(), packed.map.total_bytes, fill=0xA5)
     prologue, layer_blocks, epilogue = stream_blocks(config)
-    blocks = [(None, prologue[0]), *((layer, b) for layer in model.layers for b in layer_blocks), *((None, b) for b in epilogue)]
+    blocks = [(None, prologue[0]), (model.layers[0], prologue[1]), *((layer, b) for layer in model.layers for b in layer_blocks),
+              *((None, b) for b in epilogue)]
+    following = {id(a): b.qkv_parameters for a, b in zip(model.layers, model.layers[1:], strict=False)}
     stream = streamed(packed.map, memory, packed.map.entry_token)
     assert [d for d, _ in stream] == [b.dest for _, b in blocks]
-    assert len(streamed(packed.map, memory, packed.map.entry_layers)) == len(stream) - 2
-    outer = {"embedding_parameters": model.embedding_parameters, "head_parameters": model.head_parameters}
+    assert len(streamed(packed.map, memory, packed.map.entry_layers)) == len(stream) - 1
+    twice = streamed(packed.map, memory, packed.map.entry_token_twice)
+    assert [data.tobytes() for _, data in twice] == [
+        data.tobytes() for d, data in stream for _ in range(1 + (d == Destination.MATMUL))]
     for (layer, block), (_, data) in zip(blocks, stream, strict=True):
         if block.dest == Destination.MATMUL:
             expected = interleave(layer.gate, layer.up, config.vector_lanes) if block.name == "gate_up" else getattr(layer, block.name)
@@ -75,7 +81,12 @@ def test_stream_holds_the_model(tmp_path, case):
             got = unpack_matrix(beats, block.rows, block.inputs, config.tables, config.rows_per_cycle, config.packing)
             assert (got == expected).all(), block.name
         elif block.dest == Destination.VECTOR:
-            p = outer.get(block.name) or getattr(layer, block.name)
+            if block.name == "embedding_parameters":
+                p = model.embedding_parameters
+            elif block.name == "next_parameters":
+                p = following.get(id(layer), model.head_parameters)
+            else:
+                p = getattr(layer, block.name)
             scales, exponent, gains = read_parameters(data, block.gains, config.mem_bytes)
             assert scales[:2] == as_pairs(p.inverse_count, p.eps) and scales[2 : 2 + len(p.scales)] == as_pairs(*p.scales), block.name
             assert exponent == p.gain_exponent and block.gains == p.length
@@ -170,8 +181,8 @@ def test_refusals(tmp_path):
         pack(checkpoint, dataclasses.replace(TINY_CONFIG, shape=dataclasses.replace(TINY, ffn=64)))
     with pytest.raises(ConfigError, match="on-chip memory, the machine has 4096"):
         pack(checkpoint, dataclasses.replace(TINY_CONFIG, memory="onchip", onchip_bytes=4096))
-    with pytest.raises(ConfigError, match="300 words, the machine holds 256"):
-        pack(checkpoint, TINY_CONFIG, program=[0] * 300)
+    with pytest.raises(ConfigError, match="600 words, the machine holds 512"):
+        pack(checkpoint, TINY_CONFIG, program=[0] * 600)
 
 
 def test_progress(tmp_path):

@@ -154,8 +154,8 @@ def test_commands(stall):
     p.vector(VectorOp.QKV, slot=11, count=12, a=13, b=14, length=0xBEEF, source=1, norm=0, dest=1)
     for register, value in ((11, 0x1A1), (12, 0x1B2), (13, 0x13131313), (14, 0xF4F4F4F4)):
         p.li(register, value)
-    p.vector(VectorOp.GLU, slot=11, count=12, a=13, b=14, length=0xBEEF, source=1, norm=0, dest=1)
-    p.matmul(inputs=0x1234, steps=0xFEDC)
+    p.vector(VectorOp.GLU, slot=11, count=12, a=13, b=14, length=0xBEEF, source=1, norm=0, dest=1, bank=2)
+    p.matmul(inputs=0x1234, steps=0xFEDC, slot=11, count=12, at=14)
     p.dot(DotOp.HEAD, slot=11, count=12, position=13, kv_base=14)
     p.sample(13)
     p.token(6)
@@ -170,9 +170,9 @@ def test_commands(stall):
     result = harness.run(Sequencer(program_words=WORDS, lanes=3), "sequencer", __name__, testcase="commands",
                          parameters={"program": words, "stall": stall, "best": [5, 0xFFFFFFFF, 131071]})
     assert result["got"] == {
-        "vector": {"op": 6, "source": 1, "norm": 0, "dest": 1, "slot": 0xA1, "count": 0xB2, "length": 0xBEEF,
+        "vector": {"op": 6, "source": 1, "norm": 0, "dest": 1, "slot": 0xA1, "count": 0xB2, "length": 0xBEEF, "bank": 2,
                    "a": 0x13131313, "b": 0xF4F4F4F4},
-        "matmul": {"inputs": 0x1234, "steps": 0xFEDC},
+        "matmul": {"inputs": 0x1234, "steps": 0xFEDC, "slot": 0xA1, "count": 0xB2, "at": 0xF4F4},
         "dot": {"op": 1, "slot": 0xA1, "count": 0xB2, "position": 0x13131313, "kv_base": 0xF4F4F4F4},
         "sampler": {"position": 0x13131313},
         "stream_start": 200,

@@ -14,18 +14,21 @@ from tritloom.rtl.tlmm import TernaryMatmul
 MAX_INPUTS, MAX_ROWS, ACC_BITS = 120, 88, 16
 
 
-def engine(form="symmetric14", packing="trit5", tables=5, rows=4, lanes=2, vector_lanes=4, mem_bytes=32):
+def engine(form="symmetric14", packing="trit5", tables=5, rows=4, lanes=2, vector_lanes=4, mem_bytes=32, groups=1, result_banks=None):
     return {"table_form": form, "packing": packing, "tables": tables, "rows_per_cycle": rows, "lanes": lanes, "vector_lanes": vector_lanes,
-            "mem_bytes": mem_bytes, "max_inputs": MAX_INPUTS, "max_rows": MAX_ROWS, "acc_bits": ACC_BITS}
+            "mem_bytes": mem_bytes, "max_inputs": MAX_INPUTS, "max_rows": MAX_ROWS, "block_rows": MAX_ROWS, "acc_bits": ACC_BITS,
+            "groups": groups, "result_banks": result_banks or max(1, vector_lanes // rows)}
 
 
 @dataclass
 class Job:
-    """A matrix and the codes of all lanes."""
+    """A matrix, and the codes of the slots from `slot`. Its rows become the results from step `at` on."""
 
     trits: np.ndarray
     codes: np.ndarray
     stall: str = "none"
+    slot: int = 0
+    at: int = 0
 
 
 def job(rows, inputs, stall="none", lanes=2, seed=0):
@@ -39,29 +42,32 @@ def extreme(rows, inputs, lanes=2):
     return Job(trits, np.where(np.arange(lanes)[:, None] % 2, -127, 127).repeat(inputs, 1))
 
 
-def check(parameters, jobs):
-    """Run all jobs in one simulation; compare every accumulator; return what was measured."""
+def check(parameters, jobs, queued=False):
+    """Run all jobs in one simulation, each after the one before or all at once; compare every result; return what was measured."""
     dut = TernaryMatmul(**parameters)
     v, q, span = parameters["vector_lanes"], parameters["rows_per_cycle"], 3 * parameters["tables"]
     described = []
     for j in jobs:
         beats = pack_matrix(j.trits, parameters["tables"], q, parameters["packing"], parameters["mem_bytes"])
         described.append({"inputs": j.trits.shape[1], "steps": -(-len(j.trits) // q), "codes": j.codes, "stall": j.stall,
-                          "beats": [beat[::-1].tobytes().hex() for beat in beats]})
+                          "slot": j.slot, "at": j.at, "beats": [beat[::-1].tobytes().hex() for beat in beats]})
     measured = harness.run(dut, "tlmm", "cocotb_tlmm", parameters={
         "jobs": described, "vector_lanes": v, "code_words": -(-MAX_INPUTS // v), "acc_words": -(-MAX_ROWS // v),
-        "latency": dut.acc_read_latency})
+        "latency": dut.acc_read_latency, "parts": dut.parts, "queued": queued})
     for number, (j, result) in enumerate(zip(jobs, measured["results"], strict=True)):
         got = np.array([[accumulator(int(word, 16), i) for word in lane for i in range(v)] for lane in result["accumulators"]])
+        got = got[:, j.at * q :]
         expected = (torch.from_numpy(j.codes) @ torch.from_numpy(j.trits.astype(np.int64)).T).numpy()
         wrong = np.argwhere(got[:, : expected.shape[1]] != expected)
         assert not len(wrong), (f"job {number} {j.trits.shape} stall={j.stall}: {len(wrong)} wrong, first at lane, row {wrong[0]}: "
                                 f"got {got[tuple(wrong[0])]}, expected {expected[tuple(wrong[0])]}")
+        if queued:
+            continue
         assert result["last"] == dut.latency
-        assert j.stall != "none" or result["first"] == dut.start_latency
+        assert j.stall != "none" or result["first"] == dut.start_latency(len(j.codes))
         tiles, steps = -(-j.trits.shape[1] // span), -(-len(j.trits) // q)
         if j.stall == "none":  # a word per cycle while tables are ready
-            assert result["streaming"] == (tiles - 1) * max(steps, dut.tile_cycles) + steps
+            assert result["streaming"] == (tiles - 1) * max(steps, dut.tile_cycles(len(j.codes))) + steps
     return measured["results"]
 
 
@@ -93,6 +99,27 @@ def test_shapes(tables, rows, vector_lanes, lanes, form, packing):
         job(88, 120, lanes=lanes), job(rows, 120, lanes=lanes), job(2 * rows + 1, 100, "random", lanes=lanes),
         extreme(88, 120, lanes), job(88, 3 * tables, "periodic", lanes=lanes), job(3 * rows, 119, lanes=lanes),
     ])
+
+
+@pytest.mark.parametrize("rows, vector_lanes, banks", [(2, 8, 1), (2, 8, 2), (4, 4, 1), (8, 4, 1)])
+def test_groups_and_blocks(rows, vector_lanes, banks):
+    """Results of one group and of other rows stay while others are computed; fewer slots than lanes; banks read in parts."""
+    parameters = engine(tables=3, rows=rows, lanes=6, groups=2, vector_lanes=vector_lanes, result_banks=banks)
+    jobs = [job(40, 60, lanes=6), job(24, 50, "random", lanes=5), job(88, 120, lanes=1), job(40, 60, lanes=6, seed=1)]
+    for j, (slot, at) in zip(jobs, ((0, 0), (8, 3), (8, 0), (0, 40 // rows)), strict=True):
+        j.slot, j.at = slot, at
+    check(parameters, jobs)
+
+
+def test_commands_that_wait_follow_each_other():
+    """Blocks of a matrix and other slots' products, all commanded at once; every result is read afterwards."""
+    parameters = engine(tables=3, rows=4, lanes=2, groups=2, vector_lanes=4)
+    jobs = [job(40, 60), job(48, 60, seed=1), job(3, 60, seed=2), job(80, 20, seed=3)]
+    for j, (slot, at) in zip(jobs, ((0, 0), (0, 10), (2, 0), (2, 1)), strict=True):
+        j.slot, j.at = slot, at
+    jobs[1].codes, jobs[3].codes = jobs[0].codes, jobs[2].codes[:, :20]
+    results = check(parameters, jobs, queued=True)
+    assert results
 
 
 def test_few_steps_never_overtake_their_own_partial_sums():

@@ -18,6 +18,7 @@ FORMS = ["random", "extreme", "zero", "one", "least", "random"]
 CONFIGS = {
     "wide": dict(
         lanes=3,
+        groups=2,
         vector_lanes=8,
         attention_macs=16,
         attention_rows=2,
@@ -61,6 +62,8 @@ def parameters_of(c):
     s = c.shape
     return dict(
         lanes=c.lanes,
+        groups=c.groups,
+        sub_norms=s.sub_norms,
         vector_lanes=c.vector_lanes,
         mem_bytes=c.mem_bytes,
         hidden=s.hidden,
@@ -83,19 +86,22 @@ def parameters_of(c):
 
 
 @pytest.mark.parametrize(
-    ("name", "stall", "acc_latency"), [("wide", "random", 1), ("narrow", "none", 2), ("silu", "random", 2), ("square", "periodic", 1)]
+    ("name", "stall", "acc_latency", "acc_parts"),
+    [("wide", "random", 1, 1), ("narrow", "none", 2, 1), ("silu", "random", 2, 1), ("square", "periodic", 1, 1), ("wide", "random", 2, 2),
+     ("silu", "none", 2, 2)],
 )
-def test_programs(name, stall, acc_latency):
+def test_programs(name, stall, acc_latency, acc_parts):
     config = configuration(name)
-    parameters = {"config": config.to_dict(), "acc_latency": acc_latency, "stall": stall, "forms": FORMS}
-    harness.run(VectorUnit(**parameters_of(config), acc_read_latency=acc_latency), f"vector_{name}", "cocotb_vector", parameters=parameters)
+    parameters = {"config": config.to_dict(), "acc_latency": acc_latency, "acc_parts": acc_parts, "stall": stall, "forms": FORMS}
+    unit = VectorUnit(**parameters_of(config), acc_read_latency=acc_latency, acc_parts=acc_parts)
+    harness.run(unit, f"vector_{name}", "cocotb_vector", parameters=parameters)
 
 
 @pytest.mark.parametrize(("name", "acc_latency"), [("wide", 1), ("square", 1)])
 def test_cycles(name, acc_latency):
     """The declared cycles per operation, without stalls; a short NORMQ waits for its scale."""
     config = configuration(name)
-    parameters = {"config": config.to_dict(), "acc_latency": acc_latency, "stall": "none", "forms": ["random"] * 3}
+    parameters = {"config": config.to_dict(), "acc_latency": acc_latency, "acc_parts": 1, "stall": "none", "forms": ["random"] * 3}
     unit = VectorUnit(**parameters_of(config), acc_read_latency=acc_latency)
     cycles = harness.run(unit, f"vector_{name}", "cocotb_vector", testcase="layers", parameters=parameters)["cycles"]
     print(cycles)  # shown by pytest -s
@@ -161,6 +167,7 @@ def test_parameters():
         warnings.simplefilter("ignore", UnusedElaboratable)
         for bad, message in (
             ({"acc_bits": 30}, "acc_bits must be from 9 to 24, not 30"),
+            ({"acc_parts": 3}, "acc_parts must be 1 or 2, not 3"),
             ({"hidden": 30}, r"vector_lanes \(4\) must divide hidden \(30\)"),
         ):
             with pytest.raises(ValueError, match=message):
