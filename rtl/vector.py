@@ -168,7 +168,10 @@ class VectorUnit(wiring.Component):
         self._max_inputs = max(hidden, heads * head_dim, ffn)
         max_rows = max((heads + 2 * kv_heads) * head_dim, hidden, 2 * ffn)
         self._x_words, self._h_words = hidden // vector_lanes, max(ffn, heads * head_dim) // vector_lanes
-        bank_words = [n // vector_lanes for n in (hidden, heads * head_dim if sub_norms else 0, hidden, ffn if sub_norms else 0)]
+        # Words of V coefficients that a beat brings; vectors of them begin at multiples.
+        self._beat_words = max(1, mem_bytes // (2 * vector_lanes))
+        bank_words = [self._whole_beats(n // vector_lanes)
+                      for n in (hidden, heads * head_dim if sub_norms else 0, hidden, ffn if sub_norms else 0)]
         self._bank_bases = [sum(bank_words[:i]) for i in range(len(bank_words))]
         self._gain_words, self._rope_words = sum(bank_words), head_dim // vector_lanes
         self._token_bits = (lanes - 1).bit_length()
@@ -177,7 +180,8 @@ class VectorUnit(wiring.Component):
         self._word = index_shape(max_rows // vector_lanes)
         self._place = index_shape(max(lanes * groups * self._x_words, lanes * self._h_words))
         lane = index_shape(lanes)
-        code_word = {"valid": Out(1), "slot": Out(slot), "addr": Out(index_shape(self._gain_words)), "data": Out(8 * vector_lanes)}
+        code_word = {"valid": Out(1), "slot": Out(slot), "addr": Out(index_shape(self._max_inputs // vector_lanes)),
+                     "data": Out(8 * vector_lanes)}
         activations = code_word | {"addr": Out(index_shape(max(hidden, heads * head_dim) // vector_lanes))}
         super().__init__(
             {
@@ -259,7 +263,9 @@ class VectorUnit(wiring.Component):
         self.stage = [Signal(tag, name=f"stage{i}") for i in range(depth + 1)]
         self.acc_address, self.coefficient_address = Signal(self._word), Signal(index_shape(self._coefficient_words))
         self.code_in = Signal(8 * lanes)
-        self.coefficient_write = Signal(data.StructLayout({"mask": 2, "addr": index_shape(self._coefficient_words), "data": 16 * lanes}))
+        self.coefficient_write = Signal(
+            data.StructLayout({"mask": 2, "addr": index_shape(self._coefficient_words), "data": 16 * lanes * self._beat_words})
+        )
 
         self.scales = ScaleUnit(squares_bits=self.quantiser.total_bits)
         # Two-pass bookkeeping: a maximum found but not taken; a division running; its result waiting for the second pass.
@@ -273,7 +279,11 @@ class VectorUnit(wiring.Component):
 
     @property
     def _coefficient_words(self):
-        return self._gain_words + self._token_lanes * self._groups * self._rope_words
+        return self._gain_words + self._token_lanes * self._groups * self._whole_beats(self._rope_words)
+
+    def _whole_beats(self, words):
+        """Words of coefficients in the beats that bring `words` of them."""
+        return words + -words % self._beat_words
 
     def _bases(self, words):
         """Where each slot's vector of `words` words begins."""
@@ -300,7 +310,7 @@ class VectorUnit(wiring.Component):
 
         word, place = Signal(self._word), Signal(self._place)
         base = Signal(self._place)
-        x_base, rope_base = self._bases(self._x_words), self._bases(self._rope_words)
+        x_base, rope_base = self._bases(self._x_words), self._bases(self._whole_beats(self._rope_words))
         h_base = Array([i * self._h_words for i in range(self._token_lanes)])
         gain_base = Array(self._bank_bases)
         m.d.comb += [
@@ -358,27 +368,28 @@ class VectorUnit(wiring.Component):
         row_of_group = self.command.a[:id_bits] if id_bits else C(0, 1)
         embed_row = Signal()
 
-        # Pieces of memory beats: V bytes for codes, 2V (or V twice) for 16-bit coefficients.
+        # Memory beats in pieces of V codes; coefficients are written a beat a cycle (or half a word, if V of them fill two beats).
         wide = self._bytes >= 2 * self._lanes
         beat, left = Signal(8 * self._bytes, reset_less=True), Signal(range(self._bytes // self._lanes + 1))
         load, take, from_weights, header = Signal(), Signal(), Signal(), Signal()
-        step_wide = Signal()
+        writing_beat = Signal()
         room = (left == 0) | ((left == 1) & take)
         m.d.comb += [
-            step_wide.eq(from_weights | self._is(VectorOp.ROPE) if wide else 0),
-            self.weights_i.ready.eq(header | (load & from_weights & room)),
-            self.read_data.ready.eq(load & ~from_weights & room),
+            self.weights_i.ready.eq(header | (writing_beat & from_weights)),
+            self.read_data.ready.eq((writing_beat & ~from_weights) | (load & room)),
             self.code_in.eq(beat[: 8 * self._lanes]),
         ]
         loaded = Signal()
-        m.d.comb += loaded.eq(load & room & Mux(from_weights, self.weights_i.valid, self.read_data.valid))
-        with m.If(loaded):
-            m.d.sync += [
-                beat.eq(Mux(from_weights, self.weights_i.payload, self.read_data.payload)),
-                left.eq(Mux(step_wide, self._bytes // (2 * self._lanes), self._bytes // self._lanes)),
-            ]
+        beat_written = writing_beat & Mux(from_weights, self.weights_i.valid, self.read_data.valid)
+        m.d.comb += loaded.eq(load & room & self.read_data.valid)
+        with m.If(loaded | beat_written):
+            m.d.sync += beat.eq(Mux(from_weights, self.weights_i.payload, self.read_data.payload))
         with m.Elif(take):
-            m.d.sync += [beat.eq(Mux(step_wide, beat >> 16 * self._lanes, beat >> 8 * self._lanes)), left.eq(left - 1)]
+            m.d.sync += beat.eq(beat >> 8 * self._lanes)
+        with m.If(loaded):
+            m.d.sync += left.eq(self._bytes // self._lanes)
+        with m.Elif(take):
+            m.d.sync += left.eq(left - 1)
         header_beats = -(-PARAM_HEADER_BYTES // self._bytes)
         header_beat = Signal(range(header_beats)) if header_beats > 1 else C(0, 1)
         self.header, self.header_beat, self.beat = header, header_beat, beat
@@ -421,6 +432,7 @@ class VectorUnit(wiring.Component):
                     m.next = "QKV"
 
         idle = Signal()
+        m.d.sync += self.coefficient_write.mask.eq(0)
         m.d.comb += [self.busy.eq(~idle), self.cmd.ready.eq(idle), self.read_request.payload.addr.eq(self.address)]
         m.d.comb += [kv.chunk_address.eq(self.address), kv.row.eq(self.position[:4])]
         given = self.cmd.payload
@@ -470,24 +482,16 @@ class VectorUnit(wiring.Component):
                         with m.If(self.words == 0):
                             m.next = "IDLE"
             with m.State("COEFFICIENTS"):
-                finish = last_word & (C(1, 1) if wide else half)
-                m.d.comb += [
-                    from_weights.eq(self._is(VectorOp.PARAM)),
-                    take.eq(left != 0),
-                    load.eq(~(take & finish)),
+                finish = (word + self._beat_words >= self.words) & (C(1, 1) if wide else half)
+                m.d.comb += [from_weights.eq(self._is(VectorOp.PARAM)), writing_beat.eq(1)]
+                m.d.sync += [
                     self.coefficient_write.addr.eq(Mux(from_weights, gain_base[command.bank], rope) + word),
+                    self.coefficient_write.mask.eq(beat_written.replicate(2) if wide else Cat(beat_written & ~half, beat_written & half)),
                 ]
-                if wide:
-                    m.d.comb += [self.coefficient_write.data.eq(beat), self.coefficient_write.mask.eq(take.replicate(2))]
-                else:
-                    m.d.comb += [
-                        self.coefficient_write.data.eq(beat[: 8 * self._lanes].replicate(2)),
-                        self.coefficient_write.mask.eq(Cat(take & ~half, take & half)),
-                    ]
-                with m.If(take):
+                with m.If(beat_written):
                     m.d.sync += half.eq(~half)
                     with m.If(C(1, 1) if wide else half):
-                        m.d.sync += word.eq(word + 1)
+                        m.d.sync += word.eq(word + self._beat_words)
                     with m.If(finish):
                         m.next = "IDLE"
 
@@ -718,18 +722,29 @@ class VectorUnit(wiring.Component):
                 bank_read.addr.eq(self.command.bank),
                 Value.cast(value).eq(bank_read.data),
             ]
-        m.submodules.coefficients = memory = Memory(shape=16 * self._lanes, depth=self._coefficient_words, init=[])
-        write = memory.write_port(granularity=8 * self._lanes)
-        m.d.comb += [
-            write.addr.eq(self.coefficient_write.addr),
-            write.data.eq(self.coefficient_write.data),
-            write.en.eq(self.coefficient_write.mask),
-        ]
-        read = memory.read_port()
+        # Word after word in turn in as many memories as a beat has words.
+        bank_bits = (self._beat_words - 1).bit_length()
         address = Signal.like(self.coefficient_address)
+        place = address[:bank_bits]
+        m.d.sync += address.eq(self.coefficient_address)
+        words = []
+        for i in range(self._beat_words):
+            m.submodules[f"coefficients{i}"] = memory = Memory(
+                shape=16 * self._lanes, depth=max(2, self._coefficient_words // self._beat_words), init=[]
+            )
+            write, read = memory.write_port(granularity=8 * self._lanes), memory.read_port()
+            m.d.comb += [
+                write.addr.eq(self.coefficient_write.addr >> bank_bits),
+                write.data.eq(self.coefficient_write.data.word_select(i, 16 * self._lanes)),
+                write.en.eq(self.coefficient_write.mask),
+                read.addr.eq(address >> bank_bits),
+            ]
+            words.append(read.data)
+        beat = self.beat[: 16 * self._lanes * self._beat_words] if self._bytes >= 2 * self._lanes else self.beat.replicate(2)
+        m.d.comb += self.coefficient_write.data.eq(beat)
         self.coefficients = Signal(data.ArrayLayout(signed(16), self._lanes), reset_less=True)
-        m.d.sync += [address.eq(self.coefficient_address), Value.cast(self.coefficients).eq(read.data)]
-        m.d.comb += read.addr.eq(address)
+        chosen = Signal(max(1, bank_bits))
+        m.d.sync += [chosen.eq(place), Value.cast(self.coefficients).eq(Array(words)[chosen])]
 
     # Lanes --------------------------------------------------------------------------------------------
 
