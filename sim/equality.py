@@ -100,7 +100,7 @@ def measure(model: str, name: str, report: Callable[[str], None]) -> dict[str, A
     verilog = cached_verilog(config, cache.parent / "verilog")
     report(f"{model}, {name}: Verilog after {time.monotonic() - started:.0f} s")
     packed = pack(checkpoint, config)
-    reference = IntegerModel(quantise(checkpoint))
+    reference = IntegerModel(quantise(checkpoint), config.shortlist)
     runs = []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "image"
