@@ -229,6 +229,16 @@ class BuildConfig:
         return self.mem_bytes + self.group_rows * self.head_row_bytes
 
     @property
+    def shortlist_bytes(self) -> int:
+        """Bytes of the row scales and int8 rows that the head reads again for each token."""
+        return self.shortlist * (self.mem_bytes + self.head_row_bytes)
+
+    @property
+    def shortlist_queue(self) -> int:
+        """Entries that wait between the scan of a ternary head's logits and the heap."""
+        return 4 * self.shortlist
+
+    @property
     def kv_scale_block_bytes(self) -> int:
         """Bytes of one chunk's scales (CHUNK of KV_SCALE_BYTES, padded to a beat)."""
         return round_up(CHUNK * KV_SCALE_BYTES, self.mem_bytes)

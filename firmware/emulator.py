@@ -94,6 +94,8 @@ class Emulator:
         self._sample_position: int | None = None
         self._best: list[int] = []
         self._logits: Int | None = None
+        self._logit_ids: Int | None = None
+        self._ternary_logits: list[Int] = []
         self._block = 0
         self._matrices: dict[tuple[int, int, int], NDArray[np.float32]] = {}
         self._head: tuple[NDArray[np.float64], Int] | None = None
@@ -155,8 +157,12 @@ class Emulator:
             elif i.op == Op.DOT:
                 if i.flags & 1 == DotOp.ATTEND:
                     self._attend(r[i.rd] & 0xFF, r[i.ru] & 0xFF, a, b)
+                elif self.config.shortlist:
+                    self._short_list_rows(r[i.rd] & 0xFF, r[i.ru] & 0xFF, b)
                 else:
                     self._head_rows(r[i.rd] & 0xFF, r[i.ru] & 0xFF)
+            elif i.op == Op.SCAN:
+                self._scan(r[i.rd] & 0xFF, i.imm & 0xFFFF, first=i.flags & 1)
             elif i.op == Op.SAMPLE:
                 self._sample_position = a
             elif i.op == Op.TOKEN:
@@ -247,11 +253,11 @@ class Emulator:
             return
         if self._parameters is None:
             raise EmulatorError(f"{op.name} before any parameter block")
-        if op == VectorOp.NORMQ and not i.flags >> 5 & 1:
+        if op == VectorOp.NORMQ and i.flags >> 5 & 3 != 1:
             self._codes = [np.zeros(0, np.int64)] * self.config.lanes
         for s in range(slot, slot + count):
             if op == VectorOp.NORMQ:
-                self._norm_quantise(s, length, source=i.flags >> 3 & 1, norm=i.flags >> 4 & 1, dest=i.flags >> 5 & 1)
+                self._norm_quantise(s, length, source=i.flags >> 3 & 1, norm=i.flags >> 4 & 1, dest=i.flags >> 5 & 3)
             elif op == VectorOp.RESID:
                 scale = uf_mul(self._code_scale[s], self._parameters.scales[0])
                 self._x[s, :length] = integer.residual_add(self._x[s, :length], self._accumulators[s][:length], scale)
@@ -300,7 +306,7 @@ class Emulator:
             self._activations[slot, :length] = codes
             self._logit_scale = uf_mul(s, p.scales[0])
             self._emit("activations", slot, codes)
-        else:
+        if dest != 1:
             self._codes[slot] = codes
             self._emit("codes", slot, codes)
 
@@ -392,9 +398,34 @@ class Emulator:
         self._logits = logits[0]
         self._emit("logits", slot, self._logits)
 
+    def _scan(self, slot: int, rows: int, *, first: int) -> None:
+        if not self.config.shortlist:
+            raise EmulatorError("SCAN on a machine without a short-list")
+        if slot not in self._accumulators:
+            raise EmulatorError(f"SCAN of slot {slot}, which has no accumulators")
+        if first:
+            self._ternary_logits = []
+        self._ternary_logits.append(self._accumulators[slot][:rows])
+
+    def _short_list_rows(self, slot: int, count: int, base: int) -> None:
+        c, s = self.config, self.config.shape
+        scanned = sum(map(len, self._ternary_logits))
+        if count != 1 or scanned != s.vocab:
+            raise EmulatorError(f"HEAD of {count} tokens after a SCAN of {scanned} rows: a short-list takes one token and {s.vocab} rows")
+        ids = integer.short_list(np.concatenate(self._ternary_logits), c.shortlist)
+        groups, rows = np.divmod(ids, c.group_rows)
+        table = self._read(base, ceil(s.vocab / c.group_rows) * c.head_group_bytes).reshape(-1, c.head_group_bytes)
+        scales = table[groups, : c.mem_bytes].view(np.uint16)[np.arange(len(ids)), rows].astype(np.int64)
+        starts = c.mem_bytes + rows * c.head_row_bytes
+        codes = table[groups[:, None], starts[:, None] + np.arange(s.hidden)].view(np.int8)
+        self._ternary_logits = []
+        self._logits, self._logit_ids = integer.head_logits(self._activations[slot, : s.hidden], codes, scales), ids
+        self._emit("logits", slot, self._logits)
+
     def _sample(self) -> int:
         if self._logits is None or self._sample_position is None:
             raise EmulatorError("TOKEN without SAMPLE and head rows: the machine would wait for ever")
-        token = integer.sample(self._logits, self._logit_scale, self.sampling, self._sample_position, self.config.sampler_candidates)
-        self._logits = self._sample_position = None
+        token = integer.sample(self._logits, self._logit_scale, self.sampling, self._sample_position, self.config.sampler_candidates,
+                               self._logit_ids)
+        self._logits = self._logit_ids = self._sample_position = None
         return token

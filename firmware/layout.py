@@ -7,7 +7,9 @@ region in consumption order:
     per layer: qkv parameters, qkv, o parameters, o, gate/up parameters, gate/up, down parameters, down
     head parameters, head groups
 
-so a pass over the model is one sequential read. Parameter blocks and matrices are whole beats.
+so a pass over the model is one sequential read. Parameter blocks and matrices are whole beats. With a
+short-list the ternary head, in blocks of rows, takes the place of the head groups; the int8 table then has
+a region of its own.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import dataclasses
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import groupby
 from math import ceil
 from typing import Any
 
@@ -39,6 +42,22 @@ def matrix_beats(config: BuildConfig, rows: int, inputs: int) -> int:
 def parameter_beats(config: BuildConfig, gains: int) -> int:
     """Beats of a parameter block: the header, then the int16 gains, each padded to a beat."""
     return (round_up(PARAM_HEADER_BYTES, config.mem_bytes) + round_up(2 * gains, config.mem_bytes)) // config.mem_bytes
+
+
+def table_beats(config: BuildConfig) -> int:
+    """Beats of an embedding or head table of int8 rows."""
+    return ceil(config.shape.vocab / config.group_rows) * config.head_group_bytes // config.mem_bytes
+
+
+def head_row_blocks(config: BuildConfig) -> list[int]:
+    """Rows of each block in which the ternary head is multiplied and scanned: as many as the accumulators hold.
+
+    The first has no more than the queue before the heap holds: the heap fills while the second streams.
+    """
+    vocab, most = config.shape.vocab, config.shape.max_rows
+    first = min(config.shortlist_queue, most, vocab)
+    full, rest = divmod(vocab - first, most)
+    return [first, *[most] * full, *([rest] if rest else [])]
 
 
 def cache_rows(config: BuildConfig) -> NDArray[np.int64]:
@@ -84,9 +103,10 @@ def stream_blocks(config: BuildConfig) -> tuple[list[Block], list[Block], list[B
         parameters("down_parameters", s.ffn if s.sub_norms else 0),
         matrix("down", s.hidden, s.ffn),
     ]
-    groups = ceil(s.vocab / config.group_rows)
-    head = Block("head", Destination.DOT, groups * config.head_group_bytes // config.mem_bytes, rows=s.vocab, inputs=s.hidden)
-    return [parameters("embedding_parameters", 0)], layer, [parameters("head_parameters", s.hidden), head]
+    head = [Block("head", Destination.DOT, table_beats(config), rows=s.vocab, inputs=s.hidden)]
+    if config.shortlist:
+        head = [matrix(f"ternary_head_{i}", rows, s.hidden) for i, rows in enumerate(head_row_blocks(config))]
+    return [parameters("embedding_parameters", 0)], layer, [parameters("head_parameters", s.hidden), *head]
 
 
 @dataclass(frozen=True)
@@ -104,7 +124,7 @@ class Region:
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryMap:
-    """Regions by name (weights, rope, kv and, when not tied, embedding), the descriptor program and its entries.
+    """Regions by name (weights, rope, kv, with a short-list head, when not tied embedding), the descriptor program and its entries.
 
     `embedding_base`: first group of the embedding table (the head's when tied); `prologue_beats`, `layer_beats`,
     `epilogue_beats`: lengths of the weight stream's parts; `total_bytes`: end of the last region.
@@ -176,7 +196,8 @@ def _descriptors(base: int, prologue: list[Block], layer: list[Block], epilogue:
     program: list[Descriptor] = []
 
     def stream(blocks: list[Block]) -> None:
-        program.extend(Descriptor(DescriptorOp.STREAM, b.beats, b.dest) for b in blocks)
+        for dest, run in groupby(blocks, key=lambda block: block.dest):
+            program.append(Descriptor(DescriptorOp.STREAM, sum(block.beats for block in run), dest))
 
     entries = []
     for last in ([], epilogue):
@@ -204,8 +225,9 @@ def memory_map(config: BuildConfig, *, tied: bool = True) -> MemoryMap:
         return base
 
     weights = place("weights", (prologue_beats + s.layers * layer_beats + epilogue_beats) * config.mem_bytes)
-    head = regions["weights"].end - epilogue[-1].beats * config.mem_bytes
-    embedding = head if tied else place("embedding", epilogue[-1].beats * config.mem_bytes)
+    table = table_beats(config) * config.mem_bytes
+    head = place("head", table) if config.shortlist else regions["weights"].end - table
+    embedding = head if tied else place("embedding", table)
     place("rope", s.context * config.rope_row_bytes)
     place("kv", s.layers * config.kv_layer_bytes, loaded=False)
     total = regions["kv"].end

@@ -13,7 +13,7 @@ from math import ceil
 
 from tritloom.firmware.assembler import assemble
 from tritloom.firmware.config import BuildConfig
-from tritloom.firmware.layout import MemoryMap
+from tritloom.firmware.layout import MemoryMap, head_row_blocks
 
 NO_STOP_TOKEN = 0xFFFFFFFF
 
@@ -64,9 +64,52 @@ def layer_assembly(config: BuildConfig) -> str:
     """
 
 
-def generation_assembly(config: BuildConfig, layout: MemoryMap) -> str:
-    """Assembly text of the generation program."""
+def head_assembly(config: BuildConfig, layout: MemoryMap, slot: str, count: str) -> str:
+    """From the residual stream of `count` tokens from `slot` (registers) to the logits that the sampler takes."""
     s = config.shape
+    norm = f"vector.normq slot={slot} count={count} length={s.hidden} source=0 norm=1"
+    text = f"""
+        vector.param length={s.hidden}                  ; final norm, head scale
+        {norm} dest={2 if config.shortlist else 1}
+        wait    vector
+        sample  r1"""
+    if not config.shortlist:
+        return f"""{text}
+        dot.head slot={slot} count={count}
+    """
+
+    def block(rows: int, first: int = 0) -> str:
+        return f"""
+        matmul  inputs={s.hidden} steps={ceil(rows / config.rows_per_cycle)}
+        wait    matmul
+        scan    slot={slot} rows={rows} first={first}"""
+
+    first, *others = head_row_blocks(config)
+    full = sum(rows == s.max_rows for rows in others)
+    text += block(first, 1)
+    if full:
+        text += f"""
+        li      r5, {full}
+    ternary_head:
+        wait    matmul{block(s.max_rows)}
+        addi    r5, r5, -1
+        bne     r5, r0, ternary_head"""
+    for rows in others[full:]:
+        text += f"""
+        wait    matmul{block(rows)}"""
+    return f"""{text}
+        li      r12, {layout.head_base}
+        dot.head slot={slot} count={count} kv_base=r12
+    """
+
+
+def generation_assembly(config: BuildConfig, layout: MemoryMap) -> str:
+    """Assembly text of the generation program. One with a short-list cannot check drafts."""
+    s = config.shape
+    if config.shortlist:
+        verify, drafts = "", ""
+    else:
+        verify, drafts = "bne r13, r0, verify", _drafts_assembly(config, layout)
     return f"""
     ; r1 position  r2 prompt tokens left  r3 tokens to generate  r4 tokens in this pass  r5 slot
     ; r6 layer  r7 cache of the layer  r8 token  r9 scratch  r10 stop token  r11 prompt left after this pass  r13 drafting
@@ -115,13 +158,9 @@ def generation_assembly(config: BuildConfig, layout: MemoryMap) -> str:
         addi    r2, r11, 0
         bne     r2, r0, prefill
         beq     r3, r0, prefilled
-        bne     r13, r0, verify
-        vector.param length={s.hidden}                  ; final norm, head scale
+        {verify}
         li      r4, 1
-        vector.normq slot=r9 count=r4 length={s.hidden} source=0 norm=1 dest=1
-        wait    vector
-        sample  r1
-        dot.head slot=r9 count=r4
+        {head_assembly(config, layout, "r9", "r4").strip()}
         addi    r3, r3, -1
         beq     r3, r0, last
         stream  {layout.entry_token}                    ; the next token's weights, ahead of its choice
@@ -139,7 +178,19 @@ def generation_assembly(config: BuildConfig, layout: MemoryMap) -> str:
         out     r8
         jmp     done
     prefilled:
-        beq     r13, r0, done
+        {"jmp done" if config.shortlist else "beq r13, r0, done"}
+        {drafts.strip()}
+    stopped:
+        flush
+    done:
+        wait    vector+matmul+dot+sampler+writes
+        halt    0
+    """
+
+
+def _drafts_assembly(config: BuildConfig, layout: MemoryMap) -> str:
+    """Passes of drafts, one after the other; each goes through `embed` and comes back to `verify`."""
+    return f"""
         li      r3, 1
         li      r11, 0
         stream  {layout.entry_token}
@@ -149,11 +200,7 @@ def generation_assembly(config: BuildConfig, layout: MemoryMap) -> str:
         in      r1
         jmp     embed
     verify:
-        vector.param length={s.hidden}                  ; final norm, head scale
-        vector.normq slot=r0 count=r4 length={s.hidden} source=0 norm=1 dest=1
-        wait    vector
-        sample  r1
-        dot.head slot=r0 count=r4
+        {head_assembly(config, layout, "r0", "r4").strip()}
         stream  {layout.entry_token}                    ; the next pass's weights, while the host drafts
         token   r8                                      ; the sampler's choice is the first token's best
         wait    dot
@@ -164,11 +211,6 @@ def generation_assembly(config: BuildConfig, layout: MemoryMap) -> str:
         addi    r5, r5, 1
         bne     r5, r4, next_best
         jmp     drafts
-    stopped:
-        flush
-    done:
-        wait    vector+matmul+dot+sampler+writes
-        halt    0
     """
 
 

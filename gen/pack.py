@@ -321,7 +321,13 @@ def _stream(model: QuantisedModel, config: BuildConfig) -> Iterator[tuple[Block,
             else:
                 yield block, parameter_bytes(getattr(layer, block.name), config.mem_bytes)
     yield epilogue[0], parameter_bytes(model.head_parameters, config.mem_bytes)
-    yield epilogue[1], table_bytes(model.head, config)
+    if not config.shortlist:
+        yield epilogue[1], table_bytes(model.head, config)
+        return
+    start = 0
+    for block in epilogue[1:]:
+        yield block, matrix(model.ternary_head[start : start + block.rows])
+        start += block.rows
 
 
 def _weights(model: QuantisedModel, config: BuildConfig, length: int, progress: Progress | None) -> Bytes:
@@ -369,6 +375,8 @@ def pack(
         "weights": lambda: _weights(model, config, layout.regions["weights"].length, progress),
         "rope": lambda: rope_bytes(model, config),
     }
+    if config.shortlist:
+        contents["head"] = lambda: table_bytes(model.head, config)
     if not spec.tied_embeddings:
         contents["embedding"] = lambda: table_bytes(model.embedding, config)
     sections: list[tuple[str, Bytes, int | None]] = []

@@ -83,9 +83,16 @@ def memory_pieces(spec: ModelSpec, config: BuildConfig, layout: MemoryMap, seed:
             at += block.beats * m
     yield at, parameter_bytes(Parameters((table_scale,), *_gains(rng, s.hidden), _scalar(1 / s.hidden), _scalar(spec.rms_eps)), m)
     at += epilogue[0].beats * m
-    if at != layout.head_base:
-        raise AssertionError(f"the head begins at {at:#x} instead of {layout.head_base:#x}")
-    yield from _table(spec, config, at, table_scale, rng)
+    for block in epilogue[1:]:
+        if config.shortlist:
+            trits = rng.integers(-1, 2, (block.rows, s.hidden), np.int8)
+            yield at, pack_matrix(trits, config.tables, config.rows_per_cycle, config.packing, m).reshape(-1)
+        elif at != layout.head_base:
+            raise AssertionError(f"the head begins at {at:#x} instead of {layout.head_base:#x}")
+        at += block.beats * m
+    if at != layout.regions["weights"].end:
+        raise AssertionError(f"the weight stream ends at {at:#x} instead of {layout.regions['weights'].end:#x}")
+    yield from _table(spec, config, layout.head_base, table_scale, rng)
     if not spec.tied_embeddings:
         yield from _table(spec, config, layout.embedding_base, table_scale, rng)
     yield layout.rope_base, _rope(spec, config)

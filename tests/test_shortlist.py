@@ -1,15 +1,24 @@
 """The short-list LM head: its integers, and how often it misses the int8 head's choice."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from synthetic import TINY, hugging_face, weights
 from tritloom.firmware import integer
 from tritloom.firmware.config import BuildConfig, ConfigError
+from tritloom.firmware.layout import flat_memory, head_row_blocks
 from tritloom.gen.checkpoint import open_checkpoint
-from tritloom.gen.pack import quantise, ternary_rows
+from tritloom.gen.pack import pack, quantise, ternary_rows
+from tritloom.gen.shapes import memory_pieces
+from tritloom.host.backend import InputError
+from tritloom.host.image import Image, write_image
+from tritloom.host.session import Session, sampling
+from tritloom.sim.backends import EmulatorBackend
 from tritloom.sim.fidelity import short_list_quality
+from tritloom.sim.integer_model import IntegerModel
 
 MODELS = Path(__file__).parents[1] / "models"
 
@@ -38,6 +47,50 @@ def test_sampling_does_not_depend_on_the_order_but_through_the_mass(mode):
             order = np.argsort(ids)
             got = [integer.sample(logits[o], integer.uf_from_float(2.0**-6), settings, position, 8, ids[o]) for o in (order, order[::-1])]
             assert got[0] == got[1] or settings.top_p < 65536
+
+
+SHAPE = dataclasses.replace(TINY, vocab=259)
+"""More rows than the accumulators hold: blocks of 96, the last one shorter."""
+
+
+@pytest.fixture(scope="module", params=[(2, True), (32, False), (256, True)], ids=["two", "untied", "many"])
+def machine(request, tmp_path_factory):
+    shortlist, tied = request.param
+    folder = tmp_path_factory.mktemp("shortlist")
+    checkpoint = open_checkpoint(hugging_face(folder / "model", SHAPE, weights(SHAPE), tied=tied))
+    config = BuildConfig(shape=SHAPE, lanes=2, tables=5, rows_per_cycle=4, vector_lanes=4, attention_macs=8, mem_bytes=16,
+                         sampler_candidates=8, shortlist=shortlist)
+    packed = pack(checkpoint, config)
+    write_image(folder / "image", config=config, spec=packed.spec.to_dict(), sections=packed.sections)
+    return Image.open(folder / "image"), quantise(checkpoint)
+
+
+@pytest.mark.parametrize("choice", [
+    dict(temperature=0), dict(temperature=1.0, seed=1), dict(temperature=0.7, top_k=5), dict(temperature=1.5, top_p=0.8),
+], ids=str)
+def test_the_emulator_chooses_from_the_short_list(machine, choice):
+    image, model = machine
+    assert sum(head_row_blocks(image.config)) == SHAPE.vocab and len(head_row_blocks(image.config)) > 2
+    with Session(EmulatorBackend(image.config, image.map.total_bytes), image) as session:
+        got = list(session.generate([5, 6, 7], 8, sampling=sampling(**choice)))
+        got += session.generate([9], 4, sampling=sampling(**choice))
+        with pytest.raises(InputError, match="checks no drafts"):
+            session.generate([9], 4, drafts=1)
+    reference = IntegerModel(model, image.config.shortlist)
+    expected = reference.generate([5, 6, 7], 8, sampling(**choice), 8)
+    assert got == expected + reference.generate([expected[-1], 9], 4, sampling(**choice), 8)
+
+
+def test_random_weights_fill_the_same_memory(machine):
+    image, model = machine
+    config, spec = image.config, model.spec
+    random = flat_memory(memory_pieces(spec, config, image.map), image.map.total_bytes, fill=0xA5)
+    real = flat_memory(image.memory(), image.map.total_bytes, fill=0xA5)
+    beats = config.mem_bytes
+    for region in image.map.regions.values():
+        if region.loaded:
+            part = slice(region.base, region.end)
+            assert ((random[part] == 0xA5).reshape(-1, beats).all(-1) == (real[part] == 0xA5).reshape(-1, beats).all(-1)).all()
 
 
 def test_a_list_of_the_whole_vocabulary_misses_nothing():

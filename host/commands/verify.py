@@ -19,7 +19,7 @@ def command(
     ] = None,
     tokens: Annotated[int, typer.Option("--tokens", min=1, metavar="N", help="Tokens to generate and compare.")] = 64,
     float_tokens: Annotated[
-        int, typer.Option("--float-tokens", min=0, metavar="N", help="Tokens of the text to compare with the float model on, and a short-list with the int8 head; 0: none.")
+        int, typer.Option("--float-tokens", min=0, metavar="N", help="Tokens of the text for the float model and a short-list; 0: neither.")
     ] = 1000,
     floor: Annotated[
         bool, typer.Option("--floor", help="Also measure how often the float model agrees with itself under rounding.")
