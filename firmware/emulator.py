@@ -305,10 +305,9 @@ class Emulator:
         if dest:
             self._activations[slot, :length] = codes
             self._logit_scale = uf_mul(s, p.scales[0])
-            self._emit("activations", slot, codes)
         if dest != 1:
             self._codes[slot] = codes
-            self._emit("codes", slot, codes)
+        self._emit("activations" if dest == 1 else "codes", slot, codes)
 
     def _qkv(self, slot: int, position: int, base: int) -> None:
         c, s = self.config, self.config.shape
