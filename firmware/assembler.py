@@ -94,7 +94,7 @@ _VECTOR = (
     Operand("length", "number", 32, 16),
     Operand("source", "number", 27, 1),
     Operand("norm", "number", 28, 1),
-    Operand("dest", "number", 29, 1),
+    Operand("dest", "number", 29, 2),
     Operand("bank", "number", 48, 2),
 )
 _MATMUL = (
@@ -114,14 +114,16 @@ _VECTOR_DOC = {
     VectorOp.PARAM: "load a parameter block with `length` gains from the weight stream into `bank`, from which the others take theirs",
     VectorOp.EMBED: "X[`slot`] = embedding of token `a` from the table at `b`",
     VectorOp.ROPE: "load the rotary row of position `a` from the table at `b` for `slot`",
-    VectorOp.NORMQ: "quantise X (`source` 0) or H (1), after RMSNorm if `norm`, to the ternary matmul (`dest` 0) or the dot engine (1)",
+    VectorOp.NORMQ: "quantise X (`source` 0) or H (1), after RMSNorm if `norm`, to the ternary matmul (`dest` 0), the "
+                    "dot engine (1) or both (2)",
     VectorOp.RESID: "X += accumulators, `length` rows",
     VectorOp.QKV: "rotate and quantise queries, keys and values; `slot` is at position `a`; keys and values go to the cache at `b`",
     VectorOp.GLU: "H = gated activation of `length` element pairs",
 }
 _DOT_DOC = {
     DotOp.ATTEND: "attention of `count` tokens from `slot`, the first at `position`, over the cache at `kv_base`",
-    DotOp.HEAD: "logits of `count` tokens from `slot` over the head rows of the weight stream; those of `slot` go to the sampler",
+    DotOp.HEAD: "logits of `count` tokens from `slot` over the head rows of the weight stream; those of `slot` go to the sampler; "
+                "with a short-list, of one token over its candidates' rows of the table at `kv_base`",
 }
 
 FORMS: tuple[Form, ...] = (
@@ -151,6 +153,10 @@ FORMS: tuple[Form, ...] = (
          "choose a token from the next logits; register `position` enters the noise"),
     Form("token", Op.TOKEN, (RD,), "`rd` = the sampler's token; waits for it"),
     Form("best", Op.BEST, (RD, RS), "`rd` = the token of the greatest logit of the last dot.head's `rs`-th token, from 0"),
+    Form("scan", Op.SCAN, (Operand("slot", "register", 8, 4), Operand("rows", "number", 32, 16), Operand("first", "number", 24, 1),
+                           Operand("at", "register", 12, 4)),
+         "enter `rows` results of `slot`, from step `at` on, in the short-list, under the next ids (from 0 if `first`, in an empty list); "
+         "`wait matmul` waits for it", True),
 )
 FORM = {form.mnemonic: form for form in FORMS}
 
@@ -335,6 +341,10 @@ class Program:
     def best(self, rd: int, rs: int) -> None:
         self.emit("best", {"rd": rd, "rs": rs})
 
+    def scan(self, *, slot: int, rows: int, first: int = 0, at: int = 0) -> None:
+        """`slot` and `at` are registers."""
+        self.emit("scan", {"slot": slot, "rows": rows, "first": int(first), "at": at})
+
 
 def _signed(value: int) -> int:
     """32-bit unsigned numbers above the signed range stand for the same bits."""
@@ -517,7 +527,7 @@ def reference() -> str:
         "",
         "Operands of `dot`: " + ", ".join(_describe(operand) for operand in _DOT) + ".",
         "",
-        "Operands of `vector`, `matmul` and `dot` are written `name=value` and are zero when left out. Units of `wait`: "
+        "Operands of `vector`, `matmul`, `dot` and `scan` are written `name=value` and are zero when left out. Units of `wait`: "
         + ", ".join(f"`{str(unit.name).lower()}` {int(unit)}" for unit in Unit) + ".",
         "",
         "## Assembler text",

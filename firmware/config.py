@@ -127,6 +127,8 @@ class BuildConfig:
     in UltraRAM.
     `weight_fifo_beats`, `read_fifo_beats`: beats that are asked for ahead, of weights and of data; to keep the memory
     busy they must cover its latency.
+    `shortlist`: 0 for an LM head of int8 rows over the whole vocabulary; K for a ternary head whose K greatest logits are
+    computed again with the int8 rows. It changes which token is chosen; no other generator's parameter does.
     """
 
     shape: ModelShape
@@ -153,6 +155,7 @@ class BuildConfig:
     read_fifo_beats: int = 128
     sampler_candidates: int = 64
     program_words: int = 512
+    shortlist: int = 0
 
     def __post_init__(self) -> None:
         s = self.shape
@@ -201,6 +204,10 @@ class BuildConfig:
         _require(s.max_inputs * 127 < 2**22, f"activation vectors of {s.max_inputs} overflow the 23-bit accumulator")
         _require(127 * 127 * s.hidden * 65535 < 1 << (LOGIT_BITS - 1),
                  f"hidden ({s.hidden}) is too wide: its logits could overflow the head's {LOGIT_BITS} bits")
+        k = self.shortlist
+        _require(isinstance(k, int) and (k == 0 or (k >= 2 and _power_of_two(k))),
+                 f"shortlist must be 0 (int8 head) or a power of two from 2, not {k!r}")
+        _require(k <= s.vocab, f"shortlist ({k}) must not exceed the vocabulary ({s.vocab})")
         if self.memory == "onchip":
             _require(self.onchip_bytes > 0 and self.onchip_bytes % self.mem_bytes == 0,
                      f"onchip_bytes must be a positive multiple of mem_bytes ({self.mem_bytes}), not {self.onchip_bytes}")
@@ -263,6 +270,22 @@ class BuildConfig:
     @property
     def head_group_bytes(self) -> int:
         return self.mem_bytes + self.group_rows * self.head_row_bytes
+
+    @property
+    def shortlist_bytes(self) -> int:
+        """Bytes of the row scales and int8 rows that the head reads again for each token."""
+        return self.shortlist * (self.mem_bytes + self.head_row_bytes)
+
+    @property
+    def head_block_rows(self) -> int:
+        """Rows of a block of the ternary head: whole words of V results and whole steps."""
+        whole = max(self.vector_lanes, self.rows_per_cycle)
+        return max(whole, min(self.longest_block, self.shape.max_rows // 2) // whole * whole)
+
+    @property
+    def shortlist_queue(self) -> int:
+        """Entries that wait between the scan of a ternary head's logits and the heap."""
+        return 4 * self.shortlist
 
     @property
     def kv_scale_block_bytes(self) -> int:

@@ -98,6 +98,8 @@ class Emulator:
         self._sample_position: int | None = None
         self._best: list[int] = []
         self._logits: Int | None = None
+        self._logit_ids: Int | None = None
+        self._ternary_logits: list[Int] = []
         self._matrices: dict[tuple[int, int, int], NDArray[np.float32]] = {}
         self._head: tuple[NDArray[np.float64], Int] | None = None
         self._cache_rows = cache_rows(c)
@@ -158,8 +160,12 @@ class Emulator:
             elif i.op == Op.DOT:
                 if i.flags & 1 == DotOp.ATTEND:
                     self._attend(r[i.rd] & 0xFF, r[i.ru] & 0xFF, a, b)
+                elif self.config.shortlist:
+                    self._short_list_rows(r[i.rd] & 0xFF, r[i.ru] & 0xFF, b)
                 else:
                     self._head_rows(r[i.rd] & 0xFF, r[i.ru] & 0xFF)
+            elif i.op == Op.SCAN:
+                self._scan(r[i.rd] & 0xFF, i.imm & 0xFFFF, a, first=i.flags & 1)
             elif i.op == Op.SAMPLE:
                 self._sample_position = a
             elif i.op == Op.TOKEN:
@@ -235,10 +241,11 @@ class Emulator:
         if steps * c.rows_per_cycle > c.longest_block + -c.longest_block % c.rows_per_cycle:
             raise EmulatorError(f"a block of {steps} steps is longer than the machine's {c.longest_block} rows")
         first = at * c.rows_per_cycle
-        for s in range(slot, slot + count):
+        group = slot - self._lane(slot)
+        for lane, s in enumerate(range(slot, slot + count)):
             if len(self._codes[s]) < inputs:
                 raise EmulatorError(f"slot {s} has {len(self._codes[s])} codes, the matrix {inputs} inputs")
-            self._accumulators[s, first: first + len(matrix)] = integer.ternary_matmul(self._codes[s][:inputs], matrix)
+            self._accumulators[group + lane, first: first + len(matrix)] = integer.ternary_matmul(self._codes[s][:inputs], matrix)
 
     def _vector(self, i: Instruction, a: int, b: int, slot: int, count: int) -> None:
         op = VectorOp(i.flags & 7)
@@ -258,7 +265,7 @@ class Emulator:
             return
         for s in range(slot, slot + count):
             if op == VectorOp.NORMQ:
-                self._norm_quantise(s, length, parameters, bank, source=i.flags >> 3 & 1, norm=i.flags >> 4 & 1, dest=i.flags >> 5 & 1)
+                self._norm_quantise(s, length, parameters, bank, source=i.flags >> 3 & 1, norm=i.flags >> 4 & 1, dest=i.flags >> 5 & 3)
             elif op == VectorOp.RESID:
                 scale = uf_mul(self._code_scale[s], parameters.scales[0])
                 self._x[s, :length] = integer.residual_add(self._x[s, :length], self._accumulators[s][:length], scale)
@@ -311,10 +318,9 @@ class Emulator:
         if dest:
             self._activations[self._lane(slot), :length] = codes
             self._logit_scale = uf_mul(s, p.scales[0])
-            self._emit("activations", slot, codes, bank)
-        else:
+        if dest != 1:
             self._codes[slot] = codes
-            self._emit("codes", slot, codes, bank)
+        self._emit("activations" if dest == 1 else "codes", slot, codes, bank)
 
     def _qkv(self, slot: int, position: int, base: int, parameters: _Parameters, bank: int) -> None:
         c, s = self.config, self.config.shape
@@ -409,9 +415,33 @@ class Emulator:
         self._logits = logits[0]
         self._emit("logits", slot, self._logits)  # of bank 0: the final norm's
 
+    def _scan(self, slot: int, rows: int, at: int, *, first: int) -> None:
+        if not self.config.shortlist:
+            raise EmulatorError("SCAN on a machine without a short-list")
+        if first:
+            self._ternary_logits = []
+        begin = at * self.config.rows_per_cycle
+        self._ternary_logits.append(self._accumulators[slot, begin: begin + rows].copy())
+
+    def _short_list_rows(self, slot: int, count: int, base: int) -> None:
+        c, s = self.config, self.config.shape
+        scanned = sum(map(len, self._ternary_logits))
+        if count != 1 or scanned != s.vocab:
+            raise EmulatorError(f"HEAD of {count} tokens after a SCAN of {scanned} rows: a short-list takes one token and {s.vocab} rows")
+        ids = integer.short_list(np.concatenate(self._ternary_logits), c.shortlist)
+        groups, rows = np.divmod(ids, c.group_rows)
+        table = self._read(base, ceil(s.vocab / c.group_rows) * c.head_group_bytes).reshape(-1, c.head_group_bytes)
+        scales = table[groups, : c.mem_bytes].view(np.uint16)[np.arange(len(ids)), rows].astype(np.int64)
+        starts = c.mem_bytes + rows * c.head_row_bytes
+        codes = table[groups[:, None], starts[:, None] + np.arange(s.hidden)].view(np.int8)
+        self._ternary_logits = []
+        self._logits, self._logit_ids = integer.head_logits(self._activations[self._lane(slot), : s.hidden], codes, scales), ids
+        self._emit("logits", slot, self._logits)
+
     def _sample(self) -> int:
         if self._logits is None or self._sample_position is None:
             raise EmulatorError("TOKEN without SAMPLE and head rows: the machine would wait for ever")
-        token = integer.sample(self._logits, self._logit_scale, self.sampling, self._sample_position, self.config.sampler_candidates)
-        self._logits = self._sample_position = None
+        token = integer.sample(self._logits, self._logit_scale, self.sampling, self._sample_position, self.config.sampler_candidates,
+                               self._logit_ids)
+        self._logits = self._logit_ids = self._sample_position = None
         return token

@@ -358,6 +358,17 @@ def head_logits(codes: Int, rows: NDArray[np.int8] | NDArray[np.float64], row_sc
     return (codes.astype(np.float64) @ rows.astype(np.float64, copy=False).T).astype(np.int64) * row_scale
 
 
+def short_list(logits: Int, count: int) -> Int:
+    """Ids of the `count` greatest ternary logits [vocab], of equals the lowest ids; the least first, of equals the highest id."""
+    return np.argsort(-logits, kind="stable")[:count][::-1]
+
+
+def ternary_ranks(logits: Int, ids: Int) -> Int:
+    """Place from 0 of each token `ids` [n] in the order of ternary logits [n, vocab]: the greatest first, of equals the lowest id."""
+    at = np.take_along_axis(logits, ids[..., None], -1)
+    return ((logits > at) | ((logits == at) & (np.arange(logits.shape[-1]) < ids[..., None]))).sum(-1)
+
+
 def sampling_logits(logits: Int, s: UFloat) -> Int:
     """Base-2 logits with 16 fraction bits: (logit >> LOGIT_DROP) * s; s = code scale * head scale * 2**LOGIT_DROP * log2(e)/temperature."""
     return saturate(scale_to_fixed(logits >> LOGIT_DROP, s, 16), 32)
@@ -407,20 +418,22 @@ class Sampling(NamedTuple):
 GREEDY = Sampling(UFloat(np.array(0), np.array(EXPONENT_MIN)), 0, 65536, 0)
 
 
-def sample(logits: Int, logit_scale: UFloat, sampling: Sampling, position: int, candidates: int) -> int:
-    """The next token from integer logits [vocab].
+def sample(logits: Int, logit_scale: UFloat, sampling: Sampling, position: int, candidates: int, ids: Int | None = None) -> int:
+    """The next token from integer logits [n] of the tokens `ids` [n], in the order in which they come (the vocabulary unless given).
 
-    Greedy: the greatest logit, lowest id first. Otherwise Gumbel-max over base-2 logits z: over the whole
-    vocabulary, or, with top_k or top_p, over the sorted list of the `candidates` greatest logits, cut
+    Greedy: the greatest logit, lowest id first. Otherwise Gumbel-max over base-2 logits z: over all of
+    them, or, with top_k or top_p, over the list of the `candidates` greatest logits sorted by logit, then id, cut
     after top_k entries and after the entry with which the list's mass reaches top_p of the total mass.
-    The total is a running sum over ids with an integer running maximum m: total = (total >> (m' - m)) + 2**(z - m').
+    The total is a running sum in the order given with an integer running maximum m: total = (total >> (m' - m)) + 2**(z - m').
     """
+    ids = np.arange(len(logits)) if ids is None else ids
     if sampling.temperature_scale.m == 0:
-        return int(np.argmax(logits))
+        return int(ids[logits == logits.max()].min())
     z = sampling_logits(logits, uf_mul(logit_scale, sampling.temperature_scale))
     if not sampling.top_k and sampling.top_p >= 65536:
-        return int(np.argmax(z + gumbel(sampling.seed, position, np.arange(len(z)))))
-    order = np.argsort(-logits, kind="stable")[: min(sampling.top_k or candidates, candidates)]
+        noisy = z + gumbel(sampling.seed, position, ids)
+        return int(ids[noisy == noisy.max()].min())
+    order = np.lexsort((ids, -logits))[: min(sampling.top_k or candidates, candidates)]
     zs = z[order]
     if sampling.top_p < 65536:
         maximum, total = sampling_mass(z)
@@ -428,11 +441,11 @@ def sample(logits: Int, logit_scale: UFloat, sampling: Sampling, position: int, 
         mass = np.cumsum(p)
         enough = (mass << 16) >= sampling.top_p * total
         order = order[: int(np.argmax(enough)) + 1] if enough.any() else order
-    return int(order[np.argmax(z[order] + gumbel(sampling.seed, position, order))])
+    return int(ids[order[np.argmax(z[order] + gumbel(sampling.seed, position, ids[order]))]])
 
 
 def sampling_mass(z: Int) -> tuple[int, int]:
-    """Integer maximum and total mass (PROBABILITY_BITS fraction) of base-2 logits z (16 fraction bits), in id order."""
+    """Integer maximum and total mass (PROBABILITY_BITS fraction) of base-2 logits z (16 fraction bits), in their order."""
     running = np.maximum.accumulate((z + 0xFFFF) >> 16)
     p = exp2_negative(((running << 16) - z) >> (16 - SCORE_BITS))
     total, maximum = 0, int(running[0])

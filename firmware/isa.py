@@ -33,6 +33,7 @@ class Op(IntEnum):
     SAMPLE = 19
     TOKEN = 20
     BEST = 21
+    SCAN = 22
 
 
 class VectorOp(IntEnum):

@@ -9,7 +9,8 @@ region in consumption order:
 
 so a pass over the model is one sequential read. Parameters stand before the matrix whose results they scale or whose
 follower they prepare. Parameter blocks and matrices are whole beats; a matrix of many rows is a row of blocks. A pass of two groups
-of tokens reads each matrix twice before the next.
+of tokens reads each matrix twice before the next. With a short-list the ternary head, in blocks of rows, takes the place of the head
+groups; the int8 table then has a region of its own.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import dataclasses
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import groupby
 from math import ceil
 from typing import Any
 
@@ -41,6 +43,23 @@ def matrix_beats(config: BuildConfig, rows: int, inputs: int) -> int:
 def parameter_beats(config: BuildConfig, gains: int) -> int:
     """Beats of a parameter block: the header, then the int16 gains, each padded to a beat."""
     return (round_up(PARAM_HEADER_BYTES, config.mem_bytes) + round_up(2 * gains, config.mem_bytes)) // config.mem_bytes
+
+
+def table_beats(config: BuildConfig) -> int:
+    """Beats of an embedding or head table of int8 rows."""
+    return ceil(config.shape.vocab / config.group_rows) * config.head_group_bytes // config.mem_bytes
+
+
+def head_row_blocks(config: BuildConfig) -> list[int]:
+    """Rows of each block in which the ternary head is multiplied and scanned: half of what the results hold, so that one is scanned
+    while the next streams.
+
+    The first has no more than the queue before the heap holds: the heap fills while the second streams.
+    """
+    vocab, most = config.shape.vocab, config.head_block_rows
+    first = min(config.shortlist_queue, most, vocab)
+    full, rest = divmod(vocab - first, most)
+    return [first, *[most] * full, *([rest] if rest else [])]
 
 
 def cache_rows(config: BuildConfig) -> NDArray[np.int64]:
@@ -86,9 +105,10 @@ def stream_blocks(config: BuildConfig) -> tuple[list[Block], list[Block], list[B
         parameters("next_parameters", s.hidden),
         matrix("down", s.hidden, s.ffn),
     ]
-    groups = ceil(s.vocab / config.group_rows)
-    head = Block("head", Destination.DOT, groups * config.head_group_bytes // config.mem_bytes, rows=s.vocab, inputs=s.hidden)
-    return [parameters("embedding_parameters", 0), parameters("qkv_parameters", s.hidden)], layer, [head]
+    head = [Block("head", Destination.DOT, table_beats(config), rows=s.vocab, inputs=s.hidden)]
+    if config.shortlist:
+        head = [matrix(f"ternary_head_{i}", rows, s.hidden) for i, rows in enumerate(head_row_blocks(config))]
+    return [parameters("embedding_parameters", 0), parameters("qkv_parameters", s.hidden)], layer, head
 
 
 @dataclass(frozen=True)
@@ -106,7 +126,7 @@ class Region:
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryMap:
-    """Regions by name (weights, rope, kv and, when not tied, embedding), the descriptor program and its entries.
+    """Regions by name (weights, rope, kv, with a short-list head, when not tied embedding), the descriptor program and its entries.
 
     `embedding_base`: first group of the embedding table (the head's when tied); `prologue_beats`, `layer_beats`,
     `epilogue_beats`: lengths of the weight stream's parts; `matrix_beats`: a layer's without its parameters; `total_bytes`: end of
@@ -188,10 +208,11 @@ def _descriptors(base: int, blocks: tuple[list[Block], list[Block], list[Block]]
     prologue, layer, epilogue = blocks
 
     def stream(blocks: list[Block], twice: bool = False) -> None:
-        for b in blocks:
-            program.append(Descriptor(DescriptorOp.STREAM, b.beats, b.dest))
-            if twice and b.dest == Destination.MATMUL:
-                program.extend([Descriptor(DescriptorOp.BACK, b.beats), Descriptor(DescriptorOp.STREAM, b.beats, b.dest)])
+        for dest, run in groupby(blocks, key=lambda block: block.dest):
+            beats = sum(block.beats for block in run)
+            program.append(Descriptor(DescriptorOp.STREAM, beats, dest))
+            if twice and dest == Destination.MATMUL:
+                program.extend([Descriptor(DescriptorOp.BACK, beats), Descriptor(DescriptorOp.STREAM, beats, dest)])
 
     entries = []
     for twice in (False, True):
@@ -220,8 +241,9 @@ def memory_map(config: BuildConfig, *, tied: bool = True) -> MemoryMap:
         return base
 
     weights = place("weights", (prologue_beats + s.layers * layer_beats + epilogue_beats) * config.mem_bytes)
-    head = regions["weights"].end - epilogue[-1].beats * config.mem_bytes
-    embedding = head if tied else place("embedding", epilogue[-1].beats * config.mem_bytes)
+    table = table_beats(config) * config.mem_bytes
+    head = place("head", table) if config.shortlist else regions["weights"].end - table
+    embedding = head if tied else place("embedding", table)
     place("rope", s.context * config.rope_row_bytes)
     place("kv", s.layers * config.kv_layer_bytes, loaded=False)
     total = regions["kv"].end

@@ -13,7 +13,7 @@ from math import ceil
 
 from tritloom.firmware.assembler import assemble
 from tritloom.firmware.config import BuildConfig
-from tritloom.firmware.layout import MemoryMap
+from tritloom.firmware.layout import MemoryMap, head_row_blocks
 
 NO_STOP_TOKEN = 0xFFFFFFFF
 
@@ -276,8 +276,69 @@ def _embed_assembly(config: BuildConfig, layout: MemoryMap) -> str:
         bne     r5, r15, next_slot{second}"""
 
 
+def head_assembly(config: BuildConfig, layout: MemoryMap, slot: str, count: str, group: str) -> str:
+    """From the residual stream of `count` tokens from `slot` (registers) to the logits that the sampler takes; `group`: first slot
+    of the token's group. A short-list takes one token; its blocks of rows lie in one half of the results and the other in turn, and one is
+    scanned while the next streams. Uses r5, r10, r12, r15."""
+    s = config.shape
+    text = f"""
+        vector.normq slot={slot} count={count} length={s.hidden} norm=1 dest={2 if config.shortlist else 1}
+        wait    vector
+        sample  r1"""
+    if not config.shortlist:
+        return f"""{text}
+        dot.head slot={slot} count={count}
+    """
+    half = ceil(config.head_block_rows / config.rows_per_cycle)
+
+    def block(rows: int) -> str:
+        return f"matmul inputs={s.hidden} steps={ceil(rows / config.rows_per_cycle)} slot={slot} count={count} at=r15"
+
+    def scan(rows: int, first: int = 0) -> str:
+        return f"scan slot={group} rows={rows} first={first} at=r10"
+
+    # r10: the half that is complete, r15: the half that streams.
+    swap = """
+        addi    r10, r15, 0
+        sub     r15, r12, r15"""
+    first, *others = head_row_blocks(config)
+    full = sum(rows == config.head_block_rows for rows in others)
+    text += f"""
+        li      r12, {half}
+        li      r15, 0
+        {block(first)}
+        wait    matmul{swap}"""
+    before = scan(first, 1)
+    if full:
+        text += f"""
+        {block(config.head_block_rows)}
+        {before}
+        wait    matmul{swap}"""
+        before = scan(config.head_block_rows)
+    if full > 1:
+        text += f"""
+        li      r5, {full - 1}
+    ternary_head:
+        {block(config.head_block_rows)}
+        {before}
+        wait    matmul{swap}
+        addi    r5, r5, -1
+        bne     r5, r0, ternary_head"""
+    for rows in others[full:]:
+        text += f"""
+        {block(rows)}
+        {before}
+        wait    matmul{swap}"""
+        before = scan(rows)
+    return f"""{text}
+        {before}
+        li      r12, {layout.head_base}
+        dot.head slot={slot} count={count} kv_base=r12
+    """
+
+
 def generation_assembly(config: BuildConfig, layout: MemoryMap) -> str:
-    """Assembly text of the generation program."""
+    """Assembly text of the generation program. One with a short-list cannot check drafts."""
     s = config.shape
     begin = f"""vector.param length=0 bank=3                    ; embedding scale
         vector.param length={s.hidden} bank=0                    ; input norm of the first layer"""
@@ -288,6 +349,12 @@ def generation_assembly(config: BuildConfig, layout: MemoryMap) -> str:
         add     r9, r9, r14                             ; slot of the last token
         add     r1, r1, r14
         jmp     pass_done"""
+    if config.shortlist:
+        verify, drafts = "", "jmp done"
+    else:
+        verify, drafts = f"""
+        arg     r13, {ARG_DRAFTS}
+        bne     r13, r0, drafted""", _drafts_assembly(config, layout)
     return f"""
     ; r1 position  r2 prompt tokens left  r3 tokens to generate  r4 tokens of the first group in this pass  r14 of the second
     ; r6 layers left  r7 cache of the layer  r8 token  r5, r9, r10, r11, r12, r13, r15 scratch
@@ -310,21 +377,17 @@ def generation_assembly(config: BuildConfig, layout: MemoryMap) -> str:
         addi    r6, r6, -1
         bne     r6, r0, layer
         addi    r9, r4, -1                              ; slot of the last token
+        li      r11, 0                                  ; and the first of its group
     pass_done:
         add     r1, r1, r4
         arg     r2, {ARG_POSITION}
         arg     r12, {ARG_PROMPT}
         add     r12, r12, r2                            ; position after the prompt
         sub     r2, r12, r1
-        blt     r1, r12, prefill
-        arg     r13, {ARG_DRAFTS}
-        bne     r13, r0, drafted
+        blt     r1, r12, prefill{verify}
         beq     r3, r0, done
         li      r4, 1
-        vector.normq slot=r9 count=r4 length={s.hidden} norm=1 dest=1
-        wait    vector
-        sample  r1
-        dot.head slot=r9 count=r4
+        {head_assembly(config, layout, "r9", "r4", "r11").strip()}
         addi    r3, r3, -1
         beq     r3, r0, last
         stream  {layout.entry_token}                    ; the next token's weights, ahead of its choice
@@ -343,9 +406,20 @@ def generation_assembly(config: BuildConfig, layout: MemoryMap) -> str:
         token   r8
         out     r8
         jmp     done
-    drafted:
-        bne     r3, r0, verify
     prefilled:
+        {drafts.strip()}
+    stopped:
+        wait    vector
+        flush
+    done:
+        wait    vector+matmul+dot+sampler+writes
+        halt    0
+    """
+
+
+def _drafts_assembly(config: BuildConfig, layout: MemoryMap) -> str:
+    """Passes of drafts, one after the other; each goes through `embed` and comes back to `drafted`."""
+    return f"""
         arg     r13, {ARG_DRAFTS}
         beq     r13, r0, done
         li      r3, 1
@@ -356,11 +430,9 @@ def generation_assembly(config: BuildConfig, layout: MemoryMap) -> str:
         beq     r4, r0, stopped
         in      r1
         jmp     embed
-    verify:
-        vector.normq slot=r0 count=r4 length={s.hidden} norm=1 dest=1
-        wait    vector
-        sample  r1
-        dot.head slot=r0 count=r4
+    drafted:
+        beq     r3, r0, prefilled                       ; the prompt is read
+        {head_assembly(config, layout, "r0", "r4", "r0").strip()}
         stream  {layout.entry_token}                    ; the next pass's weights, while the host drafts
         token   r8                                      ; the sampler's choice is the first token's best
         wait    dot
@@ -371,12 +443,6 @@ def generation_assembly(config: BuildConfig, layout: MemoryMap) -> str:
         addi    r5, r5, 1
         bne     r5, r4, next_best
         jmp     drafts
-    stopped:
-        wait    vector
-        flush
-    done:
-        wait    vector+matmul+dot+sampler+writes
-        halt    0
     """
 
 

@@ -242,9 +242,9 @@ def decode(model: str | Path, board: str = "sim", tokens: int = 8, *, prompt: st
     finally:
         backend.close()
     positions = len(ids) + (tokens + 1) // 2
-    parts = {"layers": image.map.layers_beats * config.mem_bytes, "head": image.map.epilogue_beats * config.mem_bytes,
+    parts = {"layers": image.map.layers_beats * config.mem_bytes, "head": measure.head_bytes(config, image.map),
              "cache": measure.cache_bytes(config, positions)}
-    entry = measure.record(_mean_token(measured, parts, image.map.token_beats * config.mem_bytes + parts["cache"], config.mem_bytes),
+    entry = measure.record(_mean_token(measured, parts, sum(parts.values()), config.mem_bytes),
                            model=path.name, what="decode", count=positions, config=config, timing=timing, weights="checkpoint",
                            command=command)
     return Report(measured_rows(path.name, measured, command), [(entry, "measured")])

@@ -189,6 +189,14 @@ COEFFICIENTS: dict[str, dict[str, dict[str, dict[str, float]]]] = {
 }
 """By family, unit and kind: coefficient of each term. Made by `fit_coefficients`."""
 
+SHORT_LIST: dict[str, dict[str, dict[str, float]]] = {
+    "ecp5": {"lut": {"element": 229.5, "one": 412.0}, "ff": {"element": 41.5, "one": 368.0}},
+    "xcup": {"lut": {"element": 32.625, "one": 456.0}, "ff": {"element": 30.625, "one": 360.0}},
+}
+"""Of rtl.shortlist, which the machines of docs/results/unit_costs.json lack: `gen.synth.synthesise` at V = 16, K = 256 and V = 8, K = 64
+(xcup: 978 LUTs, 850 flip-flops; 765, of them 48 LUT RAM, 605), V = 4, K = 64 and V = 2, K = 16 (ecp5: 1,546 with 216, 534;
+979 with 108, 451)."""
+
 FORM_LUTS = {"symmetric14": 1.0, "full27": 1.0, "addsub": 1.0}
 """Logic of a look-up in other table forms, relative to symmetric14 (docs/results: bench --unit tlmm --synth)."""
 
@@ -206,7 +214,19 @@ def unit_resources(config: BuildConfig, family: str) -> dict[str, dict[str, floa
         stored = [memory_cost(known, memory) for memory in kept[unit]]
         lut_ram, bram = (sum(part) for part in zip(*stored, strict=True))
         result[unit] = {"lut": (cost["lut"] + lut_ram) * scale, "ff": cost["ff"], "bram": bram * BLOCK_KIBIT[known], "dsp": cost["dsp"]}
+    if config.shortlist:
+        result["shortlist"] = _short_list_resources(config, known, scale)
     return result
+
+
+def _short_list_resources(config: BuildConfig, known: str, scale: float) -> dict[str, float]:
+    s = config.shape
+    lut, ff = (part["element"] * config.vector_lanes + part["one"] for part in SHORT_LIST[known].values())
+    entry = (s.vocab - 1).bit_length() + (127 * s.hidden).bit_length() + 2
+    stored = [memory_cost(known, memory) for memory in (
+        Memory(entry, config.shortlist_queue), Memory(2 * entry, max(2, config.shortlist // 2)), Memory((s.vocab - 1).bit_length(), 64))]
+    lut_ram, bram = (sum(part) for part in zip(*stored, strict=True))
+    return {"lut": (lut + lut_ram) * scale, "ff": ff, "bram": bram * BLOCK_KIBIT[known], "dsp": 0.0}
 
 
 def resources(config: BuildConfig, family: str) -> dict[str, int]:

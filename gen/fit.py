@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from math import ceil
+from math import ceil, log, log2
 from typing import Any
 
 from tritloom.boards.board import Board, load
 from tritloom.firmware.config import CHUNK, TRITS, BuildConfig, ConfigError, ModelShape
-from tritloom.firmware.layout import MemoryMap, memory_map
+from tritloom.firmware.layout import MemoryMap, head_row_blocks, memory_map
 from tritloom.gen.cost import resources
 from tritloom.gen.spec import ModelSpec
 
@@ -96,8 +96,13 @@ def cycles_per_pass(config: BuildConfig, context: int, tokens: int, head: bool) 
         for i in range(4):  # one group's matrix beside the other's work before and after it
             waits += max(0, after[1][i - 1] - streams[0][i]) + max(0, after[0][i] - streams[1][i])
         result = {"matmul": s.layers * sum(map(sum, streams)), "vector": s.layers * (waits + sum(parameters)), "attention": 0.0}
-    if head:
+    if head and not c.shortlist:
         result["head"] = ceil(s.vocab / c.group_rows) * c.head_group_bytes / c.attention_macs
+    elif head:
+        # In random order this many rows enter the heap one after the other; each stops the scan for a few cycles.
+        entries = c.shortlist * (1 + log(s.vocab / c.shortlist))
+        rescored = c.shortlist * max(c.head_row_bytes / c.attention_macs + 3, 2 * log2(c.shortlist) + 2, 8)
+        result["head"] = sum(matmul(rows, s.hidden, 1) for rows in head_row_blocks(c)) + c.head_block_rows * parts / v + entries + rescored
     return result
 
 
@@ -110,7 +115,8 @@ def prompt_cycles(config: BuildConfig, layout: MemoryMap, board: Board, prompt: 
         done += count
         last = done == prompt
         one = sum(cycles_per_pass(config, done, count, head=last).values())
-        cycles += max(one, layout.pass_beats(count > config.lanes, last) / efficiency)
+        beats = layout.pass_beats(count > config.lanes, last) + (config.shortlist_bytes // config.mem_bytes if last else 0)
+        cycles += max(one, beats / efficiency)
     return cycles
 
 
@@ -119,7 +125,8 @@ def predict(config: BuildConfig, layout: MemoryMap, board: Board, context: int |
     context = min(CONTEXT_FOR_SPEED, config.shape.context) if context is None else context
     efficiency = MEMORY_EFFICIENCY[board.timing] if config.memory == "axi" else 1.0
     token = cycles_per_pass(config, context, 1, head=True)
-    beats = layout.token_beats / efficiency
+    token_beats = layout.token_beats + config.shortlist_bytes // config.mem_bytes
+    beats = token_beats / efficiency
     units = sum(token.values())
     decode = max(beats, units)
     first = prompt_cycles(config, layout, board, min(PROMPT_FOR_SPEED, config.shape.context))
@@ -127,9 +134,9 @@ def predict(config: BuildConfig, layout: MemoryMap, board: Board, context: int |
         "decode_cycles_per_token": decode,
         "decode_tokens_per_s": config.clock_hz / decode,
         "ttft_s": first / config.clock_hz,
-        "memory_share": layout.token_beats / decode,
+        "memory_share": token_beats / decode,
     }
-    stream = layout.token_beats / efficiency
+    stream = token_beats / efficiency
     binds = "memory" if stream > 0.8 * decode else max(token, key=lambda unit: token[unit])
     return predicted, binds
 

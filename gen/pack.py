@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import frexp, log2, pi
 
 import numpy as np
@@ -118,6 +119,11 @@ class QuantisedModel:
     def shape(self) -> ModelShape:
         return self.spec.shape
 
+    @cached_property
+    def ternary_head(self) -> Trits:
+        """Trits [vocab, hidden] of the head for a short-list."""
+        return ternary_rows(self.head)
+
 
 def _scalar(x: float) -> UFloat:
     """A float's UFloat exactly as a header stores it."""
@@ -170,6 +176,15 @@ def _quantise_table(checkpoint: Checkpoint, name: str) -> Table:
         part = slice(start, start + len(rows))
         codes[part] = np.clip(np.rint(rows * inverse[part, None]), -127, 127)
     return Table(codes, row_scale.astype(np.uint16), scale)
+
+
+def ternary_rows(table: Table) -> Trits:
+    """round(w / mean|w|), clipped to -1..1, of the int8 rows times their row scales: in integers, with one mean for the whole table."""
+    codes, scale = table.codes, table.row_scale.astype(np.int64)
+    total = int((np.abs(codes, dtype=np.int16).sum(-1, dtype=np.int64) * scale).sum())
+    least = total // (2 * codes.size)  # |w| above it rounds to 1; codes are integers, so each row has a least code
+    beyond = least // np.maximum(scale, 1)
+    return np.where(np.abs(codes, dtype=np.int16) > beyond[:, None], np.sign(codes), 0).astype(np.int8)
 
 
 def _parameters(spec: ModelSpec, count: int, gains: NDArray[np.float32] | None, *scales: float) -> Parameters:
@@ -316,7 +331,13 @@ def _stream(model: QuantisedModel, config: BuildConfig) -> Iterator[tuple[Block,
             else:
                 yield block, parameter_bytes(getattr(layer, block.name), config.mem_bytes)
         layer = after
-    yield epilogue[0], table_bytes(model.head, config)
+    if not config.shortlist:
+        yield epilogue[0], table_bytes(model.head, config)
+        return
+    start = 0
+    for block in epilogue:
+        yield block, matrix_bytes(model.ternary_head[start : start + block.rows], config)
+        start += block.rows
 
 
 def _weights(model: QuantisedModel, config: BuildConfig, length: int, progress: Progress | None) -> Bytes:
@@ -364,6 +385,8 @@ def pack(
         "weights": lambda: _weights(model, config, layout.regions["weights"].length, progress),
         "rope": lambda: rope_bytes(model, config),
     }
+    if config.shortlist:
+        contents["head"] = lambda: table_bytes(model.head, config)
     if not spec.tied_embeddings:
         contents["embedding"] = lambda: table_bytes(model.embedding, config)
     sections: list[tuple[str, Bytes, int | None]] = []

@@ -12,7 +12,7 @@ from html import escape
 from math import ceil, floor, hypot, log2
 from typing import Any
 
-from tritloom.firmware.config import TRITS, ModelShape
+from tritloom.firmware.config import TRITS, ModelShape, round_up
 from tritloom.gen import timeline as course
 from tritloom.gen.published import DESIGNS, MARKS
 
@@ -95,6 +95,10 @@ def bounds(entry: Mapping[str, Any]) -> Bounds:
     used = min(lanes, prompt or 1)
     weights = s.layers * (s.qkv_rows * s.hidden + s.hidden * s.q_size + 2 * s.ffn * s.hidden + s.hidden * s.ffn)
     ternary_peak, head = TRITS * config["tables"] * config["rows_per_cycle"], s.vocab * s.hidden
+    data, short_list, ternary_head, head_rows = m["bytes"], config.get("shortlist", 0), 0, m["bytes"]["head"]
+    if short_list:  # the vocabulary goes through the ternary engine, and only its rows through the dot engine
+        head_rows = short_list * (config["mem_bytes"] + round_up(s.hidden, config["mem_bytes"]))
+        ternary_head, head = head, short_list * s.hidden
     rounds = s.kv_heads * (s.group if prompt else ceil(s.group / lanes))  # times that the engine reads keys and values of a layer
     attention_lanes = used if prompt else min(lanes, s.group)
     attended = sum(range(1, prompt + 1)) if prompt else count
@@ -104,13 +108,13 @@ def bounds(entry: Mapping[str, Any]) -> Bounds:
     def busy(unit: str) -> float:
         return sum(sum(pair) for name, pair in m["busy_cycles"].items() if unit in name.split("+")) / m.get("tokens", 1)
 
-    data = m["bytes"]
-    ternary_macs = weights * (prompt or 1)
-    ternary = Phase("ternary matrices", ternary_macs, data["layers"], busy("matmul"), ternary_peak * used)
-    products = Phase("attention and head", dot_macs, data["head"] + data["cache"], busy("dot"), config["attention_macs"] * attention_lanes)
+    ternary_macs = weights * (prompt or 1) + ternary_head
+    ternary = Phase("ternary matrices", ternary_macs, data["layers"] + data["head"] - head_rows, busy("matmul"), ternary_peak * used)
+    products = Phase("attention and head", dot_macs, head_rows + data["cache"], busy("dot"), config["attention_macs"] * attention_lanes)
     total = sum(data.values())
     whole = Phase("the whole prompt" if prompt else "the whole token", ternary_macs + dot_macs, total, m["cycles"], 0.0)
-    return Bounds(m["roofline_share"] * m["cycles"], len(passes) * weights / ternary_peak, dot, m["cycles"], config["mem_bytes"],
+    ternary_cycles = (len(passes) * weights + ternary_head) / ternary_peak
+    return Bounds(m["roofline_share"] * m["cycles"], ternary_cycles, dot, m["cycles"], config["mem_bytes"],
                   tuple(phase for phase in (ternary, products) if phase.cycles and phase.macs), whole)
 
 

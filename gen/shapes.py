@@ -71,7 +71,7 @@ def memory_pieces(spec: ModelSpec, config: BuildConfig, layout: MemoryMap, seed:
     model in size: matrix products have about unit variance, so that nothing saturates.
     """
     rng = np.random.default_rng(seed)
-    prologue, layer_blocks, _ = stream_blocks(config)
+    prologue, layer_blocks, epilogue = stream_blocks(config)
     s, m, at = spec.shape, config.mem_bytes, layout.weights_base
     table_scale = _scalar(2 / (127 * 65535))
     yield at, parameter_bytes(Parameters((table_scale,), None, 0, _scalar(0), _scalar(0)), m)
@@ -87,9 +87,15 @@ def memory_pieces(spec: ModelSpec, config: BuildConfig, layout: MemoryMap, seed:
             else:
                 yield at, layer[block.name]
             at += block.beats * m
-    if at != layout.head_base:
-        raise AssertionError(f"the head begins at {at:#x} instead of {layout.head_base:#x}")
-    yield from _table(spec, config, at, table_scale, rng)
+    for block in epilogue:
+        if config.shortlist:
+            yield at, matrix_bytes(rng.integers(-1, 2, (block.rows, s.hidden), np.int8), config)
+        elif at != layout.head_base:
+            raise AssertionError(f"the head begins at {at:#x} instead of {layout.head_base:#x}")
+        at += block.beats * m
+    if at != layout.regions["weights"].end:
+        raise AssertionError(f"the weight stream ends at {at:#x} instead of {layout.regions['weights'].end:#x}")
+    yield from _table(spec, config, layout.head_base, table_scale, rng)
     if not spec.tied_embeddings:
         yield from _table(spec, config, layout.embedding_base, table_scale, rng)
     yield layout.rope_base, _rope(spec, config)

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tritloom.firmware.config import BuildConfig
 from tritloom.firmware.integer import GREEDY, LOGIT_DROP, Sampling, uf_from_float, uf_pack
 from tritloom.firmware.programs import ARG_DRAFTS, ARG_POSITION, ARG_PROMPT, ARG_STOP, ARG_TOKENS, NO_STOP_TOKEN
 from tritloom.firmware.registers import FIFO_DEPTH, IDENTIFIER, MAP_VERSION, REGISTER
@@ -64,12 +65,15 @@ def sampling(temperature: float | None = None, top_k: int | None = None, top_p: 
     return Sampling(scale, top_k or 0, 65536 if top_p is None else max(1, round(top_p * 65536)), seed or 0)
 
 
-def check_drafts(drafts: int, sampling: Sampling, lanes: int) -> None:
-    """Raises `InputError` for drafts that a machine of `lanes` lanes cannot check."""
+def check_drafts(drafts: int, sampling: Sampling, config: BuildConfig) -> None:
+    """Raises `InputError` for drafts that a machine of `config` cannot check."""
+    lanes = config.dot_lanes
+    if drafts and config.shortlist:
+        raise InputError("a machine with a short-list checks no drafts: leave them out, or build it with shortlist=0")
     if drafts and sampling != GREEDY:
         raise InputError("drafts are checked against the most likely token: use them without a temperature, top-k or top-p")
     if not 0 <= drafts < lanes:
-        raise InputError(f"drafts must be from 0 to {lanes - 1} on this machine of {lanes} lanes, not {drafts}")
+        raise InputError(f"drafts must be from 0 to {lanes - 1} on this machine, whose dot engine has {lanes} lanes, not {drafts}")
 
 
 @dataclass(frozen=True)
@@ -315,7 +319,7 @@ class Session:
             self._check_token(token, "stop token")
         if sampling.top_k > self.config.sampler_candidates:
             raise InputError(f"top-k {sampling.top_k} is more than the machine's {self.config.sampler_candidates} candidates: lower it")
-        check_drafts(drafts, sampling, self.config.dot_lanes)
+        check_drafts(drafts, sampling, self.config)
         return self._run(self._place, tokens, max_new_tokens, sampling, tuple(stop_ids), progress, drafts)
 
     def stop(self) -> None:

@@ -22,6 +22,8 @@ READ_REQUEST = data.StructLayout({"addr": 32, "beats": 16})
 VALUE_SCALES, KEYS, VALUES, HEAD = range(4)
 JOBS_AHEAD = 16
 LOGIT_DEPTH = 16
+IDS_DEPTH = 64
+"""Ids of a short-list's rows on their way: those of all jobs ahead and of all logits queued, and some more."""
 
 
 def _require(condition: bool, message: str) -> None:
@@ -29,11 +31,15 @@ def _require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def job_layout(lanes: int) -> data.StructLayout:
-    """A read and what it is for: `kind`, visible `rows` less one, and what `step_layout` says."""
+def job_layout(lanes: int, group_rows: int = 0) -> data.StructLayout:
+    """A read and what it is for: `kind`, visible `rows` less one, and what `step_layout` says.
+
+    With a short-list, `head_row`: the place of a head row among the `group_rows` that share a beat of scales.
+    """
+    head_row = {"head_row": index_shape(group_rows)} if group_rows else {}
     return data.StructLayout({
         "kind": 2, "rows": 4, "remaining": range(CHUNK + lanes), "first": 1, "last": 1, "parity": 1, "bank": 1,
-        "active": range(lanes + 1),
+        "active": range(lanes + 1), **head_row,
     })
 
 
@@ -65,15 +71,20 @@ class PassControl(wiring.Component):
     read_request : Out(stream), jobs : Out(stream)
     keys_done : In(1), pass_done : In(1), head_done : In(1)
         A pass's keys have all been used; a pass, the LM head is complete.
+    candidates_i, ids_o : In(stream), Out(stream), with a short-list only
+        Ids of the rows to read; the same ids as their jobs are queued.
     """
 
     def __init__(self, *, lanes: int, slots: int, mem_bytes: int, macs: int, rows: int, heads: int, kv_heads: int, head_dim: int,
-                 hidden: int, context: int, kv_scale_block_bytes: int, kv_half_bytes: int, kv_head_bytes: int, vector_words: int):
+                 hidden: int, vocab: int, context: int, group_rows: int, head_row_bytes: int, kv_scale_block_bytes: int,
+                 kv_half_bytes: int, kv_head_bytes: int, short_list: int, vector_words: int):
         self._lanes, self._mem_bytes, self._heads, self._kv_heads = lanes, mem_bytes, heads, kv_heads
         self._head_dim, self._context, self._rows = head_dim, context, rows
         self._scale_bytes, self._half_bytes, self._head_bytes = kv_scale_block_bytes, kv_half_bytes, kv_head_bytes
         self._row_words, self._head_words = hidden // macs, head_dim * rows // macs
-        lane, slot = index_shape(lanes), index_shape(slots)
+        self._short_list, self._group_rows, self._head_row_bytes = short_list, group_rows, head_row_bytes
+        self._job = job_layout(lanes, group_rows if short_list else 0)
+        lane, slot, ids = index_shape(lanes), index_shape(slots), stream.Signature(index_shape(vocab))
         super().__init__({
             "cmd": In(stream.Signature(COMMAND)), "busy": Out(1),
             "begin": Out(1), "start": Out(1), "slot": Out(slot), "count": Out(range(lanes + 1)), "several": Out(1),
@@ -83,15 +94,15 @@ class PassControl(wiring.Component):
             "load": Out(wiring.Signature({"en": Out(1), "lane": Out(lane), "word": Out(index_shape(max(vector_words, self._head_words))),
                                           "part": Out(index_shape(rows)), "bank": Out(1), "head": Out(1)})),
             "read_request": Out(stream.Signature(READ_REQUEST)),
-            "jobs": Out(stream.Signature(job_layout(lanes))),
+            "jobs": Out(stream.Signature(self._job)),
             "keys_done": In(1), "pass_done": In(1), "head_done": In(1),
-        })
+        } | ({"candidates_i": In(ids), "ids_o": Out(ids)} if short_list else {}))
 
     def elaborate(self, platform):
         m = Module()
         m.submodules.requests = requests = Slice(READ_REQUEST)
         wiring.connect(m, requests.o, wiring.flipped(self.read_request))
-        m.submodules.job_queue = queue = Fifo(job_layout(self._lanes), JOBS_AHEAD)
+        m.submodules.job_queue = queue = Fifo(self._job, JOBS_AHEAD)
         wiring.connect(m, queue.o, wiring.flipped(self.jobs))
 
         op = Signal()
@@ -102,14 +113,14 @@ class PassControl(wiring.Component):
         kv_left = Signal(range(self._kv_heads + 1))
         head_base, chunk_base = Signal(32), Signal(32)
         first, bank, parity = Signal(), Signal(), Signal()
-        before = Signal(data.StructLayout({"valid": 1, "addr": 32, "job": job_layout(self._lanes)}))
+        before = Signal(data.StructLayout({"valid": 1, "addr": 32, "job": self._job}))
 
         # Passes whose queries occupy a bank, and passes not yet written out.
         loaded, unfinished = Signal(2), Signal(4)
         started = Signal()
         m.d.sync += [loaded.eq(loaded + started - self.keys_done), unfinished.eq(unfinished + started - self.pass_done)]
 
-        job = Signal(job_layout(self._lanes))
+        job = Signal(self._job)
         last_chunk = remaining < CHUNK
         m.d.comb += [
             job.rows.eq(Mux(last_chunk, remaining, CHUNK - 1)),
@@ -190,16 +201,55 @@ class PassControl(wiring.Component):
             with m.State("LAST_VALUES"):
                 with m.If(hand_over(VALUES, before.job, before.addr, self._row_beats(before.job.rows))):
                     m.next = "FINISH"
-            with m.State("HEAD"):
-                m.d.comb += [queue.i.payload.kind.eq(HEAD), queue.i.valid.eq(1)]
-                with m.If(queue.i.ready):
-                    m.next = "FINISH"
+            if self._short_list:
+                self._rows_of_candidates(m, hand_over, requests.i, head_base, active, parity)
+            else:
+                with m.State("HEAD"):
+                    m.d.comb += [queue.i.payload.kind.eq(HEAD), queue.i.valid.eq(1)]
+                    with m.If(queue.i.ready):
+                        m.next = "FINISH"
             with m.State("FINISH"):
                 with m.If(Mux(op == DotOp.ATTEND, unfinished == 0, self.head_done)):
                     m.next = "IDLE"
         for i in range(self._lanes):
             m.d.sync += self.back[i].eq(Mux(self.several, self.count - 1 - i, 0))
         return m
+
+    def _rows_of_candidates(self, m, hand_over, requests, table, active, parity):
+        """States that read a beat of scales and a row of the table for each candidate, and queue its job."""
+        group_bits = (self._group_rows - 1).bit_length()
+        group_bytes = self._mem_bytes + self._group_rows * self._head_row_bytes
+        id_, left = Signal(self.ids_o.payload.shape()), Signal(range(self._short_list + 1))
+        group_offset, row_offset, scale_address = Signal(32), Signal(32), Signal(32)
+        job = Signal(self._job, name="candidate")
+        m.d.comb += [job.head_row.eq(id_[:group_bits]), job.parity.eq(parity), job.last.eq(left == 1), job.active.eq(active),
+                     self.ids_o.payload.eq(id_)]
+        with m.State("HEAD"):
+            m.d.sync += left.eq(self._short_list)
+            m.next = "CANDIDATE"
+        with m.State("CANDIDATE"):
+            m.d.comb += self.candidates_i.ready.eq(1)
+            m.d.sync += id_.eq(self.candidates_i.payload)
+            with m.If(self.candidates_i.valid):
+                m.next = "OFFSETS"
+        with m.State("OFFSETS"):
+            m.d.sync += [group_offset.eq((id_ >> group_bits) * group_bytes), row_offset.eq(id_[:group_bits] * self._head_row_bytes)]
+            m.next = "ADDRESS"
+        with m.State("ADDRESS"):
+            m.d.sync += [scale_address.eq(table + group_offset), row_offset.eq(row_offset + self._mem_bytes)]
+            m.next = "ROW SCALE"
+        with m.State("ROW SCALE"):
+            m.d.comb += [requests.valid.eq(1), requests.payload.addr.eq(scale_address), requests.payload.beats.eq(1)]
+            with m.If(requests.ready):
+                m.d.sync += row_offset.eq(scale_address + row_offset)
+                m.next = "ROW"
+        with m.State("ROW"):
+            with m.If(hand_over(HEAD, job, row_offset, self._head_row_bytes // self._mem_bytes)):
+                m.d.comb += self.ids_o.valid.eq(1)
+                m.d.sync += [parity.eq(~parity), left.eq(left - 1)]
+                m.next = "CANDIDATE"
+                with m.If(left == 1):
+                    m.next = "FINISH"
 
     def _row_beats(self, rows):
         """Beats of `rows` + 1 rows of a head, as many of them side by side as there are."""
@@ -266,17 +316,18 @@ class WorkSequencer(wiring.Component):
     """
 
     def __init__(self, *, lanes: int, macs: int, rows: int, mem_bytes: int, head_dim: int, hidden: int, vocab: int, group_rows: int,
-                 kv_scale_block_bytes: int, step: data.StructLayout):
+                 kv_scale_block_bytes: int, short_list: int, step: data.StructLayout):
         self._lanes, self._macs, self._rows, self._mem_bytes = lanes, macs, rows, mem_bytes
         self._head_words, self._row_words, self._vocab, self._group_rows = head_dim * rows // macs, hidden // macs, vocab, group_rows
-        self._scale_beats = kv_scale_block_bytes // mem_bytes
+        self._scale_beats, self._short_list = kv_scale_block_bytes // mem_bytes, short_list
+        job = job_layout(lanes, group_rows if short_list else 0)
         scales = wiring.Signature({"en": Out(1), "addr": Out(index_shape(self._scale_beats)), "parity": Out(1), "data": Out(8 * mem_bytes)})
         super().__init__({
-            "jobs": In(stream.Signature(job_layout(lanes))),
+            "jobs": In(stream.Signature(job)),
             "read_data": In(stream.Signature(8 * mem_bytes)), "weights_i": In(stream.Signature(8 * mem_bytes)),
             "step": Out(step), "bytes": Out(8 * macs),
             "key_scales": Out(scales), "value_scales": Out(scales),
-            "scan": Out(1), "job": Out(job_layout(lanes)),
+            "scan": Out(1), "job": Out(job),
             "scan_busy": In(1), "scanned": In(2), "scored": In(2), "weights_ready": In(2), "weights_taken": Out(2),
             "outputs_released": In(1),
             "shift": In(6).array(2).array(lanes), "scale_one": Out(lanes), "scale_eight": Out(lanes),
@@ -291,10 +342,12 @@ class WorkSequencer(wiring.Component):
         # The stream in use, and its beat's next A bytes.
         subs = self._mem_bytes // self._macs
         sub, beat, valid, take = Signal(index_shape(subs)), Signal(8 * self._mem_bytes), Signal(), Signal()
+        streamed = C(0, 1) if self._short_list else is_head
+        one_row = C(bool(self._short_list), 1)  # of the head in a job
         m.d.comb += [
-            beat.eq(Mux(is_head, self.weights_i.payload, self.read_data.payload)),
-            valid.eq(Mux(is_head, self.weights_i.valid, self.read_data.valid)),
-            self.weights_i.ready.eq(take & is_head), self.read_data.ready.eq(take & ~is_head),
+            beat.eq(Mux(streamed, self.weights_i.payload, self.read_data.payload)),
+            valid.eq(Mux(streamed, self.weights_i.valid, self.read_data.valid)),
+            self.weights_i.ready.eq(take & streamed), self.read_data.ready.eq(take & ~streamed),
         ]
         for port in (self.key_scales, self.value_scales):
             m.d.comb += port.data.eq(beat)
@@ -309,7 +362,7 @@ class WorkSequencer(wiring.Component):
         last_word, last_row = Signal(), Signal()
         m.d.comb += [
             last_word.eq(word == Mux(is_head, self._row_words - 1, self._head_words - 1)),
-            last_row.eq(Mux(is_head, row == self._group_rows - 1, (row ^ job.rows)[(self._rows - 1).bit_length():] == 0)),
+            last_row.eq(Mux(is_head, one_row | (row == self._group_rows - 1), (row ^ job.rows)[(self._rows - 1).bit_length():] == 0)),
         ]
         m.d.comb += [self.key_scales.addr.eq(scale_beat), self.key_scales.parity.eq(parity),
                      self.value_scales.addr.eq(scale_beat), self.value_scales.parity.eq(parity)]
@@ -318,7 +371,7 @@ class WorkSequencer(wiring.Component):
         m.d.comb += [
             step.valid.eq(stepping), step.values.eq(job.kind == VALUES), step.first.eq(word == 0), step.last.eq(last_word),
             step.word.eq(word), step.bank.eq(job.bank), step.row.eq(row), step.parity.eq(parity), step.head.eq(is_head),
-            step.emit.eq(row_id < self._vocab), step.fresh.eq(job.first & (row == 0)), step.ends_half.eq(last_word & last_row),
+            step.emit.eq(one_row | (row_id < self._vocab)), step.fresh.eq(job.first & (row == 0)), step.ends_half.eq(last_word & last_row),
             step.parts.eq(Cat(is_head | (row + i <= job.rows) for i in range(self._rows))),
             step.ends_pass.eq(last_word & last_row & job.last), step.remaining.eq(job.remaining), step.active.eq(job.active),
         ]
@@ -365,12 +418,15 @@ class WorkSequencer(wiring.Component):
                         m.d.sync += [row.eq(Mux(last_row, 0, row + Mux(is_head, 1, self._rows))), row_id.eq(row_id + 1)]
                         with m.If(last_row):
                             m.next = "IDLE"
-                            with m.If(is_head):
-                                m.d.sync += parity.eq(~parity)
-                                m.next = "SCALES"
-                                with m.If(row_id >= self._vocab - 1):
-                                    m.d.comb += self.head_done.eq(1)
-                                    m.next = "IDLE"
+                            if self._short_list:
+                                m.d.comb += self.head_done.eq(is_head & job.last)
+                            else:
+                                with m.If(is_head):
+                                    m.d.sync += parity.eq(~parity)
+                                    m.next = "SCALES"
+                                    with m.If(row_id >= self._vocab - 1):
+                                        m.d.comb += self.head_done.eq(1)
+                                        m.next = "IDLE"
         return m
 
     def _next_job(self, m, outputs_held, left, word, row, scale_beat, parity, row_id):
@@ -397,6 +453,8 @@ class WorkSequencer(wiring.Component):
                             m.next = "RESCALE"
                 with m.Case(HEAD):
                     m.d.comb += self.jobs.ready.eq(1)
+                    if self._short_list:
+                        m.d.sync += row.eq(job.head_row)
                     m.next = "SCALES"
 
 
@@ -409,6 +467,8 @@ class DotEngine(wiring.Component):
     key/value head; for several they take the tokens. Outputs leave as work elements.
     HEAD: the codes of `count` slots from `slot` against the rows of the weight stream. The logits of the first leave in
     the order of their ids; of each, the id of the greatest logit (the lowest of equals) stands in `best` until the next HEAD.
+    With a short-list, of one slot, against the rows of `short_list` candidates in the table at `kv_base`, in their order; there is
+    no `best`.
 
     Memory beyond what is visible may hold anything.
 
@@ -426,6 +486,8 @@ class DotEngine(wiring.Component):
     group_rows, head_row_bytes, kv_scale_block_bytes, kv_half_bytes, kv_head_bytes : int
         Memory layout: head rows per beat of scales, bytes of a head row; bytes of a chunk's scales, of half a
         chunk, of a head's cache.
+    short_list : int
+        Candidates of which HEAD reads the rows; 0: it takes all rows from the weight stream.
 
     Members
     -------
@@ -438,15 +500,16 @@ class DotEngine(wiring.Component):
     read_request : Out(stream {addr, beats}), read_data : In(stream of 8*mem_bytes bits)
     work_write : {valid, slot, addr, data}, work_clear : Out(slots)
         Outputs; slots whose outputs begin anew.
-    logits_o : Out(stream of signed(LOGIT_BITS))
-    best : Out(array of token ids, one per lane)
+    logits_o : Out(stream of {logit, id})
+    best : Out(array of token ids, one per lane), without a short-list
+    candidates_i : In(stream of token ids), with a short-list
     saturated : Out(1)
         High for a cycle when a score saturated.
     """
 
     def __init__(self, *, lanes: int, slots: int, macs: int, rows: int, vector_lanes: int, mem_bytes: int, heads: int, kv_heads: int,
                  head_dim: int, hidden: int, vocab: int, context: int, group_rows: int, head_row_bytes: int, kv_scale_block_bytes: int,
-                 kv_half_bytes: int, kv_head_bytes: int):
+                 kv_half_bytes: int, kv_head_bytes: int, short_list: int = 0):
         parameters = {"lanes": lanes, "slots": slots, "macs": macs, "rows": rows, "vector_lanes": vector_lanes, "mem_bytes": mem_bytes,
                       "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "hidden": hidden, "vocab": vocab, "context": context}
         for name, value in parameters.items():
@@ -471,8 +534,11 @@ class DotEngine(wiring.Component):
                  f"kv_scale_block_bytes ({kv_scale_block_bytes}) must be {CHUNK * KV_SCALE_BYTES} in whole beats")
         _require(kv_half_bytes >= kv_scale_block_bytes + CHUNK * head_dim and kv_half_bytes % mem_bytes == 0,
                  f"kv_half_bytes ({kv_half_bytes}) must hold the scales and {CHUNK} rows, in whole beats")
-        self._p = parameters | {"group_rows": group_rows, "kv_scale_block_bytes": kv_scale_block_bytes, "kv_half_bytes": kv_half_bytes,
+        _require(0 <= short_list <= vocab, f"short_list must be from 0 to vocab ({vocab}), not {short_list}")
+        self._p = parameters | {"group_rows": group_rows, "head_row_bytes": head_row_bytes, "short_list": short_list,
+                                "kv_scale_block_bytes": kv_scale_block_bytes, "kv_half_bytes": kv_half_bytes,
                                 "kv_head_bytes": kv_head_bytes}
+        self._short_list = short_list
         self._lanes, self._slots, self._macs, self._vector_lanes, self._mem_bytes = lanes, slots, macs, vector_lanes, mem_bytes
         self._rows, self._word, self._heads, self._context = rows, word, heads, context
         self._head_words, self._row_words = head_dim // word, hidden // macs
@@ -493,10 +559,10 @@ class DotEngine(wiring.Component):
                 "valid": Out(1), "slot": Out(slot), "addr": Out(index_shape(heads * head_dim // vector_lanes)),
                 "data": Out(work_layout(vector_lanes))})),
             "work_clear": Out(slots),
-            "logits_o": Out(stream.Signature(LOGIT)),
-            "best": Out(data.ArrayLayout(index_shape(vocab), lanes)),
+            "logits_o": Out(stream.Signature(data.StructLayout({"logit": LOGIT, "id": index_shape(vocab)}))),
             "saturated": Out(1),
-        })
+        } | ({"candidates_i": In(stream.Signature(index_shape(vocab)))} if short_list else
+             {"best": Out(data.ArrayLayout(index_shape(vocab), lanes))}))
 
     def _some(self, *names):
         return {name: self._p[name] for name in names}
@@ -504,16 +570,16 @@ class DotEngine(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         m.submodules.control = control = PassControl(vector_words=self._vector_words, **self._some(
-            "lanes", "slots", "mem_bytes", "macs", "rows", "heads", "kv_heads", "head_dim", "hidden", "context",
-            "kv_scale_block_bytes", "kv_half_bytes", "kv_head_bytes"))
+            "lanes", "slots", "mem_bytes", "macs", "rows", "heads", "kv_heads", "head_dim", "hidden", "vocab", "context", "group_rows",
+            "head_row_bytes", "kv_scale_block_bytes", "kv_half_bytes", "kv_head_bytes", "short_list"))
         m.submodules.sequencer = sequencer = WorkSequencer(step=self._step, **self._some(
-            "lanes", "macs", "rows", "mem_bytes", "head_dim", "hidden", "vocab", "group_rows", "kv_scale_block_bytes"))
+            "lanes", "macs", "rows", "mem_bytes", "head_dim", "hidden", "vocab", "group_rows", "kv_scale_block_bytes", "short_list"))
         output_bits = accumulator_bits(self._context)
         m.submodules.finish = finish = Finish(
             word=self._word, head_words=self._head_words, output_bits=output_bits,
             address_words=self._heads * self._p["head_dim"] // self._vector_lanes,
             **self._some("lanes", "slots", "vector_lanes", "context"))
-        chunk_layout = job_layout(self._lanes)
+        chunk_layout = job_layout(self._lanes, self._p["group_rows"] if self._short_list else 0)
         m.submodules.softmax = softmax = SoftmaxControl(chunk=chunk_layout, side_by_side=self._rows)
 
         for port in ("cmd", "read_request"):
@@ -593,8 +659,10 @@ class DotEngine(wiring.Component):
             m.d.comb += [getattr(lane.scan, name).eq(value) for name, value in scan.items()]
             scores.append(score)
         m.d.comb += newly_scored.eq(scores[0].scored)
-        self._logits(m, control, sequencer, scores[0])
-        self._best(m, control, scores)
+        ids = self._ids(m, control, scores[0])
+        self._logits(m, control, sequencer, scores[0], ids)
+        if not self._short_list:
+            self._best(m, scores, ids)
         return m
 
     def _rows_one_by_one(self, m, step):
@@ -712,15 +780,30 @@ class DotEngine(wiring.Component):
         m.d.comb += [write.en.eq(given.en), write.addr.eq(address), write.data.eq(given.data)]
         return read
 
-    def _logits(self, m, control, sequencer, score):
+    def _ids(self, m, control, score):
+        """The id of the row whose logits the lanes have."""
+        row = Signal(index_shape(self._p["vocab"]))
+        if self._short_list:
+            m.submodules.ids = ids = Fifo(row.shape(), IDS_DEPTH)
+            wiring.connect(m, wiring.flipped(self.candidates_i), control.candidates_i)
+            wiring.connect(m, control.ids_o, ids.i)
+            m.d.comb += [row.eq(ids.o.payload), ids.o.ready.eq(score.logit_valid)]
+            return row
+        with m.If(control.begin):
+            m.d.sync += row.eq(0)
+        with m.Elif(score.logit_valid):
+            m.d.sync += row.eq(row + 1)
+        return row
+
+    def _logits(self, m, control, sequencer, score, ids):
         """Queue the logits; a row may start while there is room for all that are on the way."""
-        m.submodules.logits = queue = Fifo(LOGIT, LOGIT_DEPTH)
+        m.submodules.logits = queue = Fifo(self.logits_o.payload.shape(), LOGIT_DEPTH)
         wiring.connect(m, queue.o, wiring.flipped(self.logits_o))
         on_the_way = Signal(range(LOGIT_DEPTH + 1))
         step = sequencer.step
         complete = Signal()
         m.d.comb += [
-            queue.i.valid.eq(score.logit_valid), queue.i.payload.eq(score.logit),
+            queue.i.valid.eq(score.logit_valid), queue.i.payload.logit.eq(score.logit), queue.i.payload.id.eq(ids),
             sequencer.logit_room.eq(on_the_way < LOGIT_DEPTH - 1),
             control.head_done.eq(complete & (on_the_way == 0)),
         ]
@@ -731,13 +814,8 @@ class DotEngine(wiring.Component):
         with m.Elif(head_done):
             m.d.sync += complete.eq(1)
 
-    def _best(self, m, control, scores):
+    def _best(self, m, scores, row):
         """The id of each lane's greatest logit: all lanes see the logits of a row in the same cycle."""
-        row = Signal(index_shape(self._p["vocab"]))
-        with m.If(control.begin):
-            m.d.sync += row.eq(0)
-        with m.Elif(scores[0].logit_valid):
-            m.d.sync += row.eq(row + 1)
         for i, score in enumerate(scores):
             greatest = Signal(LOGIT, name=f"greatest{i}")
             with m.If(score.logit_valid & ((row == 0) | (score.logit > greatest))):

@@ -132,7 +132,7 @@ class _Delay(wiring.Component):
 class Sampler(wiring.Component):
     """Choose a token from one vocabulary's integer logits (`integer.sample`, in every bit).
 
-    A command takes the settings and then exactly `vocab` logits in id order; the token follows. Greedy
+    A command takes the settings and then exactly `logits` logits with their ids, in any order; the token follows. Greedy
     and plain sampling keep a running best. Top-k and top-p keep the greatest logits in a sorted list
     (in memory, one entry moved per cycle) beside the running probability mass, then walk the list.
 
@@ -145,7 +145,9 @@ class Sampler(wiring.Component):
     Parameters
     ----------
     vocab : int
-        Logits per token.
+        Ids are below it.
+    logits : int
+        Logits per token; `vocab` if 0.
     candidates : int
         Longest sorted list.
 
@@ -155,7 +157,7 @@ class Sampler(wiring.Component):
         The position enters the noise. Ready when idle.
     busy : Out(1)
         From the command to the token's arrival in `token_o`.
-    logits_i : In(stream(signed(LOGIT_BITS))), token_o : Out(stream(32))
+    logits_i : In(stream({"logit", "id"})), token_o : Out(stream(32))
     temperature_scale, logit_scale : In(UFLOAT), top_k : In(16), top_p : In(17), seed : In(32)
         Settings, as in `integer.Sampling`, taken with the command.
     abandon : In(1)
@@ -168,18 +170,20 @@ class Sampler(wiring.Component):
     MASS_STAGE = SCALE_LATENCY + 5
     drain = NOISE_LATENCY + 1
 
-    def __init__(self, *, vocab: int, candidates: int):
+    def __init__(self, *, vocab: int, candidates: int, logits: int = 0):
         if not isinstance(vocab, int) or vocab < 1:
             raise ValueError(f"vocab must be a positive integer, not {vocab!r}")
+        if not isinstance(logits, int) or not 0 <= logits <= vocab:
+            raise ValueError(f"logits must be from 0 to vocab ({vocab}), not {logits!r}")
         if not isinstance(candidates, int) or not 1 <= candidates < 1 << 16:
             raise ValueError(f"candidates must be from 1 to 65535, not {candidates!r}")
-        self._vocab, self._candidates = vocab, candidates
+        self._logits, self._candidates = logits or vocab, candidates
         self._id_bits = max(1, (vocab - 1).bit_length())
         self._entry = data.StructLayout({"logit": signed(LOGIT_BITS), "id": self._id_bits})
         super().__init__({
             "cmd": In(stream.Signature(data.StructLayout({"position": 32}))),
             "busy": Out(1),
-            "logits_i": In(stream.Signature(signed(LOGIT_BITS))),
+            "logits_i": In(stream.Signature(self._entry)),
             "token_o": Out(stream.Signature(32)),
             "temperature_scale": In(UFLOAT),
             "logit_scale": In(UFLOAT),
@@ -228,22 +232,27 @@ class Sampler(wiring.Component):
         with m.Else():
             m.d.sync += [challenge.logit.eq(delayed.z + noise), challenge.id.eq(delayed.id),
                          challenging.eq(valid[self.NOISE_LATENCY] & (walking | ~listed))]
-        with m.If(challenging & (~chosen | (challenge.logit > best.logit))):
+        equal = (challenge.logit == best.logit) & (challenge.id < best.id) & ~walking  # the list has equals in the order of ids
+        with m.If(challenging & (~chosen | (challenge.logit > best.logit) | equal)):
             m.d.sync += [best.eq(challenge), chosen.eq(1)]
 
-        # The sorted list: entries 0 to filled-1; `least` is the logit of entry limit-1.
+        # The sorted list: entries 0 to filled-1; `least` is entry limit-1.
         m.submodules.list = entries = memory.Memory(shape=self._entry, depth=self._candidates, init=[])
         write, read = entries.write_port(), entries.read_port()
         slot, filled = Signal(range(self._candidates + 1)), Signal(range(self._candidates + 1))
-        full, least = Signal(), Signal(signed(LOGIT_BITS))
+        full, least = Signal(), Signal(self._entry)
         moves = Signal()
-        m.d.comb += [full.eq(filled == limit), write.addr.eq(slot), moves.eq((slot != 0) & (entry.logit > read.data.logit)),
+
+        def before(a, b):
+            return (a.logit > b.logit) | ((a.logit == b.logit) & (a.id < b.id))
+
+        m.d.comb += [full.eq(filled == limit), write.addr.eq(slot), moves.eq((slot != 0) & before(entry, read.data)),
                      write.data.eq(Mux(moves, read.data, entry))]
         with m.If(write.en & (slot + 1 == limit)):
-            m.d.sync += least.eq(write.data.logit)
+            m.d.sync += least.eq(write.data)
 
         wait = Signal(range(max(self.drain, Mix32.latency) + 2))
-        next_id = Signal(range(self._vocab + 1))
+        taken = Signal(range(self._logits + 1))
         m.d.comb += [self.busy.eq(1), self.logits_i.ready.eq(self.abandon)]
         with m.If(self.token_o.ready):
             m.d.sync += self.token_o.valid.eq(0)
@@ -265,7 +274,7 @@ class Sampler(wiring.Component):
                     limit.eq(Mux((self.top_k == 0) | (self.top_k > self._candidates), self._candidates, self.top_k)),
                     top_p.eq(self.top_p),
                     noise_start.eq(self.seed + self.cmd.payload.position),
-                    next_id.eq(0), filled.eq(0), chosen.eq(0), walking.eq(0), wait.eq(Mix32.latency),
+                    taken.eq(0), filled.eq(0), chosen.eq(0), walking.eq(0), wait.eq(Mix32.latency),
                 ]
                 with m.If(start):
                     m.next = "PREPARE"
@@ -279,16 +288,16 @@ class Sampler(wiring.Component):
                 m.d.sync += [wait.eq(Mux(greedy, 1, self.drain)), slot.eq(Mux(full, limit - 1, filled))]
                 with m.If(self.logits_i.valid):
                     m.d.comb += enter.eq(1)
-                    m.d.sync += [entry.logit.eq(self.logits_i.payload), entry.id.eq(next_id), next_id.eq(next_id + 1)]
+                    m.d.sync += [entry.eq(self.logits_i.payload), taken.eq(taken + 1)]
                     with m.If(listed):
                         m.next = "CHECK"
-                    with m.Elif(next_id == self._vocab - 1):
+                    with m.Elif(taken == self._logits - 1):
                         m.next = "DRAIN"
             with state("CHECK"):
                 m.d.comb += read.addr.eq(slot - 1)
-                with m.If(~full | (entry.logit > least)):
+                with m.If(~full | before(entry, least)):
                     m.next = "INSERT"
-                with m.Elif(next_id == self._vocab):
+                with m.Elif(taken == self._logits):
                     m.next = "DRAIN"
                 with m.Else():
                     m.next = "TAKE"
@@ -298,7 +307,7 @@ class Sampler(wiring.Component):
                 with m.If(~moves):
                     m.d.sync += filled.eq(filled + ~full)
                     m.next = "TAKE"
-                    with m.If(next_id == self._vocab):
+                    with m.If(taken == self._logits):
                         m.next = "DRAIN"
             with state("DRAIN"):
                 m.d.sync += [wait.eq(wait - 1), slot.eq(0)]
@@ -376,7 +385,7 @@ class Sampler(wiring.Component):
         """
         stage = self.SCALE_LATENCY
         drop = FRACTION_BITS - SCORE_BITS
-        running, total = Signal(signed(17)), Signal((self._vocab << PROBABILITY_BITS).bit_length())
+        running, total = Signal(signed(17)), Signal((self._logits << PROBABILITY_BITS).bit_length())
         # Stages 7 to 9: the integer maximum and the distance to it.
         s7_ceiling, s7_z = Signal(signed(17)), Signal(signed(32))
         s8_before, s8_z = Signal(signed(17)), Signal(signed(32))

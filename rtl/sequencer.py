@@ -9,13 +9,14 @@ from amaranth.lib.wiring import In, Out
 from tritloom.firmware.assembler import ARGUMENTS, REGISTERS
 from tritloom.firmware.isa import BANK_SHIFT, Op, Unit
 
-__all__ = ["DOT_COMMAND", "MATMUL_COMMAND", "SAMPLE_COMMAND", "Sequencer", "UNITS", "VECTOR_COMMAND", "loader_signature"]
+__all__ = ["DOT_COMMAND", "MATMUL_COMMAND", "SAMPLE_COMMAND", "SCAN_COMMAND", "Sequencer", "UNITS", "VECTOR_COMMAND", "loader_signature"]
 
 VECTOR_COMMAND = data.StructLayout({
-    "op": 3, "source": 1, "norm": 1, "dest": 1, "slot": 8, "count": 8, "length": 16, "bank": 2, "a": 32, "b": 32,
+    "op": 3, "source": 1, "norm": 1, "dest": 2, "slot": 8, "count": 8, "length": 16, "bank": 2, "a": 32, "b": 32,
 })
 MATMUL_COMMAND = data.StructLayout({"inputs": 16, "steps": 16, "slot": 8, "count": 8, "at": 16})
 DOT_COMMAND = data.StructLayout({"op": 1, "slot": 8, "count": 8, "position": 32, "kv_base": 32})
+SCAN_COMMAND = data.StructLayout({"slot": 8, "rows": 16, "first": 1, "at": 16})
 SAMPLE_COMMAND = data.StructLayout({"position": 32})
 
 UNITS = len(Unit)
@@ -49,6 +50,8 @@ class Sequencer(wiring.Component):
         Instructions the program memory holds, a power of two.
     lanes : int
         P.
+    short_list : bool
+        There is a unit for SCAN; else SCAN is no instruction.
 
     Members
     -------
@@ -66,7 +69,7 @@ class Sequencer(wiring.Component):
     args : In(array of 32)
     prompt_i : In(stream(32)), token_o : Out(stream(32))
         IN and OUT.
-    vector, matmul, dot, sampler : Out(stream)
+    vector, matmul, dot, sampler, scan : Out(stream)
         Commands.
     token_i : In(stream(32))
         TOKEN: from the sampler.
@@ -80,10 +83,10 @@ class Sequencer(wiring.Component):
 
     latency = 3
 
-    def __init__(self, *, program_words: int, lanes: int):
+    def __init__(self, *, program_words: int, lanes: int, short_list: bool = False):
         if not isinstance(program_words, int) or program_words < 2 or program_words & (program_words - 1):
             raise ValueError(f"program_words must be a power of two from 2, not {program_words!r}")
-        self._words, self._lanes = program_words, lanes
+        self._words, self._lanes, self._short_list = program_words, lanes, short_list
         bits = (program_words - 1).bit_length()
         super().__init__({
             "program": In(loader_signature(bits)),
@@ -97,6 +100,7 @@ class Sequencer(wiring.Component):
             "matmul": Out(stream.Signature(MATMUL_COMMAND)),
             "dot": Out(stream.Signature(DOT_COMMAND)),
             "sampler": Out(stream.Signature(SAMPLE_COMMAND)),
+            "scan": Out(stream.Signature(SCAN_COMMAND)),
             "token_i": In(stream.Signature(32)),
             "best": In(data.ArrayLayout(32, lanes)),
             "stream_start": Out(stream.Signature(8)),
@@ -185,6 +189,8 @@ class Sequencer(wiring.Component):
             dot.op.eq(instruction.flags), dot.slot.eq(operand["rd"]), dot.count.eq(operand["ru"]),
             dot.position.eq(operand["rs"]), dot.kv_base.eq(operand["rt"]),
             self.sampler.payload.position.eq(operand["rs"]),
+            self.scan.payload.slot.eq(operand["rd"]), self.scan.payload.rows.eq(instruction.imm),
+            self.scan.payload.first.eq(instruction.flags), self.scan.payload.at.eq(operand["rs"]),
             self.stream_start.payload.eq(instruction.imm),
             self.token_o.payload.eq(operand["rs"]),
         ]
@@ -259,5 +265,8 @@ class Sequencer(wiring.Component):
                 take(self.token_i)
             with m.Case(Op.BEST):
                 put(self.best[rs[:max(1, (self._lanes - 1).bit_length())]] if self._lanes > 1 else self.best[0])
+            if self._short_list:
+                with m.Case(Op.SCAN):
+                    offer(self.scan)
             with m.Default():
                 halt(UNKNOWN_INSTRUCTION)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth import Cat, Module, Value
+from amaranth import Cat, Module, Mux, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import Out
 
@@ -16,6 +16,7 @@ from .memory import AxiMemory, OnChipMemory
 from .router import ReadArbiter, WeightRouter, WriteArbiter
 from .sampler import Sampler
 from .sequencer import Sequencer
+from .shortlist import ShortList
 from .tlmm import TernaryMatmul
 from .vector import VectorUnit
 
@@ -83,17 +84,34 @@ class Accelerator(wiring.Component):
         m.submodules.dot = dot = DotEngine(
             lanes=c.dot_lanes, slots=c.lanes, macs=c.attention_macs, rows=c.attention_rows, vector_lanes=c.vector_lanes,
             mem_bytes=c.mem_bytes, heads=s.heads, kv_heads=s.kv_heads, head_dim=s.head_dim, hidden=s.hidden, vocab=s.vocab,
-            context=s.context, **head_layout, **kv_layout)
-        m.submodules.sampler = sampler = Sampler(vocab=s.vocab, candidates=c.sampler_candidates)
-        m.submodules.sequencer = sequencer = Sequencer(program_words=c.program_words, lanes=c.dot_lanes)
+            context=s.context, **head_layout, **kv_layout, short_list=c.shortlist)
+        m.submodules.sampler = sampler = Sampler(vocab=s.vocab, candidates=c.sampler_candidates, logits=c.shortlist)
+        m.submodules.sequencer = sequencer = Sequencer(program_words=c.program_words, lanes=c.dot_lanes, short_list=c.shortlist > 0)
         m.submodules.registers = registers = ControlRegisters(
             digest=c.digest, mem_bytes=c.mem_bytes, mem_ports=c.mem_ports, program_words=c.program_words)
 
+        scanning = self._short_list(m, matmul, vector, dot, sequencer) if c.shortlist else 0
+
         self._join_memory(m, memory, matmul, vector, dot, registers)
         self._join_units(m, matmul, vector, dot, sampler)
-        self._join_control(m, memory, matmul, vector, dot, sampler, sequencer, registers)
+        self._join_control(m, memory, matmul, vector, dot, sampler, sequencer, registers, scanning)
         self._trace(m, vector, dot)
         return m
+
+    def _short_list(self, m, matmul, vector, dot, sequencer):
+        """The unit between the matrix engine's accumulators and the rows that the dot engine reads; returns whether it scans."""
+        c, s = self.config, self.config.shape
+        m.submodules.shortlist = unit = ShortList(
+            vocab=s.vocab, count=c.shortlist, queue=c.shortlist_queue, hidden=s.hidden, slot_bits=len(matmul.acc_read.slot),
+            vector_lanes=c.vector_lanes, rows_per_cycle=c.rows_per_cycle, acc_bits=c.acc_bits, max_rows=s.max_rows,
+            acc_read_latency=matmul.acc_read_latency, acc_parts=matmul.parts)
+        wiring.connect(m, sequencer.scan, unit.cmd)
+        wiring.connect(m, unit.ids_o, dot.candidates_i)
+        m.d.comb += unit.acc_read.data.eq(matmul.acc_read.data)
+        # The vector unit never reads while a scan is under way.
+        for name in ("en", "slot", "addr", "part"):
+            m.d.comb += getattr(matmul.acc_read, name).eq(Mux(unit.busy, getattr(unit.acc_read, name), getattr(vector.acc_read, name)))
+        return unit.busy
 
     def _memory(self):
         c = self.config
@@ -144,27 +162,29 @@ class Accelerator(wiring.Component):
             for name in source.signature.members:
                 m.d.comb += Value.cast(getattr(sink, name)).eq(Value.cast(getattr(source, name)))
         m.d.comb += [
-            *(getattr(matmul.acc_read, name).eq(getattr(vector.acc_read, name)) for name in ("en", "slot", "addr", "part")),
             vector.acc_read.data.eq(matmul.acc_read.data),
             vector.work_clear.eq(dot.work_clear),
             sampler.logit_scale.eq(vector.logit_scale),
         ]
+        if not self.config.shortlist:
+            m.d.comb += [getattr(matmul.acc_read, name).eq(getattr(vector.acc_read, name)) for name in ("en", "slot", "addr", "part")]
         wiring.connect(m, dot.logits_o, sampler.logits_i)
 
-    def _join_control(self, m, memory, matmul, vector, dot, sampler, sequencer, registers):
+    def _join_control(self, m, memory, matmul, vector, dot, sampler, sequencer, registers, scanning):
         """The sequencer commands the units; the registers command the sequencer."""
         self._export(m, registers, axi_lite_members() | {"irq": Out(1)})
         for source, unit in ((sequencer.vector, vector), (sequencer.matmul, matmul), (sequencer.dot, dot), (sequencer.sampler, sampler)):
             m.d.comb += [unit.cmd.valid.eq(source.valid), source.ready.eq(unit.cmd.ready)]
             m.d.comb += [unit.cmd.payload[name].eq(source.payload[name]) for name, _ in unit.cmd.payload.shape()]
         wiring.connect(m, sampler.token_o, sequencer.token_i)
-        m.d.comb += [sequencer.best[i].eq(dot.best[i]) for i in range(self.config.dot_lanes)]
+        if not self.config.shortlist:
+            m.d.comb += [sequencer.best[i].eq(dot.best[i]) for i in range(self.config.dot_lanes)]
         wiring.connect(m, sequencer.stream_start, memory.start)
         wiring.connect(m, registers.prompt_o, sequencer.prompt_i)
         wiring.connect(m, sequencer.token_o, registers.token_i)
         for source, sink in ((registers.program, sequencer.program), (registers.descriptor, memory.descriptor)):
             m.d.comb += [getattr(sink, name).eq(getattr(source, name)) for name in source.signature.members]
-        busy = Cat(vector.busy, matmul.busy, dot.busy, sampler.busy, memory.writes_pending | memory.write.valid)
+        busy = Cat(vector.busy, matmul.busy | scanning, dot.busy, sampler.busy, memory.writes_pending | memory.write.valid)
         m.d.comb += [
             memory.flush.eq(sequencer.flush),
             sequencer.flushing.eq(memory.flushing),
@@ -190,7 +210,7 @@ class Accelerator(wiring.Component):
         m.d.comb += [getattr(sampler, name).eq(getattr(registers, name)) for name in ("temperature_scale", "top_k", "top_p", "seed")]
 
     def _trace(self, m, vector, dot):
-        """Of each unit one source at a time: the program never lets two of them run together."""
+        """Of each unit one source at a time: the program never lets two of them run together, and codes for both engines are shown once."""
         v = self.config.vector_lanes
 
         def words(value, width):
@@ -205,7 +225,7 @@ class Accelerator(wiring.Component):
         )
         of_dot = (
             (TraceUnit.ATTENTION, dot.work_write.valid, dot.work_write.slot, dot.work_write.addr, self._work_words(dot.work_write.data)),
-            (TraceUnit.LOGITS, logit.valid & logit.ready, 0, 0, _extend(Value.cast(logit.payload), 64)),
+            (TraceUnit.LOGITS, logit.valid & logit.ready, 0, 0, _extend(Value.cast(logit.payload.logit), 64)),
         )
         for port, sources in (("trace", of_vector), ("trace_dot", of_dot)):
             for unit, valid, slot, index, data in reversed(sources):

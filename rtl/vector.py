@@ -29,7 +29,7 @@ from .ufloat import UFLOAT, bit_length, shift_right
 __all__ = ["COMMAND", "VectorUnit"]
 
 COMMAND = data.StructLayout({
-    "op": 3, "source": 1, "norm": 1, "dest": 1, "slot": 8, "count": 8, "length": 16, "bank": 2, "a": 32, "b": 32,
+    "op": 3, "source": 1, "norm": 1, "dest": 2, "slot": 8, "count": 8, "length": 16, "bank": 2, "a": 32, "b": 32,
 })
 
 CHUNK = 16
@@ -667,7 +667,7 @@ class VectorUnit(wiring.Component):
             work_write.data.eq(scales.w),
             work_write.en.eq(scales.done & self._is(VectorOp.GLU)),
         ]
-        with m.If(scales.done & self._is(VectorOp.NORMQ) & self.command.dest):
+        with m.If(scales.done & self._is(VectorOp.NORMQ) & self.command.dest.any()):
             m.d.sync += [self.logit_scale.m.eq(scales.w.m), self.logit_scale.e.eq(scales.w.e)]
 
         # How the slot's activations stand in their memory: shifted left by `left`, or under the exponent `top`.
@@ -906,8 +906,8 @@ class VectorUnit(wiring.Component):
         with m.Elif(valid & tag.last & query):
             m.d.sync += head.eq(Mux(head == self._heads - 1, 0, head + 1))
         m.d.comb += [
-            self.code_write.valid.eq(valid & is_norm & ~self.command.dest),
-            self.activation_write.valid.eq(valid & (query | (is_norm & self.command.dest))),
+            self.code_write.valid.eq(valid & is_norm & ~self.command.dest[0]),
+            self.activation_write.valid.eq(valid & (query | (is_norm & self.command.dest.any()))),
             self.q_scale_write.valid.eq(valid & query & tag.last),
             self.q_scale_write.slot.eq(tag.slot),
             self.q_scale_write.head.eq(head),

@@ -47,11 +47,13 @@ MACHINES: dict[str, dict[str, Any]] = {
                       mem_ports=2, table_form="full27", packing="index5"),
     "narrow": dict(lanes=1, tables=7, rows_per_cycle=2, vector_lanes=16, attention_macs=16, mem_bytes=16, table_form="addsub"),
     "many rows": dict(lanes=3, tables=3, rows_per_cycle=16, vector_lanes=2, attention_macs=8, mem_bytes=32),
+    "short-list": dict(lanes=2, tables=6, rows_per_cycle=8, vector_lanes=4, attention_macs=16, attention_rows=2, mem_bytes=32, mem_ports=2,
+                       shortlist=64),
 }
 """What differs from BuildConfig's defaults: P, T, Q, V, A, M, ports, memory, table form and packing."""
 
 SHOWN = ("lanes", "tables", "rows_per_cycle", "vector_lanes", "attention_macs", "attention_rows", "mem_bytes", "mem_ports", "memory",
-         "table_form", "packing")
+         "table_form", "packing", "shortlist")
 
 _SOURCES = ("rtl", "firmware", "gen/pack.py", "gen/generate.py", "gen/emit.py", "sim/integer_model.py", "sim/equality.py")
 
@@ -100,7 +102,7 @@ def measure(model: str, name: str, report: Callable[[str], None]) -> dict[str, A
     verilog = cached_verilog(config, cache.parent / "verilog")
     report(f"{model}, {name}: Verilog after {time.monotonic() - started:.0f} s")
     packed = pack(checkpoint, config)
-    reference = IntegerModel(quantise(checkpoint))
+    reference = IntegerModel(quantise(checkpoint), config.shortlist)
     runs = []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "image"

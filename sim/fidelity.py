@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tritloom.gen.checkpoint import open_checkpoint
+from tritloom.firmware.integer import ternary_ranks
+from tritloom.gen.checkpoint import Checkpoint, open_checkpoint
 from tritloom.gen.pack import quantise
 from tritloom.sim.integer_model import IntegerModel
 
@@ -107,11 +108,11 @@ def log_softmax(logits: Floats) -> Floats:
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 
 
-def _sequences(model: Path, text: str, tokens: int, context: int, eos: int) -> Iterator[list[int]]:
+def _sequences(tokenizer_file: Path, text: str, tokens: int, context: int, eos: int) -> Iterator[list[int]]:
     """Whole stories with bos and eos until `tokens` predictions are reached; those past the context are left out."""
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(tokenizer_file))
     count = 0
     for story in stories(text):
         ids = [*tokenizer.encode(story).ids, eos]
@@ -121,6 +122,51 @@ def _sequences(model: Path, text: str, tokens: int, context: int, eos: int) -> I
         count += len(ids) - 1
         if count >= tokens:
             return
+
+
+@dataclass
+class ShortListQuality:
+    """How often a short-list of `shortlist` tokens misses the token of the greatest int8 logit, over `tokens` tokens of text.
+
+    Ranks are those tokens' places in the order of the ternary head, from 0.
+    """
+
+    shortlist: int
+    stories: int
+    tokens: int
+    missed: int
+    worst_rank: int
+    mean_rank: float
+
+    @property
+    def disagreement(self) -> float:
+        """Share of positions at which greedy decoding would choose another token than with the int8 head."""
+        return self.missed / self.tokens
+
+    def to_dict(self) -> dict[str, object]:
+        return asdict(self) | {"disagreement": self.disagreement}
+
+
+def short_list_quality(checkpoint: Checkpoint, text: str, tokens: int, shortlist: int,
+                       progress: Callable[[int, int], None] | None = None) -> ShortListQuality:
+    """Compare the short-list with the int8 head over at least `tokens` tokens of `text`, on the integer model."""
+    spec = checkpoint.spec
+    if not spec.eos_ids:
+        raise FidelityError(f"{spec.name} names no end token: the comparison runs whole stories")
+    model = IntegerModel(quantise(checkpoint))
+    ranks: list[NDArray[np.int64]] = []
+    count = 0
+    for ids in _sequences(checkpoint.tokenizer, text, tokens, spec.shape.context, spec.eos_ids[0]):
+        model.reset()
+        codes = model.head_inputs(ids)[0][:-1]
+        ranks.append(ternary_ranks(model.ternary_logits(codes), model.logits(codes).argmax(-1)))
+        count += len(codes)
+        if progress:
+            progress(min(count, tokens), tokens)
+    if not count:
+        raise FidelityError("the text holds no story that fits the model's context")
+    rank = np.concatenate(ranks)
+    return ShortListQuality(shortlist, len(ranks), count, int((rank >= shortlist).sum()), int(rank.max()), float(rank.mean()))
 
 
 def measure(model: str | Path, text: str, tokens: int, *, floor: bool = False,
@@ -135,7 +181,7 @@ def measure(model: str | Path, text: str, tokens: int, *, floor: bool = False,
     reference = FloatReference(path)
     count = n_stories = agree = agree_floor = 0
     nll = nll_integer = worst = total_error = 0.0
-    for ids in _sequences(path, text, tokens, spec.shape.context, spec.eos_ids[0]):
+    for ids in _sequences(checkpoint.tokenizer, text, tokens, spec.shape.context, spec.eos_ids[0]):
         expected = reference.logits(ids)
         integer_model.reset()
         raw, scale = integer_model.forward(ids)

@@ -45,13 +45,15 @@ class _LayerCache:
 
 @dataclass
 class IntegerModel:
-    """A model with its KV cache; `forward` appends tokens."""
+    """A model with its KV cache; `forward` appends tokens. `shortlist`: as in `BuildConfig`, for what `generate` chooses from."""
 
     model: QuantisedModel
+    shortlist: int = 0
     position: int = 0
     _cache: list[_LayerCache] = field(default_factory=list)
     _matrices: list[dict[str, NDArray[np.float32]]] = field(default_factory=list)
     _head: NDArray[np.float64] | None = None
+    _ternary_head: NDArray[np.float32] | None = None
 
     def reset(self) -> None:
         """Forget every token."""
@@ -72,6 +74,11 @@ class IntegerModel:
 
     def forward(self, tokens: NDArray[np.integer] | list[int], last_only: bool = False) -> tuple[Int, UFloat]:
         """Integer logits [n, vocab] (or of the last token, [1, vocab]) after each of `tokens`, and their scale [n]."""
+        codes, scale = self.head_inputs(tokens, last_only)
+        return self.logits(codes), scale
+
+    def head_inputs(self, tokens: NDArray[np.integer] | list[int], last_only: bool = False) -> tuple[Int, UFloat]:
+        """Codes [n, hidden] that the head meets after each of `tokens` (or the last), and the scale of their logits [n]."""
         s = self.model.shape
         ids = np.asarray(tokens, np.int64)
         n = len(ids)
@@ -90,10 +97,27 @@ class IntegerModel:
         if last_only:
             x = x[-1:]
         codes, scale = _norm_quantise(integer.align_residual(x), UF_ONE, self.model.head_parameters)
-        head = self.model.head
+        return codes, uf_mul(scale, self.model.head.scale)
+
+    def logits(self, codes: Int) -> Int:
+        """Integer logits [n, vocab] of the int8 head."""
         if self._head is None:
-            self._head = head.codes.astype(np.float64)
-        return integer.head_logits(codes, self._head, head.row_scale.astype(np.int64)), uf_mul(scale, head.scale)
+            self._head = self.model.head.codes.astype(np.float64)
+        return integer.head_logits(codes, self._head, self.model.head.row_scale.astype(np.int64))
+
+    def ternary_logits(self, codes: Int) -> Int:
+        """Accumulators [n, vocab] of the ternary head."""
+        if self._ternary_head is None:
+            self._ternary_head = self.model.ternary_head.astype(np.float32)
+        return integer.ternary_matmul(codes, self._ternary_head)
+
+    def _choose(self, codes: Int, scale: UFloat, sampling: Sampling, candidates: int) -> int:
+        """The token after those so far, from one token's codes [hidden]."""
+        if not self.shortlist:
+            return integer.sample(self.logits(codes), scale, sampling, self.position, candidates)
+        head, ids = self.model.head, integer.short_list(self.ternary_logits(codes), self.shortlist)
+        logits = integer.head_logits(codes, head.codes[ids], head.row_scale[ids].astype(np.int64))
+        return integer.sample(logits, scale, sampling, self.position, candidates, ids)
 
     def _layer(self, index: int, x: Int, positions: Int) -> Int:
         s, layer = self.model.shape, self.model.layers[index]
@@ -132,7 +156,7 @@ class IntegerModel:
         out: list[int] = []
         ids = prompt
         while len(out) < tokens:
-            logits, scale = self.forward(ids, last_only=True)
-            ids = [integer.sample(logits[0], scale[0], sampling, self.position, candidates)]
+            codes, scale = self.head_inputs(ids, last_only=True)
+            ids = [self._choose(codes[0], scale[0], sampling, candidates)]
             out += ids
         return out

@@ -182,6 +182,11 @@ def cache_bytes(config: BuildConfig, positions: int) -> int:
     return s.layers * s.kv_heads * ceil(positions / CHUNK) * 2 * config.kv_half_bytes
 
 
+def head_bytes(config: BuildConfig, layout: MemoryMap) -> int:
+    """Bytes of final norm and head that a token reads: the int8 rows, or a ternary head and the rows of its short-list."""
+    return layout.epilogue_beats * config.mem_bytes + config.shortlist_bytes
+
+
 def decode(session: Session, context: int, *, expected: float = 0.0, progress: Tell | None = None,
            timeline: bool = False) -> dict[str, Any]:
     """Measure the decode token at position `context`-1; the module says what exactly.
@@ -202,8 +207,8 @@ def decode(session: Session, context: int, *, expected: float = 0.0, progress: T
     run.close()
     result = _between(first, last, cycles, session) | course
     config, layout = session.config, session.image.map
-    useful = layout.token_beats * config.mem_bytes + cache_bytes(config, context)
-    result["bytes"] = {"layers": layout.layers_beats * config.mem_bytes, "head": layout.epilogue_beats * config.mem_bytes,
+    useful = layout.token_beats * config.mem_bytes + config.shortlist_bytes + cache_bytes(config, context)
+    result["bytes"] = {"layers": layout.layers_beats * config.mem_bytes, "head": head_bytes(config, layout),
                        "cache": cache_bytes(config, context)}
     result["roofline_share"] = useful / (cycles * config.mem_bytes)
     return result
@@ -235,7 +240,7 @@ def prefill(session: Session, tokens: int, *, expected: float = 0.0, progress: T
     reads = sum(cache_bytes(config, end) for end in ends)
     result["tokens_per_s"] = tokens * config.clock_hz / cycles
     result["first_token_s"] = cycles / config.clock_hz
-    result["bytes"] = {"layers": streamed, "head": layout.epilogue_beats * config.mem_bytes,
+    result["bytes"] = {"layers": streamed, "head": head_bytes(config, layout),
                        "cache": reads}
     result["roofline_share"] = (sum(result["bytes"].values())) / (cycles * config.mem_bytes)
     return result

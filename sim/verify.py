@@ -183,9 +183,10 @@ def default_text(model: Path) -> Path | None:
 def verify(model: Path, text: Path | None, tokens: int, progress: Progress | None = None, *, board: str = "sim",
            settings: dict[str, Any] | None = None, float_tokens: int = 1000, floor: bool = False) -> dict[str, Any]:
     """What `tritloom verify` reports: RTL = emulator = integer model over `tokens` generated tokens, and the
-    integer model against the float model over `float_tokens` tokens of `text` (0: leave that out)."""
+    integer model against the float model over `float_tokens` tokens of `text` (0: leave that out); with a short-list,
+    how often it misses the int8 head's choice over as many tokens."""
     from tritloom.gen.generate import cached_verilog
-    from tritloom.sim.fidelity import measure
+    from tritloom.sim.fidelity import measure, short_list_quality
 
     done = progress or (lambda fraction, total, text: None)
     checkpoint = open_checkpoint(model)
@@ -209,11 +210,15 @@ def verify(model: Path, text: Path | None, tokens: int, progress: Progress | Non
         backend = SimBackend.build(result.config, verilog, memory_bytes=image.map.total_bytes, timing=load(board).timing,
                                    progress=lambda fraction, text: done(fraction, 1, f"compiling: {text}"))
         try:
-            found = compare(backend, image, IntegerModel(quantise(checkpoint)), prompt, tokens, progress=done)
+            found = compare(backend, image, IntegerModel(quantise(checkpoint), result.config.shortlist), prompt, tokens, progress=done)
         finally:
             backend.close()
-    fidelity = None
+    fidelity = missed = None
     if float_tokens and source:
         fidelity = measure(model, words, float_tokens, floor=floor, progress=lambda n, total: done(n, total, "float model")).to_dict()
+    if float_tokens and source and result.config.shortlist:
+        missed = short_list_quality(checkpoint, words, float_tokens, result.config.shortlist,
+                                    progress=lambda n, total: done(n, total, "short-list")).to_dict()
     return {"equal": found.equal, "compared_tokens": found.compared_tokens, "first_difference": found.first_difference(),
-            "config": result.config.to_dict() | {"digest": f"{result.config.digest:08x}"}, "float": fidelity}
+            "config": result.config.to_dict() | {"digest": f"{result.config.digest:08x}"}, "float": fidelity,
+            "short_list": missed}

@@ -213,6 +213,23 @@ class Head:
             assert result["cycles"] <= groups * (1 + p["group_rows"] * -(-s.hidden // s.macs)), "A bytes per cycle"
 
 
+@dataclass
+class Candidates(Head):
+    """A hidden vector against the rows of `ids` in a table that lies in memory."""
+
+    ids: tuple[int, ...] = ()
+
+    def describe(self):
+        table = b"".join(bytes.fromhex(beat)[::-1] for beat in super().describe()["beats"])
+        return super().describe() | {"kv_base": 0x1230 * self.shape.mem_bytes, "memory": table.hex(), "beats": [],
+                                     "candidates": list(self.ids)}
+
+    def check(self, result):
+        ids, beats = list(self.ids), 1 + self.shape.parameters["head_row_bytes"] // self.shape.mem_bytes
+        expected = integer.head_logits(self.codes[self.slot], self.rows[ids].astype(np.int8), self.row_scale[ids])
+        assert result["logits"] == expected.tolist() and result["beats"] == beats * len(ids)
+
+
 def signed(bits, width):
     bits &= (1 << width) - 1
     return bits - (bits >> width - 1 << width)
@@ -228,9 +245,9 @@ def activation_writes(shape, codes):
             for i, row in enumerate(codes) for a in range(len(row) // v)]
 
 
-def check(shape, jobs):
+def check(shape, jobs, short_list=0):
     """Run all jobs in one simulation; compare everything; return what was measured."""
-    measured = harness.run(DotEngine(**shape.parameters), "attention", "cocotb_attention",
+    measured = harness.run(DotEngine(**shape.parameters, short_list=short_list), "attention", "cocotb_attention",
                            parameters={"jobs": [job.describe() for job in jobs], "vocab": shape.vocab, "lanes": shape.lanes})
     for job, result in zip(jobs, measured["results"], strict=True):
         job.check(result)
@@ -259,7 +276,21 @@ def test_engine(name):
             assert result["cycles"] <= job.expected_cycles(), f"{job.describe_short()}: {result['cycles']} cycles"
 
 
+@pytest.mark.parametrize("name, short_list", [("wide", 8), ("narrow", 4), ("middle", 32), ("pairs", 2), ("fours", 16)])
+def test_rows_of_a_short_list(name, short_list):
+    shape = SHAPES[name]
+    rng = np.random.default_rng(short_list)
+    jobs = [Attend(shape, 17, 1)]
+    for i, (stall, logit_stall) in enumerate([("none", "none"), ("none", "none"), ("random", "none"), ("periodic", "rare"),
+                                              ("rare", "random"), ("random", "random")]):
+        ids = tuple(rng.permutation(shape.vocab)[:short_list].tolist())
+        jobs.append(Candidates(shape, i % shape.lanes, extreme=i == 3, stall=stall, logit_stall=logit_stall, ids=ids))
+        jobs.append(Attend(shape, int(rng.integers(30)), 1, stall=stall))
+    check(shape, jobs, short_list)
+
+
 @pytest.mark.parametrize("change, message", [
+    ({"short_list": 64}, "short_list must be from 0 to vocab .37., not 64"),
     ({"macs": 3}, "macs must be a power of two, not 3"),
     ({"lanes": 0}, "lanes must be a positive integer, not 0"),
     ({"vector_lanes": 16}, "vector_lanes .16., macs/rows .8., mem_bytes .16. must not fall"),

@@ -10,6 +10,7 @@ from tritloom.firmware.config import BuildConfig, ConfigError
 from tritloom.gen import cost
 from tritloom.gen.checkpoint import open_checkpoint
 from tritloom.gen.fit import cycles_per_pass, fit, predict
+from tritloom.gen.shapes import published
 
 MODELS = Path(__file__).resolve().parent.parent / "models"
 SHIPPED = ("stories-260k", "stories-1m", "stories-4m", "stories-27m")
@@ -106,6 +107,17 @@ def test_speed_follows_the_machine():
     assert far[0]["decode_cycles_per_token"] >= near[0]["decode_cycles_per_token"]
     one, four = (sum(cycles_per_pass(fast.config, 64, tokens, head=False).values()) for tokens in (1, 4))
     assert one < four < 4 * one  # lanes share the weights
+
+
+def test_a_short_list_saves_the_head_s_bytes_and_costs_a_unit():
+    s = published("bitnet_b1_58-large", 256)
+    whole, short = fit(s, "kv260", lanes=2), fit(s, "kv260", lanes=2, shortlist=256)
+    assert short.predicted["decode_tokens_per_s"] > 1.15 * whole.predicted["decode_tokens_per_s"]
+    assert 0.99 < short.predicted["decode_cycles_per_token"] * short.predicted["memory_share"] / (
+        short.memory_map.token_beats + 256 * (1 + 1536 // 64)) < 1.01
+    assert 900 < short.predicted["lut"] - whole.predicted["lut"] < 1200
+    with pytest.raises(ConfigError, match="must not exceed the vocabulary"):
+        fit(s, "kv260", shortlist=1 << 16)
 
 
 # Costs ------------------------------------------------------------------------------------------------

@@ -152,7 +152,9 @@ def test_stored_results_are_readable_and_say_whether_they_are_stale():
     """A stale result does not fail: it is shown as stale until it is measured again."""
     for path, stored, state in measure.stored():
         assert state == measure.CURRENT or state.startswith("stale: "), path
-        assert path.parent.name == stored["board"] and BuildConfig.from_dict(stored["configuration"]).digest == int(stored["digest"], 16)
+        config = BuildConfig.from_dict(stored["configuration"])
+        whole = config.to_dict() == stored["configuration"]  # else it is of a time when a configuration had fewer fields
+        assert path.parent.name == stored["board"] and (config.digest == int(stored["digest"], 16) if whole else state != measure.CURRENT)
         assert stored["kind"] == "rtl-simulated" and stored["command"].startswith("tritloom bench") and stored["versions"]["verilator"]
         assert stored["measured"]["saturations"] == 0
         if state != measure.CURRENT:

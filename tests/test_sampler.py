@@ -28,15 +28,16 @@ async def samples(dut):
         for name in ("temperature_scale", "logit_scale", "top_k", "top_p", "seed"):
             getattr(dut, name).value = 0
         assert dut.busy.value == 1
+        logits = [{"logit": logit, "id": token} for logit, token in zip(case["logits"], case["ids"], strict=True)]
         if case.get("abandon"):
-            await streams.send(dut, "logits_i", case["logits"][:case["abandon"]])
+            await streams.send(dut, "logits_i", logits[:case["abandon"]])
             dut.abandon.value = 1
-            await streams.send(dut, "logits_i", case["logits"][case["abandon"]:])
+            await streams.send(dut, "logits_i", logits[case["abandon"]:])
             dut.abandon.value = 0
             await FallingEdge(dut.clk)
             assert dut.busy.value == 0
             continue
-        sent = streams.send(dut, "logits_i", case["logits"], stall=case["stall"])
+        sent = streams.send(dut, "logits_i", logits, stall=case["stall"])
         got = await streams.receive(dut, "token_o", 1, stall=case["stall"])
         tokens.append(got[0])
         cycles.append(got.cycles[0] - (await sent)[-1])
@@ -48,8 +49,9 @@ def packed(scale):
     return int(scale.m) | (int(scale.e) & 1023) << 16
 
 
-def make(rng, vocab, mode, candidates, stall="none", order="random", logits=None, scale=None):
-    """One case and the token it must give."""
+def make(rng, vocab, mode, candidates, stall="none", order="random", logits=None, scale=None, ids=None):
+    """One case and the token it must give; `ids`: of the logits, in their order."""
+    ids = np.arange(vocab) if ids is None else ids
     spread = float(rng.choice([0.3, 2.0, 8.0]))
     if logits is None:
         scale = integer.uf_from_float(float(2.0 ** rng.uniform(-30, -8)))
@@ -68,13 +70,13 @@ def make(rng, vocab, mode, candidates, stall="none", order="random", logits=None
     seed, position = int(rng.integers(0, 1 << 32)), int(rng.integers(0, 1 << 20))
     settings = integer.Sampling(heat, top_k, top_p, seed)
     case = {"temperature_scale": packed(heat), "logit_scale": packed(scale), "top_k": top_k, "top_p": top_p, "seed": seed,
-            "position": position, "logits": logits.tolist(), "stall": stall}
-    return case, integer.sample(logits, scale, settings, position, candidates)
+            "position": position, "logits": logits.tolist(), "ids": ids.tolist(), "stall": stall}
+    return case, integer.sample(logits, scale, settings, position, candidates, ids)
 
 
-def check(vocab, candidates, pairs):
+def check(vocab, candidates, pairs, logits=0):
     cases = [case for case, _ in pairs]
-    result = harness.run(Sampler(vocab=vocab, candidates=candidates), "sampler", __name__, parameters={"cases": cases})
+    result = harness.run(Sampler(vocab=vocab, candidates=candidates, logits=logits), "sampler", __name__, parameters={"cases": cases})
     wanted = [token for case, token in pairs if not case.get("abandon")]
     assert result["tokens"] == wanted
     return result
@@ -87,6 +89,13 @@ def test_every_mode(vocab, candidates, stalls):
     check(vocab, candidates, [make(rng, vocab, mode, candidates, stall, order)
                               for stall in stalls for mode in MODES for order in ("random", "ties", "rising", "falling")
                               for _ in range(1 if stall == "rare" else 2)])
+
+
+def test_a_part_of_the_vocabulary_in_any_order():
+    rng = np.random.default_rng(9)
+    pairs = [make(rng, 16, mode, 4, stall, order, ids=rng.permutation(37)[:16])
+             for stall in ("none", "random") for mode in MODES for order in ("random", "ties", "rising", "falling")]
+    check(37, 4, pairs, logits=16)
 
 
 def test_extremes():
@@ -122,6 +131,8 @@ def test_abandoned_commands_leave_no_trace():
 def test_parameters_are_validated():
     with pytest.raises(ValueError, match="vocab must be a positive integer, not 0"):
         Sampler(vocab=0, candidates=4)
+    with pytest.raises(ValueError, match=r"logits must be from 0 to vocab \(4\), not 5"):
+        Sampler(vocab=4, candidates=1, logits=5)
     with pytest.raises(ValueError, match="candidates must be from 1 to 65535, not 0"):
         Sampler(vocab=4, candidates=0)
     gc.collect()  # within the filter: Amaranth complains of components that nobody used

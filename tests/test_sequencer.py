@@ -137,7 +137,7 @@ async def commands(dut):
     p = streams.parameters()
     bench = await begin(dut, p["program"])
     dut.best.value = sum(token << 32 * i for i, token in enumerate(p["best"]))
-    ports = ("vector", "matmul", "dot", "sampler", "stream_start")
+    ports = ("vector", "matmul", "scan", "dot", "sampler", "stream_start")
     agents = {name: streams.receive(dut, name, 1, stall=p["stall"]) for name in ports}
     started = bench.cycle + 1
     await pulse(dut, "start")
@@ -154,8 +154,9 @@ def test_commands(stall):
     p.vector(VectorOp.QKV, slot=11, count=12, a=13, b=14, length=0xBEEF, source=1, norm=0, dest=1)
     for register, value in ((11, 0x1A1), (12, 0x1B2), (13, 0x13131313), (14, 0xF4F4F4F4)):
         p.li(register, value)
-    p.vector(VectorOp.GLU, slot=11, count=12, a=13, b=14, length=0xBEEF, source=1, norm=0, dest=1, bank=2)
+    p.vector(VectorOp.GLU, slot=11, count=12, a=13, b=14, length=0xBEEF, source=1, norm=0, dest=2, bank=2)
     p.matmul(inputs=0x1234, steps=0xFEDC, slot=11, count=12, at=14)
+    p.scan(slot=12, rows=0xABCD, first=1, at=14)
     p.dot(DotOp.HEAD, slot=11, count=12, position=13, kv_base=14)
     p.sample(13)
     p.token(6)
@@ -167,12 +168,13 @@ def test_commands(stall):
         p.out(8)
     p.halt()
     words = p.encode()[1:]
-    result = harness.run(Sequencer(program_words=WORDS, lanes=3), "sequencer", __name__, testcase="commands",
+    result = harness.run(Sequencer(program_words=WORDS, lanes=3, short_list=True), "sequencer", __name__, testcase="commands",
                          parameters={"program": words, "stall": stall, "best": [5, 0xFFFFFFFF, 131071]})
     assert result["got"] == {
-        "vector": {"op": 6, "source": 1, "norm": 0, "dest": 1, "slot": 0xA1, "count": 0xB2, "length": 0xBEEF, "bank": 2,
+        "vector": {"op": 6, "source": 1, "norm": 0, "dest": 2, "slot": 0xA1, "count": 0xB2, "length": 0xBEEF, "bank": 2,
                    "a": 0x13131313, "b": 0xF4F4F4F4},
         "matmul": {"inputs": 0x1234, "steps": 0xFEDC, "slot": 0xA1, "count": 0xB2, "at": 0xF4F4},
+        "scan": {"slot": 0xB2, "rows": 0xABCD, "first": 1, "at": 0xF4F4},
         "dot": {"op": 1, "slot": 0xA1, "count": 0xB2, "position": 0x13131313, "kv_base": 0xF4F4F4F4},
         "sampler": {"position": 0x13131313},
         "stream_start": 200,
@@ -303,7 +305,7 @@ def test_flush():
 
 
 def test_every_opcode_is_known():
-    assert set(Op) == set(range(22))
+    assert set(Op) == set(range(23))
 
 
 @pytest.mark.filterwarnings("ignore::amaranth.hdl._ir.UnusedElaboratable")

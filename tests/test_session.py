@@ -163,7 +163,7 @@ def test_drafts_end_where_the_text_ends(session):
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (dict(drafts=4), "drafts must be from 0 to 3 on this machine of 4 lanes, not 4"),
+    (dict(drafts=4), "drafts must be from 0 to 3 on this machine, whose dot engine has 4 lanes, not 4"),
     (dict(drafts=-1), "drafts must be from 0 to 3"),
     (dict(drafts=2, sampling=sampling(temperature=1.0)), "use them without a temperature"),
 ])  # fmt: skip

@@ -74,7 +74,7 @@ def command(
         ids = tokenizer.encode(prompt)
         count = length(len(ids), tokens, spec.shape.context)
         config = configuration(checkpoint.spec, board, settings_of(settings), config_file)
-        check_drafts(drafts, choice, config.dot_lanes)
+        check_drafts(drafts, choice, config)
     image = image_of(path, checkpoint, config, console)
     device = open_backend(backend, image, board, timing, console)
     try:

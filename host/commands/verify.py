@@ -19,7 +19,7 @@ def command(
     ] = None,
     tokens: Annotated[int, typer.Option("--tokens", min=1, metavar="N", help="Tokens to generate and compare.")] = 64,
     float_tokens: Annotated[
-        int, typer.Option("--float-tokens", min=0, metavar="N", help="Tokens of the text to compare with the float model on; 0: none.")
+        int, typer.Option("--float-tokens", min=0, metavar="N", help="Tokens of the text for the float model and a short-list; 0: neither.")
     ] = 1000,
     floor: Annotated[
         bool, typer.Option("--floor", help="Also measure how often the float model agrees with itself under rounding.")
@@ -28,7 +28,7 @@ def command(
     settings: SettingsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare RTL, emulator, integer model and float model; name the first difference."""
+    """Compare RTL, emulator, integer model and float model; name the first difference. Also how often a short-list misses."""
     from tritloom.sim.verify import verify
 
     console = Console(json=as_json)
@@ -40,6 +40,7 @@ def command(
     if result["first_difference"]:
         rows.append(("first difference", ", ".join(f"{k} {v}" for k, v in result["first_difference"].items())))
     rows += [(f"float {name}", value) for name, value in (result.get("float") or {}).items()]
+    rows += [(f"short-list {name}", value) for name, value in (result.get("short_list") or {}).items()]
     console.result(result, table(rows))
     if not result["equal"]:
         raise typer.Exit(1)
