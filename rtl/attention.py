@@ -322,7 +322,8 @@ class WorkSequencer(wiring.Component):
             step.parts.eq(Cat(is_head | (row + i <= job.rows) for i in range(self._rows))),
             step.ends_pass.eq(last_word & last_row & job.last), step.remaining.eq(job.remaining), step.active.eq(job.active),
         ]
-        m.d.sync += [self.step.eq(step), self.bytes.eq(beat.word_select(sub, 8 * self._macs)),
+        piece = beat.word_select(sub, 8 * self._macs)
+        m.d.sync += [self.step.eq(step), self.bytes.eq(Mux(job.kind == VALUES, DotLane.by_element(piece, self._rows), piece)),
                      self.scale_one.eq(some & ~eights), self.scale_eight.eq(eights)]
 
         with m.If(self.outputs_released):
@@ -462,6 +463,7 @@ class DotEngine(wiring.Component):
                  f"macs/rows ({word}) must divide head_dim ({head_dim}), macs ({macs}) must divide hidden ({hidden})")
         _require(head_dim // word >= rows,
                  f"a head must have as many words of {word} bytes as there are rows ({rows}), not {head_dim // word}")
+        _require(rows <= word, f"rows ({rows}) must not exceed macs/rows ({word})")
         _require(CHUNK * head_dim % mem_bytes == 0, f"mem_bytes ({mem_bytes}) must divide {CHUNK}*head_dim ({CHUNK * head_dim})")
         _require(group_rows == mem_bytes // 2, f"group_rows must be mem_bytes/2 ({mem_bytes // 2}), not {group_rows}")
         _require(head_row_bytes == -(-hidden // mem_bytes) * mem_bytes, f"head_row_bytes ({head_row_bytes}) must be hidden in whole beats")

@@ -265,6 +265,7 @@ def test_engine(name):
     ({"head_dim": 12}, "macs/rows .8. must divide head_dim .12."),
     ({"rows": 4, "vector_lanes": 2, "head_dim": 6}, "a head must have as many words of 2 bytes as there are rows .4., not 3"),
     ({"rows": 8, "vector_lanes": 2}, "macs/rows .1., mem_bytes"),
+    ({"rows": 4, "vector_lanes": 2}, "rows .4. must not exceed macs/rows .2."),
     ({"group_rows": 16}, "group_rows must be mem_bytes/2"),
     ({"kv_half_bytes": 300}, "kv_half_bytes .300. must hold the scales and 16 rows"),
 ])
