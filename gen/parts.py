@@ -63,8 +63,14 @@ def parts_of(config: BuildConfig) -> dict[str, Part]:
         held = [name for name in roots if name in inner and name not in mine and re.search(rf"^ *cell \\{re.escape(name)} ", body, re.M)]
         design = re.sub(rf"^module \\{re.escape(root)}$", r"module \\top", body, flags=re.M) + "".join(_box(modules[n], n) for n in held)
         name = synth.TOP if root == MACHINE else root.removeprefix(MACHINE + ".")
-        found[name] = Part(name, design, tuple(n.removeprefix(MACHINE + ".") for n in held))
+        found[name] = Part(name, _renumbered(design), tuple(n.removeprefix(MACHINE + ".") for n in held))
     return found
+
+
+def _renumbered(design: str) -> str:
+    """The same design whatever was emitted before it: Amaranth counts all modules' repeated names together."""
+    numbers: dict[str, str] = {}
+    return re.sub(r"\$\d+", lambda m: numbers.setdefault(m[0], f"${len(numbers)}"), design)
 
 
 def _box(module: str, name: str) -> str:

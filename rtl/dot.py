@@ -160,7 +160,7 @@ class DotLane(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        macs, width = self._macs, self._width
+        macs = self._macs
         control = data.StructLayout({"valid": 1, "values": 1, "first": 1, "last": 1, "head": 1, "keep": 2, "weighted": self._rows,
                                      "word": self.step.word.shape()})
         stages = [Signal(control, name="s0")]
