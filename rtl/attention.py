@@ -296,8 +296,7 @@ class WorkSequencer(wiring.Component):
             valid.eq(Mux(is_head, self.weights_i.valid, self.read_data.valid)),
             self.weights_i.ready.eq(take & is_head), self.read_data.ready.eq(take & ~is_head),
         ]
-        for port in (self.key_scales, self.value_scales):
-            m.d.comb += port.data.eq(beat)
+        m.d.comb += [self.key_scales.data.eq(beat), self.value_scales.data.eq(self.read_data.payload)]
 
         word, row, scale_beat = Signal.like(self.step.word), Signal.like(self.step.row), Signal(index_shape(self._scale_beats))
         parity, row_id = Signal(), Signal(range(self._vocab + self._group_rows))
@@ -322,8 +321,9 @@ class WorkSequencer(wiring.Component):
             step.parts.eq(Cat(is_head | (row + i <= job.rows) for i in range(self._rows))),
             step.ends_pass.eq(last_word & last_row & job.last), step.remaining.eq(job.remaining), step.active.eq(job.active),
         ]
-        piece = beat.word_select(sub, 8 * self._macs)
-        m.d.sync += [self.step.eq(step), self.bytes.eq(Mux(job.kind == VALUES, DotLane.by_element(piece, self._rows), piece)),
+        head_piece, piece = (source.payload.word_select(sub, 8 * self._macs) for source in (self.weights_i, self.read_data))
+        m.d.sync += [self.step.eq(step),
+                     self.bytes.eq(Mux(is_head, head_piece, Mux(job.kind == VALUES, DotLane.by_element(piece, self._rows), piece))),
                      self.scale_one.eq(some & ~eights), self.scale_eight.eq(eights)]
 
         with m.If(self.outputs_released):

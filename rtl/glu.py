@@ -73,7 +73,9 @@ class GatedUnit(wiring.Component):
         gates = self._halves(m, self.gate_valid, self.gate, "gate")
         ups = self._halves(m, self.up_valid, self.up, "up")
         if self._silu:
-            m.submodules.tail = tail = Memory(shape=27, depth=1024, init=_tail_words())
+            # With many readers, Yosys would make logic of it: some 520 6-input LUTs for each.
+            attributes = {"ram_style": "block"} if half > 2 else {}
+            m.submodules.tail = tail = Memory(shape=27, depth=1024, init=_tail_words(), attrs=attributes)
             factors = [self._silu_of(m, gate, tail.read_port()) for gate in gates]
         else:
             factors = [self._relu2_of(m, gate) for gate in gates]
@@ -114,7 +116,7 @@ class GatedUnit(wiring.Component):
         """silu(z) five cycles later."""
         # Cycle 1: |z|, below 16.
         size, limited, z1 = Signal(Z_BITS), Signal(20, reset_less=True), Signal(Z_BITS - 1, reset_less=True)
-        m.d.comb += size.eq(Mux(z[-1], -z, z))
+        m.d.comb += size.eq((z ^ z[-1].replicate(Z_BITS)).as_unsigned() + z[-1])
         m.d.sync += [limited.eq(Mux(size[20:].any(), (1 << 20) - 1, size)), z1.eq(Mux(z[-1], 0, z))]
         # Cycle 2: the tail at the entry below, and the step to the next one.
         fraction, z2 = Signal(10, reset_less=True), Signal(Z_BITS - 1, reset_less=True)

@@ -686,11 +686,14 @@ class VectorUnit(wiring.Component):
 
         # Stage 2: what the memories gave.
         self.residual = Signal(data.ArrayLayout(signed(32), lanes), reset_less=True)
+        # What RESID adds to, zero for the others: a register with a reset spares a gate a bit.
+        self.addend = Signal(data.ArrayLayout(signed(32), lanes))
         self.acc = Signal(data.ArrayLayout(signed(self._acc), lanes), reset_less=True)
         work = Signal(data.ArrayLayout(WORK, lanes), reset_less=True)
         codes = [Signal(data.ArrayLayout(signed(8), lanes), name=f"codes{i}", reset_less=True) for i in (1, 2)]
         m.d.sync += [
             Value.cast(self.residual).eq(x_read.data),
+            Value.cast(self.addend).eq(Mux(adding, x_read.data, 0)),
             work.eq(h_read.data),
             Value.cast(codes[0]).eq(self.code_in),
             codes[1].eq(codes[0]),
@@ -771,13 +774,13 @@ class VectorUnit(wiring.Component):
     def _fixed_point(self, m):
         """Stages 9 and 10: half of what was shifted, rounded, plus the residual, saturated; for RESID, EMBED and silu."""
         lanes, stage = self._lanes, self.stage
-        adding, writing = self._is(VectorOp.RESID), self._is(VectorOp.RESID, VectorOp.EMBED)
+        writing = self._is(VectorOp.RESID, VectorOp.EMBED)
         self.fixed = Signal(data.ArrayLayout(signed(32), lanes), reset_less=True)
         overs = []
         for k, shifted in enumerate(self.shifted):
             total = Signal(signed(FIXED_BITS), name=f"total{k}", reset_less=True)
             # The one below the residual rounds.
-            m.d.sync += total.eq((shifted + Cat(C(1, 1), Mux(adding, self.residual[k], 0)).as_signed()) >> 1)
+            m.d.sync += total.eq((shifted + Cat(C(1, 1), self.addend[k]).as_signed()) >> 1)
             value, over = saturate(total, 32)
             m.d.sync += self.fixed[k].eq(value)
             overs.append(over)

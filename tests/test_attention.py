@@ -155,8 +155,9 @@ class Attend:
         rows = self.position + self.count
         passes = s.heads // s.kv_heads if self.count > 1 else -(-s.heads // s.kv_heads // s.lanes)
         chunk = 2 * p["kv_scale_block_bytes"] // s.mem_bytes + 3
-        overlap = 0 if rows > CHUNK else 40 + s.lanes * s.head_dim // s.vector_lanes
-        return 110 + s.kv_heads * passes * (2 * rows * s.head_dim // s.macs + -(-rows // CHUNK) * (chunk + 14) + overlap)
+        outputs = 2 * s.lanes * s.head_dim // s.vector_lanes
+        overlap = 0 if rows > CHUNK else 40 + outputs
+        return 100 + outputs + s.kv_heads * passes * (2 * rows * s.head_dim // s.macs + -(-rows // CHUNK) * (chunk + 14) + overlap)
 
     def describe_short(self):
         return f"position={self.position} count={self.count} slot={self.slot} kind={self.kind} spread={self.spread} stall={self.stall}"
