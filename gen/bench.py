@@ -95,13 +95,13 @@ def tlmm_synth(progress: Progress | None = None) -> list[Row]:
 
 def machine_synth(model: str | Path, board: str, *, context: int | None = None, settings: dict[str, Any] | None = None,
                   resume: bool = False, console: Console | None = None) -> Report:
-    """Synthesise the whole machine for `model` on `board`, part by part, and store what every unit costs.
+    """Synthesise the whole machine for `model` on `board`, part by part, and store what every unit costs and the slowest paths.
 
     `context`: positions of the cache (the model's own by default). Unlike elsewhere, the machine need not fit the board. With
     `resume`, a stored result of the same configuration and code is taken instead.
     """
     from tritloom.boards.board import load as load_board
-    from tritloom.gen import parts
+    from tritloom.gen import depth, parts
     from tritloom.gen.checkpoint import open_checkpoint
     from tritloom.gen.fit import fit
     from tritloom.gen.shapes import published
@@ -119,10 +119,14 @@ def machine_synth(model: str | Path, board: str, *, context: int | None = None, 
     if entry is None or entry["digest"] != f"{config.digest:08x}" or measure.state_of(entry) != measure.CURRENT:
         with console.step("Synthesising the machine") as update:
             found = parts.synthesise(config, target.family, lambda done, total, text: update(done, total, text))
+        timing = None
+        if target.family == depth.FAMILY:
+            with console.step("Following its paths"):
+                timing = depth.worst_paths(config)
         changes = "".join(f" --set {key}={value}" for key, value in settings.items())
         command = f"tritloom bench --synth --model {model} --board {board}{f' --context {context}' if context else ''}{changes}"
         entry = measure.record_synthesis(found, model=name, config=config, family=target.family, resources=target.resources,
-                                         command=command)
+                                         timing=timing, command=command)
         measure.store(entry, file)
         return _report([(entry, "measured")])
     return _report([(entry, f"stored on {entry['date']}")])
@@ -410,6 +414,12 @@ def _synthesis_rows(entry: dict[str, Any], state: str) -> list[Row]:
     listed += [(f"{part['unit']}: each of {part['count']} {part['name']}", kind, value, units[kind])
                for part in m["parts"] if part["count"] > 1 for kind, value in part["cost"].items() if value]
     rows = [row(f"{title}, {what}, {kind}", value, unit, entry["kind"], entry["command"]) for what, kind, value, unit in listed]
+    if timing := m.get("timing"):
+        unit = f"ns of {timing['period']:g}"
+        slow = [(f"slowest path into {name}", delay) for name, delay in timing["units"].items()]
+        slow += [(f"path {path['start']} to {path['end']} ({' '.join(path['cells'])}), {path['count']} of them", path["delay"])
+                 for path in timing["paths"]]
+        rows += [row(f"{title}, {what}", delay, unit, "projected", entry["command"]) for what, delay in slow]
     for item in rows:
         item["state"] = state
     return rows
@@ -445,7 +455,7 @@ def fit_rows(model: str | Path, board: str, settings: dict[str, Any] | None = No
     from tritloom.gen.checkpoint import open_checkpoint
     from tritloom.gen.fit import fit
 
-    units = {"lut": "LUT", "ff": "FF", "bram": "Kibit", "dsp": "blocks", "decode_cycles_per_token": "cycles/token",
+    units = {"lut": "LUT", "ff": "FF", "bram": "Kibit", "dsp": "blocks", "uram": "Kibit", "decode_cycles_per_token": "cycles/token",
              "decode_tokens_per_s": "tokens/s", "ttft_s": "s", "memory_share": "of beat rate"}
     result = fit(open_checkpoint(Path(model)).spec, board, **(settings or {}))
     name, command = f"{Path(model).name} on {board}", f"tritloom fit --model {model} --board {board}"

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from tritloom.firmware.config import BuildConfig
 from tritloom.gen import synth
@@ -29,9 +28,11 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class Part:
-    """RTLIL of a unit, or of a shared module; its top module is called `top`. `holds`: shared modules in it, black boxes."""
+    """RTLIL of a unit, or of a shared module; its top module is called `top`, but `module` where it stands in the machine.
+    `holds`: parts in it, black boxes."""
 
     name: str
+    module: str
     design: str
     holds: tuple[str, ...]
 
@@ -63,7 +64,7 @@ def parts_of(config: BuildConfig) -> dict[str, Part]:
         held = [name for name in roots if name in inner and name not in mine and re.search(rf"^ *cell \\{re.escape(name)} ", body, re.M)]
         design = re.sub(rf"^module \\{re.escape(root)}$", r"module \\top", body, flags=re.M) + "".join(_box(modules[n], n) for n in held)
         name = synth.TOP if root == MACHINE else root.removeprefix(MACHINE + ".")
-        found[name] = Part(name, _renumbered(design), tuple(n.removeprefix(MACHINE + ".") for n in held))
+        found[name] = Part(name, root, _renumbered(design), tuple(n.removeprefix(MACHINE + ".") for n in held))
     return found
 
 
@@ -112,8 +113,3 @@ def by_unit(found: list[Synthesised]) -> dict[str, dict[str, float]]:
     """The units, each with what it holds, the costliest first."""
     units = {part.unit: totals([other for other in found if other.unit == part.unit]) for part in found}
     return dict(sorted(units.items(), key=lambda item: -item[1]["lut"]))
-
-
-def netlists(config: BuildConfig, family: str) -> dict[str, Any]:
-    """Mapped netlists of the parts, which were synthesised before."""
-    return {name: synth.netlist_of(part.design, family) for name, part in parts_of(config).items()}

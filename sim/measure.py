@@ -271,15 +271,15 @@ def record(measured: dict[str, Any], *, model: str, what: str, count: int, confi
 
 
 def record_synthesis(found: list[Any], *, model: str, config: BuildConfig, family: str, resources: dict[str, int],
-                     command: str) -> dict[str, Any]:
-    """The entry of a result file for a machine that gen.parts synthesised; `resources`: what the board has."""
+                     timing: Any, command: str) -> dict[str, Any]:
+    """The entry of a result file for a machine that gen.parts synthesised; `resources`: what the board has; `timing`: from gen.depth."""
     available = {kind: resources[kind] for kind in ("lut", "ff", "dsp") if kind in resources}
     available |= {kind: resources[kind] // kibit for kind, kibit in (("bram", BLOCK_KIBIT.get(family, 1)), ("uram", 288))
                   if kind in resources}
     return {
         "model": model, "what": "synthesis", "kind": "synthesised", "command": command, "board": config.board, "family": family,
         "available": available, "measured": {"total": parts.totals(found), "units": parts.by_unit(found),
-                                             "parts": [asdict(part) for part in found]},
+                                             "parts": [asdict(part) for part in found], "timing": timing},
         "versions": {name: _version(name) for name in ("tritloom", "amaranth", "pyosys")},
         "digest": f"{config.digest:08x}", "code": code_digest(), "date": datetime.now(UTC).date().isoformat(),
         "configuration": config.to_dict(),

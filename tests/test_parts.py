@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tritloom.gen import bench, parts, synth
+from tritloom.gen import bench, depth, parts, synth
 from tritloom.gen.fit import fit
 from tritloom.gen.shapes import published
 from tritloom.sim import measure
@@ -45,9 +45,13 @@ def test_a_part_does_not_depend_on_the_others():
 def test_the_synthesis_of_a_machine_is_stored(monkeypatch, tmp_path):
     monkeypatch.setattr(synth, "cells_of", counted)
     monkeypatch.setattr(measure, "RESULTS", tmp_path)
+    path = {"unit": "dot", "start": "a", "end": "b", "delay": 3.0, "logic": 1.0, "nets": 2.0, "cells": ["FDRE", "2xLUT6"], "count": 7}
+    timing = {"period": 3.965, "failing": 0, "paths": [path], "units": {"dot": 3.0}, "delays": {}, "allowance": ""}
+    monkeypatch.setattr(depth, "worst_paths", lambda config: timing)
     measured = bench.report(model="TriLM-99M", synth=True, board="kv260", context=256, settings={"lanes": 2})
     whole = next(row for row in measured.rows if row["measure"].endswith("whole, lut"))
     assert whole["unit"] == "LUT of 117,120"
+    assert measured.rows[-1]["measure"].endswith("path a to b (FDRE 2xLUT6), 7 of them") and measured.rows[-1]["unit"] == "ns of 3.965"
     assert whole["command"] == "tritloom bench --synth --model TriLM-99M --board kv260 --context 256 --set lanes=2"
     assert [path.name for path in (tmp_path / "kv260").iterdir()] == ["TriLM-99M-synthesis-context-256-lanes2.json"]
     monkeypatch.setattr(synth, "cells_of", None)
