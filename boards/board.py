@@ -22,7 +22,7 @@ class Board:
 
     `family`: fabric for resource estimates (xcup, ecp5, gowin, ice40); `memory`: "axi" (`mem_ports` AXI4 masters
     that together carry `mem_bytes` per core cycle) or "onchip"; `timing`: preset of the simulated memory;
-    `resources`: what the device has (lut, ff, bram in Kibit, dsp), empty when unlimited; `toolchain`: "verilator"
+    `resources`: what the device has (lut, ff, dsp; bram and uram in Kibit), empty when unlimited; `toolchain`: "verilator"
     (simulation), "ecp5" (open bitstream), "verilog" (files for the vendor's tool); `parameters`: generator
     parameters that this board prescribes.
     """

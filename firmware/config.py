@@ -193,6 +193,8 @@ class BuildConfig:
                  f"attention_macs/attention_rows ({word}) must divide head_dim ({s.head_dim}): raise attention_rows")
         _require(self.attention_rows == 1 or 4 * self.attention_rows <= min(self.mem_bytes, 4 * CHUNK),
                  f"attention_rows ({self.attention_rows}) must not exceed mem_bytes/4 ({self.mem_bytes // 4}) or {CHUNK}")
+        _require(self.attention_rows <= word,
+                 f"attention_rows ({self.attention_rows}) must not exceed attention_macs/attention_rows ({word})")
         _require(s.head_dim // word >= self.attention_rows,
                  f"attention_rows ({self.attention_rows}) must not exceed the words of {word} bytes in head_dim ({s.head_dim // word})")
         _require(s.hidden % self.attention_macs == 0, f"attention_macs ({self.attention_macs}) must divide hidden ({s.hidden})")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tritloom.host.session import Session
 
 __all__ = ["KINDS", "BenchError", "CycleShares", "Report", "Row", "decode", "entry_rows", "fidelity", "fit_rows", "measure_session",
-           "number", "report", "routed", "stored_report", "table", "tlmm_synth", "whole_tokens"]
+           "machine_synth", "number", "report", "routed", "stored_report", "table", "tlmm_synth", "whole_tokens"]
 
 KINDS = ("rtl-simulated", "synthesised", "routed", "host-measured", "projected")
 PROMPT = "Once upon a time, there was a little girl named Lily. She liked to play in the garden with her"
@@ -91,6 +91,45 @@ def tlmm_synth(progress: Progress | None = None) -> list[Row]:
         if entry["lane"]["bram"]:
             result.append(row(f"{name} lane block RAMs", entry["lane"]["bram"], "blocks", "synthesised", command))
     return result
+
+
+def machine_synth(model: str | Path, board: str, *, context: int | None = None, settings: dict[str, Any] | None = None,
+                  resume: bool = False, console: Console | None = None) -> Report:
+    """Synthesise the whole machine for `model` on `board`, part by part, and store what every unit costs and the slowest paths.
+
+    `context`: positions of the cache (the model's own by default). Unlike elsewhere, the machine need not fit the board. With
+    `resume`, a stored result of the same configuration and code is taken instead.
+    """
+    from tritloom.boards.board import load as load_board
+    from tritloom.gen import depth, parts
+    from tritloom.gen.checkpoint import open_checkpoint
+    from tritloom.gen.fit import fit
+    from tritloom.gen.shapes import published
+    from tritloom.host.console import Console
+    from tritloom.sim import measure
+
+    console = console or Console(json=True)
+    target, settings, path = load_board(board), settings or {}, Path(model)
+    folder = path.exists()
+    spec = open_checkpoint(path, context=context).spec if folder else published(str(model), context)
+    config, name = fit(spec, target, **settings).config, path.name if folder else str(model)
+    labels = settings | ({"context-": context} if context else {})
+    file = measure.result_path(board, name, "synthesis", labels)
+    entry = measure.load(file) if resume else None
+    if entry is None or entry["digest"] != f"{config.digest:08x}" or measure.state_of(entry) != measure.CURRENT:
+        with console.step("Synthesising the machine") as update:
+            found = parts.synthesise(config, target.family, lambda done, total, text: update(done, total, text))
+        timing = None
+        if target.family == depth.FAMILY:
+            with console.step("Following its paths"):
+                timing = depth.worst_paths(config)
+        changes = "".join(f" --set {key}={value}" for key, value in settings.items())
+        command = f"tritloom bench --synth --model {model} --board {board}{f' --context {context}' if context else ''}{changes}"
+        entry = measure.record_synthesis(found, model=name, config=config, family=target.family, resources=target.resources,
+                                         timing=timing, command=command)
+        measure.store(entry, file)
+        return _report([(entry, "measured")])
+    return _report([(entry, f"stored on {entry['date']}")])
 
 
 # The machine --------------------------------------------------------------------------------------------
@@ -335,11 +374,14 @@ def whole_tokens(model: str | Path, board: str, *, context: int | None = None, p
 
 def _report(results: Iterable[tuple[dict[str, Any], str]]) -> Report:
     listed = list(results)
-    return Report([item for entry, state in listed for item in entry_rows(entry, state)], listed)
+    cycles = [(entry, state) for entry, state in listed if entry["kind"] != "synthesised"]
+    return Report([item for entry, state in listed for item in entry_rows(entry, state)], cycles)
 
 
 def entry_rows(entry: dict[str, Any], state: str) -> list[Row]:
     """Rows of a result that sim/measure.py stored."""
+    if entry["kind"] == "synthesised":
+        return _synthesis_rows(entry, state)
     m, clock = entry["measured"], entry["clock_hz"]
     lanes = entry["configuration"]["lanes"]
     title = (f"{entry['model']} on {entry['board']} ({lanes} lane{'s' if lanes > 1 else ''}, memory {entry['timing']}), "
@@ -359,6 +401,28 @@ def entry_rows(entry: dict[str, Any], state: str) -> list[Row]:
     rows = [row(f"{title}{what}", value, unit, entry["kind"], entry["command"]) for what, value, unit in named]
     if m["simulated_cycles_per_s"]:
         rows.append(row(f"{title}, simulation rate", m["simulated_cycles_per_s"], "cycles/s", "host-measured", entry["command"]))
+    for item in rows:
+        item["state"] = state
+    return rows
+
+
+def _synthesis_rows(entry: dict[str, Any], state: str) -> list[Row]:
+    """The machine in all beside the board's resources, then its units, then the parts that occur several times."""
+    m, available = entry["measured"], entry["available"]
+    title = f"{entry['model']} on {entry['board']} ({entry['configuration']['lanes']} lanes), synthesis"
+    units = {"lut": "LUT", "lut_ram": "LUT as RAM", "ff": "FF", "dsp": "multipliers", "bram": "block RAMs", "uram": "UltraRAMs"}
+    listed = [("whole", kind, value, units[kind] + (f" of {available[kind]:,}" if kind in available else ""))
+              for kind, value in m["total"].items()]
+    listed += [(f"unit {name}", kind, value, units[kind]) for name, cost in m["units"].items() for kind, value in cost.items() if value]
+    listed += [(f"{part['unit']}: each of {part['count']} {part['name']}", kind, value, units[kind])
+               for part in m["parts"] if part["count"] > 1 for kind, value in part["cost"].items() if value]
+    rows = [row(f"{title}, {what}, {kind}", value, unit, entry["kind"], entry["command"]) for what, kind, value, unit in listed]
+    if timing := m.get("timing"):
+        unit = f"ns of {timing['period']:g}"
+        slow = [(f"slowest path into {name}", delay) for name, delay in timing["units"].items()]
+        slow += [(f"path {path['start']} to {path['end']} ({' '.join(path['cells'])}), {path['count']} of them", path["delay"])
+                 for path in timing["paths"]]
+        rows += [row(f"{title}, {what}", delay, unit, "projected", entry["command"]) for what, delay in slow]
     for item in rows:
         item["state"] = state
     return rows
@@ -394,7 +458,7 @@ def fit_rows(model: str | Path, board: str, settings: dict[str, Any] | None = No
     from tritloom.gen.checkpoint import open_checkpoint
     from tritloom.gen.fit import fit
 
-    units = {"lut": "LUT", "ff": "FF", "bram": "Kibit", "dsp": "blocks", "decode_cycles_per_token": "cycles/token",
+    units = {"lut": "LUT", "ff": "FF", "bram": "Kibit", "dsp": "blocks", "uram": "Kibit", "decode_cycles_per_token": "cycles/token",
              "decode_tokens_per_s": "tokens/s", "ttft_s": "s", "memory_share": "of beat rate"}
     result = fit(open_checkpoint(Path(model)).spec, board, **(settings or {}))
     name, command = f"{Path(model).name} on {board}", f"tritloom fit --model {model} --board {board}"
@@ -425,6 +489,10 @@ def report(*, unit: str | None = None, synth: bool = False, model: str | Path | 
             return Report(tlmm_synth(update))
     if model is None:
         raise BenchError("nothing to measure: give --model NAME, or --unit tlmm --synth")
+    if synth:
+        if prefill is not None or timing is not None:
+            raise BenchError("--synth measures no cycles: leave --prefill and --timing out")
+        return machine_synth(model, board, context=context, settings=settings, resume=resume, console=console)
     if context is not None or prefill is not None:
         return whole_tokens(model, board, context=context, prefill=prefill, settings=settings, timing=timing, resume=resume,
                             console=console)

@@ -172,7 +172,7 @@ def _dot_shape(shape: ModelShape, mem_bytes: int, fixed: dict[str, Any]) -> tupl
     choices = [(macs, rows) for macs in (most >> i for i in range(most.bit_length())) for rows in (1, 2, 4, 8, 16)
                if fixed.get("attention_macs", macs) == macs and fixed.get("attention_rows", rows) == rows
                and lanes <= macs // rows and shape.head_dim % (macs // rows) == 0 and shape.head_dim * rows // macs >= rows
-               and (rows == 1 or 4 * rows <= mem_bytes)]
+               and rows <= macs // rows and (rows == 1 or 4 * rows <= mem_bytes)]
     if choices:
         return choices[0]
     return int(fixed.get("attention_macs", most)), int(fixed.get("attention_rows", 1))  # BuildConfig says what is wrong

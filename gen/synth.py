@@ -9,6 +9,7 @@ TRELLIS_DPR16X4 the LUTs of 3 slices and a CCU2C those of one (ecp5), a RAM16SDP
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
@@ -24,7 +25,7 @@ from typing import Any
 
 from tritloom.gen import yosys
 
-__all__ = ["FAMILIES", "SynthesisError", "resources", "synthesise", "tlmm_table"]
+__all__ = ["FAMILIES", "SynthesisError", "cells_of", "netlist_of", "resources", "synthesise", "tlmm_table"]
 
 CACHE = Path(__file__).resolve().parent.parent / "build" / "synth"
 TOP = "top"
@@ -102,17 +103,35 @@ def synthesise(design: Any, family: str, *, top: str = TOP, timeout_s: float = 6
         from tritloom.gen import emit
 
         text, read = emit.to_rtlil(design, top), "read_rtlil"
-    # The names Amaranth gives to fields, like `sum[0]`, clash with those ABC9 makes up for the bits of `sum`.
-    script = f"{read} design; rename -hide w:*[[]*; {FAMILIES[family].command.format(top=top)}; tee -q -o stat.json stat -json"
-    key = hashlib.sha256("\0".join((text, script, version("pyosys"))).encode()).hexdigest()[:16]
-    kept = cache / f"{family}-{key}.json"
+    return resources(cells_of(text, family, read=read, top=top, timeout_s=timeout_s, cache=cache), family)
+
+
+def cells_of(text: str, family: str, *, read: str = "read_rtlil", top: str = TOP, timeout_s: float = 600,
+             cache: Path = CACHE) -> dict[str, int]:
+    """Numbers of mapped cells by type, black boxes among them, from the cache or from a run of Yosys, which keeps the netlist."""
+    script, kept = _script(text, family, read, top, cache)
     if not kept.exists():
-        cells = _run(text, script, timeout_s)
-        cache.mkdir(parents=True, exist_ok=True)
+        cells = _run(text, script, timeout_s, kept.with_suffix(".il.gz"))
         with tempfile.NamedTemporaryFile("w", dir=cache, suffix=".part", delete=False) as part:
             json.dump(cells, part)
         Path(part.name).replace(kept)
-    return resources(json.loads(kept.read_text(encoding="utf-8")), family)
+    return json.loads(kept.read_text(encoding="utf-8"))
+
+
+def netlist_of(text: str, family: str, *, read: str = "read_rtlil", top: str = TOP, cache: Path = CACHE) -> str:
+    """Mapped netlist (RTLIL) of a design that `cells_of` has seen."""
+    kept = _script(text, family, read, top, cache)[1].with_suffix(".il.gz")
+    with gzip.open(kept, "rt", encoding="utf-8") as file:
+        return file.read()
+
+
+def _script(text: str, family: str, read: str, top: str, cache: Path) -> tuple[str, Path]:
+    """Yosys's commands, and where their result is kept."""
+    # The names Amaranth gives to fields, like `sum[0]`, clash with those ABC9 makes up for the bits of `sum`.
+    script = (f"{read} design; rename -hide w:*[[]*; {FAMILIES[family].command.format(top=top)}; "
+              f"tee -q -o stat.json stat -json; write_rtlil -selected netlist")
+    key = hashlib.sha256("\0".join((text, script, version("pyosys"))).encode()).hexdigest()[:16]
+    return script, cache / f"{family}-{key}.json"
 
 
 def resources(cells: dict[str, int], family: str) -> dict[str, Any]:
@@ -130,7 +149,7 @@ def resources(cells: dict[str, int], family: str) -> dict[str, Any]:
     }
 
 
-def _run(text: str, script: str, timeout_s: float) -> dict[str, int]:
+def _run(text: str, script: str, timeout_s: float, netlist: Path) -> dict[str, int]:
     with tempfile.TemporaryDirectory() as folder:
         at = Path(folder)
         (at / "design").write_text(text, encoding="utf-8")
@@ -148,6 +167,9 @@ def _run(text: str, script: str, timeout_s: float) -> dict[str, int]:
         if process.returncode or not (at / "stat.json").exists():
             log = (at / "log").read_text(encoding="utf-8", errors="replace") if (at / "log").exists() else ""
             raise SynthesisError("Yosys failed: " + "\n".join((output + "\n" + log).strip().splitlines()[-8:]))
+        netlist.parent.mkdir(parents=True, exist_ok=True)
+        with gzip.open(netlist, "wt", encoding="utf-8", compresslevel=4) as kept:
+            kept.write((at / "netlist").read_text(encoding="utf-8"))
         design = json.loads((at / "stat.json").read_text(encoding="utf-8"))["design"]
         return {cell: int(count) for cell, count in design["num_cells_by_type"].items() if not cell.startswith("$")}
 

@@ -35,8 +35,11 @@ def larger(a: Value, b: Value) -> Value:
 
 
 def magnitude(value: Value) -> Value:
-    """Absolute value of a signed value; unsigned, without its sign bit (the least value of its width must not occur)."""
-    return Mux(value[-1], -value, value)[: len(value) - 1]
+    """Absolute value of a signed value; unsigned, without its sign bit (the least value of its width must not occur).
+
+    The one's complement and an increment: one LUT a bit, where a negation and a choice take two.
+    """
+    return ((value ^ value[-1].replicate(len(value))).as_unsigned() + value[-1])[: len(value) - 1]
 
 
 def saturate(value: Value, bits: int) -> tuple[Value, Value]:

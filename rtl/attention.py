@@ -349,8 +349,7 @@ class WorkSequencer(wiring.Component):
             valid.eq(Mux(streamed, self.weights_i.valid, self.read_data.valid)),
             self.weights_i.ready.eq(take & streamed), self.read_data.ready.eq(take & ~streamed),
         ]
-        for port in (self.key_scales, self.value_scales):
-            m.d.comb += port.data.eq(beat)
+        m.d.comb += [self.key_scales.data.eq(beat), self.value_scales.data.eq(self.read_data.payload)]
 
         word, row, scale_beat = Signal.like(self.step.word), Signal.like(self.step.row), Signal(index_shape(self._scale_beats))
         parity, row_id = Signal(), Signal(range(self._vocab + self._group_rows))
@@ -375,7 +374,9 @@ class WorkSequencer(wiring.Component):
             step.parts.eq(Cat(is_head | (row + i <= job.rows) for i in range(self._rows))),
             step.ends_pass.eq(last_word & last_row & job.last), step.remaining.eq(job.remaining), step.active.eq(job.active),
         ]
-        m.d.sync += [self.step.eq(step), self.bytes.eq(beat.word_select(sub, 8 * self._macs)),
+        head_piece, piece = (source.payload.word_select(sub, 8 * self._macs) for source in (self.weights_i, self.read_data))
+        m.d.sync += [self.step.eq(step),
+                     self.bytes.eq(Mux(is_head, head_piece, Mux(job.kind == VALUES, DotLane.by_element(piece, self._rows), piece))),
                      self.scale_one.eq(some & ~eights), self.scale_eight.eq(eights)]
 
         with m.If(self.outputs_released):
@@ -527,6 +528,7 @@ class DotEngine(wiring.Component):
                  f"macs/rows ({word}) must divide head_dim ({head_dim}), macs ({macs}) must divide hidden ({hidden})")
         _require(head_dim // word >= rows,
                  f"a head must have as many words of {word} bytes as there are rows ({rows}), not {head_dim // word}")
+        _require(rows <= word, f"rows ({rows}) must not exceed macs/rows ({word})")
         _require(CHUNK * head_dim % mem_bytes == 0, f"mem_bytes ({mem_bytes}) must divide {CHUNK}*head_dim ({CHUNK * head_dim})")
         _require(group_rows == mem_bytes // 2, f"group_rows must be mem_bytes/2 ({mem_bytes // 2}), not {group_rows}")
         _require(head_row_bytes == -(-hidden // mem_bytes) * mem_bytes, f"head_row_bytes ({head_row_bytes}) must be hidden in whole beats")

@@ -11,12 +11,19 @@ from amaranth.utils import bits_for
 
 from tritloom.firmware.config import CHUNK
 
+from .arith import sign_extend
 from .shared import once
 
 __all__ = ["WEIGHT_BITS", "DotLane", "accumulator_bits", "delay", "dot_bits", "index_shape", "step_layout"]
 
 WEIGHT_BITS = 17
 """Bits of probability * value scale, unsigned."""
+LOW_BITS = WEIGHT_BITS - 8
+"""Bits of a weight below those that share their multiplier input with the codes of the lane's own vector."""
+PRODUCT_BITS = WEIGHT_BITS + 8
+
+KEEP_ALL, KEEP_FIRST_BIT, KEEP_EIGHTH_BIT, KEEP_NONE = range(4)
+"""What stays of an output word: the bits from the lowest, the first, the eighth on; nothing."""
 
 
 def index_shape(count: int):
@@ -68,6 +75,9 @@ class DotLane(wiring.Component):
     brings `macs` bytes of one row, and the trees' sums are added. For values each byte, times its row's weight, joins
     its element of the output in a memory. Rescaling shifts an output word right by 0, 1 or 8.
 
+    The products of `rows` neighbouring multipliers are added first, in both uses: these are bytes of one row in a dot
+    product, but the rows' bytes of one element among values, whose bytes come in that order (`by_element`).
+
     Latency: `latency` cycles from the step with the rows' last word to `dot`, which then shows the rows one per
     cycle. A step sees the sums of every step before it.
 
@@ -105,8 +115,8 @@ class DotLane(wiring.Component):
                  step: data.StructLayout):
         if macs < 2 or macs & (macs - 1):
             raise ValueError(f"macs must be a power of two from 2, not {macs}")
-        if rows < 1 or rows & (rows - 1) or 2 * rows > macs:
-            raise ValueError(f"rows must be a power of two up to macs/2 ({macs // 2}), not {rows}")
+        if rows < 1 or rows & (rows - 1) or 2 * rows > macs or rows * rows > macs:
+            raise ValueError(f"rows must be a power of two up to macs/2 ({macs // 2}) and to macs/rows, not {rows}")
         if head_words < rows:
             raise ValueError(f"head_words must be {rows} or more, one per row, not {head_words}")
         self._macs, self._rows, self._head_words, self._output_bits, self._sum_bits = macs, rows, head_words, output_bits, sum_bits
@@ -133,9 +143,15 @@ class DotLane(wiring.Component):
         """Registered levels of an adder tree, four sums each."""
         return ceil(log(terms, 4) - 1e-9)
 
+    @staticmethod
+    def by_element(value: Value, rows: int) -> Value:
+        """Bytes of rows side by side, reordered: those of an element are neighbours."""
+        width = len(value) // (8 * rows)
+        return Cat(value.word_select(part * width + i, 8) for i in range(width) for part in range(rows))
+
     @classmethod
     def dot_latency(cls, macs: int, rows: int) -> int:
-        return 4 + cls.tree_levels(macs // rows) + (rows > 1)
+        return 4 + cls.tree_levels(rows) + cls.tree_levels(macs // rows // rows) + (rows > 1)
 
     @classmethod
     def output_delay(cls, rows: int) -> int:
@@ -144,14 +160,15 @@ class DotLane(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        macs, width = self._macs, self._width
-        control = data.StructLayout({"valid": 1, "values": 1, "rescale": 1, "fresh": 1, "first": 1, "last": 1, "head": 1, "one": 1,
-                                     "eight": 1, "parts": self._rows, "word": self.step.word.shape()})
+        macs = self._macs
+        control = data.StructLayout({"valid": 1, "values": 1, "first": 1, "last": 1, "head": 1, "keep": 2, "weighted": self._rows,
+                                     "word": self.step.word.shape()})
         stages = [Signal(control, name="s0")]
         s0 = stages[0]
-        m.d.comb += [s0[name].eq(self.step[name])
-                     for name in ("valid", "values", "rescale", "fresh", "first", "last", "head", "parts", "word")]
-        m.d.comb += [s0.one.eq(self.step.rescale & self.scale_one), s0.eight.eq(self.step.rescale & self.scale_eight)]
+        m.d.comb += [s0[name].eq(self.step[name]) for name in ("valid", "values", "first", "last", "head", "word")]
+        m.d.comb += [s0.weighted.eq(Mux(self.step.values & ~self.step.rescale, self.step.parts, 0)),
+                     s0.keep.eq(Mux(self.step.fresh, KEEP_NONE, Mux(~self.step.rescale, KEEP_ALL, Mux(
+                         self.scale_eight, KEEP_EIGHTH_BIT, Mux(self.scale_one, KEEP_FIRST_BIT, KEEP_ALL)))))]
         for i in range(1, 4 + self.output_delay(self._rows)):
             stages.append(delay(m, stages[-1], 1, f"s{i}"))
         _, s1, s2, s3, *_ = stages
@@ -162,21 +179,30 @@ class DotLane(wiring.Component):
         with m.If(s0.valid):
             m.d.sync += s1_bytes.eq(self.bytes)
 
-        # Cycle 1: choose the operands. Cycle 2: multiply.
-        s2_a = Signal(data.ArrayLayout(signed(WEIGHT_BITS + 1), macs))
+        # Cycle 1: choose the operands. Cycle 2: multiply. The own vector takes the place of the weights' top bits: the low
+        # bits are the weights' alone, and zero in a dot product.
+        s2_low = [Signal(LOW_BITS, name=f"s2_low{part}") for part in range(self._rows)]
+        s2_high = Signal(data.ArrayLayout(signed(WEIGHT_BITS + 1 - LOW_BITS), macs))
         s2_b = Signal(data.ArrayLayout(signed(8), macs))
-        s3_product = Signal(data.ArrayLayout(signed(WEIGHT_BITS + 8), macs))
+        s3_product = Signal(data.ArrayLayout(signed(PRODUCT_BITS), macs))
         with m.If(s1.valid):
             m.d.sync += s2_b.eq(s1_bytes)
+            for part, low in enumerate(s2_low):
+                m.d.sync += low.eq(Mux(s1.weighted[part], weights[part], 0))
             for i in range(macs):
-                own = vector.word_select(i, 8).as_signed()
-                given = Mux(s1.rescale | ~s1.parts[i // width], 0, weights[i // width])
-                m.d.sync += s2_a[i].eq(Mux(s1.values, given, own))
+                own, weight = vector.word_select(i, 8), weights[i % self._rows][LOW_BITS:]
+                m.d.sync += s2_high[i].eq(Cat(Mux(s1.values, Mux(s1.weighted[i % self._rows], weight, 0), own),
+                                              ~s1.values & own[-1]).as_signed())
         with m.If(s2.valid):
-            m.d.sync += [s3_product[i].eq(s2_a[i] * s2_b[i]) for i in range(macs)]
+            m.d.sync += [s3_product[i].eq(Cat(s2_low[i % self._rows], s2_high[i]).as_signed() * s2_b[i]) for i in range(macs)]
 
-        self._accumulate(m, stages, s3_product)
-        self._sum(m, s3, s3_product)
+        # Cycle 3: join the products of neighbours.
+        joined = [[s3_product[i + part] for part in range(self._rows)] for i in range(0, macs, self._rows)]
+        for level in range(self.output_delay(self._rows)):
+            joined = [_level(m, terms, stages[3 + level].valid, f"joined{level}_{i}") for i, terms in enumerate(joined)]
+        joined = [total for total, in joined]
+        self._accumulate(m, stages, joined)
+        self._sum(m, stages[-1], joined)
         return m
 
     def _fetch(self, m):
@@ -199,18 +225,16 @@ class DotLane(wiring.Component):
         ]
         return read.data, weight_read.data
 
-    def _accumulate(self, m, stages, product):
-        """Cycle 3: add the rows' products. Then add them to the output word read a cycle before."""
+    def _accumulate(self, m, stages, terms):
+        """Add the joined products to the output word read a cycle before."""
         bits, width = self._output_bits, self._width
         before, now = stages[-2:]
-        terms = [[product[part * width + i] for part in range(self._rows)] for i in range(width)]
-        for level in range(self.output_delay(self._rows)):
-            terms = [_level(m, parts, stages[3 + level].valid, f"joined{level}_{i}") for i, parts in enumerate(terms)]
         word = Signal(data.ArrayLayout(signed(bits), width))
         updated = Signal.like(word)
-        for i, (term,) in enumerate(terms):
-            scaled = Mux(now.eight, word[i] >> 8, Mux(now.one, word[i] >> 1, word[i]))
-            m.d.comb += updated[i].eq(Mux(now.fresh, 0, scaled) + term)
+        for i, term in enumerate(terms):
+            # Three bits of the word, two of `keep` and one of the term: one 6-input LUT before the carry.
+            kept = Mux(now.keep[1], Mux(now.keep[0], 0, word[i] >> 8), Mux(now.keep[0], word[i] >> 1, word[i]))
+            m.d.comb += updated[i].eq(sign_extend(term, bits) + kept)
         store_it = now.valid & now.values
         if self._head_words == 1:
             with m.If(store_it):
@@ -225,11 +249,12 @@ class DotLane(wiring.Component):
             ]
         m.d.comb += self.output.eq(word)
 
-    def _sum(self, m, s3, product):
-        """Cycle 3 on: a tree for each row, the sum over its words, then the rows one by one or, of the head, together."""
-        valid, first, done, head = s3.valid & ~s3.values, s3.first, s3.last, s3.head
-        rows = [[product[part * self._width + i][:16].as_signed() for i in range(self._width)] for part in range(self._rows)]
-        for level in range(self.tree_levels(self._width)):
+    def _sum(self, m, now, terms):
+        """A tree for each row, the sum over its words, then the rows one by one or, of the head, together."""
+        valid, first, done, head = now.valid & ~now.values, now.first, now.last, now.head
+        groups, bits = len(terms) // self._rows, LOW_BITS + 16 + (self._rows - 1).bit_length()
+        rows = [[terms[part * groups + i][LOW_BITS:bits].as_signed() for i in range(groups)] for part in range(self._rows)]
+        for level in range(self.tree_levels(groups)):
             rows = [_level(m, terms, valid, f"level{level}_{part}") for part, terms in enumerate(rows)]
             valid, first, done, head = (delay(m, flag, 1, f"level{level}_{name}")
                                         for flag, name in ((valid, "valid"), (first, "first"), (done, "done"), (head, "head")))
@@ -252,7 +277,18 @@ def _level(m: Module, terms: list, valid, name: str) -> list:
     for i in range(0, len(terms), 4):
         part = terms[i:i + 4]
         total = Signal(signed(len(part[0]) + (len(part) - 1).bit_length()), name=f"{name}_{i // 4}")
+        while len(part) > 1:
+            part = [_add(*pair) for pair in zip(part[::2], part[1::2], strict=True)]
         with m.If(valid):
-            m.d.sync += total.eq(sum(part[1:], part[0]))
+            m.d.sync += total.eq(part[0])
         above.append(total)
     return above
+
+
+def _add(a: Value, b: Value) -> Value:
+    """Sum of two signed values of one width, one bit wider.
+
+    Extended by hand: synthesis would turn a tree of plain sums into carry-save adders, which take twice the LUTs.
+    """
+    width = len(a) + 1
+    return (sign_extend(a, width) + sign_extend(b, width))[:width].as_signed()

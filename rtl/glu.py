@@ -54,7 +54,7 @@ class GatedUnit(wiring.Component):
         factor_bits = Z_BITS + 1 if self._silu else 2 * (acc_bits - 1)
         self._factor = signed(factor_bits) if self._silu else factor_bits
         self._pieces = -(-factor_bits // DSP_UNSIGNED_BITS)
-        self.lead = 4 if self._silu else 3
+        self.lead = 5 if self._silu else 3
         self.latency = 6 + (self._pieces - 1)
         gate = signed(Z_BITS if self._silu else acc_bits)
         super().__init__(
@@ -73,7 +73,9 @@ class GatedUnit(wiring.Component):
         gates = self._halves(m, self.gate_valid, self.gate, "gate")
         ups = self._halves(m, self.up_valid, self.up, "up")
         if self._silu:
-            m.submodules.tail = tail = Memory(shape=27, depth=1024, init=_tail_words())
+            # With many readers, Yosys would make logic of it: some 520 6-input LUTs for each.
+            attributes = {"ram_style": "block"} if half > 2 else {}
+            m.submodules.tail = tail = Memory(shape=27, depth=1024, init=_tail_words(), attrs=attributes)
             factors = [self._silu_of(m, gate, tail.read_port()) for gate in gates]
         else:
             factors = [self._relu2_of(m, gate) for gate in gates]
@@ -111,10 +113,10 @@ class GatedUnit(wiring.Component):
         return square
 
     def _silu_of(self, m, z, table):
-        """silu(z) four cycles later."""
+        """silu(z) five cycles later."""
         # Cycle 1: |z|, below 16.
         size, limited, z1 = Signal(Z_BITS), Signal(20, reset_less=True), Signal(Z_BITS - 1, reset_less=True)
-        m.d.comb += size.eq(Mux(z[-1], -z, z))
+        m.d.comb += size.eq((z ^ z[-1].replicate(Z_BITS)).as_unsigned() + z[-1])
         m.d.sync += [limited.eq(Mux(size[20:].any(), (1 << 20) - 1, size)), z1.eq(Mux(z[-1], 0, z))]
         # Cycle 2: the tail at the entry below, and the step to the next one.
         fraction, z2 = Signal(10, reset_less=True), Signal(Z_BITS - 1, reset_less=True)
@@ -128,9 +130,10 @@ class GatedUnit(wiring.Component):
             Signal(Z_BITS - 1, reset_less=True),
         )
         m.d.sync += [share.eq(slope * fraction + 512), base3.eq(base), z3.eq(z2)]
-        # Cycle 4: relu(z) - tail.
+        # Cycle 4: the tail. Cycle 5: relu(z) less it.
+        interpolated, z4 = Signal(TAIL_BITS + 1, reset_less=True), Signal(Z_BITS - 1, reset_less=True)
         result = Signal(self._factor, reset_less=True)
-        m.d.sync += result.eq(z3 - base3 - (share >> 10))
+        m.d.sync += [interpolated.eq(base3 + (share >> 10)), z4.eq(z3), result.eq(z4 - interpolated)]
         return result
 
     def _normalised_product(self, m, factor, up):

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from amaranth import C, Cat, Module, Mux, Signal, signed
+from amaranth import Module, Mux, Signal, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from .arith import add, larger, magnitude, reduce_registered
-from .ufloat import shift_right
 
 __all__ = ["Quantiser"]
 
 Y_BITS = 40
 SQUARE_BITS = 35
+NORMAL_BITS = 24
 
 
 class Quantiser(wiring.Component):
@@ -21,8 +21,8 @@ class Quantiser(wiring.Component):
     `y` passes twice. In the first pass (`valid`, not `second`) the greatest |y| of the words from
     `first` to `last` and the sum of their `squares` are taken: with `found`, `top` holds the maximum
     until the next `found`; `total` keeps the sum until the next first pass. In the second pass every
-    word leaves as codes. `length` (bits of the maximum) and `reciprocal` are those of the segment whose word is at `y`.
-    `squares` comes one cycle before its `y`.
+    word leaves as codes. `reciprocal` is that of the segment whose word is at `y`. `squares` comes one cycle before its
+    `y`, and `normal`, the word's y shifted left until the maximum has 23 bits, `normal_delay` cycles after it.
 
     Latency: `latency` cycles from `y` to `codes`, `found_latency` from the last word to `found`.
 
@@ -37,11 +37,12 @@ class Quantiser(wiring.Component):
 
     Members
     -------
-    valid, first, last, second, y, squares, length, reciprocal : In
+    valid, first, last, second, y, squares, normal, reciprocal : In
     found, top, total, codes : Out
     """
 
-    latency = 3
+    normal_delay = 2
+    latency = normal_delay + 2
 
     def __init__(self, *, vector_lanes: int, max_elements: int):
         self._lanes = vector_lanes
@@ -55,7 +56,7 @@ class Quantiser(wiring.Component):
                 "second": In(1),
                 "y": In(data.ArrayLayout(signed(Y_BITS), vector_lanes)),
                 "squares": In(data.ArrayLayout(SQUARE_BITS, vector_lanes)),
-                "length": In(6),
+                "normal": In(data.ArrayLayout(signed(NORMAL_BITS), vector_lanes)),
                 "reciprocal": In(17),
                 "found": Out(1),
                 "top": Out(Y_BITS - 1),
@@ -91,12 +92,10 @@ class Quantiser(wiring.Component):
         with m.If(at_end[0] & at_end[2]):
             m.d.sync += self.top.eq(running)
 
-        # Second pass. Cycle 1: y at 24 bits; cycle 2: product with the reciprocal; cycle 3: rounded code.
-        reciprocal = Signal(17)
-        m.d.sync += reciprocal.eq(self.reciprocal)
+        # Second pass. Cycle 3: product with the reciprocal; cycle 4: rounded code.
+        reciprocal = [Signal(17, name=f"reciprocal_{i}") for i in range(self.normal_delay)]
+        m.d.sync += [after.eq(before) for before, after in zip([self.reciprocal, *reciprocal], reciprocal, strict=False)]
         for k in range(self._lanes):
-            normal = Signal(signed(24), name=f"normal_{k}", reset_less=True)
             product = Signal(signed(42), name=f"product_{k}", reset_less=True)
-            shifted = shift_right(m, Cat(C(0, 23), self.y[k]).as_signed(), self.length, 24, f"normal_shift_{k}")
-            m.d.sync += [normal.eq(shifted), product.eq(normal * reciprocal), self.codes[k].eq(product[32:40] + product[31])]
+            m.d.sync += [product.eq(self.normal[k] * reciprocal[-1]), self.codes[k].eq(product[32:40] + product[31])]
         return m

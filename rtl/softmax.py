@@ -403,11 +403,11 @@ class Finish(wiring.Component):
     """Divide each lane's output by its total and stream it out as work elements.
 
     The reciprocals are taken by one serial divider per lane as soon as the totals stand; the outputs
-    follow, V elements a cycle, lane after lane, when the last values are in.
+    follow, V/2 elements a cycle, lane after lane, when the last values are in.
 
     Latency: about 40 cycles for the reciprocals, `stream_latency` from an output word to its elements.
 
-    Throughput: V elements per cycle.
+    Throughput: V/2 elements per cycle; they leave V together.
 
     Parameters
     ----------
@@ -514,8 +514,8 @@ class Finish(wiring.Component):
         return inverses, bases
 
     def _walk(self, m, active):
-        """Lane by lane, word by word, V elements by V elements."""
-        parts = self._word // self._vector_lanes
+        """Lane by lane, word by word, V/2 elements by V/2 elements."""
+        parts = 2 * self._word // self._vector_lanes
         lane, word, sub = Signal(index_shape(self._lanes)), self.read_word, Signal(index_shape(parts))
         last_of_word, last_of_lane, last = Signal(), Signal(), Signal()
         m.d.comb += [last_of_word.eq(sub == parts - 1), last_of_lane.eq(last_of_word & (word == self._head_words - 1)),
@@ -528,9 +528,9 @@ class Finish(wiring.Component):
         return lane, sub, last_of_lane, last
 
     def _stream(self, m, lane, sub, last_of_lane, last, inverses, bases):
-        width, v = self._output_bits, self._vector_lanes
+        width, v = self._output_bits, self._vector_lanes // 2
         product_bits = width + 16
-        # Cycle 0: the memories are read. Cycle 1: choose V elements of a lane.
+        # Cycle 0: the memories are read. Cycle 1: choose V/2 elements of a lane.
         s1_lane, s1_sub = delay(m, lane, 1, "lane"), delay(m, sub, 1, "sub")
         s2_value = Signal(data.ArrayLayout(signed(width), v))
         s2_inverse, s2_base = Signal(16), Signal(signed(12))
@@ -550,13 +550,15 @@ class Finish(wiring.Component):
             exponent = Signal(signed(13), name=f"exponent{i}")
             s9_mantissa, s9_nonzero = Signal(signed(WORK_MANTISSA), name=f"mantissa{i}"), Signal(name=f"nonzero{i}")
             m.d.sync += [exponent.eq(base - left + (product_bits - WORK_MANTISSA)), s9_mantissa.eq(mantissa), s9_nonzero.eq(nonzero)]
-            element = self.write.data[i]
+            element = self.write.data[v + i]
+            m.d.sync += self.write.data[i].eq(element)
             with m.If(s9_nonzero & (exponent >= -127)):
                 m.d.sync += [element.m.eq(s9_mantissa), element.e.eq(Mux(exponent > 127, 127, exponent))]
             with m.Else():
                 m.d.sync += [element.m.eq(0), element.e.eq(-128)]
+        # The lower half of V elements waits for the upper one.
         m.d.comb += [
-            self.write.valid.eq(delay(m, self.read_en, self.stream_latency, "write_valid")),
+            self.write.valid.eq(delay(m, self.read_en & sub[0], self.stream_latency, "write_valid")),
             self.pass_done.eq(delay(m, self.read_en & last, self.stream_latency, "pass_done")),
         ]
         self._address(m, delay(m, self.read_en & last_of_lane, self.stream_latency, "lane_done"))

@@ -83,12 +83,22 @@ def shift_right(m: Module, value: Value, amount: Value, width: int, name: str = 
 
     Left shifts by L - n are written with it too, as (value << L) >> n: the shift operators of Amaranth
     widen to the left only, and simulators are quickest on them.
+
+    Two bits of the amount at a time, the highest first: each step is one 6-input LUT a bit, and keeps only the bits
+    that the steps behind it can still bring down.
     """
-    value = Value.cast(value)
-    shape = signed(len(value)) if value.shape().signed else unsigned(max(width, len(value)))
-    shifted = Signal(shape, name=name)
-    m.d.comb += shifted.eq(value >> amount)
-    return shifted[:width]
+    value, amount = Value.cast(value), Value.cast(amount)
+    steps = [(max(high - 2, 0), high) for high in range(len(amount), 0, -2)] or [(0, 0)]
+    for low, high in steps:
+        kept = width + (1 << low) - 1
+        if kept < len(value):
+            shape = unsigned(kept)
+        else:
+            shape = signed(len(value)) if value.shape().signed else unsigned(max(width, len(value)))
+        shifted = Signal(shape, name=f"{name}_{low}" if low else name)
+        m.d.comb += shifted.eq(value >> Cat(C(0, low), amount[low:high]))
+        value = shifted
+    return value[:width]
 
 
 def uf_norm(m: Module, value: Value, length: Value, exponent: Value = 0, name: str = "norm") -> data.View:

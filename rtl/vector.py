@@ -22,7 +22,7 @@ from tritloom.firmware.isa import VectorOp
 from .arith import larger, reduce_registered, saturate, sign_extend
 from .glu import WORK, GatedUnit
 from .kv_writer import KvWriter, write_layout
-from .quantise import SQUARE_BITS, Y_BITS, Quantiser
+from .quantise import NORMAL_BITS, SQUARE_BITS, Y_BITS, Quantiser
 from .scale_unit import INNER, ONE, Program, ScaleUnit
 from .ufloat import UFLOAT, bit_length, shift_right
 
@@ -38,9 +38,12 @@ ALIGNER_BITS = 55
 """Width of the aligning shifter: a residual enters 23 bits up, shifts right by at most 31, and 24 bits leave."""
 
 # Stages of the lane pipeline, counted from the cycle in which a word's addresses are issued.
-OPERAND, ALIGNED, Y, CODE, FIXED = 3, 4, 6, 9, 9
-LATE_READ = 5
+OPERAND, ALIGNED, Y, CODE, FIXED = 3, 4, 6, 10, 10
+LATE_READ = 6
 """Stage in which a residual word is read that an accumulator is added to."""
+FIXED_LEFT = 8
+"""How far y is shifted left at most on its way to fixed point."""
+FIXED_BITS = Y_BITS + FIXED_LEFT
 
 
 def index_shape(count: int):
@@ -235,6 +238,7 @@ class VectorUnit(wiring.Component):
         self._slot_scales(m)
         self._load(m)
         self._lane_pipeline(m)
+        self._shifter(m)
         self._fixed_point(m)
         self._quantisation(m)
         self._gating(m)
@@ -760,11 +764,14 @@ class VectorUnit(wiring.Component):
 
         # Stage 2: what the memories gave.
         self.residual = Signal(data.ArrayLayout(signed(32), lanes), reset_less=True)
+        # What RESID adds to, zero for the others: a register with a reset spares a gate a bit.
+        self.addend = Signal(data.ArrayLayout(signed(32), lanes))
         self.acc = Signal(data.ArrayLayout(signed(self._acc), lanes), reset_less=True)
         work = Signal(data.ArrayLayout(WORK, lanes), reset_less=True)
         codes = [Signal(data.ArrayLayout(signed(8), lanes), name=f"codes{i}", reset_less=True) for i in (1, 2)]
         m.d.sync += [
             Value.cast(self.residual).eq(x_read.data),
+            Value.cast(self.addend).eq(Mux(adding, x_read.data, 0)),
             work.eq(h_read.data),
             Value.cast(codes[0]).eq(self.code_in),
             codes[1].eq(codes[0]),
@@ -817,29 +824,41 @@ class VectorUnit(wiring.Component):
             m.d.sync += self.y[k].eq(self.product[k] + turned if k & 1 else self.product[k] - turned)
         m.d.comb += [self.quantiser.squares[k].eq(second_products[k][:SQUARE_BITS]) for k in range(lanes)]
 
-    def _fixed_point(self, m):
-        """Stages 6 to 9: scale_to_fixed of the products, plus the residual, saturated; for RESID, EMBED and silu."""
-        lanes, stage, t = self._lanes, self.stage, self.scales.t
-        # Shift by k - 1 with k = 8 - (e + RESIDUAL_BITS), which is 1 to 62; the last bit rounds.
+    def _shifter(self, m):
+        """Stages 7 and 8: y shifted left by FIXED_LEFT + 16 - amount; first by a multiple of 4, then by the rest.
+
+        Quantising operations shift left by 23 less the length of the maximum, and use the low NORMAL_BITS. The others
+        leave a bit below fixed point, to round: they shift left by 1 + e + RESIDUAL_BITS, which is at most FIXED_LEFT, and
+        of whose lower values nothing but the sign is left from -Y_BITS + 1 on.
+        """
+        quantising = self._is(VectorOp.QKV, VectorOp.NORMQ)
         wanted = Signal(signed(14))
-        amount, fine = Signal(6), Signal(3)
-        m.d.comb += wanted.eq(7 - integer.RESIDUAL_BITS - t.e)
-        m.d.sync += [amount.eq(Mux(wanted < 0, 0, Mux(wanted > 61, 61, wanted))), fine.eq(amount)]
-        adding, writing = self._is(VectorOp.RESID), self._is(VectorOp.RESID, VectorOp.EMBED)
+        fixed, amount, fine = Signal(6), Signal(6), Signal(2)
+        m.d.comb += wanted.eq(7 - integer.RESIDUAL_BITS - self.scales.t.e)
+        m.d.sync += [fixed.eq(16 + Mux(wanted < 0, 0, Mux(wanted > FIXED_BITS - 1, FIXED_BITS - 1, wanted))), fine.eq(amount)]
+        m.d.comb += amount.eq(Mux(quantising, self.length_of_y + 1, fixed))
+        self.shifted = []
+        for k in range(self._lanes):
+            coarse = Signal(signed(FIXED_BITS + 3), name=f"coarse{k}", reset_less=True)
+            shifted = Signal(signed(FIXED_BITS), name=f"shifted{k}", reset_less=True)
+            wide = Cat(C(0, FIXED_LEFT + 16), self.y[k]).as_signed()
+            m.d.sync += [
+                coarse.eq(shift_right(m, wide, Cat(C(0, 2), amount[2:]), len(coarse), f"coarse_shift{k}").as_signed()),
+                shifted.eq(shift_right(m, coarse, fine, FIXED_BITS, f"fine_shift{k}").as_signed()),
+            ]
+            self.shifted.append(shifted)
+            m.d.comb += self.quantiser.normal[k].eq(shifted[:NORMAL_BITS].as_signed())
+
+    def _fixed_point(self, m):
+        """Stages 9 and 10: half of what was shifted, rounded, plus the residual, saturated; for RESID, EMBED and silu."""
+        lanes, stage = self._lanes, self.stage
+        writing = self._is(VectorOp.RESID, VectorOp.EMBED)
         self.fixed = Signal(data.ArrayLayout(signed(32), lanes), reset_less=True)
         overs = []
-        for k in range(lanes):
-            coarse, shifted = (Signal(signed(ACTIVATION_BITS + 25), name=f"{name}{k}", reset_less=True) for name in ("coarse", "shifted"))
-            total = Signal(signed(ACTIVATION_BITS + 26), name=f"total{k}", reset_less=True)
-            m.d.sync += [
-                coarse.eq(
-                    shift_right(
-                        m, Cat(C(0, 8), self.product[k]).as_signed(), Cat(C(0, 3), amount[3:]), len(coarse), f"coarse_shift{k}"
-                    ).as_signed()
-                ),
-                shifted.eq(shift_right(m, coarse, fine, len(coarse), f"fine_shift{k}").as_signed()),
-                total.eq((shifted >> 1) + shifted[0] + Mux(adding, self.residual[k], 0)),
-            ]
+        for k, shifted in enumerate(self.shifted):
+            total = Signal(signed(FIXED_BITS), name=f"total{k}", reset_less=True)
+            # The one below the residual rounds.
+            m.d.sync += total.eq((shifted + Cat(C(1, 1), self.addend[k]).as_signed()) >> 1)
             value, over = saturate(total, 32)
             m.d.sync += self.fixed[k].eq(value)
             overs.append(over)
@@ -859,7 +878,7 @@ class VectorUnit(wiring.Component):
             self.x_trace.addr.eq(tag.word),
             self.x_trace.data.eq(written),
         ]
-        # Stages 10 to 12: the left shift that fills 31 bits with the greatest magnitude of the slot.
+        # Stages 11 to 13: the left shift that fills 31 bits with the greatest magnitude of the slot.
         ones, running, left = Signal(31), Signal(31), Signal(5)
         m.d.sync += ones.eq(reduce(or_, (Mux(written[k][31], ~written[k][:31], written[k][:31]) for k in range(lanes))))
         with m.If(stage[FIXED + 1].valid):
@@ -873,7 +892,7 @@ class VectorUnit(wiring.Component):
         ]
 
     def _quantisation(self, m):
-        """Stages 6 to 9 of quantising operations, and where codes go."""
+        """Stages 6 to 10 of quantising operations, and where codes go."""
         stage, quantiser = self.stage, self.quantiser
         m.submodules.quantiser = quantiser
         is_qkv, is_norm = self._is(VectorOp.QKV), self._is(VectorOp.NORMQ)
@@ -891,7 +910,6 @@ class VectorUnit(wiring.Component):
             quantiser.last.eq(tag.last),
             quantiser.second.eq(tag.second),
             quantiser.y.eq(self.y),
-            quantiser.length.eq(self.length_of_y),
             quantiser.reciprocal.eq(self.reciprocal_of_y),
         ]
 

@@ -32,7 +32,9 @@ import numpy as np
 from tritloom.firmware.config import CHUNK, BuildConfig
 from tritloom.firmware.layout import MemoryMap, memory_map
 from tritloom.firmware.programs import generation
+from tritloom.gen import parts
 from tritloom.gen.bench import CycleShares
+from tritloom.gen.cost import BLOCK_KIBIT
 from tritloom.gen.shapes import memory_pieces
 from tritloom.gen.spec import ModelSpec
 from tritloom.gen.timeline import view
@@ -43,8 +45,8 @@ from tritloom.sim import memory as timing_presets
 from tritloom.sim.backends import SimBackend
 from tritloom.sim.equality import code_digest
 
-__all__ = ["CURRENT", "RandomImage", "capacity", "decode", "load", "model_digest", "prefill", "record", "result_path", "state_of", "store",
-           "stored"]
+__all__ = ["CURRENT", "RandomImage", "capacity", "decode", "load", "model_digest", "prefill", "record", "record_synthesis", "result_path",
+           "state_of", "store", "stored"]
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
@@ -275,6 +277,22 @@ def record(measured: dict[str, Any], *, model: str, what: str, count: int, confi
     }  # fmt: skip
 
 
+def record_synthesis(found: list[Any], *, model: str, config: BuildConfig, family: str, resources: dict[str, int],
+                     timing: Any, command: str) -> dict[str, Any]:
+    """The entry of a result file for a machine that gen.parts synthesised; `resources`: what the board has; `timing`: from gen.depth."""
+    available = {kind: resources[kind] for kind in ("lut", "ff", "dsp") if kind in resources}
+    available |= {kind: resources[kind] // kibit for kind, kibit in (("bram", BLOCK_KIBIT.get(family, 1)), ("uram", 288))
+                  if kind in resources}
+    return {
+        "model": model, "what": "synthesis", "kind": "synthesised", "command": command, "board": config.board, "family": family,
+        "available": available, "measured": {"total": parts.totals(found), "units": parts.by_unit(found),
+                                             "parts": [asdict(part) for part in found], "timing": timing},
+        "versions": {name: _version(name) for name in ("tritloom", "amaranth", "pyosys")},
+        "digest": f"{config.digest:08x}", "code": code_digest(), "date": datetime.now(UTC).date().isoformat(),
+        "configuration": config.to_dict(),
+    }
+
+
 def result_path(board: str, model: str, what: str, settings: dict[str, Any] | None = None) -> Path:
     """File of a result: model, what was measured, and what was set by hand."""
     parts = [model, what, *(f"{name}{value}" for name, value in sorted((settings or {}).items()))]
@@ -301,7 +319,11 @@ def load(path: Path) -> dict[str, Any] | None:
         return None
     try:
         entry = json.loads(path.read_text("utf-8"))
-        entry["measured"]["cycles"], entry["digest"], entry["code"], entry["memory_model"], entry["timing"]
+        entry["measured"], entry["digest"], entry["code"], entry["date"]
+        if entry["kind"] == "synthesised":
+            entry["measured"]["total"], entry["available"]
+        else:
+            entry["measured"]["cycles"], entry["memory_model"], entry["timing"]
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{path}: not a stored measurement; remove it and measure again") from None
     return entry
@@ -310,7 +332,7 @@ def load(path: Path) -> dict[str, Any] | None:
 def state_of(entry: dict[str, Any]) -> str:
     """CURRENT, or "stale: ..." with what has changed since."""
     changed = [what for what, now in (("the machine's code", code_digest() == entry["code"]),
-                                      ("the memory's model", _same_model(entry))) if not now]
+                                      ("the memory's model", "timing" not in entry or _same_model(entry))) if not now]
     return CURRENT if not changed else f"stale: {' and '.join(changed)} changed since {entry['date']}"
 
 

@@ -157,8 +157,9 @@ class Attend:
         rows = self.position + self.count
         passes = s.heads // s.kv_heads if self.count > 1 else -(-s.heads // s.kv_heads // s.lanes)
         chunk = 2 * p["kv_scale_block_bytes"] // s.mem_bytes + 3
-        overlap = 0 if rows > CHUNK else 40 + s.lanes * s.head_dim // s.vector_lanes
-        return 110 + s.kv_heads * passes * (2 * rows * s.head_dim // s.macs + -(-rows // CHUNK) * (chunk + 14) + overlap)
+        outputs = 2 * s.lanes * s.head_dim // s.vector_lanes
+        overlap = 0 if rows > CHUNK else 40 + outputs
+        return 100 + outputs + s.kv_heads * passes * (2 * rows * s.head_dim // s.macs + -(-rows // CHUNK) * (chunk + 14) + overlap)
 
     def describe_short(self):
         return f"position={self.position} count={self.count} slot={self.slot} kind={self.kind} spread={self.spread} stall={self.stall}"
@@ -298,6 +299,7 @@ def test_rows_of_a_short_list(name, short_list):
     ({"head_dim": 12}, "macs/rows .8. must divide head_dim .12."),
     ({"rows": 4, "vector_lanes": 2, "head_dim": 6}, "a head must have as many words of 2 bytes as there are rows .4., not 3"),
     ({"rows": 8, "vector_lanes": 2}, "macs/rows .1., mem_bytes"),
+    ({"rows": 4, "vector_lanes": 2}, "rows .4. must not exceed macs/rows .2."),
     ({"group_rows": 16}, "group_rows must be mem_bytes/2"),
     ({"kv_half_bytes": 300}, "kv_half_bytes .300. must hold the scales and 16 rows"),
 ])

@@ -17,7 +17,7 @@ def command(
     unit: Annotated[
         str | None, typer.Option("--unit", metavar="NAME", help="Measure one unit, such as tlmm, instead of the machine.")
     ] = None,
-    synth: Annotated[bool, typer.Option("--synth", help="Synthesise and count resources.")] = False,
+    synth: Annotated[bool, typer.Option("--synth", help="Synthesise --unit tlmm or all of --model's machine.")] = False,
     model: Annotated[
         str | None, typer.Option("--model", metavar="NAME", help="Model folder, or a published shape such as bitnet_b1_58-large.")
     ] = None,

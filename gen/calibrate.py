@@ -1,0 +1,177 @@
+"""Measure whole machines by synthesis and fit the cost model to them: `python -m tritloom.gen.calibrate`.
+
+CONFIGURATIONS are synthesised part by part (gen.parts; unchanged parts come from the cache), docs/results/unit_costs.json keeps
+the points and how far the projections of the new gen/coefficients.json are from each. Names given as arguments limit what is
+measured, for example `python -m tritloom.gen.calibrate ecp5`; the other points stay as they are stored, with their state.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tritloom.firmware.config import BuildConfig
+from tritloom.gen import cost, parts
+
+__all__ = ["CONFIGURATIONS", "POINTS", "calibrate", "compare", "fit_coefficients", "measure"]
+
+ROOT = Path(__file__).resolve().parent.parent
+POINTS = ROOT / "docs" / "results" / "unit_costs.json"
+COEFFICIENTS = ROOT / "gen" / "coefficients.json"
+ALLOWED = 0.10
+"""Relative error of the whole machine's LUTs, block RAMs and multipliers that the model should stay within."""
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """`model`: a published shape or a folder of models/; `board`: whose memory and clock; `settings`: what is not as `fit` has it."""
+
+    name: str
+    family: str
+    model: str
+    board: str
+    context: int
+    settings: dict[str, Any]
+
+    def build(self) -> BuildConfig:
+        from tritloom.gen.checkpoint import open_checkpoint
+        from tritloom.gen.fit import fit
+        from tritloom.gen.shapes import SHAPES, published
+
+        if self.model in SHAPES:
+            spec = published(self.model, self.context)
+        else:
+            spec = open_checkpoint(ROOT / "models" / self.model, context=self.context).spec
+        return fit(spec, self.board, **self.settings).config
+
+
+_TINY: dict[str, Any] = {"vector_lanes": 2, "attention_macs": 2, "attention_rows": 1, "tables": 3, "rows_per_cycle": 2,
+                         "sampler_candidates": 8}
+
+CONFIGURATIONS = (
+    Configuration("large, 4 lanes", "xcup", "bitnet_b1_58-large", "kv260", 2048, {}),
+    Configuration("large, 2 lanes", "xcup", "bitnet_b1_58-large", "kv260", 2048, {"lanes": 2}),
+    Configuration("2B-4T, 4 lanes", "xcup", "bitnet-b1.58-2B-4T", "kv260", 4096, {}),
+    Configuration("99M, half as wide", "xcup", "TriLM-99M", "kv260", 2048,
+                  {"lanes": 2, "mem_bytes": 32, "mem_ports": 2, "vector_lanes": 8}),
+    Configuration("4m, 16 bytes", "xcup", "stories-4m", "sim", 512, {"lanes": 1, "mem_bytes": 16}),
+    Configuration("260k, on chip", "ecp5", "stories-260k", "ecp5-85f", 512, {}),
+    Configuration("260k, on chip, 2 lanes", "ecp5", "stories-260k", "ecp5-85f", 512, {"lanes": 2}),
+    Configuration("4m, 4 bytes", "ecp5", "stories-4m", "sim", 512, {"lanes": 1, "mem_bytes": 4, **_TINY}),
+    Configuration("1m, 8 bytes", "gowin", "stories-1m", "sim", 512, {"lanes": 1, "mem_bytes": 8, "vector_lanes": 4, "attention_macs": 4}),
+    Configuration("1m, 4 bytes", "gowin", "stories-1m", "sim", 512, {"lanes": 1, "mem_bytes": 4, **_TINY}),
+    Configuration("4m, 4 bytes, 2 lanes", "gowin", "stories-4m", "sim", 512, {"lanes": 2, "mem_bytes": 4, **_TINY}),
+    Configuration("260k, on chip", "ice40", "stories-260k", "ecp5-85f", 128, {"mem_bytes": 4, **_TINY}),
+    Configuration("1m, 4 bytes", "ice40", "stories-1m", "sim", 256, {"lanes": 1, "mem_bytes": 4, **_TINY}),
+    Configuration("1m, 4 bytes, 2 lanes", "ice40", "stories-1m", "sim", 256, {"lanes": 2, "mem_bytes": 4, **_TINY}),
+)
+
+
+def measure(what: Configuration, progress: Callable[[str], None] | None = None) -> dict[str, Any]:
+    """The point of a configuration: what each unit costs by synthesis."""
+    from tritloom.sim.equality import code_digest
+
+    config = what.build()
+    tell = progress or (lambda text: None)
+    found = parts.synthesise(config, what.family, lambda done, total, part: tell(f"{part} ({done + 1} of {total})"))
+    units = {unit: dict.fromkeys((*cost.KINDS, "lut_ram", "bram"), 0.0) for unit in cost.UNITS}
+    for name, spent in parts.by_unit(found).items():
+        unit = units[name if name in units else "control"]
+        for kind in unit:
+            unit[kind] += spent[kind]
+    return {"name": what.name, "family": what.family, "config": config.to_dict(), "units": units, "code": code_digest(),
+            "yosys": version("pyosys"), "date": datetime.now(UTC).date().isoformat()}
+
+
+def fit_coefficients(points: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
+    """Non-negative coefficients with the least squared relative error, from measured points."""
+    table: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
+    for family in sorted({p["family"] for p in points}):
+        mine = [(cost.terms(BuildConfig.from_dict(p["config"])), p["units"]) for p in points if p["family"] == family]
+        for unit in cost.UNITS:
+            names = list(mine[0][0][unit])
+            grows = np.array([[t[unit][name] for name in names] for t, _ in mine], float)
+            for kind in cost.KINDS:
+                measured = np.array([u[unit][kind] - (u[unit]["lut_ram"] if kind == "lut" else 0) for _, u in mine], float)
+                found = _non_negative(grows / np.maximum(measured, 1)[:, None], measured / np.maximum(measured, 1))
+                rounded = [round(x, 3) for x in found.tolist()]
+                table.setdefault(family, {}).setdefault(unit, {})[kind] = dict(zip(names, rounded, strict=True))
+    return table
+
+
+def _non_negative(a: np.ndarray, b: np.ndarray, rounds: int = 20000) -> np.ndarray:
+    """Least squares with x >= 0, one coordinate after the other."""
+    x, norms = np.zeros(a.shape[1]), (a * a).sum(0)
+    left = b.copy()
+    for _ in range(rounds):
+        for i in np.flatnonzero(norms):
+            step = max(x[i] + a[:, i] @ left / norms[i], 0.0) - x[i]
+            x[i] += step
+            left -= step * a[:, i]
+    return x
+
+
+def compare(points: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Projected against measured, whole machines: a row for each point and kind with the relative error of the projection."""
+    rows = []
+    for point in points:
+        projected = cost.resources(BuildConfig.from_dict(point["config"]), point["family"])
+        for kind in ("lut", "ff", "bram", "dsp"):
+            scale = cost.BLOCK_KIBIT[point["family"]] if kind == "bram" else 1
+            measured = sum(unit[kind] for unit in point["units"].values()) * scale
+            error = (projected[kind] - measured) / measured if measured else float(projected[kind] != 0)
+            rows.append({"name": point["name"], "family": point["family"], "kind": kind, "measured": measured, "projected": projected[kind],
+                         "error": round(error, 4)})
+    return rows
+
+
+def calibrate(wanted: Iterable[str] = (), progress: Callable[[str], None] | None = None) -> list[dict[str, Any]]:
+    """Measure the configurations whose family or name is in `wanted` (all if none), fit, store; returns the comparison."""
+    wanted = list(wanted)
+    names = {c.family for c in CONFIGURATIONS} | {c.name for c in CONFIGURATIONS}
+    unknown = [name for name in wanted if name not in names]
+    if unknown:
+        raise SystemExit(f"no configuration or family called {unknown[0]!r}: there are {', '.join(sorted(names))}")
+    listed = {(c.name, c.family) for c in CONFIGURATIONS}
+    points = json.loads(POINTS.read_text(encoding="utf-8"))["points"] if POINTS.exists() else []
+    points = [p for p in points if (p["name"], p["family"]) in listed]
+    for what in CONFIGURATIONS:
+        if wanted and what.name not in wanted and what.family not in wanted:
+            continue
+        point = measure(what, lambda part, what=what: progress(f"{what.family}, {what.name}: {part}") if progress else None)
+        points = [p for p in points if (p["name"], p["family"]) != (what.name, what.family)] + [point]
+    return _store(points)
+
+
+def _store(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Write the coefficients and the points, with what the coefficients make of them."""
+    command = "python -m tritloom.gen.calibrate"
+    fitted = fit_coefficients(points)
+    cost.COEFFICIENTS.clear()
+    cost.COEFFICIENTS.update(fitted)
+    compared = compare(points)
+    COEFFICIENTS.write_text(json.dumps({"command": command, "coefficients": fitted}, indent=1) + "\n", encoding="utf-8")
+    POINTS.write_text(json.dumps({"command": command, "points": points, "compared": compared}, indent=1) + "\n", encoding="utf-8")
+    return compared
+
+
+def main(arguments: list[str]) -> int:
+    """Calibrate and print the comparison; exit status 1 if a projection is out of bounds."""
+    rows = calibrate(arguments, lambda text: print(text, file=sys.stderr, flush=True))
+    for item in rows:
+        mark = "" if item["kind"] == "ff" or abs(item["error"]) <= ALLOWED else "  out of bounds"
+        numbers = f"{item['measured']:>10,.0f} {item['projected']:>10,.0f} {item['error']:+8.1%}"
+        print(f"{item['family']:6} {item['name']:24} {item['kind']:5} {numbers}{mark}")
+    return int(any(item["kind"] != "ff" and abs(item["error"]) > ALLOWED for item in rows))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
