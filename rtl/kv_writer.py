@@ -13,8 +13,8 @@ __all__ = ["KvWriter", "write_layout"]
 
 CHUNK = 16
 SCALE_BYTES = 4
-ROWS = 2
-"""Rows that may be on their way."""
+ROWS = 6
+"""Rows that may be on their way: while weights stream, the memory takes writes in batches."""
 
 
 def write_layout(mem_bytes: int) -> data.StructLayout:

@@ -39,6 +39,8 @@ ALIGNER_BITS = 55
 
 # Stages of the lane pipeline, counted from the cycle in which a word's addresses are issued.
 OPERAND, ALIGNED, Y, CODE, FIXED = 3, 4, 6, 10, 10
+KEPT_BITS = 2
+"""Heads between their passes are at most 2**KEPT_BITS."""
 LATE_READ = 6
 """Stage in which a residual word is read that an accumulator is added to."""
 FIXED_LEFT = 8
@@ -72,7 +74,7 @@ class VectorUnit(wiring.Component):
     Throughput, V = vector_lanes (measured in tests/test_vector.py): NORMQ 2*length/V + 60 cycles a slot
     (with norm at least length/V + 100: the scale), RESID length/V + 15, GLU 2*length/V + 20,
     QKV 25 a head, or 2*head_dim/V + 10 if that is more, and 50. Where an accumulator word comes in several parts, RESID, GLU
-    and both passes of QKV take so many times the cycles for their words.
+    and the first pass of QKV take so many times the cycles for their words.
 
     Parameters
     ----------
@@ -256,6 +258,7 @@ class VectorUnit(wiring.Component):
         self.gain_exponent = Signal(signed(12))
         self.lane = self.slot[: self._token_bits] if self._token_bits else C(0, 1)
         self.part, self.last_part = Signal(index_shape(self._acc_parts)), Signal()
+        self.kept_place = Signal(KEPT_BITS + index_shape(self._rope_words).width)
 
         # A word's tag travels with it through the lane pipeline; tag 0 is the issue itself.
         tag = data.StructLayout(
@@ -418,17 +421,20 @@ class VectorUnit(wiring.Component):
             return Mux(head < self._heads, Kind.QUERY, Mux(head < self._heads + self._kv_heads, Kind.KEY, Kind.VALUE))
 
         def issue_head(head, running, second):
+            # The first pass keeps the words if they come in parts, so that the second need not read them again.
+            kept = bool(second) and self._acc_parts > 1
             m.d.comb += [
-                issue.valid.eq(self.last_part),
+                issue.valid.eq(C(1, 1) if kept else self.last_part),
                 issue.first.eq(head_word == 0),
                 issue.second.eq(second),
                 issue.kind.eq(kind_of(head)),
                 issue.word.eq(running),
-                self.acc_read.en.eq(1),
+                self.acc_read.en.eq(not kept),
                 self.acc_address.eq(running),
                 self.coefficient_address.eq(rope + head_word),
+                self.kept_place.eq(Cat(head_word, head[:KEPT_BITS])),
             ]
-            with m.If(self.last_part):
+            with m.If(C(1, 1) if kept else self.last_part):
                 m.d.sync += [running.eq(running + 1), head_word.eq(head_word + 1)]
                 with m.If(head_word == self._rope_words - 1):
                     m.d.comb += issue.last.eq(1)
@@ -776,7 +782,24 @@ class VectorUnit(wiring.Component):
             Value.cast(codes[0]).eq(self.code_in),
             codes[1].eq(codes[0]),
         ]
-        m.d["sync" if self._acc_latency == 1 else "comb"] += Value.cast(self.acc).eq(self.acc_read.data)
+        given = Signal(lanes * self._acc)
+        m.d["sync" if self._acc_latency == 1 else "comb"] += given.eq(self.acc_read.data)
+        if self._acc_parts > 1:
+            m.submodules.kept = kept = Memory(shape=lanes * self._acc, depth=1 << len(self.kept_place), init=[])
+            kept_write, kept_read = kept.write_port(), kept.read_port()
+            s1_place, s2_place = Signal.like(self.kept_place), Signal.like(self.kept_place)
+            again = Signal.like(given)
+            second = stage[2].second & self._is(VectorOp.QKV)
+            m.d.sync += [s1_place.eq(self.kept_place), s2_place.eq(s1_place), again.eq(kept_read.data)]
+            m.d.comb += [
+                kept_write.en.eq(stage[2].valid & ~second),
+                kept_write.addr.eq(s2_place),
+                kept_write.data.eq(given),
+                kept_read.addr.eq(self.kept_place),
+                Value.cast(self.acc).eq(Mux(second, again, given)),
+            ]
+        else:
+            m.d.comb += Value.cast(self.acc).eq(given)
 
         # Stage 3: one word for the aligning shifter. Stage 4: operands, 24 bits. Stage 5: products.
         is_norm, is_qkv = self._is(VectorOp.NORMQ), self._is(VectorOp.QKV)
