@@ -129,11 +129,11 @@ class GatedUnit(wiring.Component):
             Signal(TAIL_BITS, reset_less=True),
             Signal(Z_BITS - 1, reset_less=True),
         )
-        m.d.sync += [share.eq(slope * fraction + 512), base3.eq(base), z3.eq(z2)]
+        m.d.sync += [share.eq(slope * fraction), base3.eq(base), z3.eq(z2)]
         # Cycle 4: the tail. Cycle 5: relu(z) less it.
         interpolated, z4 = Signal(TAIL_BITS + 1, reset_less=True), Signal(Z_BITS - 1, reset_less=True)
         result = Signal(self._factor, reset_less=True)
-        m.d.sync += [interpolated.eq(base3 + (share >> 10)), z4.eq(z3), result.eq(z4 - interpolated)]
+        m.d.sync += [interpolated.eq((Cat(C(512, 10), base3) + share) >> 10), z4.eq(z3), result.eq(z4 - interpolated)]
         return result
 
     def _normalised_product(self, m, factor, up):

@@ -191,11 +191,27 @@ class ScaleUnit(wiring.Component):
         lowered = shift_right(m, low_m, distance, 2 * MANTISSA_BITS, "lowered")
 
         odd = a_held.e[0]
+        # Flags that are high in PRODUCT NORM, in ALIGN, in ALIGN of `top`: no state is decoded on the way through the normaliser.
+        from_product, from_length, from_top = Signal(), Signal(), Signal()
+        top = product[31]
+        m.d.sync += [from_product.eq(0), from_length.eq(0), from_top.eq(0)]
         m.d.comb += [
             root.radicand.eq(Mux(odd, a_held.m << 17, a_held.m << 16)),
-            divider.numerator.eq(1 << 31),
-            divider.denominator.eq(a_held.m),
+            divider.start.eq(from_top),
+            divider.numerator.eq(Mux(from_top, 127 << 32, 1 << 31)),
+            divider.denominator.eq(Mux(from_top, aligned, a_held.m)),
+            write.eq(from_product | from_length),
         ]
+        with m.If(from_product):
+            m.d.comb += [
+                result.m.eq(Mux(top, product[16:32], product[15:31])),
+                result.e.eq(Mux(top | product[30], exponent + 15 + top, ZERO_EXPONENT)),
+            ]
+        with m.Else():
+            m.d.comb += [
+                result.m.eq(aligned[self.ALIGNED_BITS - MANTISSA_BITS :]),
+                result.e.eq(Mux(length == 0, ZERO_EXPONENT, exponent + length - MANTISSA_BITS)),
+            ]
         dividing_top = Signal()
         m.d.comb += [self.reciprocal.eq(divider.quotient), self.divided.eq(divider.done & dividing_top)]
         m.d.sync += self.done.eq(0)
@@ -232,14 +248,9 @@ class ScaleUnit(wiring.Component):
                         m.next = "DIVIDE START"
             with m.State("PRODUCT"):
                 m.d.sync += [product.eq(a_held.m * b_held.m), exponent.eq(a_held.e + b_held.e + Mux(takes_exponent, self.exponent_y, 0))]
+                m.d.sync += from_product.eq(1)
                 m.next = "PRODUCT NORM"
             with m.State("PRODUCT NORM"):
-                top = product[31]
-                m.d.comb += [
-                    write.eq(1),
-                    result.m.eq(Mux(top, product[16:32], product[15:31])),
-                    result.e.eq(Mux(top | product[30], exponent + 15 + top, ZERO_EXPONENT)),
-                ]
                 proceed()
             with m.State("COMPARE"):
                 swap = difference[-1]
@@ -273,19 +284,13 @@ class ScaleUnit(wiring.Component):
                 with m.If(divider.done):
                     m.next = "LENGTH"
             with m.State("LENGTH"):
-                m.d.sync += length.eq(found)
+                m.d.sync += [length.eq(found), from_length.eq(1), from_top.eq(is_top)]
                 m.next = "ALIGN"
             with m.State("ALIGN"):
-                m.d.comb += [
-                    write.eq(1),
-                    result.m.eq(aligned[self.ALIGNED_BITS - MANTISSA_BITS :]),
-                    result.e.eq(Mux(length == 0, ZERO_EXPONENT, exponent + length - MANTISSA_BITS)),
-                ]
-                with m.If(is_top):
-                    m.d.comb += [divider.start.eq(1), divider.numerator.eq(127 << 32), divider.denominator.eq(aligned)]
-                    m.d.sync += [dividing_top.eq(1), self.length.eq(length)]
                 proceed()
 
+        with m.If(from_top):
+            m.d.sync += [dividing_top.eq(1), self.length.eq(length)]
         with m.If(write):
             for index, register in enumerate(destinations.values()):
                 with m.If(destination == index):

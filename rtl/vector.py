@@ -278,7 +278,7 @@ class VectorUnit(wiring.Component):
         # Two-pass bookkeeping: a maximum found but not taken; a division running; its result waiting for the second pass.
         self.found, self.dividing, self.pending = Signal(), Signal(), Signal()
         self.pending_length, self.pending_reciprocal, self.pending_scale = Signal(6), Signal(17), Signal(INNER)
-        self.length_of_y, self.reciprocal_of_y = Signal(6), Signal(17)
+        self.reciprocal_of_y = Signal(17)
         self.head_kind = Signal(2)
         self.tracking = Signal()
         self.maximum_exponent = [Signal(signed(8), init=-128, name=f"maximum_exponent{i}") for i in range(self._token_lanes)]
@@ -854,12 +854,14 @@ class VectorUnit(wiring.Component):
         leave a bit below fixed point, to round: they shift left by 1 + e + RESIDUAL_BITS, which is at most FIXED_LEFT, and
         of whose lower values nothing but the sign is left from -Y_BITS + 1 on.
         """
-        quantising = self._is(VectorOp.QKV, VectorOp.NORMQ)
         wanted = Signal(signed(14))
-        fixed, amount, fine = Signal(6), Signal(6), Signal(2)
+        amount, fine = Signal(6), Signal(2)
         m.d.comb += wanted.eq(7 - integer.RESIDUAL_BITS - self.scales.t.e)
-        m.d.sync += [fixed.eq(16 + Mux(wanted < 0, 0, Mux(wanted > FIXED_BITS - 1, FIXED_BITS - 1, wanted))), fine.eq(amount)]
-        m.d.comb += amount.eq(Mux(quantising, self.length_of_y + 1, fixed))
+        m.d.sync += fine.eq(amount)
+        with m.If(~self._is(VectorOp.QKV, VectorOp.NORMQ)):
+            m.d.sync += amount.eq(16 + Mux(wanted < 0, 0, Mux(wanted > FIXED_BITS - 1, FIXED_BITS - 1, wanted)))
+        with m.Elif(self.stage[Y - 1].valid & self.stage[Y - 1].first & self.stage[Y - 1].second):
+            m.d.sync += amount.eq(self.pending_length + 1)
         self.shifted = []
         for k in range(self._lanes):
             coarse = Signal(signed(FIXED_BITS + 3), name=f"coarse{k}", reset_less=True)
@@ -923,7 +925,6 @@ class VectorUnit(wiring.Component):
         scale, scale_out = Signal(INNER), Signal(UFLOAT)
         with m.If(stage[Y - 1].valid & stage[Y - 1].first & stage[Y - 1].second):
             m.d.sync += [
-                self.length_of_y.eq(self.pending_length),
                 self.reciprocal_of_y.eq(self.pending_reciprocal),
                 scale.eq(self.pending_scale),
             ]
@@ -998,7 +999,9 @@ class VectorUnit(wiring.Component):
             slot.append(Signal(lane, name=f"work_slot{i}"))
             m.d.sync += [valid[-1].eq(valid[-2]), slot[-1].eq(slot[-2])]
         m.d.comb += self.tracking.eq(reduce(or_, valid) | self.work_write.valid)
-        begin = self.scales.start & is_glu
+        # A slot's work begins a cycle after its scale: its first elements are many cycles away.
+        begin = Signal()
+        m.d.sync += begin.eq(self.scales.start & is_glu)
         for i, maximum in enumerate(self.maximum_exponent):
             chosen = self.lane == i
             with m.If(self.work_clear[i] | (begin & chosen)):
