@@ -121,6 +121,7 @@ class BuildConfig:
 
     Symbols of docs/architecture.md: `lanes` P, `tables` T, `rows_per_cycle` Q, `vector_lanes` V,
     `attention_macs` A, `attention_rows` R, `mem_bytes` M over `mem_ports` ports.
+    `sequences`: texts whose caches the memory holds at once, each of up to `shape.context` positions.
     `weight_fifo_beats`, `read_fifo_beats`: beats that are asked for ahead, of weights and of data; to keep the memory
     busy they must cover its latency.
     """
@@ -144,11 +145,12 @@ class BuildConfig:
     read_fifo_beats: int = 128
     sampler_candidates: int = 64
     program_words: int = 256
+    sequences: int = 1
 
     def __post_init__(self) -> None:
         s = self.shape
         for name in ("clock_hz", "lanes", "tables", "rows_per_cycle", "vector_lanes", "attention_macs", "attention_rows",
-                     "mem_bytes", "mem_ports", "weight_fifo_beats", "read_fifo_beats", "sampler_candidates", "program_words"):
+                     "mem_bytes", "mem_ports", "weight_fifo_beats", "read_fifo_beats", "sampler_candidates", "program_words", "sequences"):
             value = getattr(self, name)
             _require(isinstance(value, int) and value > 0, f"{name} must be a positive integer, not {value!r}")
         for name in ("rows_per_cycle", "vector_lanes", "attention_macs", "attention_rows", "mem_bytes", "mem_ports", "weight_fifo_beats",
@@ -239,6 +241,11 @@ class BuildConfig:
     @property
     def kv_layer_bytes(self) -> int:
         return self.shape.kv_heads * self.kv_head_bytes
+
+    @property
+    def kv_sequence_bytes(self) -> int:
+        """Bytes of one sequence's cache: all layers."""
+        return self.shape.layers * self.kv_layer_bytes
 
     @property
     def rope_row_bytes(self) -> int:

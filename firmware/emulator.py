@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tritloom.firmware import integer
 from tritloom.firmware.config import CHUNK, KV_SCALE_BYTES, PARAM_HEADER_BYTES, TRITS, BuildConfig, round_up
 from tritloom.firmware.integer import UF_ONE, AttentionState, Int, Sampling, UFloat, uf_mul, uf_unpack
-from tritloom.firmware.isa import Descriptor, DescriptorOp, Destination, DotOp, Instruction, Op, VectorOp
+from tritloom.firmware.isa import SCRATCH_WORDS, Descriptor, DescriptorOp, Destination, DotOp, Instruction, Op, VectorOp
 from tritloom.firmware.layout import cache_rows
 from tritloom.firmware.packing import unpack_matrix
 
@@ -66,7 +66,6 @@ class Emulator:
     program: list[int] = field(default_factory=list)
     descriptors: list[int] = field(default_factory=list)
     arguments: list[int] = field(default_factory=lambda: [0] * 8)
-    sampling: Sampling = integer.GREEDY
     prompt: deque[int] = field(default_factory=deque)
     trace: Callable[[TraceEvent], None] | None = None
     halt_code: int | None = None
@@ -89,11 +88,11 @@ class Emulator:
         self._rope = np.zeros((c.lanes, 2, s.head_dim // 2), np.int64)
         self._accumulators: dict[int, Int] = {}
         self._parameters: _Parameters | None = None
-        self._logit_scale = UF_ONE
+        self._logit_scale: list[UFloat] = [UF_ONE] * c.lanes
         self._segments: deque[list[int]] = deque()
-        self._sample_position: int | None = None
-        self._best: list[int] = []
-        self._logits: Int | None = None
+        self._scratch = [0] * (SCRATCH_WORDS * c.lanes)
+        self._samples: deque[tuple[int, Sampling]] = deque()
+        self._logits: dict[int, Int] = {}
         self._block = 0
         self._matrices: dict[tuple[int, int, int], NDArray[np.float32]] = {}
         self._head: tuple[NDArray[np.float64], Int] | None = None
@@ -105,6 +104,8 @@ class Emulator:
         """Execute from `entry` until HALT, yielding each pushed token, and None whenever the prompt runs dry."""
         self.halt_code = None
         self._segments.clear()
+        self._samples.clear()
+        self._logits.clear()
         pc = entry
         r = self._registers
         r[:] = [0] * 16
@@ -158,14 +159,20 @@ class Emulator:
                 else:
                     self._head_rows(r[i.rd] & 0xFF, r[i.ru] & 0xFF)
             elif i.op == Op.SAMPLE:
-                self._sample_position = a
+                self._samples.append((r[i.rd] & 0xFF, Sampling.of_words(b, r[i.ru], a)))
             elif i.op == Op.TOKEN:
                 r[i.rd] = self._sample()
-            elif i.op == Op.BEST:
-                if a >= len(self._best):
-                    raise EmulatorError(f"BEST of token {a}, but the last HEAD had {len(self._best)}")
-                r[i.rd] = self._best[a]
+            elif i.op == Op.LOAD:
+                r[i.rd] = self._scratch[self._place(a + i.imm)]
+            elif i.op == Op.STORE:
+                self._scratch[self._place(a + i.imm)] = b
             r[0] = 0
+
+    def _place(self, word: int) -> int:
+        word &= MASK32
+        if word >= len(self._scratch):
+            raise EmulatorError(f"scratch word {word} of {len(self._scratch)}")
+        return word
 
     def _emit(self, unit: str, slot: int, data: Int) -> None:
         if self.trace is not None:
@@ -298,7 +305,7 @@ class Emulator:
         self._code_scale[slot] = s
         if dest:
             self._activations[slot, :length] = codes
-            self._logit_scale = uf_mul(s, p.scales[0])
+            self._logit_scale[slot] = uf_mul(s, p.scales[0])
             self._emit("activations", slot, codes)
         else:
             self._codes[slot] = codes
@@ -376,7 +383,7 @@ class Emulator:
         self._work[slot: slot + count, :n], self._work_exponent[slot: slot + count, :n] = m.reshape(count, n), e.reshape(count, n)
         for index in range(count):
             self._emit("attention", slot + index, (self._work[slot + index, :n] << 8) | (self._work_exponent[slot + index, :n] & 0xFF))
-        self._work_scale = [UF_ONE] * c.lanes
+        self._work_scale[slot: slot + count] = [UF_ONE] * count
 
     def _head_rows(self, slot: int, count: int) -> None:
         c, s = self.config, self.config.shape
@@ -387,14 +394,12 @@ class Emulator:
             scales = blocks[:, : c.mem_bytes].copy().view(np.uint16).reshape(-1)[: s.vocab].astype(np.int64)
             rows = blocks[:, c.mem_bytes:].reshape(groups * c.group_rows, c.head_row_bytes)[: s.vocab, : s.hidden]
             self._head = rows.copy().view(np.int8).astype(np.float64), scales
-        logits = [integer.head_logits(self._activations[slot + n, : s.hidden], *self._head) for n in range(count)]
-        self._best = [int(each.argmax()) for each in logits]
-        self._logits = logits[0]
-        self._emit("logits", slot, self._logits)
+        for n in range(slot, slot + count):
+            self._logits[n] = integer.head_logits(self._activations[n, : s.hidden], *self._head)
+            self._emit("logits", n, self._logits[n])
 
     def _sample(self) -> int:
-        if self._logits is None or self._sample_position is None:
+        if not self._samples or self._samples[0][0] not in self._logits:
             raise EmulatorError("TOKEN without SAMPLE and head rows: the machine would wait for ever")
-        token = integer.sample(self._logits, self._logit_scale, self.sampling, self._sample_position, self.config.sampler_candidates)
-        self._logits = self._sample_position = None
-        return token
+        slot, sampling = self._samples.popleft()
+        return integer.sample(self._logits.pop(slot), self._logit_scale[slot], sampling, 0, self.config.sampler_candidates)

@@ -32,7 +32,8 @@ class Op(IntEnum):
     DOT = 18
     SAMPLE = 19
     TOKEN = 20
-    BEST = 21
+    LOAD = 21
+    STORE = 22
 
 
 class VectorOp(IntEnum):
@@ -58,6 +59,10 @@ class Unit(IntFlag):
     DOT = 4
     SAMPLER = 8
     WRITES = 16
+
+
+SCRATCH_WORDS = 8
+"""32-bit words of the sequencer's scratch memory for each lane of the machine."""
 
 
 class Destination(IntEnum):

@@ -121,6 +121,7 @@ class MemoryMap:
     descriptors: tuple[Descriptor, ...]
     entry_layers: int
     entry_token: int
+    entry_head: int
 
     @property
     def weights_base(self) -> int:
@@ -137,6 +138,10 @@ class MemoryMap:
     @property
     def total_bytes(self) -> int:
         return max(region.end for region in self.regions.values())
+
+    def cache_base(self, config: BuildConfig, sequence: int) -> int:
+        """Where the cache of sequence `sequence` begins, from 0."""
+        return self.kv_base + sequence * config.kv_sequence_bytes
 
     @property
     def layers_beats(self) -> int:
@@ -171,8 +176,9 @@ class MemoryMap:
         return cls.from_dict(json.loads(text))
 
 
-def _descriptors(base: int, prologue: list[Block], layer: list[Block], epilogue: list[Block], layers: int) -> tuple[list[Descriptor], int]:
-    """Descriptor program and the index of its second entry: layers only at 0, then a whole token."""
+def _descriptors(base: int, head_base: int, prologue: list[Block], layer: list[Block], epilogue: list[Block],
+                 layers: int) -> tuple[list[Descriptor], list[int]]:
+    """Descriptor program and its entries: layers only, a whole token, the head with its parameters."""
     program: list[Descriptor] = []
 
     def stream(blocks: list[Block]) -> None:
@@ -188,7 +194,11 @@ def _descriptors(base: int, prologue: list[Block], layer: list[Block], epilogue:
         program.append(Descriptor(DescriptorOp.LOOP, layers, target=target))
         stream(last)
         program.append(Descriptor(DescriptorOp.END))
-    return program, entries[1]
+    entries.append(len(program))
+    program.append(Descriptor(DescriptorOp.BASE, head_base))
+    stream(epilogue)
+    program.append(Descriptor(DescriptorOp.END))
+    return program, entries
 
 
 def memory_map(config: BuildConfig, *, tied: bool = True) -> MemoryMap:
@@ -207,11 +217,13 @@ def memory_map(config: BuildConfig, *, tied: bool = True) -> MemoryMap:
     head = regions["weights"].end - epilogue[-1].beats * config.mem_bytes
     embedding = head if tied else place("embedding", epilogue[-1].beats * config.mem_bytes)
     place("rope", s.context * config.rope_row_bytes)
-    place("kv", s.layers * config.kv_layer_bytes, loaded=False)
+    place("kv", config.sequences * config.kv_sequence_bytes, loaded=False)
     total = regions["kv"].end
     if total > ADDRESS_LIMIT:
-        raise ConfigError(f"the model needs {total} bytes, but the machine addresses {ADDRESS_LIMIT}: lower the context ({s.context})")
-    program, entry_token = _descriptors(weights, prologue, layer, epilogue, s.layers)
+        raise ConfigError(f"the model needs {total} bytes, but the machine addresses {ADDRESS_LIMIT}: "
+                          f"lower the context ({s.context}) or sequences ({config.sequences})")
+    epilogue_base = weights + (prologue_beats + s.layers * layer_beats) * config.mem_bytes
+    program, entries = _descriptors(weights, epilogue_base, prologue, layer, epilogue, s.layers)
     return MemoryMap(
         mem_bytes=config.mem_bytes,
         layers=s.layers,
@@ -222,8 +234,9 @@ def memory_map(config: BuildConfig, *, tied: bool = True) -> MemoryMap:
         layer_beats=layer_beats,
         epilogue_beats=epilogue_beats,
         descriptors=tuple(program),
-        entry_layers=0,
-        entry_token=entry_token,
+        entry_layers=entries[0],
+        entry_token=entries[1],
+        entry_head=entries[2],
     )
 
 

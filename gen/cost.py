@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from tritloom.firmware.config import BuildConfig, ConfigError
+from tritloom.firmware.isa import SCRATCH_WORDS
 
 __all__ = ["FAMILIES", "POINTS", "UNITS", "Memory", "calibrate", "fit_coefficients", "memories", "resources", "terms", "unit_resources"]
 
@@ -93,10 +94,12 @@ def memories(config: BuildConfig) -> dict[str, list[Memory]]:
     dot = [
         Memory(8 * a, p * ceil(widest / a)), Memory(26, p * s.heads), Memory(8 * m, ceil(64 / m) * 2), Memory(8 * m, max(2, m // a)),
         Memory(26, 32), Memory(8 * a, ceil(widest / a), p), Memory(17, 32, p), Memory(22, 32, p), Memory(16, 1024, p, rom=True),
-        Memory(35 * min(v, a), max(2, s.head_dim // v), p), Memory(40, 16),
+        Memory(35 * min(v, a), max(2, s.head_dim // v), p), Memory(44 * p, 16),
     ]
-    sampler = [Memory(16, 1024, rom=True), Memory(49, c.sampler_candidates), Memory(32, 512, 2, rom=True), Memory(41, 32)]
-    control = [Memory(64, c.program_words), Memory(32, 16, 3), Memory(32, 63), Memory(64, 63), Memory(17, 8)]
+    ids = 44 + s.vocab.bit_length()
+    sampler = [Memory(16, 1024, rom=True), Memory(ids, p * c.sampler_candidates), Memory(32, 512, 2, rom=True), Memory(41, 32),
+               Memory(82, p), Memory(ids, p, 2), Memory(17 + 33, p), Memory(26, p)]
+    control = [Memory(64, c.program_words), Memory(32, 16, 3), Memory(32, SCRATCH_WORDS * p), Memory(32, 63), Memory(64, 63), Memory(17, 8)]
     memory = [Memory(64, 256), Memory(48, 8)]
     if c.memory == "onchip":
         memory += [Memory(8, c.onchip_bytes // m, m), Memory(8 * m + 2, c.weight_fifo_beats), Memory(8 * m, c.read_fifo_beats)]
@@ -139,8 +142,8 @@ COEFFICIENTS: dict[str, dict[str, dict[str, dict[str, float]]]] = {
             "dsp": {"mac": 2.25, "slot": 0.0, "beat": 1.25, "one": 0.0},
         },
         "sampler": {
-            "lut": {"candidate": 2.75, "one": 2510.0},
-            "ff": {"candidate": 0.25, "one": 2054.0},
+            "lut": {"candidate": 3.5, "one": 2849.0},
+            "ff": {"candidate": 4.25, "one": 2079.0},
             "dsp": {"candidate": 0.0, "one": 13.0},
         },
         "memory": {
@@ -171,8 +174,8 @@ COEFFICIENTS: dict[str, dict[str, dict[str, dict[str, float]]]] = {
             "dsp": {"mac": 1.333, "slot": 5.667, "beat": 0.0, "one": 0.0},
         },
         "sampler": {
-            "lut": {"candidate": 0.344, "one": 1729.0},
-            "ff": {"candidate": 0.125, "one": 2058.0},
+            "lut": {"candidate": 3.625, "one": 1860.0},
+            "ff": {"candidate": 0.0, "one": 2129.459},
             "dsp": {"candidate": 0.0, "one": 11.0},
         },
         "memory": {

@@ -10,6 +10,7 @@ from tritloom.firmware.config import CHUNK, KV_SCALE_BYTES
 from tritloom.firmware.isa import DotOp
 
 from .dot import DotLane, accumulator_bits, delay, dot_bits, index_shape, step_layout
+from .sampler import logit_layout
 from .softmax import LOGIT, Finish, ScoreLane, SoftmaxControl, SoftmaxLane, work_layout
 from .stream import Fifo, Slice
 from .ufloat import UFLOAT, from_word
@@ -407,8 +408,8 @@ class DotEngine(wiring.Component):
     to their own; their query codes and scales lie in the engine's buffers, keys and values in memory from
     `kv_base` (firmware/config.py has the layout). For one token the lanes take query heads that share a
     key/value head; for several they take the tokens. Outputs leave as work elements.
-    HEAD: the codes of `count` slots from `slot` against the rows of the weight stream. The logits of the first leave in
-    the order of their ids; of each, the id of the greatest logit (the lowest of equals) stands in `best` until the next HEAD.
+    HEAD: the codes of `count` slots from `slot`, at most one per lane, against the rows of the weight stream. The logits leave row by
+    row, in the order of the slots.
 
     Memory beyond what is visible may hold anything.
 
@@ -416,6 +417,7 @@ class DotEngine(wiring.Component):
 
     Throughput: `macs` bytes per cycle: 2 * head_dim/macs cycles for each visible position and pass, plus
     three cycles and four beats of scales or fewer per chunk. Softmax and division overlap the streaming.
+    HEAD takes hidden/macs cycles per row, or `count` where that is more: logits leave one by one.
 
     Parameters
     ----------
@@ -436,9 +438,9 @@ class DotEngine(wiring.Component):
         Scale of a query head. Not while busy.
     weights_i : In(stream of 8*mem_bytes bits)
     read_request : Out(stream {addr, beats}), read_data : In(stream of 8*mem_bytes bits)
-    work_write : {valid, slot, addr, data}, work_clear : Out(1)
-    logits_o : Out(stream of signed(LOGIT_BITS))
-    best : Out(array of token ids, one per lane)
+    work_write : {valid, slot, addr, data}, work_clear : Out(lanes)
+        `work_clear`: the slots whose work elements are about to be written.
+    logits_o : Out(stream of sampler.logit_layout)
     saturated : Out(1)
         High for a cycle when a score saturated.
     """
@@ -490,9 +492,8 @@ class DotEngine(wiring.Component):
             "work_write": Out(wiring.Signature({
                 "valid": Out(1), "slot": Out(lane), "addr": Out(index_shape(heads * head_dim // vector_lanes)),
                 "data": Out(work_layout(vector_lanes))})),
-            "work_clear": Out(1),
-            "logits_o": Out(stream.Signature(LOGIT)),
-            "best": Out(data.ArrayLayout(index_shape(vocab), lanes)),
+            "work_clear": Out(lanes),
+            "logits_o": Out(stream.Signature(logit_layout(vocab, lanes))),
             "saturated": Out(1),
         })
 
@@ -520,7 +521,8 @@ class DotEngine(wiring.Component):
         wiring.connect(m, control.jobs, sequencer.jobs)
         wiring.connect(m, finish.write, wiring.flipped(self.work_write))
         m.d.comb += [
-            self.busy.eq(control.busy), self.work_clear.eq(control.start),
+            self.busy.eq(control.busy),
+            self.work_clear.eq(Cat(control.start & (i >= control.slot) & (i < control.slot + control.count) for i in range(self._lanes))),
             control.pass_done.eq(finish.pass_done),
             finish.clear.eq(control.start), finish.slot.eq(control.slot), finish.several.eq(control.several),
             sequencer.outputs_released.eq(finish.released), softmax.finish_busy.eq(finish.busy),
@@ -588,8 +590,7 @@ class DotEngine(wiring.Component):
             m.d.comb += [getattr(lane.scan, name).eq(value) for name, value in scan.items()]
             scores.append(score)
         m.d.comb += newly_scored.eq(scores[0].scored)
-        self._logits(m, control, sequencer, scores[0])
-        self._best(m, control, scores)
+        self._logits(m, control, sequencer, scores)
         return m
 
     def _rows_one_by_one(self, m, step):
@@ -707,33 +708,29 @@ class DotEngine(wiring.Component):
         m.d.comb += [write.en.eq(given.en), write.addr.eq(address), write.data.eq(given.data)]
         return read
 
-    def _logits(self, m, control, sequencer, score):
-        """Queue the logits; a row may start while there is room for all that are on the way."""
-        m.submodules.logits = queue = Fifo(LOGIT, LOGIT_DEPTH)
-        wiring.connect(m, queue.o, wiring.flipped(self.logits_o))
+    def _logits(self, m, control, sequencer, scores):
+        """Queue the rows' logits, of all lanes together; they leave one by one. A row may start while there is room for all on the way."""
+        m.submodules.logits = queue = Fifo(data.ArrayLayout(LOGIT, self._lanes), LOGIT_DEPTH)
         on_the_way = Signal(range(LOGIT_DEPTH + 1))
         step = sequencer.step
-        complete = Signal()
+        complete, row_leaves = Signal(), Signal()
+        row, lane = Signal(index_shape(self._p["vocab"])), Signal(index_shape(self._lanes))
+        logit = self.logits_o.payload
         m.d.comb += [
-            queue.i.valid.eq(score.logit_valid), queue.i.payload.eq(score.logit),
+            queue.i.valid.eq(scores[0].logit_valid), queue.i.payload.eq(Cat(score.logit for score in scores)),
             sequencer.logit_room.eq(on_the_way < LOGIT_DEPTH - 1),
             control.head_done.eq(complete & (on_the_way == 0)),
+            self.logits_o.valid.eq(queue.o.valid),
+            logit.logit.eq(queue.o.payload[lane]), logit.id.eq(row), logit.slot.eq(control.slot + lane),
+            queue.o.ready.eq(self.logits_o.ready & (lane + 1 == control.count)), row_leaves.eq(queue.o.valid & queue.o.ready),
         ]
-        m.d.sync += on_the_way.eq(on_the_way + (step.valid & step.head & step.emit & step.first) - (queue.o.valid & queue.o.ready))
+        m.d.sync += on_the_way.eq(on_the_way + (step.valid & step.head & step.emit & step.first) - row_leaves)
+        with m.If(control.begin):
+            m.d.sync += [row.eq(0), lane.eq(0)]
+        with m.Elif(self.logits_o.valid & self.logits_o.ready):
+            m.d.sync += [lane.eq(Mux(row_leaves, 0, lane + 1)), row.eq(row + row_leaves)]
         head_done = delay(m, sequencer.head_done, 3, "head_done")
         with m.If(control.begin):
             m.d.sync += complete.eq(0)
         with m.Elif(head_done):
             m.d.sync += complete.eq(1)
-
-    def _best(self, m, control, scores):
-        """The id of each lane's greatest logit: all lanes see the logits of a row in the same cycle."""
-        row = Signal(index_shape(self._p["vocab"]))
-        with m.If(control.begin):
-            m.d.sync += row.eq(0)
-        with m.Elif(scores[0].logit_valid):
-            m.d.sync += row.eq(row + 1)
-        for i, score in enumerate(scores):
-            greatest = Signal(LOGIT, name=f"greatest{i}")
-            with m.If(score.logit_valid & ((row == 0) | (score.logit > greatest))):
-                m.d.sync += [greatest.eq(score.logit), self.best[i].eq(row)]

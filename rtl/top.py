@@ -82,7 +82,7 @@ class Accelerator(wiring.Component):
         m.submodules.dot = dot = DotEngine(
             lanes=c.lanes, macs=c.attention_macs, rows=c.attention_rows, vector_lanes=c.vector_lanes, mem_bytes=c.mem_bytes, heads=s.heads,
             kv_heads=s.kv_heads, head_dim=s.head_dim, hidden=s.hidden, vocab=s.vocab, context=s.context, **head_layout, **kv_layout)
-        m.submodules.sampler = sampler = Sampler(vocab=s.vocab, candidates=c.sampler_candidates)
+        m.submodules.sampler = sampler = Sampler(vocab=s.vocab, candidates=c.sampler_candidates, slots=c.lanes)
         m.submodules.sequencer = sequencer = Sequencer(program_words=c.program_words, lanes=c.lanes)
         m.submodules.registers = registers = ControlRegisters(
             digest=c.digest, mem_bytes=c.mem_bytes, mem_ports=c.mem_ports, program_words=c.program_words)
@@ -138,7 +138,8 @@ class Accelerator(wiring.Component):
     def _join_units(self, m, matmul, vector, dot, sampler):
         """Codes, accumulators, attention outputs and logits between the units."""
         for source, sink in ((vector.code_write, matmul.code_write), (vector.activation_write, dot.activation_write),
-                             (vector.q_scale_write, dot.q_scale_write), (dot.work_write, vector.work_write)):
+                             (vector.q_scale_write, dot.q_scale_write), (dot.work_write, vector.work_write),
+                             (vector.logit_scale_write, sampler.logit_scale_write)):
             for name in source.signature.members:
                 m.d.comb += Value.cast(getattr(sink, name)).eq(Value.cast(getattr(source, name)))
         m.d.comb += [
@@ -146,7 +147,6 @@ class Accelerator(wiring.Component):
             matmul.acc_read.addr.eq(vector.acc_read.addr),
             vector.acc_read.data.eq(matmul.acc_read.data),
             vector.work_clear.eq(dot.work_clear),
-            sampler.logit_scale.eq(vector.logit_scale),
         ]
         wiring.connect(m, dot.logits_o, sampler.logits_i)
 
@@ -157,7 +157,6 @@ class Accelerator(wiring.Component):
             m.d.comb += [unit.cmd.valid.eq(source.valid), source.ready.eq(unit.cmd.ready)]
             m.d.comb += [unit.cmd.payload[name].eq(source.payload[name]) for name, _ in unit.cmd.payload.shape()]
         wiring.connect(m, sampler.token_o, sequencer.token_i)
-        m.d.comb += [sequencer.best[i].eq(dot.best[i]) for i in range(self.config.lanes)]
         wiring.connect(m, sequencer.stream_start, memory.start)
         wiring.connect(m, registers.prompt_o, sequencer.prompt_i)
         wiring.connect(m, sequencer.token_o, registers.token_i)
@@ -186,7 +185,6 @@ class Accelerator(wiring.Component):
             registers.saturated.eq(Cat(vector.saturated, dot.saturated)),
         ]
         m.d.comb += [sequencer.args[i].eq(registers.args[i]) for i in range(len(registers.args))]
-        m.d.comb += [getattr(sampler, name).eq(getattr(registers, name)) for name in ("temperature_scale", "top_k", "top_p", "seed")]
 
     def _trace(self, m, vector, dot):
         """One source at a time: the program never lets two of them run together."""
@@ -202,7 +200,8 @@ class Accelerator(wiring.Component):
             (TraceUnit.ACTIVATIONS, vector.activation_write.valid, vector.activation_write.slot, vector.activation_write.addr,
              words(vector.activation_write.data, 8)),
             (TraceUnit.ATTENTION, dot.work_write.valid, dot.work_write.slot, dot.work_write.addr, self._work_words(dot.work_write.data)),
-            (TraceUnit.LOGITS, logit.valid & logit.ready, 0, 0, _extend(Value.cast(logit.payload), 64)),
+            (TraceUnit.LOGITS, logit.valid & logit.ready, logit.payload.slot, logit.payload.id,
+             _extend(Value.cast(logit.payload.logit), 64)),
         )
         for unit, valid, slot, index, data in reversed(sources):
             with m.If(valid):

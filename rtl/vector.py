@@ -81,8 +81,8 @@ class VectorUnit(wiring.Component):
     weights_i : In(stream), read_request : Out(stream), read_data : In(stream), kv_write : Out(stream)
     acc_read : Out {slot, addr, data}, code_write, activation_write : Out {valid, slot, addr, data}
     q_scale_write : Out {valid, slot, head, scale}
-    work_write : In {valid, slot, addr, data}, work_clear : In
-    logit_scale : Out(UFLOAT), saturated : Out, x_trace : Out {valid, slot, addr, data}
+    work_write : In {valid, slot, addr, data}, work_clear : In(slots)
+    logit_scale_write : Out {valid, slot, scale}, saturated : Out, x_trace : Out {valid, slot, addr, data}
     """
 
     def __init__(
@@ -178,8 +178,8 @@ class VectorUnit(wiring.Component):
                         }
                     )
                 ),
-                "work_clear": In(1),
-                "logit_scale": Out(UFLOAT),
+                "work_clear": In(lanes),
+                "logit_scale_write": Out(wiring.Signature({"valid": Out(1), "slot": Out(self._slot), "scale": Out(UFLOAT)})),
                 "saturated": Out(1),
                 "x_trace": Out(
                     wiring.Signature(
@@ -609,8 +609,11 @@ class VectorUnit(wiring.Component):
             work_write.data.eq(scales.w),
             work_write.en.eq(scales.done & self._is(VectorOp.GLU)),
         ]
-        with m.If(scales.done & self._is(VectorOp.NORMQ) & self.command.dest):
-            m.d.sync += [self.logit_scale.m.eq(scales.w.m), self.logit_scale.e.eq(scales.w.e)]
+        m.d.comb += [
+            self.logit_scale_write.valid.eq(scales.done & self._is(VectorOp.NORMQ) & self.command.dest),
+            self.logit_scale_write.slot.eq(self.slot),
+            self.logit_scale_write.scale.m.eq(scales.w.m), self.logit_scale_write.scale.e.eq(scales.w.e),
+        ]
 
         # How the slot's activations stand in their memory: shifted left by `left`, or under the exponent `top`.
         self.left, self.top = Signal(5), Signal(signed(8))
@@ -876,11 +879,11 @@ class VectorUnit(wiring.Component):
         begin = self.scales.start & is_glu
         for i, maximum in enumerate(self.maximum_exponent):
             chosen = self.slot == i
-            with m.If(self.work_clear | (begin & chosen)):
+            with m.If(self.work_clear[i] | (begin & chosen)):
                 m.d.sync += maximum.eq(-128)
             with m.Elif(valid[-1] & (slot[-1] == i) & (exponent > maximum)):
                 m.d.sync += maximum.eq(exponent)
-            with m.If(self.work_clear):
+            with m.If(self.work_clear[i]):
                 m.d.sync += self.work_is_one[i].eq(1)
             with m.Elif(begin & chosen):
                 m.d.sync += self.work_is_one[i].eq(0)

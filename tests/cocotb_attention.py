@@ -22,7 +22,7 @@ async def attends(dut):
         command = streams.send(dut, "cmd", [{name: job[name] for name in ("op", "slot", "count", "position", "kv_base")}])
         if job["op"] == 1:
             beats = streams.send(dut, "weights_i", [int(beat, 16) for beat in job["beats"]], stall=job["stall"])
-            logits = await streams.receive(dut, "logits_o", p["vocab"], stall=job["logit_stall"])
+            logits = await streams.receive(dut, "logits_o", p["vocab"] * job["count"], stall=job["logit_stall"])
             taken = await beats
             accepted = await command
             results.append({"logits": list(logits), "cycles": taken[-1] - taken[0] + 1})
@@ -32,8 +32,6 @@ async def attends(dut):
         idle = await watch.idle()
         results[-1] |= {"writes": watch.writes, "saturated": watch.saturated, "clears": watch.clears, "beats": memory.beats}
         results[-1].setdefault("cycles", idle - accepted[0] - 1)
-        best, bits = int(dut.best.value), len(dut.best) // p["lanes"]
-        results[-1]["best"] = [best >> bits * i & (1 << bits) - 1 for i in range(p["lanes"])]
         assert not memory.pending, "data was requested and not taken"
     streams.report(results=results)
 
@@ -108,13 +106,14 @@ class Watch:
         bench.each_cycle.append(self.sample)
 
     def begin(self):
-        self.writes, self.saturated, self.clears, self.busy = [], 0, 0, []
+        self.writes, self.saturated, self.clears, self.busy = [], 0, [], []
 
     def sample(self):
         dut = self.dut
         self.busy.append(int(dut.busy.value))
         self.saturated += int(dut.saturated.value)
-        self.clears += int(dut.work_clear.value)
+        if int(dut.work_clear.value):
+            self.clears.append(int(dut.work_clear.value))
         if dut.work_write__valid.value == 1:
             assert self.busy[-1], "work written while not busy"
             slot = getattr(dut, "work_write__slot", None)

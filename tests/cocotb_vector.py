@@ -42,7 +42,7 @@ class Machine:
         codes[codes == -128] = 0
         self.scales = {}
         self.cycles = {}
-        self.out = {"code": [], "activation": [], "scale": [], "x": []}
+        self.out = {"code": [], "activation": [], "scale": [], "x": [], "logit_scale": []}
 
     async def begin(self):
         dut = self.dut
@@ -70,6 +70,8 @@ class Machine:
                 self.out[name].append(tuple(int(getattr(dut, f"{port}__{field}").value) for field in ("slot", "addr", "data")))
         if dut.q_scale_write__valid.value == 1:
             self.out["scale"].append(tuple(int(getattr(dut, f"q_scale_write__{field}").value) for field in ("slot", "head", "scale")))
+        if dut.logit_scale_write__valid.value == 1:
+            self.out["logit_scale"].append((int(dut.logit_scale_write__slot.value), int(dut.logit_scale_write__scale.value)))
 
     def words(self, name, elements, bits):
         """What was written to a sink since the last call, as {(slot, word): elements}."""
@@ -178,8 +180,9 @@ class Machine:
         )
         self.expect("activation" if dest else "code", 8, rows)
         if dest:
-            expected = integer.uf_mul(self.code_scale[slot + count - 1], self.scales["scale0"])
-            assert int(self.dut.logit_scale.value) == int(expected.m) | (int(expected.e) & 1023) << 16, f"logit_scale: expected {expected}"
+            scales = {i: integer.uf_mul(self.code_scale[i], self.scales["scale0"]) for i in rows}
+            assert self.out["logit_scale"] == [(i, int(scale.m) | (int(scale.e) & 1023) << 16) for i, scale in scales.items()]
+            self.out["logit_scale"].clear()
 
     async def resid(self, slot, count):
         n = self.config.shape.hidden
@@ -207,10 +210,10 @@ class Machine:
     async def attend(self, slot, count):
         """What the dot engine does: work elements of the query heads."""
         dut, n, v = self.dut, self.config.shape.q_size, self.config.vector_lanes
-        dut.work_clear.value = 1
+        dut.work_clear.value = (1 << count) - 1 << slot
         await FallingEdge(dut.clk)
         dut.work_clear.value = 0
-        self.work_scale = [integer.UF_ONE] * self.config.lanes
+        self.work_scale[slot : slot + count] = [integer.UF_ONE] * count
         value = self.rng.integers(-(1 << 40), 1 << 40, (count, n)) >> self.rng.integers(0, 42, (count, n))
         m, e = integer.work_norm(value, self.rng.integers(-40, 40, (count, 1)))
         self.hm[slot : slot + count, :n], self.he[slot : slot + count, :n] = m, e
