@@ -82,7 +82,7 @@ def test_a_token_each_of_several_texts(session):
 
 
 def test_drafts_against_none(session):
-    ids = prompt(6)
+    ids = prompt(7)
     session.reset()
     text = list(session.generate(ids, 12))
     with oracle.foretold(ids + text):
@@ -91,7 +91,7 @@ def test_drafts_against_none(session):
     assert found["cycles"] == pytest.approx(found["plain_cycles"] / found["speed_up"])
     repeated = measure.rewriting(session, ids, 20, 5, stop_id=1)
     story = repeated[: repeated.index(1)]
-    assert story[:6] == ids and repeated[len(story) :] == [1, *story[:5]]
+    assert story[:7] == ids and repeated[len(story) :] == [1, *story[:5]]
 
 
 def test_positions_beyond_the_context_are_refused(session):
