@@ -125,6 +125,7 @@ class BuildConfig:
     `attention_lanes`: lanes of the dot engine, 0 for P; `block_rows`: most rows of a matrix whose partial sums are held at once,
     0 for all; `result_parts`: reads that V rows of the matrices' results take (2: half the banks); `ultra_ram`: keep the large memories
     in UltraRAM.
+    `sequences`: texts whose caches the memory holds at once, each of up to `shape.context` positions.
     `weight_fifo_beats`, `read_fifo_beats`: beats that are asked for ahead, of weights and of data; to keep the memory
     busy they must cover its latency.
     `shortlist`: 0 for an LM head of int8 rows over the whole vocabulary; K for a ternary head whose K greatest logits are
@@ -156,11 +157,12 @@ class BuildConfig:
     sampler_candidates: int = 64
     program_words: int = 512
     shortlist: int = 0
+    sequences: int = 1
 
     def __post_init__(self) -> None:
         s = self.shape
         for name in ("clock_hz", "lanes", "tables", "rows_per_cycle", "vector_lanes", "attention_macs", "attention_rows",
-                     "mem_bytes", "mem_ports", "weight_fifo_beats", "read_fifo_beats", "sampler_candidates", "program_words"):
+                     "mem_bytes", "mem_ports", "weight_fifo_beats", "read_fifo_beats", "sampler_candidates", "program_words", "sequences"):
             value = getattr(self, name)
             _require(isinstance(value, int) and value > 0, f"{name} must be a positive integer, not {value!r}")
         for name in ("rows_per_cycle", "vector_lanes", "attention_macs", "attention_rows", "mem_bytes", "mem_ports", "weight_fifo_beats",
@@ -307,6 +309,11 @@ class BuildConfig:
     @property
     def kv_layer_bytes(self) -> int:
         return self.shape.kv_heads * self.kv_head_bytes
+
+    @property
+    def kv_sequence_bytes(self) -> int:
+        """Bytes of one sequence's cache: all layers."""
+        return self.shape.layers * self.kv_layer_bytes
 
     @property
     def rope_row_bytes(self) -> int:

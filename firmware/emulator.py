@@ -17,7 +17,17 @@ from numpy.typing import NDArray
 from tritloom.firmware import integer
 from tritloom.firmware.config import CHUNK, KV_SCALE_BYTES, PARAM_HEADER_BYTES, TRITS, BuildConfig, round_up
 from tritloom.firmware.integer import UF_ONE, AttentionState, Int, Sampling, UFloat, uf_mul, uf_unpack
-from tritloom.firmware.isa import BANK_SHIFT, Descriptor, DescriptorOp, Destination, DotOp, Instruction, Op, VectorOp
+from tritloom.firmware.isa import (
+    BANK_SHIFT,
+    SCRATCH_WORDS,
+    Descriptor,
+    DescriptorOp,
+    Destination,
+    DotOp,
+    Instruction,
+    Op,
+    VectorOp,
+)
 from tritloom.firmware.layout import cache_rows
 from tritloom.firmware.packing import unpack_matrix
 
@@ -66,7 +76,6 @@ class Emulator:
     program: list[int] = field(default_factory=list)
     descriptors: list[int] = field(default_factory=list)
     arguments: list[int] = field(default_factory=lambda: [0] * 8)
-    sampling: Sampling = integer.GREEDY
     prompt: deque[int] = field(default_factory=deque)
     trace: Callable[[TraceEvent], None] | None = None
     halt_code: int | None = None
@@ -93,12 +102,11 @@ class Emulator:
         self._banks: list[_Parameters | None] = [None] * len(STAGES)
         self._layer_of_bank = [-1] * len(STAGES)
         self._layer = -1
-        self._logit_scale = UF_ONE
+        self._logit_scale: list[UFloat] = [UF_ONE] * c.lanes
         self._segments: deque[list[int]] = deque()
-        self._sample_position: int | None = None
-        self._best: list[int] = []
-        self._logits: Int | None = None
-        self._logit_ids: Int | None = None
+        self._scratch = [0] * (SCRATCH_WORDS * c.lanes)
+        self._samples: deque[tuple[int, Sampling]] = deque()
+        self._logits: dict[int, tuple[Int, Int | None]] = {}
         self._ternary_logits: list[Int] = []
         self._matrices: dict[tuple[int, int, int], NDArray[np.float32]] = {}
         self._head: tuple[NDArray[np.float64], Int] | None = None
@@ -110,6 +118,8 @@ class Emulator:
         """Execute from `entry` until HALT, yielding each pushed token, and None whenever the prompt runs dry."""
         self.halt_code = None
         self._segments.clear()
+        self._samples.clear()
+        self._logits.clear()
         pc = entry
         r = self._registers
         r[:] = [0] * 16
@@ -167,14 +177,20 @@ class Emulator:
             elif i.op == Op.SCAN:
                 self._scan(r[i.rd] & 0xFF, i.imm & 0xFFFF, a, first=i.flags & 1)
             elif i.op == Op.SAMPLE:
-                self._sample_position = a
+                self._samples.append((self._lane(r[i.rd] & 0xFF), Sampling.of_words(b, r[i.ru], a)))
             elif i.op == Op.TOKEN:
                 r[i.rd] = self._sample()
-            elif i.op == Op.BEST:
-                if a >= len(self._best):
-                    raise EmulatorError(f"BEST of token {a}, but the last HEAD had {len(self._best)}")
-                r[i.rd] = self._best[a]
+            elif i.op == Op.LOAD:
+                r[i.rd] = self._scratch[self._place(a + i.imm)]
+            elif i.op == Op.STORE:
+                self._scratch[self._place(a + i.imm)] = b
             r[0] = 0
+
+    def _place(self, word: int) -> int:
+        word &= MASK32
+        if word >= len(self._scratch):
+            raise EmulatorError(f"scratch word {word} of {len(self._scratch)}")
+        return word
 
     def _emit(self, unit: str, slot: int, data: Int, bank: int = 0) -> None:
         if self.trace is not None:
@@ -317,7 +333,7 @@ class Emulator:
         self._code_scale[slot] = s
         if dest:
             self._activations[self._lane(slot), :length] = codes
-            self._logit_scale = uf_mul(s, p.scales[0])
+            self._logit_scale[self._lane(slot)] = uf_mul(s, p.scales[0])
         if dest != 1:
             self._codes[slot] = codes
         self._emit("activations" if dest == 1 else "codes", slot, codes, bank)
@@ -409,11 +425,11 @@ class Emulator:
             self._head = rows.copy().view(np.int8).astype(np.float64), scales
         if count > c.dot_lanes:
             raise EmulatorError(f"logits of {count} tokens at once, but the dot engine has {c.dot_lanes} lanes")
-        slot = self._lane(slot)
-        logits = [integer.head_logits(self._activations[slot + n, : s.hidden], *self._head) for n in range(count)]
-        self._best = [int(each.argmax()) for each in logits]
-        self._logits = logits[0]
-        self._emit("logits", slot, self._logits)  # of bank 0: the final norm's
+        first = self._lane(slot)
+        for n in range(first, first + count):
+            logits = integer.head_logits(self._activations[n, : s.hidden], *self._head)
+            self._logits[n] = logits, None
+            self._emit("logits", n, logits)  # of bank 0: the final norm's
 
     def _scan(self, slot: int, rows: int, at: int, *, first: int) -> None:
         if not self.config.shortlist:
@@ -435,13 +451,14 @@ class Emulator:
         starts = c.mem_bytes + rows * c.head_row_bytes
         codes = table[groups[:, None], starts[:, None] + np.arange(s.hidden)].view(np.int8)
         self._ternary_logits = []
-        self._logits, self._logit_ids = integer.head_logits(self._activations[self._lane(slot), : s.hidden], codes, scales), ids
-        self._emit("logits", slot, self._logits)
+        lane = self._lane(slot)
+        logits = integer.head_logits(self._activations[lane, : s.hidden], codes, scales)
+        self._logits[lane] = logits, ids
+        self._emit("logits", lane, logits)
 
     def _sample(self) -> int:
-        if self._logits is None or self._sample_position is None:
+        if not self._samples or self._samples[0][0] not in self._logits:
             raise EmulatorError("TOKEN without SAMPLE and head rows: the machine would wait for ever")
-        token = integer.sample(self._logits, self._logit_scale, self.sampling, self._sample_position, self.config.sampler_candidates,
-                               self._logit_ids)
-        self._logits = self._logit_ids = self._sample_position = None
-        return token
+        slot, sampling = self._samples.popleft()
+        logits, ids = self._logits.pop(slot)
+        return integer.sample(logits, self._logit_scale[slot], sampling, 0, self.config.sampler_candidates, ids)

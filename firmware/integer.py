@@ -403,7 +403,7 @@ def gumbel(seed: int, position: int, token: Int) -> Int:
 
 
 class Sampling(NamedTuple):
-    """Sampler settings as they stand in the CSRs.
+    """Sampler settings.
 
     `temperature_scale`: UFloat of 2**LOGIT_DROP * log2(e) / temperature, or zero for greedy; `top_k`: 0 is off;
     `top_p`: probability mass in 1/65536, 65536 is off; `seed`: 32 bits.
@@ -413,6 +413,15 @@ class Sampling(NamedTuple):
     top_k: int
     top_p: int
     seed: int
+
+    @property
+    def words(self) -> tuple[int, int]:
+        """`temperature` and `limits` as the sampler takes them: the packed scale; top_k in bits 15:0, top_p - 1 (at least 0) in 31:16."""
+        return int(uf_pack(self.temperature_scale)), self.top_k | max(self.top_p - 1, 0) << 16
+
+    @classmethod
+    def of_words(cls, temperature: int, limits: int, seed: int) -> Sampling:
+        return cls(uf_unpack(temperature), limits & 0xFFFF, (limits >> 16) + 1, seed)
 
 
 GREEDY = Sampling(UFloat(np.array(0), np.array(EXPONENT_MIN)), 0, 65536, 0)

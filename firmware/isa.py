@@ -32,8 +32,9 @@ class Op(IntEnum):
     DOT = 18
     SAMPLE = 19
     TOKEN = 20
-    BEST = 21
-    SCAN = 22
+    LOAD = 21
+    STORE = 22
+    SCAN = 23
 
 
 class VectorOp(IntEnum):
@@ -59,6 +60,10 @@ class Unit(IntFlag):
     DOT = 4
     SAMPLER = 8
     WRITES = 16
+
+
+SCRATCH_WORDS = 8
+"""32-bit words of the sequencer's scratch memory for each lane of the machine."""
 
 
 class Destination(IntEnum):

@@ -147,6 +147,7 @@ class MemoryMap:
     entry_token: int
     entry_layers_twice: int
     entry_token_twice: int
+    entry_head: int
 
     @property
     def weights_base(self) -> int:
@@ -163,6 +164,10 @@ class MemoryMap:
     @property
     def total_bytes(self) -> int:
         return max(region.end for region in self.regions.values())
+
+    def cache_base(self, config: BuildConfig, sequence: int) -> int:
+        """Where the cache of sequence `sequence` begins, from 0."""
+        return self.kv_base + sequence * config.kv_sequence_bytes
 
     @property
     def layers_beats(self) -> int:
@@ -202,8 +207,9 @@ class MemoryMap:
         return cls.from_dict(json.loads(text))
 
 
-def _descriptors(base: int, blocks: tuple[list[Block], list[Block], list[Block]], layers: int) -> tuple[list[Descriptor], list[int]]:
-    """Descriptor program and its entries: layers only, a whole token, and both with every matrix of a layer read twice."""
+def _descriptors(base: int, head_base: int, blocks: tuple[list[Block], list[Block], list[Block]],
+                 layers: int) -> tuple[list[Descriptor], list[int]]:
+    """Descriptor program and its entries: layers only, a whole token, both with every matrix of a layer read twice, the head."""
     program: list[Descriptor] = []
     prologue, layer, epilogue = blocks
 
@@ -225,6 +231,10 @@ def _descriptors(base: int, blocks: tuple[list[Block], list[Block], list[Block]]
             program.append(Descriptor(DescriptorOp.LOOP, layers, target=target))
             stream(last)
             program.append(Descriptor(DescriptorOp.END))
+    entries.append(len(program))
+    program.append(Descriptor(DescriptorOp.BASE, head_base))
+    stream(epilogue)
+    program.append(Descriptor(DescriptorOp.END))
     return program, entries
 
 
@@ -245,11 +255,13 @@ def memory_map(config: BuildConfig, *, tied: bool = True) -> MemoryMap:
     head = place("head", table) if config.shortlist else regions["weights"].end - table
     embedding = head if tied else place("embedding", table)
     place("rope", s.context * config.rope_row_bytes)
-    place("kv", s.layers * config.kv_layer_bytes, loaded=False)
+    place("kv", config.sequences * config.kv_sequence_bytes, loaded=False)
     total = regions["kv"].end
     if total > ADDRESS_LIMIT:
-        raise ConfigError(f"the model needs {total} bytes, but the machine addresses {ADDRESS_LIMIT}: lower the context ({s.context})")
-    program, entries = _descriptors(weights, (prologue, layer, epilogue), s.layers)
+        raise ConfigError(f"the model needs {total} bytes, but the machine addresses {ADDRESS_LIMIT}: "
+                          f"lower the context ({s.context}) or sequences ({config.sequences})")
+    epilogue_base = weights + (prologue_beats + s.layers * layer_beats) * config.mem_bytes
+    program, entries = _descriptors(weights, epilogue_base, (prologue, layer, epilogue), s.layers)
     return MemoryMap(
         mem_bytes=config.mem_bytes,
         layers=s.layers,
@@ -265,6 +277,7 @@ def memory_map(config: BuildConfig, *, tied: bool = True) -> MemoryMap:
         entry_token=entries[1],
         entry_layers_twice=entries[2],
         entry_token_twice=entries[3],
+        entry_head=entries[4],
     )
 
 

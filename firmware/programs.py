@@ -3,8 +3,10 @@
 `generation` runs a prompt of any length in passes of up to `lanes` tokens and then generates, choosing
 every token on the device. The host sees tokens only (docs/isa.md has the calling convention).
 
-With ARG_DRAFTS it checks the host's guesses instead: a pass takes the newest token and up to lanes - 1 drafted ones,
-and answers with the most likely token after each. What follows a wrong guess is not kept: later passes overwrite it.
+`passes` takes one pass of segments after the other from the host, each of some consecutive tokens of one of the sequences
+whose caches the memory holds: a token each of several sequences, a token and guesses at what follows it, a piece of a
+prompt, or any mixture that the lanes hold. It answers with the token sampled after each token from a given one on. What follows a
+wrong guess is not kept: later passes overwrite it.
 """
 
 from __future__ import annotations
@@ -13,15 +15,28 @@ from math import ceil
 
 from tritloom.firmware.assembler import assemble
 from tritloom.firmware.config import BuildConfig
+from tritloom.firmware.isa import SCRATCH_WORDS
 from tritloom.firmware.layout import MemoryMap, head_row_blocks
 
 NO_STOP_TOKEN = 0xFFFFFFFF
 
-ARG_PROMPT, ARG_TOKENS, ARG_POSITION, ARG_STOP, ARG_DRAFTS = range(5)
+ENTRY_GENERATION, ENTRY_PASSES = range(2)
+"""Where the two programs begin."""
+
+ARG_PROMPT, ARG_TOKENS, ARG_POSITION, ARG_STOP, ARG_TEMPERATURE, ARG_LIMITS, ARG_SEED = range(7)
 """Arguments of the generation program: prompt length, tokens to generate (0: prefill only), position of the
-first prompt token, the token that ends a text (NO_STOP_TOKEN for none), and whether passes of drafts follow
-the prompt (1, with no tokens to generate). Each such pass is IN: its number of tokens (0 ends the program),
-the position of the first, the tokens; OUT: as many tokens."""
+first prompt token, the token that ends a text (NO_STOP_TOKEN for none), and the sampling: `Sampling.words` and the seed.
+
+`passes` has none. A pass is IN: its number of tokens (0 ends the program), and the first of them to answer (their number: none
+is); then, segment by segment, `segment_words` and the segment's tokens. OUT: the answers."""
+
+
+def segment_words(cache: int, position: int, count: int, noise: int, temperature: int, limits: int) -> tuple[int, ...]:
+    """A segment of `count` tokens, the first at `position`, of the sequence whose cache begins at byte `cache`.
+
+    `noise`: seed + position of the token after the first; `temperature`, `limits`: of `Sampling.words`.
+    """
+    return cache, position, count, noise & 0xFFFFFFFF, temperature, limits
 
 
 class _Layer:
@@ -119,17 +134,20 @@ class _Layer:
         return f"vector.resid slot={slot} count={count} length={self.shape.hidden} bank=3"
 
 
-def layer_assembly(config: BuildConfig) -> str:
-    """One layer for r4 tokens from slot 0, the first at position r1, with its cache at r7."""
+def layer_assembly(config: BuildConfig, attention: str | None = None) -> str:
+    """One layer for r4 tokens from slot 0. `attention`: from the results of q, k and v to the codes of o_proj; unless given, of one
+    sequence, whose first token is at position r1, with its cache at r7."""
     p = _Layer(config)
     group = ("r0", "r4")
+    if attention is None:
+        attention = p.attention(*group, "r1", "attention")
     return f"""
         {p.codes(*group)}
         wait            vector
         {p.parameters(1)}
         {p.qkv(*group)}
         wait            matmul+vector
-        {p.attention(*group, "r1", "attention")}
+        {attention.strip()}
         wait            vector
         {p.parameters(2)}
         {p.o(*group)}
@@ -276,15 +294,15 @@ def _embed_assembly(config: BuildConfig, layout: MemoryMap) -> str:
         bne     r5, r15, next_slot{second}"""
 
 
-def head_assembly(config: BuildConfig, layout: MemoryMap, slot: str, count: str, group: str) -> str:
+def head_assembly(config: BuildConfig, layout: MemoryMap, slot: str, count: str, group: str, samples: str) -> str:
     """From the residual stream of `count` tokens from `slot` (registers) to the logits that the sampler takes; `group`: first slot
-    of the token's group. A short-list takes one token; its blocks of rows lie in one half of the results and the other in turn, and one is
-    scanned while the next streams. Uses r5, r10, r12, r15."""
+    of the token's group; `samples`: commands for the sampler. A short-list takes one token; its blocks of rows lie in one half of
+    the results and the other in turn, and one is scanned while the next streams. Uses r5, r10, r12, r15."""
     s = config.shape
     text = f"""
         vector.normq slot={slot} count={count} length={s.hidden} norm=1 dest={2 if config.shortlist else 1}
         wait    vector
-        sample  r1"""
+        {samples.strip()}"""
     if not config.shortlist:
         return f"""{text}
         dot.head slot={slot} count={count}
@@ -337,11 +355,22 @@ def head_assembly(config: BuildConfig, layout: MemoryMap, slot: str, count: str,
     """
 
 
+def _begin_assembly(config: BuildConfig) -> str:
+    """The parameters with which every pass begins."""
+    return f"""vector.param length=0 bank=3                    ; embedding scale
+        vector.param length={config.shape.hidden} bank=0                    ; input norm of the first layer"""
+
+
 def generation_assembly(config: BuildConfig, layout: MemoryMap) -> str:
-    """Assembly text of the generation program. One with a short-list cannot check drafts."""
+    """Assembly text of the generation program."""
     s = config.shape
-    begin = f"""vector.param length=0 bank=3                    ; embedding scale
-        vector.param length={s.hidden} bank=0                    ; input norm of the first layer"""
+    begin = _begin_assembly(config)
+    sample = f"""
+        arg     r12, {ARG_SEED}
+        add     r12, r12, r1
+        arg     r13, {ARG_TEMPERATURE}
+        arg     r14, {ARG_LIMITS}
+        sample  slot=r9 noise=r12 temperature=r13 limits=r14"""
     two_groups = "" if config.groups == 1 else f"""
         beq     r14, r0, layer
         {two_groups_assembly(config).strip()}
@@ -349,19 +378,14 @@ def generation_assembly(config: BuildConfig, layout: MemoryMap) -> str:
         add     r9, r9, r14                             ; slot of the last token
         add     r1, r1, r14
         jmp     pass_done"""
-    if config.shortlist:
-        verify, drafts = "", "jmp done"
-    else:
-        verify, drafts = f"""
-        arg     r13, {ARG_DRAFTS}
-        bne     r13, r0, drafted""", _drafts_assembly(config, layout)
     return f"""
     ; r1 position  r2 prompt tokens left  r3 tokens to generate  r4 tokens of the first group in this pass  r14 of the second
     ; r6 layers left  r7 cache of the layer  r8 token  r5, r9, r10, r11, r12, r13, r15 scratch
+    generation:
         arg     r1, {ARG_POSITION}
         arg     r2, {ARG_PROMPT}
         arg     r3, {ARG_TOKENS}
-        beq     r2, r0, prefilled
+        beq     r2, r0, done
     prefill:
         {_count_assembly(config, layout).strip()}
     embed:
@@ -384,10 +408,10 @@ def generation_assembly(config: BuildConfig, layout: MemoryMap) -> str:
         arg     r12, {ARG_PROMPT}
         add     r12, r12, r2                            ; position after the prompt
         sub     r2, r12, r1
-        blt     r1, r12, prefill{verify}
+        blt     r1, r12, prefill
         beq     r3, r0, done
         li      r4, 1
-        {head_assembly(config, layout, "r9", "r4", "r11").strip()}
+        {head_assembly(config, layout, "r9", "r4", "r11", sample).strip()}
         addi    r3, r3, -1
         beq     r3, r0, last
         stream  {layout.entry_token}                    ; the next token's weights, ahead of its choice
@@ -406,8 +430,6 @@ def generation_assembly(config: BuildConfig, layout: MemoryMap) -> str:
         token   r8
         out     r8
         jmp     done
-    prefilled:
-        {drafts.strip()}
     stopped:
         wait    vector
         flush
@@ -417,35 +439,148 @@ def generation_assembly(config: BuildConfig, layout: MemoryMap) -> str:
     """
 
 
-def _drafts_assembly(config: BuildConfig, layout: MemoryMap) -> str:
-    """Passes of drafts, one after the other; each goes through `embed` and comes back to `drafted`."""
-    return f"""
-        arg     r13, {ARG_DRAFTS}
-        beq     r13, r0, done
-        li      r3, 1
-        li      r14, 0
-        stream  {layout.entry_token}
-    drafts:
-        in      r4
-        beq     r4, r0, stopped
-        in      r1
-        jmp     embed
-    drafted:
-        beq     r3, r0, prefilled                       ; the prompt is read
-        {head_assembly(config, layout, "r0", "r4", "r0").strip()}
-        stream  {layout.entry_token}                    ; the next pass's weights, while the host drafts
-        token   r8                                      ; the sampler's choice is the first token's best
-        wait    dot
+def passes_assembly(config: BuildConfig, layout: MemoryMap) -> str:
+    """Assembly text of the program of passes. A dot.head serves as many slots as the dot engine has lanes; for more, the head's rows are
+    streamed again.
+
+    Scratch words: of segment i its cache, first position and number of tokens from 4 i on; of slot i its noise, temperature and
+    limits from 4 (lanes + i) on.
+    """
+    s, p = config.shape, _Layer(config)
+    stride = SCRATCH_WORDS // 2
+    attend = "dot.attend slot=r5 count=r3 position=r1 kv_base=r7"
+    if config.lanes > config.dot_lanes:
+        attend = f"""add     r9, r5, r3
+    attend_some:
+        sub     r8, r9, r5
+        li      r12, {config.dot_lanes}
+        bge     r12, r8, attend_rest
+        addi    r8, r12, 0
+    attend_rest:
+        dot.attend slot=r5 count=r8 position=r1 kv_base=r7
+        add     r5, r5, r8
+        add     r1, r1, r8
+        bne     r5, r9, attend_some
+        sub     r5, r5, r3"""
+    each_segment = """
         li      r5, 0
-    next_best:
-        best    r8, r5
-        out     r8
+        li      r2, 0
+    {label}:
+        load    r7, r2, 0
+        add     r7, r7, r10
+        load    r1, r2, 1
+        load    r3, r2, 2
+        {command}
+        add     r5, r5, r3
+        addi    r2, r2, {stride}
+        bne     r5, r4, {label}
+    """
+    attention = (
+        each_segment.format(label="write", stride=stride, command="vector.qkv slot=r5 count=r3 a=r1 b=r7")
+        + "wait    vector+writes" + each_segment.format(label="attend", stride=stride, command=attend)
+        + f"""wait    dot
+        vector.normq slot=r0 count=r4 length={s.q_size} source=1 norm={p.sub} bank=1"""
+    )
+    return f"""
+    ; r1 position  r2 scratch address  r3 segment's or run's tokens, address of the slot  r4 tokens in this pass  r5 slot
+    ; r6 layer, end of the segment, answers of a run  r7 cache  r8 token  r9 scratch  r10 layer's place in a cache  r11 slot to answer next
+    ; r12 base  r13 noise  r14 temperature  r15 limits
+    passes:
+        stream  {layout.entry_layers}                   ; the next pass's weights, while the host decides
+    next_pass:
+        in      r4
+        beq     r4, r0, ended
+        in      r11
+        beq     r11, r4, begin
+        stream  {layout.entry_head}
+    begin:
+        {_begin_assembly(config)}
+        li      r5, 0
+        li      r2, 0
+        li      r3, {stride * config.lanes}
+    segment:
+        in      r7
+        store   r7, r2, 0
+        in      r1
+        store   r1, r2, 1
+        in      r6
+        store   r6, r2, 2
+        addi    r2, r2, {stride}
+        in      r13
+        in      r14
+        in      r15
+        add     r6, r6, r5
+    slot:
+        store   r13, r3, 0
+        store   r14, r3, 1
+        store   r15, r3, 2
+        addi    r3, r3, {stride}
+        addi    r13, r13, 1
+        in      r8
+        li      r12, {layout.embedding_base}
+        vector.embed slot=r5 a=r8 b=r12 bank=3
+        li      r12, {layout.rope_base}
+        vector.rope slot=r5 a=r1 b=r12
+        addi    r1, r1, 1
         addi    r5, r5, 1
-        bne     r5, r4, next_best
-        jmp     drafts
+        bne     r5, r6, slot
+        bne     r5, r4, segment
+        li      r6, {s.layers}
+        li      r10, 0
+    passes_layer:
+        {layer_assembly(config, attention).strip()}
+        li      r9, {config.kv_layer_bytes}
+        add     r10, r10, r9
+        addi    r6, r6, -1
+        bne     r6, r0, passes_layer
+        beq     r11, r4, passes
+        add     r2, r11, r11                            ; times the stride of 4
+        add     r2, r2, r2
+        addi    r2, r2, {stride * config.lanes}
+    answers:
+        sub     r6, r4, r11
+        li      r9, {config.dot_lanes}
+        blt     r6, r9, some
+        addi    r6, r9, 0
+    some:
+        vector.normq slot=r11 count=r6 length={s.hidden} norm=1 dest=1
+        add     r3, r11, r6
+        addi    r5, r11, 0
+    choice:
+        load    r13, r2, 0
+        load    r14, r2, 1
+        load    r15, r2, 2
+        wait    vector
+        sample  slot=r5 noise=r13 temperature=r14 limits=r15
+        addi    r2, r2, {stride}
+        addi    r5, r5, 1
+        bne     r5, r3, choice
+        dot.head slot=r11 count=r6
+        beq     r3, r4, last_answers
+        stream  {layout.entry_head}
+    answer:
+        token   r8
+        out     r8
+        addi    r11, r11, 1
+        bne     r11, r3, answer
+        jmp     answers
+    last_answers:
+        stream  {layout.entry_layers}
+    last_answer:
+        token   r8
+        out     r8
+        addi    r11, r11, 1
+        bne     r11, r4, last_answer
+        jmp     next_pass
+    ended:
+        flush
+        wait    vector+matmul+dot+sampler+writes
+        halt    0
     """
 
 
 def generation(config: BuildConfig, layout: MemoryMap) -> list[int]:
-    """Words of the generation program (entry 0)."""
-    return assemble(generation_assembly(config, layout), limit=config.program_words)
+    """Words of both programs, which begin at ENTRY_GENERATION and ENTRY_PASSES. A machine with a short-list has no program of passes."""
+    text = "jmp generation\njmp passes\n" + generation_assembly(config, layout)
+    text += "passes: halt 1" if config.shortlist else passes_assembly(config, layout)
+    return assemble(text, limit=config.program_words)

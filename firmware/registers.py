@@ -13,7 +13,7 @@ from tritloom.firmware.assembler import ARGUMENTS
 ADDRESS_BITS = 12
 IDENTIFIER = int.from_bytes(b"TRIT", "little")
 """Value of ID: reads as the text TRIT in a memory dump."""
-MAP_VERSION = 1
+MAP_VERSION = 2
 """Value of VERSION."""
 FIFO_DEPTH = 64
 """Tokens in each of the two token FIFOs."""
@@ -67,8 +67,6 @@ def _loader(name: str, address: int, what: str) -> tuple[Register, ...]:
             Register(f"{name}_HIGH", address + 8, "wo", f"bits 63:32: writes the word and advances {name}_ADDRESS", halted=True))
 
 
-_UFLOAT = (Field("MANTISSA", 0, 16, "unsigned, top bit set, or zero"), Field("EXPONENT", 16, 16, "signed"))
-
 REGISTERS: tuple[Register, ...] = (
     Register("ID", 0x000, "ro", "the text TRIT, least significant byte first", reset=IDENTIFIER),
     Register("VERSION", 0x004, "ro", "version of the register map and instruction set", reset=MAP_VERSION),
@@ -102,10 +100,6 @@ REGISTERS: tuple[Register, ...] = (
     *_loader("DESCRIPTOR", 0x070, "weight streamer entry"),
     Register("MEMORY_ADDRESS", 0x080, "rw", "byte address MEMORY_DATA writes next, a multiple of 4; advances by 4 per write"),
     Register("MEMORY_DATA", 0x084, "wo", "write 32 bits to the accelerator's memory; waits for the memory", halted=True),
-    Register("TEMPERATURE_SCALE", 0x0A0, "rw", "2**LOGIT_DROP * log2(e) / temperature; zero is greedy", fields=_UFLOAT),
-    Register("TOP_K", 0x0A4, "rw", "longest list of tokens to choose from; 0 is off", width=16),
-    Register("TOP_P", 0x0A8, "rw", "probability mass to choose from, in 1/65536; 65536 is off", width=17, reset=65536),
-    Register("SEED", 0x0AC, "rw", "seed of the sampling noise"),
     *(Register(f"PORT_BASE{i}", 0x0C0 + 4 * i, "rw", f"byte address of memory port {i}'s stripe, a multiple of 4096")
       for i in range(PORTS)),
     *_counter("CYCLES", 0x100, "cycles in which a program ran"),

@@ -298,10 +298,11 @@ def _mean_token(m: Measured, parts: dict[str, int], useful: int, beat_bytes: int
             "bytes": parts, "roofline_share": useful / (cycles * beat_bytes), "timeline": m.timeline}
 
 
-def whole_tokens(model: str | Path, board: str, *, context: int | None = None, prefill: int | None = None,
+def whole_tokens(model: str | Path, board: str, *, context: int | None = None, prefill: int | None = None, batch: int | None = None,
                  settings: dict[str, Any] | None = None, timing: str | None = None, resume: bool = False,
                  console: Console | None = None) -> Report:
     """Measure a decode token at `context` positions and the first token after `prefill` prompt tokens, on the simulated RTL.
+    With `batch`, instead of one decode token, a token each of so many texts at `context` positions, beside the token of one.
 
     `model`: a checkpoint's folder or file, or a name of gen.shapes (random weights). sim/measure.py says what exactly is
     measured. Results are stored below docs/results; with `resume`, a stored result of the same configuration, code,
@@ -322,12 +323,17 @@ def whole_tokens(model: str | Path, board: str, *, context: int | None = None, p
     timing = timing or target.timing
     if timing not in PRESETS:
         raise BenchError(f"no memory timing {timing!r}: choose {', '.join(PRESETS)}")
-    wanted = [(what, count) for what, count in (("decode", context), ("prefill", prefill)) if count is not None]
+    several = f"batch{batch}"
+    wanted = [(what, count) for what, count in ((several if batch else "decode", context), ("prefill", prefill)) if count is not None]
+    settings = {"sequences": batch} | settings if batch else settings
     folder = path.exists()
     spec = open_checkpoint(path).spec if folder else published(str(model))
     spec = spec.with_context(measure.capacity(max(2, *(count for _, count in wanted)), spec.shape.context))
     fitted = common.fitted(spec, board, settings)
     config, name = fitted.config, path.name if folder else str(model)
+    if batch and batch > min(config.lanes, config.sequences):
+        raise BenchError(f"{batch} texts need as many lanes and caches, this machine has {config.lanes} and {config.sequences}: "
+                         f"--set lanes={batch}")
     changes = "".join(f" --set {key}={value}" for key, value in settings.items())
     changes += f" --timing {timing}" if timing != target.timing else ""
     labels = settings | ({"timing-": timing} if timing != target.timing else {})
@@ -356,20 +362,77 @@ def whole_tokens(model: str | Path, board: str, *, context: int | None = None, p
                 session = Session(measure.Watched(backend), image, timeout_s=SESSION_TIMEOUT_S)
             with session:
                 for what, count in missing:
-                    if what == "decode":
-                        expected = predict(config, image.map, target, count)[0]["decode_cycles_per_token"]
-                    else:
+                    if what == "prefill":
                         expected = prompt_cycles(config, image.map, target, count)
-                    title = f"Decode at {count} positions" if what == "decode" else f"Prefill of {count} tokens"
+                    else:
+                        expected = predict(config, image.map, target, count)[0]["decode_cycles_per_token"]
+                    title = f"Prefill of {count} tokens" if what == "prefill" else f"Decode at {count} positions"
                     with console.step(title) as update:
-                        measured = getattr(measure, what)(session, count, expected=expected, progress=update, timeline=True)
-                    command = f"tritloom bench --model {model} --board {board} --{'context' if what == 'decode' else what} {count}{changes}"
+                        if what == several:
+                            measured = measure.batch(session, count, batch or 0, expected=expected, progress=update, timeline=True)
+                        else:
+                            measured = getattr(measure, what)(session, count, expected=expected, progress=update, timeline=True)
+                    asked = f"--prefill {count}" if what == "prefill" else f"--context {count}{f' --batch {batch}' if batch else ''}"
+                    command = f"tritloom bench --model {model} --board {board} {asked}{changes}"
                     entries[what] = measure.record(measured, model=name, what=what, count=count, config=config, timing=timing,
                                                    weights="checkpoint" if folder else "random", command=command)
                     measure.store(entries[what], files[what])
         finally:
             backend.close()
     return _report((entries[what], states[what]) for what, _ in wanted)
+
+
+DRAFTS_PROMPT = "One day, a little girl named Lily"
+"""An opening after which the stories' models do write again what they wrote; after others they stray from it sooner or later."""
+REWRITTEN_TOKENS, OPENING_TOKENS = 96, 24
+"""Of the story that is written twice, and of its second writing's beginning, which the prompt gives."""
+
+
+def drafted(model: str | Path, board: str, drafts: int, *, tokens: int = 64, prompt: str | None = None,
+            settings: dict[str, Any] | None = None, timing: str | None = None, console: Console | None = None) -> Report:
+    """Measure drafts on the simulated RTL: a text that goes on freely from `prompt`, and one that rewrites what the model wrote
+    (`sim.measure.rewriting`). The results are stored."""
+    from tritloom.boards.board import load as load_board
+    from tritloom.host.commands import common
+    from tritloom.host.console import Console
+    from tritloom.host.session import Session, check_drafts
+    from tritloom.host.tokenizer import Tokenizer
+    from tritloom.sim import measure
+
+    console, settings, path = console or Console(json=True), settings or {}, Path(model)
+    target = load_board(board)
+    timing = timing or target.timing
+    checkpoint = common.open_model(path)
+    spec = checkpoint.spec
+    config = common.configuration(spec, board, settings)
+    check_drafts(drafts, config)
+    ids = Tokenizer.from_file(checkpoint.tokenizer, spec.bos_id).encode(prompt or DRAFTS_PROMPT)
+    story, most = min(REWRITTEN_TOKENS, spec.shape.context // 3), spec.shape.context // 3
+    if max(len(ids), tokens) > most:
+        raise BenchError(f"a prompt of {len(ids)} tokens and {tokens} tokens to write: at most {most} each fit the context written twice")
+    image = common.image_of(path, checkpoint, config, console)
+    changes = (f' --prompt "{prompt}"' if prompt else "") + "".join(f" --set {key}={value}" for key, value in settings.items())
+    changes += f" --timing {timing}" if timing != target.timing else ""
+    command = f"tritloom bench --model {model} --board {board} --drafts {drafts} --tokens {tokens}{changes}"
+    entries = []
+    backend = common.open_simulation(config, image.map.total_bytes, timing, console)
+    try:
+        with Session(backend, image) as session:
+            for kind in ("ordinary", "rewrite"):
+                with console.step(f"Writing, {kind}"):
+                    text = ids
+                    if kind == "rewrite":
+                        text = measure.rewriting(session, ids, max(story - len(ids), 2), OPENING_TOKENS, spec.eos_ids[0])
+                    found = measure.drafted(session, text, tokens, drafts, spec.eos_ids)
+                entry = measure.record(found | {"prompt": kind}, model=path.name, what=f"drafts-{kind}", count=tokens, config=config,
+                                       timing=timing, weights="checkpoint", command=command)
+                if prompt is None:
+                    labels = settings | {"drafts": drafts} | ({"timing-": timing} if timing != target.timing else {})
+                    measure.store(entry, measure.result_path(board, path.name, f"{kind}-{tokens}", labels))
+                entries.append((entry, "measured"))
+    finally:
+        backend.close()
+    return _report(entries)
 
 
 def _report(results: Iterable[tuple[dict[str, Any], str]]) -> Report:
@@ -384,10 +447,14 @@ def entry_rows(entry: dict[str, Any], state: str) -> list[Row]:
         return _synthesis_rows(entry, state)
     m, clock = entry["measured"], entry["clock_hz"]
     lanes = entry["configuration"]["lanes"]
-    title = (f"{entry['model']} on {entry['board']} ({lanes} lane{'s' if lanes > 1 else ''}, memory {entry['timing']}), "
-             f"{entry['what']} {'at' if entry['what'] == 'decode' else 'of'} {entry['count']}")
+    title = f"{entry['model']} on {entry['board']} ({lanes} lane{'s' if lanes > 1 else ''}, memory {entry['timing']}), "
+    if "drafts" in m:
+        return _draft_rows(entry, state, title)
+    title += f"{entry['what']} {'of' if entry['what'] == 'prefill' else 'at'} {entry['count']}"
     per_token = "cycles/token" if entry["what"] == "decode" else "cycles"
     named = [("", m["cycles"], per_token), (f", at {clock / 1e6:g} MHz", m["tokens_per_s"], "tokens/s")]
+    if "texts" in m:
+        named += [(", one text alone", m["alone_cycles"], "cycles/token"), (", tokens for those of one text alone", m["speed_up"], "times")]
     if "first_token_s" in m:
         named.append((", time to the first token", m["first_token_s"], "s"))
     named += [(", share of the stream roofline", m["roofline_share"], "of beat rate")]
@@ -423,6 +490,19 @@ def _synthesis_rows(entry: dict[str, Any], state: str) -> list[Row]:
         slow += [(f"path {path['start']} to {path['end']} ({' '.join(path['cells'])}), {path['count']} of them", path["delay"])
                  for path in timing["paths"]]
         rows += [row(f"{title}, {what}", delay, unit, "projected", entry["command"]) for what, delay in slow]
+    for item in rows:
+        item["state"] = state
+    return rows
+
+
+def _draft_rows(entry: dict[str, Any], state: str, title: str) -> list[Row]:
+    """Rows of a text with and without drafts."""
+    m = entry["measured"]
+    title += f"{entry['what']}, {m['tokens']} tokens after {m['prompt_tokens']}"
+    rows = [row(f"{title}{what}", value, unit, entry["kind"], entry["command"]) for what, value, unit in (
+        (", plain", m["plain_cycles"], "cycles/token"), (f", up to {m['drafts']} drafts", m["cycles"], "cycles/token"),
+        (", plain cycles for those with drafts", m["speed_up"], "times"), (", tokens a pass", m["tokens"] / m["passes"], "tokens"),
+        (", the same with the prompt", m["plain_cycles_with_prompt"] / m["cycles_with_prompt"], "times"))]
     for item in rows:
         item["state"] = state
     return rows
@@ -474,7 +554,8 @@ def routed(report: str | Path, command: str = "tritloom build") -> list[Row]:
 
 
 def report(*, unit: str | None = None, synth: bool = False, model: str | Path | None = None, board: str = "sim", tokens: int = 8,
-           context: int | None = None, prefill: int | None = None, timing: str | None = None, resume: bool = False,
+           context: int | None = None, prefill: int | None = None, batch: int | None = None, drafts: int | None = None,
+           prompt: str | None = None, timing: str | None = None, resume: bool = False,
            stored: bool = False, settings: dict[str, Any] | None = None, console: Console | None = None) -> Report:
     """What `tritloom bench` shows: a unit's synthesis, a model's decode on the simulated RTL, or stored results."""
     from tritloom.host.console import Console
@@ -494,8 +575,10 @@ def report(*, unit: str | None = None, synth: bool = False, model: str | Path | 
             raise BenchError("--synth measures no cycles: leave --prefill and --timing out")
         return machine_synth(model, board, context=context, settings=settings, resume=resume, console=console)
     if context is not None or prefill is not None:
-        return whole_tokens(model, board, context=context, prefill=prefill, settings=settings, timing=timing, resume=resume,
+        return whole_tokens(model, board, context=context, prefill=prefill, batch=batch, settings=settings, timing=timing, resume=resume,
                             console=console)
+    if batch is not None:
+        raise BenchError("--batch measures a token each of several texts at a depth: give --context N too")
     if resume:
         raise BenchError("--resume takes up a stored measurement of whole tokens: give --context N or --prefill N")
     if not Path(model).exists():
@@ -503,6 +586,8 @@ def report(*, unit: str | None = None, synth: bool = False, model: str | Path | 
 
         if str(model) in SHAPES:
             raise BenchError(f"{model} is a shape without a text to continue: give --context N or --prefill N")
+    if drafts is not None:
+        return drafted(model, board, drafts, tokens=tokens, prompt=prompt, settings=settings, timing=timing, console=console)
     with console.step("Measuring") as update:
         return decode(model, board, tokens, settings=settings, timing=timing, progress=update)
 

@@ -15,6 +15,7 @@ from math import ceil
 from pathlib import Path
 
 from tritloom.firmware.config import BuildConfig, ConfigError
+from tritloom.firmware.isa import SCRATCH_WORDS
 
 __all__ = ["COEFFICIENTS", "FAMILIES", "KINDS", "UNITS", "Memory", "memories", "memory_cost", "resources", "terms", "unit_resources"]
 
@@ -109,10 +110,12 @@ def memories(config: BuildConfig) -> dict[str, list[Memory]]:
     dot = [
         Memory(8 * a, p * ceil(widest / a)), Memory(26, p * s.heads), Memory(8 * m, ceil(64 / m) * 2), Memory(8 * m, max(2, m // a)),
         Memory(26, 32), Memory(8 * a, ceil(widest / a), d), Memory(17 * c.attention_rows, 32 // c.attention_rows, d), Memory(22, 32, d),
-        Memory(16, 1024, d, rom=True), Memory(35 * word, max(2, s.head_dim // word), d), Memory(40, 16),
+        Memory(16, 1024, d, rom=True), Memory(35 * word, max(2, s.head_dim // word), d), Memory(44 * d, 16),
     ]
-    sampler = [Memory(16, 1024, rom=True), Memory(49, c.sampler_candidates), Memory(32, 512, 2, rom=True), Memory(41, 32)]
-    control = [Memory(64, c.program_words), Memory(32, 16, 3), Memory(32, 63), Memory(64, 63), Memory(17, 8)]
+    ids = 44 + s.vocab.bit_length()
+    sampler = [Memory(16, 1024, rom=True), Memory(ids, p * c.sampler_candidates), Memory(32, 512, 2, rom=True), Memory(41, 32),
+               Memory(82, p), Memory(ids, p, 2), Memory(17 + 33, p), Memory(26, p)]
+    control = [Memory(64, c.program_words), Memory(32, 16, 3), Memory(32, SCRATCH_WORDS * p), Memory(32, 63), Memory(64, 63), Memory(17, 8)]
     memory = [Memory(64, 256), Memory(48, 8)]
     if c.memory == "onchip":
         memory += [Memory(8, c.onchip_bytes // m, m), Memory(8 * m + 2, c.weight_fifo_beats), Memory(8 * m, c.read_fifo_beats)]

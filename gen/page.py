@@ -123,6 +123,7 @@ def bounds(entry: Mapping[str, Any]) -> Bounds:
 
 def page(rows: Sequence[Mapping[str, Any]], results: Sequence[tuple[Mapping[str, Any], str]]) -> str:
     """The HTML of measured `rows`, and of `results`: entries as sim/measure.py keeps them, each with its state."""
+    results = [(entry, state) for entry, state in results if entry["what"] in ("decode", "prefill")]
     titles = [_title(entry) for entry, _ in results]
     heading = titles[0] if len(titles) == 1 else "Measured tokens" if titles else "Measured numbers"
     parts = [f"<header><h1>{escape(heading)}</h1>", _lead(results), "</header>"]

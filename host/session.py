@@ -19,15 +19,28 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tritloom.firmware.config import BuildConfig
-from tritloom.firmware.integer import GREEDY, LOGIT_DROP, Sampling, uf_from_float, uf_pack
-from tritloom.firmware.programs import ARG_DRAFTS, ARG_POSITION, ARG_PROMPT, ARG_STOP, ARG_TOKENS, NO_STOP_TOKEN
+from tritloom.firmware.integer import GREEDY, LOGIT_DROP, Sampling, uf_from_float
+from tritloom.firmware.programs import (
+    ARG_LIMITS,
+    ARG_POSITION,
+    ARG_PROMPT,
+    ARG_SEED,
+    ARG_STOP,
+    ARG_TEMPERATURE,
+    ARG_TOKENS,
+    ENTRY_GENERATION,
+    ENTRY_PASSES,
+    NO_STOP_TOKEN,
+)
 from tritloom.firmware.registers import FIFO_DEPTH, IDENTIFIER, MAP_VERSION, REGISTER
 from tritloom.host.backend import Backend, DeviceBusy, DeviceError, DeviceFault, DeviceTimeout, InputError
+from tritloom.host.batch import Batch, Passes, Text
 from tritloom.host.drafting import PromptLookup
 from tritloom.host.image import Image
 
@@ -65,15 +78,19 @@ def sampling(temperature: float | None = None, top_k: int | None = None, top_p: 
     return Sampling(scale, top_k or 0, 65536 if top_p is None else max(1, round(top_p * 65536)), seed or 0)
 
 
-def check_drafts(drafts: int, sampling: Sampling, config: BuildConfig) -> None:
+def check_passes(config: BuildConfig) -> None:
+    """Raises `InputError` for a machine that has no program of passes."""
+    if config.shortlist:
+        raise InputError("a machine with a short-list takes one text and checks no drafts: build it with shortlist=0")
+
+
+def check_drafts(drafts: int, config: BuildConfig) -> None:
     """Raises `InputError` for drafts that a machine of `config` cannot check."""
-    lanes = config.dot_lanes
-    if drafts and config.shortlist:
-        raise InputError("a machine with a short-list checks no drafts: leave them out, or build it with shortlist=0")
-    if drafts and sampling != GREEDY:
-        raise InputError("drafts are checked against the most likely token: use them without a temperature, top-k or top-p")
+    if drafts:
+        check_passes(config)
+    lanes = config.lanes
     if not 0 <= drafts < lanes:
-        raise InputError(f"drafts must be from 0 to {lanes - 1} on this machine, whose dot engine has {lanes} lanes, not {drafts}")
+        raise InputError(f"drafts must be from 0 to {lanes - 1} on this machine of {lanes} lanes, not {drafts}")
 
 
 @dataclass(frozen=True)
@@ -99,7 +116,7 @@ class Stats:
     wall_s: float
     first_token_s: float | None
     passes: int | None = None
-    """Passes over the weights that `drafts` took, one for each run of tokens; None without drafts."""
+    """Passes over the weights that gave tokens, of a batch or with drafts; else None."""
 
     @property
     def decode_cycles_per_token(self) -> float | None:
@@ -129,12 +146,12 @@ class _Counters:
 
 @dataclass
 class _Generation:
-    """One run of the generation program: what it was given, what came of it, and when."""
+    """One run of a program: what it was given, what came of it, and when. `keeps`: the session's text goes on with it."""
 
     prompt: Sequence[int]
-    new: int
-    drafts: int = 0
-    passes: int = 0
+    new: int = 0
+    passes: Passes | None = None
+    keeps: bool = True
     taken: list[int] = field(default_factory=list)
     stamps: list[int] = field(default_factory=list)
     first: _Counters | None = None
@@ -170,7 +187,7 @@ class _Generation:
             busy=dict(zip((unit.lower() for unit in UNITS), now.busy, strict=True)),
             wall_s=(self.end_s or time.monotonic()) - self.start_s,
             first_token_s=self.first_s - self.start_s if self.first_s else None,
-            passes=self.passes if self.drafts else None,
+            passes=self.passes.count if self.passes else None,
         )
 
 
@@ -233,6 +250,9 @@ class Session:
         self._pending: int | None = None
         """The newest token, which the device has not read yet."""
         self._active: _Generation | None = None
+        self._batch: Batch | None = None
+        self.pass_cycles: dict[int, float] = {}
+        """Device cycles of a pass by its number of tokens, as drafts learn them."""
         self._failed = False
         self._stats: Stats | None = None
         beats = image.map.token_beats + self.config.shape.layers * self.config.kv_layer_bytes // self.config.mem_bytes
@@ -282,7 +302,6 @@ class Session:
             for word in words:
                 b.write(f"{name}_LOW", word & MASK32)
                 b.write(f"{name}_HIGH", word >> 32)
-        b.write("ENTRY", 0)
 
     # Requests ------------------------------------------------------------------------------------
 
@@ -309,18 +328,45 @@ class Session:
         Ends after `max_new_tokens` or with the first of `stop_ids` (which is among the tokens). The request is
         checked now; the device starts with the first token asked for. Closing the iterator early stops the
         device and forgets what was not taken. With `drafts`, up to so many tokens are guessed by prompt look-up and
-        checked in one pass over the weights: the text is the same, sooner where it repeats itself. Greedy only.
+        checked in one pass over the weights: the text is the same, sooner where it repeats itself.
         """
+        tokens = self.checked(prompt, max_new_tokens, sampling, stop_ids, drafts)
+        return self._run(self._place, tokens, max_new_tokens, sampling, tuple(stop_ids), progress, drafts)
+
+    def checked(
+        self, prompt: Iterable[int], max_new_tokens: int, sampling: Sampling, stop_ids: Sequence[int], drafts: int, position: int = 0
+    ) -> list[int]:
+        """The tokens to read, the first at `position` or where the session's text ends. Raises `InputError` where the device cannot."""
         tokens = self._tokens(prompt)
         if max_new_tokens < 1:
             raise InputError(f"the number of tokens to generate must be at least 1, not {max_new_tokens}")
-        self._check_room(tokens, max_new_tokens)
+        self._check_room(tokens, max_new_tokens, position)
         for token in stop_ids:
             self._check_token(token, "stop token")
         if sampling.top_k > self.config.sampler_candidates:
             raise InputError(f"top-k {sampling.top_k} is more than the machine's {self.config.sampler_candidates} candidates: lower it")
-        check_drafts(drafts, sampling, self.config)
-        return self._run(self._place, tokens, max_new_tokens, sampling, tuple(stop_ids), progress, drafts)
+        check_drafts(drafts, self.config)
+        return tokens
+
+    def batch(self) -> Batch:
+        """Several texts together (host/batch.py), with all the device's caches. The session's own text is forgotten, and it has none
+        until the batch is closed."""
+        check_passes(self.config)
+        if self._batch is not None or self._active is not None:
+            raise DeviceBusy("a batch or a generation is under way: close it first")
+        self.reset()
+        self._batch = Batch(self)
+        return self._batch
+
+    def require_batch(self, batch: object) -> None:
+        if self._batch is not batch:
+            raise InputError("the batch is closed: open another one")
+
+    def end_batch(self, batch: object) -> None:
+        """Stop what runs of it, and close it."""
+        if self._batch is batch:
+            self.stop()
+            self._batch = None
 
     def stop(self) -> None:
         """End the generation under way, if any. What was taken of it stays part of the text."""
@@ -338,6 +384,7 @@ class Session:
         """Forget the text, and whatever went wrong."""
         if self._active is not None:
             self._finish(completed=False)
+        self._batch = None
         self._halt()
         self.backend.write("CONTROL", CLEAR)
         self.position, self._pending, self._stats, self._failed = 0, None, None, False
@@ -408,14 +455,14 @@ class Session:
         if not 0 <= token < self.config.shape.vocab:
             raise InputError(f"{what} {token} is outside the vocabulary of {self.config.shape.vocab}: use this model's tokenizer")
 
-    def _check_room(self, tokens: Sequence[int], new: int) -> None:
-        context = self.config.shape.context
-        after = f" after {self.position} positions" if self.position else ""
-        if self.position + len(tokens) > context:
+    def _check_room(self, tokens: Sequence[int], new: int, position: int = 0) -> None:
+        context, position = self.config.shape.context, position or self.position
+        after = f" after {position} positions" if position else ""
+        if position + len(tokens) > context:
             raise InputError(
                 f"the prompt of {len(tokens)} tokens{after} is longer than the context of {context}: shorten it or reset the session"
             )
-        room = context - self.position - len(tokens) + 1
+        room = context - position - len(tokens) + 1
         if new > room:
             raise InputError(
                 f"{new} tokens after a prompt of {len(tokens)}{after} go past the context of {context}: ask for at most {room}"
@@ -436,21 +483,64 @@ class Session:
         """The generation, checked and asked for when the text ended at `place`."""
         if not tokens:
             return
+        if self._batch is not None:
+            raise DeviceBusy("a batch is open: close it first")
+        self._require_idle()
+        if place != self._place:
+            raise InputError("the text has changed since this generation was asked for: ask again")
+        generation = _Generation(tokens, new)
+        if drafts:
+            text = Text(list(tokens), new, self.position, 0, sampling, stop_ids, PromptLookup(tokens, drafts))
+            known, entry, arguments = (), ENTRY_PASSES, {}
+            items = self._exchange_passes(generation, lambda passes: None if text.done else passes.step([text]), progress)
+        else:
+            temperature, limits = sampling.words
+            known, entry = stop_ids[1:], ENTRY_GENERATION
+            arguments = {ARG_PROMPT: len(tokens), ARG_TOKENS: new, ARG_POSITION: self.position,
+                         ARG_STOP: stop_ids[0] if stop_ids else NO_STOP_TOKEN,
+                         ARG_TEMPERATURE: temperature, ARG_LIMITS: limits, ARG_SEED: sampling.seed}  # fmt: skip
+            items = ((None, *item) for item in self._exchange(generation, progress))
+        with closing(self._drive(generation, entry, arguments, items)) as run:
+            for _, token in run:
+                yield token
+                if token in known:
+                    self.stop()
+                    return
+
+    def run_batch(
+        self, step: Callable[[Any], list[tuple[Any, int, int]] | None], prompt: Sequence[int]
+    ) -> Generator[tuple[Any, int], None, None]:
+        """(text, token) of pass after pass, until `step` makes none; `prompt`: all tokens read, for the statistics."""
+        self._require_idle()
+        generation = _Generation(prompt, keeps=False)
+        items = self._exchange_passes(generation, step, None)
+        with closing(self._drive(generation, ENTRY_PASSES, {}, items)) as run:
+            for text, token in run:
+                if not text.closed:
+                    yield text, token
+
+    def _require_idle(self) -> None:
         if self._failed:
             raise DeviceError("the device failed before: reset the session")
         if self._active is not None:
             raise DeviceBusy("a generation is under way: take all its tokens or close it first")
-        if place != self._place:
-            raise InputError("the text has changed since this generation was asked for: ask again")
-        generation = self._active = _Generation(tokens, new, drafts)
-        known = stop_ids if drafts else stop_ids[1:]
+
+    def _drive(
+        self, generation: _Generation, entry: int, arguments: dict[int, int], items: Iterator[tuple[Any, int, int]]
+    ) -> Generator[tuple[Any, int], None, None]:
+        """Start the program at `entry` and hand on what comes of it: (text, token) of each of `items`, which have the cycle too."""
+        self._active = generation
         try:
-            self._start(generation, sampling, stop_ids[0] if stop_ids else NO_STOP_TOKEN)
-            for token, stamp in (self._check_drafts if drafts else self._exchange)(generation, progress):
-                generation.token(token, stamp, self.backend)
-                yield token
-                if token in known:
-                    self.stop()
+            b = self.backend
+            b.write("CONTROL", CLEAR)
+            for index, value in arguments.items():
+                b.write(f"ARG{index}", value)
+            b.write("ENTRY", entry)
+            b.write("CONTROL", START)
+            for text, token, stamp in items:
+                generation.token(token, stamp, b)
+                yield text, token
+                if self._active is not generation:
                     return
             if self._active is generation:
                 self._finish(completed=True)
@@ -463,21 +553,6 @@ class Session:
                     self.stop()
                 except DeviceError:  # `_failed` keeps it; the first error is the one to report
                     pass
-
-    def _start(self, generation: _Generation, sampling: Sampling, stop_id: int) -> None:
-        b = self.backend
-        b.write("CONTROL", CLEAR)
-        arguments = {ARG_PROMPT: len(generation.prompt), ARG_TOKENS: generation.new, ARG_POSITION: self.position, ARG_STOP: stop_id,
-                     ARG_DRAFTS: 0}  # fmt: skip
-        if generation.drafts:  # the prompt's last token is the first pass's
-            arguments |= {ARG_PROMPT: len(generation.prompt) - 1, ARG_TOKENS: 0, ARG_DRAFTS: 1}
-        for index, value in arguments.items():
-            b.write(f"ARG{index}", value)
-        b.write("TEMPERATURE_SCALE", int(uf_pack(sampling.temperature_scale)))
-        b.write("TOP_K", sampling.top_k)
-        b.write("TOP_P", sampling.top_p)
-        b.write("SEED", sampling.seed)
-        b.write("CONTROL", START)
 
     def _exchange(self, generation: _Generation, progress: Progress | None) -> Iterator[tuple[int, int]]:
         """Prompt tokens in; generated tokens out, with their cycle stamps, until the device has halted."""
@@ -507,54 +582,56 @@ class Session:
                 return
             watch.step()
 
-    def _check_drafts(self, generation: _Generation, progress: Progress | None) -> Iterator[tuple[int, int]]:
-        """Pass after pass: the newest token and drafts in, the token after each out; those that the drafts foresaw count."""
-        prompt = generation.prompt
-        lookup = PromptLookup(prompt, generation.drafts)
-        position, newest, left = self.position + len(prompt) - 1, prompt[-1], generation.new
-        for done, token in enumerate(prompt[:-1]):
-            self._push(token)
+    def _exchange_passes(
+        self, generation: _Generation, step: Callable[[Any], list[tuple[Any, int, int]] | None], progress: Progress | None
+    ) -> Iterator[tuple[Any, int, int]]:
+        """Tokens of pass after pass, with their texts and cycle stamps, until `step` makes none; then the program ends."""
+        generation.passes = passes = Passes(self)
+        while self._active is generation and (new := step(passes)) is not None:
             if progress:
-                progress(max(done + 1 - FIFO_DEPTH, 0), len(prompt))
-        while left and self._active is generation:
-            drafted = lookup.draft(min(left - 1, self.config.shape.context - position - 1))
-            for word in (1 + len(drafted), position, newest, *drafted):
-                self._push(word)
-            generation.passes += 1
-            answers = [self._pull() for _ in range(1 + len(drafted))]
-            accepted = next((i for i, guess in enumerate(drafted) if guess != answers[i][0]), len(drafted))
-            for token, stamp in answers[: accepted + 1]:
-                lookup.push(token)
-                newest, left, position = token, left - 1, position + 1
-                yield token, stamp
-                if self._active is not generation:
-                    return
-        self._push(0)
+                progress(min(passes.read, len(generation.prompt)), len(generation.prompt))
+            yield from new
+        if self._active is not generation:
+            return
+        self.push([0])
         watch = _Watch(self, "the end of its program")
         while STATUS["RUNNING"].get(status := self.backend.read("STATUS")):
             watch.step()
         self._check_end(status)
 
-    def _push(self, word: int) -> None:
-        watch = _Watch(self, "room for a token")
-        while not STATUS["PROMPT_ROOM"].get(status := self.backend.read("STATUS")):
-            if not STATUS["RUNNING"].get(status):
-                self._check_end(status)
-            watch.step()
-        self.backend.write("TOKEN_IN", word)
-
-    def _pull(self) -> tuple[int, int]:
-        """The next token and its cycle stamp."""
-        b, watch = self.backend, _Watch(self, "a token")
-        while not b.read("TOKEN_LEVEL"):
-            if not STATUS["RUNNING"].get(status := b.read("STATUS")):
+    def push(self, words: Sequence[int]) -> None:
+        """Hand words to the program."""
+        watch, at = _Watch(self, "room for a token"), 0
+        while at < len(words):
+            status = self.backend.read("STATUS")
+            room = STATUS["PROMPT_ROOM"].get(status)
+            for word in words[at : at + room]:
+                self.backend.write("TOKEN_IN", word)
+            at += room
+            if room:
+                watch = _Watch(self, "room for a token")
+            elif not STATUS["RUNNING"].get(status):
                 self._check_end(status)
                 raise DeviceFault("the program ended before its last token", self.state())
-            watch.step()
-        stamp, token = b.read("TOKEN_CYCLE"), TOKEN_OUT["TOKEN"].get(b.read("TOKEN_OUT"))
-        if token >= self.config.shape.vocab:
-            raise DeviceFault(f"the device sent {token}, which is no token", self.state())
-        return token, stamp
+            else:
+                watch.step()
+
+    def pull(self, count: int) -> list[tuple[int, int]]:
+        """The program's next `count` tokens and their cycle stamps."""
+        b, watch, taken = self.backend, _Watch(self, "a token"), []
+        while len(taken) < count:
+            for _ in range(min(b.read("TOKEN_LEVEL"), count - len(taken))):
+                stamp, token = b.read("TOKEN_CYCLE"), TOKEN_OUT["TOKEN"].get(b.read("TOKEN_OUT"))
+                if token >= self.config.shape.vocab:
+                    raise DeviceFault(f"the device sent {token}, which is no token", self.state())
+                taken.append((token, stamp))
+                watch = _Watch(self, "a token")
+            if len(taken) < count:
+                if not STATUS["RUNNING"].get(status := b.read("STATUS")) and not b.read("TOKEN_LEVEL"):
+                    self._check_end(status)
+                    raise DeviceFault("the program ended before its last token", self.state())
+                watch.step()
+        return taken
 
     def _check_end(self, status: int) -> None:
         if STATUS["MEMORY_ERROR"].get(status):
@@ -577,7 +654,7 @@ class Session:
         assert generation is not None
         generation.end_s = time.monotonic()
         taken = generation.taken
-        if taken or completed:
+        if generation.keeps and (taken or completed):
             self.position += len(generation.prompt) + max(len(taken) - 1, 0)
             self._pending = taken[-1] if taken else None
         try:

@@ -10,6 +10,7 @@ from tritloom.firmware.config import CHUNK, KV_SCALE_BYTES
 from tritloom.firmware.isa import DotOp
 
 from .dot import DotLane, accumulator_bits, delay, dot_bits, index_shape, step_layout
+from .sampler import logit_layout
 from .softmax import LOGIT, Finish, ScoreLane, SoftmaxControl, SoftmaxLane, work_layout
 from .stream import Fifo, Slice
 from .ufloat import UFLOAT, from_word
@@ -466,10 +467,9 @@ class DotEngine(wiring.Component):
     to their own; their query codes and scales lie in the engine's buffers, keys and values in memory from
     `kv_base` (firmware/config.py has the layout). For one token the lanes take query heads that share a
     key/value head; for several they take the tokens. Outputs leave as work elements.
-    HEAD: the codes of `count` slots from `slot` against the rows of the weight stream. The logits of the first leave in
-    the order of their ids; of each, the id of the greatest logit (the lowest of equals) stands in `best` until the next HEAD.
-    With a short-list, of one slot, against the rows of `short_list` candidates in the table at `kv_base`, in their order; there is
-    no `best`.
+    HEAD: the codes of `count` slots from `slot`, at most one per lane, against the rows of the weight stream. The logits leave row by
+    row, in the order of the slots. With a short-list, of one slot, against the rows of `short_list` candidates in the table at
+    `kv_base`, in their order.
 
     Memory beyond what is visible may hold anything.
 
@@ -477,6 +477,7 @@ class DotEngine(wiring.Component):
 
     Throughput: `macs` bytes per cycle: 2 * head_dim/macs cycles for each visible position and pass, plus
     three cycles and four beats of scales or fewer per chunk. Softmax and division overlap the streaming.
+    HEAD takes hidden/macs cycles per row, or `count` where that is more: logits leave one by one.
 
     Parameters
     ----------
@@ -501,8 +502,7 @@ class DotEngine(wiring.Component):
     read_request : Out(stream {addr, beats}), read_data : In(stream of 8*mem_bytes bits)
     work_write : {valid, slot, addr, data}, work_clear : Out(slots)
         Outputs; slots whose outputs begin anew.
-    logits_o : Out(stream of {logit, id})
-    best : Out(array of token ids, one per lane), without a short-list
+    logits_o : Out(stream of sampler.logit_layout)
     candidates_i : In(stream of token ids), with a short-list
     saturated : Out(1)
         High for a cycle when a score saturated.
@@ -561,10 +561,9 @@ class DotEngine(wiring.Component):
                 "valid": Out(1), "slot": Out(slot), "addr": Out(index_shape(heads * head_dim // vector_lanes)),
                 "data": Out(work_layout(vector_lanes))})),
             "work_clear": Out(slots),
-            "logits_o": Out(stream.Signature(data.StructLayout({"logit": LOGIT, "id": index_shape(vocab)}))),
+            "logits_o": Out(stream.Signature(logit_layout(vocab, slots))),
             "saturated": Out(1),
-        } | ({"candidates_i": In(stream.Signature(index_shape(vocab)))} if short_list else
-             {"best": Out(data.ArrayLayout(index_shape(vocab), lanes))}))
+        } | ({"candidates_i": In(stream.Signature(index_shape(vocab)))} if short_list else {}))
 
     def _some(self, *names):
         return {name: self._p[name] for name in names}
@@ -661,10 +660,7 @@ class DotEngine(wiring.Component):
             m.d.comb += [getattr(lane.scan, name).eq(value) for name, value in scan.items()]
             scores.append(score)
         m.d.comb += newly_scored.eq(scores[0].scored)
-        ids = self._ids(m, control, scores[0])
-        self._logits(m, control, sequencer, scores[0], ids)
-        if not self._short_list:
-            self._best(m, scores, ids)
+        self._logits(m, control, sequencer, scores)
         return m
 
     def _rows_one_by_one(self, m, step):
@@ -782,43 +778,39 @@ class DotEngine(wiring.Component):
         m.d.comb += [write.en.eq(given.en), write.addr.eq(address), write.data.eq(given.data)]
         return read
 
-    def _ids(self, m, control, score):
-        """The id of the row whose logits the lanes have."""
-        row = Signal(index_shape(self._p["vocab"]))
+    def _logits(self, m, control, sequencer, scores):
+        """Queue the rows' logits, of all lanes together; they leave one by one. A row may start while there is room for all on the way."""
+        m.submodules.logits = queue = Fifo(data.ArrayLayout(LOGIT, self._lanes), LOGIT_DEPTH)
+        on_the_way = Signal(range(LOGIT_DEPTH + 1))
+        step = sequencer.step
+        complete, row_leaves = Signal(), Signal()
+        row, lane = Signal(index_shape(self._p["vocab"])), Signal(index_shape(self._lanes))
+        logit = self.logits_o.payload
+        m.d.comb += [
+            queue.i.valid.eq(scores[0].logit_valid), queue.i.payload.eq(Cat(score.logit for score in scores)),
+            sequencer.logit_room.eq(on_the_way < LOGIT_DEPTH - 1),
+            control.head_done.eq(complete & (on_the_way == 0)),
+            self.logits_o.valid.eq(queue.o.valid),
+            logit.logit.eq(queue.o.payload[lane]), logit.id.eq(row), logit.slot.eq(control.slot + lane),
+            queue.o.ready.eq(self.logits_o.ready & (lane + 1 == control.count)), row_leaves.eq(queue.o.valid & queue.o.ready),
+        ]
+        m.d.sync += on_the_way.eq(on_the_way + (step.valid & step.head & step.emit & step.first) - row_leaves)
+        with m.If(control.begin):
+            m.d.sync += lane.eq(0)
+        with m.Elif(self.logits_o.valid & self.logits_o.ready):
+            m.d.sync += lane.eq(Mux(row_leaves, 0, lane + 1))
         if self._short_list:
             m.submodules.ids = ids = Fifo(row.shape(), IDS_DEPTH)
             wiring.connect(m, wiring.flipped(self.candidates_i), control.candidates_i)
             wiring.connect(m, control.ids_o, ids.i)
-            m.d.comb += [row.eq(ids.o.payload), ids.o.ready.eq(score.logit_valid)]
-            return row
-        with m.If(control.begin):
-            m.d.sync += row.eq(0)
-        with m.Elif(score.logit_valid):
-            m.d.sync += row.eq(row + 1)
-        return row
-
-    def _logits(self, m, control, sequencer, score, ids):
-        """Queue the logits; a row may start while there is room for all that are on the way."""
-        m.submodules.logits = queue = Fifo(self.logits_o.payload.shape(), LOGIT_DEPTH)
-        wiring.connect(m, queue.o, wiring.flipped(self.logits_o))
-        on_the_way = Signal(range(LOGIT_DEPTH + 1))
-        step = sequencer.step
-        complete = Signal()
-        m.d.comb += [
-            queue.i.valid.eq(score.logit_valid), queue.i.payload.logit.eq(score.logit), queue.i.payload.id.eq(ids),
-            sequencer.logit_room.eq(on_the_way < LOGIT_DEPTH - 1),
-            control.head_done.eq(complete & (on_the_way == 0)),
-        ]
-        m.d.sync += on_the_way.eq(on_the_way + (step.valid & step.head & step.emit & step.first) - (queue.o.valid & queue.o.ready))
+            m.d.comb += [row.eq(ids.o.payload), ids.o.ready.eq(row_leaves)]
+        else:
+            with m.If(control.begin):
+                m.d.sync += row.eq(0)
+            with m.Elif(row_leaves):
+                m.d.sync += row.eq(row + 1)
         head_done = delay(m, sequencer.head_done, 3, "head_done")
         with m.If(control.begin):
             m.d.sync += complete.eq(0)
         with m.Elif(head_done):
             m.d.sync += complete.eq(1)
-
-    def _best(self, m, scores, row):
-        """The id of each lane's greatest logit: all lanes see the logits of a row in the same cycle."""
-        for i, score in enumerate(scores):
-            greatest = Signal(LOGIT, name=f"greatest{i}")
-            with m.If(score.logit_valid & ((row == 0) | (score.logit > greatest))):
-                m.d.sync += [greatest.eq(score.logit), self.best[i].eq(row)]

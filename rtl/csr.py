@@ -13,7 +13,6 @@ from tritloom.firmware.registers import ADDRESS_BITS, FIFO_DEPTH, IDENTIFIER, MA
 
 from .sequencer import UNITS, loader_signature
 from .stream import Fifo
-from .ufloat import UFLOAT, from_word
 
 __all__ = ["ControlRegisters", "axi_lite_members"]
 
@@ -67,7 +66,7 @@ class ControlRegisters(wiring.Component):
         Write ports of the program memory and the weight streamer's.
     memory_write : Out(stream({"addr", "data", "strb"}))
         Writes of 32 bits each.
-    port_base : Out(array of 32), temperature_scale, top_k, top_p, seed : Out
+    port_base : Out(array of 32)
     unit_busy : In(5), weight_beat, data_beat, memory_error : In(1), saturated : In(2)
         What is counted; `saturated` has a bit for each unit that reports it.
     """
@@ -97,7 +96,6 @@ class ControlRegisters(wiring.Component):
             "descriptor": Out(loader_signature(8)),
             "memory_write": Out(stream.Signature(data.StructLayout({"addr": 32, "data": 8 * mem_bytes, "strb": mem_bytes}))),
             "port_base": Out(data.ArrayLayout(32, mem_ports)),
-            "temperature_scale": Out(UFLOAT), "top_k": Out(16), "top_p": Out(17), "seed": Out(32),
             "unit_busy": In(UNITS),
             "weight_beat": In(1), "data_beat": In(1), "memory_error": In(1), "saturated": In(2),
         })
@@ -208,8 +206,7 @@ class ControlRegisters(wiring.Component):
 
     def _settings(self, m: Module, stored) -> None:
         m.d.comb += [
-            self.entry.eq(stored["ENTRY"]), self.temperature_scale.eq(from_word(stored["TEMPERATURE_SCALE"])),
-            self.top_k.eq(stored["TOP_K"]), self.top_p.eq(stored["TOP_P"]), self.seed.eq(stored["SEED"]),
+            self.entry.eq(stored["ENTRY"]),
             *(self.args[i].eq(stored[f"ARG{i}"]) for i in range(ARGUMENTS)),
             *(self.port_base[i].eq(stored[f"PORT_BASE{i}"]) for i in range(self._mem_ports)),
         ]

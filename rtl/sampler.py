@@ -11,14 +11,26 @@ from amaranth.lib.wiring import In, Out
 from tritloom.firmware.config import LOGIT_BITS
 from tritloom.firmware.integer import EXP2_TABLE, LOG2_BITS, LOG2_TABLE, LOGIT_DROP, PROBABILITY_BITS, SCORE_BITS
 
+from .dot import index_shape
 from .shared import once
-from .ufloat import UFLOAT
+from .ufloat import UFLOAT, from_word
 
-__all__ = ["Log2", "Mix32", "Sampler"]
+__all__ = ["Log2", "Mix32", "Sampler", "logit_layout"]
 
 FRACTION_BITS = 16
 """Fraction of base-2 logits and of the noise."""
-TOP_P_OFF = 1 << 16
+TOP_P_OFF = 0xFFFF
+"""Upper half of a command's `limits` that keeps every token: top-p is one more, in 1/65536."""
+
+
+def logit_layout(vocab: int, slots: int) -> data.StructLayout:
+    """A logit on its way to the sampler, with its token and the slot it is for."""
+    return data.StructLayout({"logit": signed(LOGIT_BITS), "id": index_shape(vocab), "slot": index_shape(slots)})
+
+
+def _better(one: Value, other: Value) -> Value:
+    """Whether entry `one` goes before `other`: the greater logit, of equals the lower id."""
+    return (one.logit > other.logit) | ((one.logit == other.logit) & (one.id < other.id))
 
 
 class Mix32(wiring.Component):
@@ -130,14 +142,16 @@ class _Delay(wiring.Component):
 
 
 class Sampler(wiring.Component):
-    """Choose a token from one vocabulary's integer logits (`integer.sample`, in every bit).
+    """Choose a token for each of several slots from their integer logits (`integer.sample`, in every bit).
 
-    A command takes the settings and then exactly `logits` logits with their ids, in any order; the token follows. Greedy
-    and plain sampling keep a running best. Top-k and top-p keep the greatest logits in a sorted list
-    (in memory, one entry moved per cycle) beside the running probability mass, then walk the list.
+    One command per slot, of consecutive slots, brings a slot's settings; then exactly `logits` logits of each of
+    them follow, those of different slots in any mixture, and the tokens leave in the order of the commands. Greedy
+    and plain sampling keep a running best of each slot. Top-k and top-p keep the greatest logits of a slot in a sorted
+    list (in memory, one entry moved per cycle) beside its running probability mass, then walk the list. Equal logits go by their ids,
+    so a slot's logits may come in any order; only top-p's total mass is summed as they come (`integer.sampling_mass`).
 
-    Latency: greedy, 4 cycles from the last logit to the token (`latency`); otherwise `drain` cycles
-    more per pass, and 2 per list entry.
+    Latency: greedy, 4 cycles from the last logit to the first token (`latency`) and 3 for each token more;
+    otherwise `drain` cycles more per pass, and 2 per list entry.
 
     Throughput: one logit per cycle for greedy and plain sampling; with a list 2 cycles per logit, and
     for one that enters the list 2 more and the entries it moves down.
@@ -145,23 +159,26 @@ class Sampler(wiring.Component):
     Parameters
     ----------
     vocab : int
-        Ids are below it.
-    logits : int
-        Logits per token; `vocab` if 0.
+        Ids are below this.
     candidates : int
         Longest sorted list.
+    slots : int
+        P.
+    logits : int
+        Logits per token; `vocab` by default.
 
     Members
     -------
-    cmd : In(stream({"position"}))
-        The position enters the noise. Ready when idle.
+    cmd : In(stream({"slot", "noise", "temperature", "limits"}))
+        `noise`: seed + position, what the noise is made of; `temperature`: temperature_scale of `integer.Sampling`, packed;
+        `limits`: top_k in bits 15:0, top_p - 1 in 31:16. Ready until the first logit.
     busy : Out(1)
-        From the command to the token's arrival in `token_o`.
-    logits_i : In(stream({"logit", "id"})), token_o : Out(stream(32))
-    temperature_scale, logit_scale : In(UFLOAT), top_k : In(16), top_p : In(17), seed : In(32)
-        Settings, as in `integer.Sampling`, taken with the command.
+        From the first command to the last token's arrival in `token_o`.
+    logit_scale_write : In {valid, slot, scale}
+        Scale of a slot's logits. Before the slot's command.
+    logits_i : In(stream(logit_layout)), token_o : Out(stream(32))
     abandon : In(1)
-        While high: give up the command, take and drop logits.
+        While high: give up the commands, take and drop logits.
     """
 
     latency = 4
@@ -170,90 +187,122 @@ class Sampler(wiring.Component):
     MASS_STAGE = SCALE_LATENCY + 5
     drain = NOISE_LATENCY + 1
 
-    def __init__(self, *, vocab: int, candidates: int, logits: int = 0):
-        if not isinstance(vocab, int) or vocab < 1:
-            raise ValueError(f"vocab must be a positive integer, not {vocab!r}")
-        if not isinstance(logits, int) or not 0 <= logits <= vocab:
-            raise ValueError(f"logits must be from 0 to vocab ({vocab}), not {logits!r}")
+    def __init__(self, *, vocab: int, candidates: int, slots: int = 1, logits: int | None = None):
+        logits = vocab if logits is None else logits
+        for name, value in (("vocab", vocab), ("slots", slots), ("logits", logits)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a positive integer, not {value!r}")
         if not isinstance(candidates, int) or not 1 <= candidates < 1 << 16:
             raise ValueError(f"candidates must be from 1 to 65535, not {candidates!r}")
-        self._logits, self._candidates = logits or vocab, candidates
-        self._id_bits = max(1, (vocab - 1).bit_length())
-        self._entry = data.StructLayout({"logit": signed(LOGIT_BITS), "id": self._id_bits})
+        self._candidates, self._slots, self._logits = candidates, slots, logits
+        layout = logit_layout(vocab, slots)
+        self._id, self._slot = layout["id"].shape, layout["slot"].shape
+        self._entry = data.StructLayout({"logit": signed(LOGIT_BITS), "id": self._id})
+        self._setting = data.StructLayout({
+            "greedy": 1, "listed": 1, "cut": 1, "limit": range(candidates + 1), "top_p": 17, "key": 32, "mantissa": 16, "shift": 6})
         super().__init__({
-            "cmd": In(stream.Signature(data.StructLayout({"position": 32}))),
+            "cmd": In(stream.Signature(data.StructLayout({"slot": self._slot, "noise": 32, "temperature": 32, "limits": 32}))),
             "busy": Out(1),
-            "logits_i": In(stream.Signature(self._entry)),
+            "logit_scale_write": In(wiring.Signature({"valid": Out(1), "slot": Out(self._slot), "scale": Out(UFLOAT)})),
+            "logits_i": In(stream.Signature(layout)),
             "token_o": Out(stream.Signature(32)),
-            "temperature_scale": In(UFLOAT),
-            "logit_scale": In(UFLOAT),
-            "top_k": In(16),
-            "top_p": In(17),
-            "seed": In(32),
             "abandon": In(1),
         })
 
+    def _per_slot(self, m: Module, name: str, shape):
+        """A word for each slot, written at the clock's edge and read at once."""
+        m.submodules[name] = store = memory.Memory(shape=shape, depth=max(2, self._slots), init=[])
+        return store.write_port(), store.read_port(domain="comb")
+
     def elaborate(self, platform):
         m = Module()
-        # Settings of the command under way.
-        greedy, listed, cut = Signal(), Signal(), Signal()
-        limit = Signal(range(self._candidates + 1))
-        top_p = Signal(17)
-        noise_start, key = Signal(32), Signal(32)
-        mantissa, shift = self._scale(m)
+        command = self.cmd.payload
+        # The slots of the commands under way: `at` hands its token over next, `latest` was named last.
+        at, latest = Signal(self._slot), Signal(self._slot)
+        begun, noisy, walking = Signal(), Signal(), Signal()
+        left = Signal(range(self._slots * self._logits + 1))
 
-        # Stage 0: a logit or list entry under way; `valid[n]` belongs to stage n.
-        entry = Signal(self._entry)
-        valid = Signal(self.drain + 1)
-        preparing, walking, start = Signal(), Signal(), Signal()
-        enter = Signal()
-        m.d.sync += valid.eq(Mux(self.abandon | start, 0, Cat(enter, valid[:-1])))
+        # Settings: `given` by the command, kept per slot, `setting` of the entry at stage 0.
+        given, setting = Signal(self._setting), Signal(self._setting)
+        noise_start, prepared = Signal(32), Signal()
+        keep, known = self._per_slot(m, "settings", self._setting)
+        m.d.comb += [keep.addr.eq(latest), keep.en.eq(prepared), keep.data.eq(given)]  # but for the key
+        self._scale(m, given)
 
-        z = self._fixed(m, entry.logit, mantissa, shift)
-        closed = self._mass(m, z, valid, start, walking, cut, top_p)
+        # Stage 0: a logit or list entry under way. Bit n belongs to stage n: it may become the token; it counts in the mass.
+        entry, entry_slot = Signal(self._entry), Signal(self._slot)
+        contests, weighs, direct = Signal(self.NOISE_LATENCY + 1), Signal(self.MASS_STAGE + 2), Signal()
+        contest, weigh, greedy = Signal(), Signal(), Signal()
+        with m.If(self.abandon):
+            m.d.sync += [contests.eq(0), weighs.eq(0), direct.eq(0)]
+        with m.Else():
+            m.d.sync += [contests.eq(Cat(contest, contests[:-1])), weighs.eq(Cat(weigh, weighs[:-1])), direct.eq(greedy)]
+        slots = [entry_slot]
+        for stage in range(1, self.MASS_STAGE + 1):
+            slots.append(Signal(self._slot, name=f"s{stage}_slot"))
+            m.d.sync += slots[-1].eq(slots[-2])
+
+        z = self._fixed(m, entry.logit, setting.mantissa, setting.shift)
+        closed = self._mass(m, z, weighs, slots, at, walking, prepared, latest, setting)
         with m.If(walking & closed):
-            m.d.sync += valid[self.MASS_STAGE + 1].eq(0)
+            m.d.sync += contests[self.MASS_STAGE + 1].eq(0)
 
-        noise, mixed = self._noise(m, Mux(preparing, noise_start, entry.id ^ key))
-        m.submodules.delay = delay = _Delay(32 + self._id_bits, self.NOISE_LATENCY - self.SCALE_LATENCY)
+        preparing = Signal()
+        noise, mixed = self._noise(m, Mux(preparing, noise_start, entry.id ^ setting.key))
+        m.d.comb += keep.data.key.eq(mixed)
+        tagged = data.StructLayout({"z": signed(32), "id": self._id, "slot": self._slot})
+        m.submodules.delay = delay = _Delay(tagged.size, self.NOISE_LATENCY - self.SCALE_LATENCY)
         token_id = entry.id
         for stage in range(1, self.SCALE_LATENCY + 1):
-            held = Signal(self._id_bits, name=f"s{stage}_id")
+            held = Signal(self._id, name=f"s{stage}_id")
             m.d.sync += held.eq(token_id)
             token_id = held
-        m.d.comb += delay.i.eq(Cat(z, token_id))
-        delayed = data.View(data.StructLayout({"z": signed(32), "id": self._id_bits}), delay.o)
+        m.d.comb += delay.i.eq(Cat(z, token_id, slots[self.SCALE_LATENCY]))
+        delayed = data.View(tagged, delay.o)
 
-        # The challenge: greedy from stage 0, else from the noise. Plain sampling and walks choose; filling a list does not.
-        challenge, best = Signal(self._entry), Signal(self._entry)
-        challenging, chosen = Signal(), Signal()
-        with m.If(greedy):
-            m.d.sync += [challenge.eq(entry), challenging.eq(valid[0])]
-        with m.Else():
-            m.d.sync += [challenge.logit.eq(delayed.z + noise), challenge.id.eq(delayed.id),
-                         challenging.eq(valid[self.NOISE_LATENCY] & (walking | ~listed))]
-        equal = (challenge.logit == best.logit) & (challenge.id < best.id) & ~walking  # the list has equals in the order of ids
-        with m.If(challenging & (~chosen | (challenge.logit > best.logit) | equal)):
-            m.d.sync += [best.eq(challenge), chosen.eq(1)]
+        # The challenge: greedy from stage 0, else from the noise (TAKE keeps them apart).
+        challenge, challenger = Signal(self._entry), Signal(self._slot)
+        challenging, chosen = Signal(), Signal(self._slots)
+        noisy_one = contests[self.NOISE_LATENCY]
+        m.d.sync += [challenging.eq((noisy_one | direct) & ~self.abandon), challenge.eq(entry), challenger.eq(entry_slot)]
+        with m.If(noisy_one):
+            m.d.sync += [challenge.logit.eq(delayed.z + noise), challenge.id.eq(delayed.id), challenger.eq(delayed.slot)]
+        win, best = self._per_slot(m, "best", self._entry)
+        m.d.comb += [
+            best.addr.eq(Mux(challenging, challenger, at)), win.addr.eq(challenger), win.data.eq(challenge),
+            win.en.eq(challenging & (~chosen.bit_select(challenger, 1) | _better(challenge, best.data))),
+        ]
+        with m.If(prepared):
+            m.d.sync += chosen.bit_select(latest, 1).eq(0)
+        with m.Elif(challenging):
+            m.d.sync += chosen.bit_select(challenger, 1).eq(1)
 
-        # The sorted list: entries 0 to filled-1; `least` is entry limit-1.
-        m.submodules.list = entries = memory.Memory(shape=self._entry, depth=self._candidates, init=[])
+        # The sorted lists: of each slot entries 0 to filled-1; `least` is entry limit-1.
+        place_bits = (self._candidates - 1).bit_length()
+        m.submodules.list = entries = memory.Memory(
+            shape=self._entry, depth=max(2, self._slots << place_bits), init=[])
         write, read = entries.write_port(), entries.read_port()
-        slot, filled = Signal(range(self._candidates + 1)), Signal(range(self._candidates + 1))
-        full, least = Signal(), Signal(self._entry)
-        moves = Signal()
+        place, filled = Signal(range(self._candidates + 1)), Signal(range(self._candidates + 1))
+        full, moves = Signal(), Signal()
+        least, least_now = Signal(self._entry), Signal(self._entry)
+        level = data.StructLayout({"filled": filled.shape(), "least": self._entry})
+        levels_write, levels = self._per_slot(m, "levels", level)
+        list_slot, read_place = Signal(self._slot), Signal.like(place)
+        m.d.comb += [
+            full.eq(filled == setting.limit), moves.eq((place != 0) & _better(entry, read.data)),
+            list_slot.eq(Mux(walking, at, entry_slot)),
+            write.addr.eq(Cat(place[:place_bits], list_slot)), read.addr.eq(Cat(read_place[:place_bits], list_slot)),
+            write.data.eq(Mux(moves, read.data, entry)),
+            least_now.eq(Mux(write.en & (place + 1 == setting.limit), write.data, least)),
+            levels_write.addr.eq(Mux(prepared, latest, entry_slot)),
+            levels_write.data.filled.eq(Mux(prepared, 0, filled + ~full)), levels_write.data.least.eq(least_now),
+        ]
+        m.d.sync += least.eq(least_now)
 
-        def before(a, b):
-            return (a.logit > b.logit) | ((a.logit == b.logit) & (a.id < b.id))
-
-        m.d.comb += [full.eq(filled == limit), write.addr.eq(slot), moves.eq((slot != 0) & before(entry, read.data)),
-                     write.data.eq(Mux(moves, read.data, entry))]
-        with m.If(write.en & (slot + 1 == limit)):
-            m.d.sync += least.eq(write.data)
-
-        wait = Signal(range(max(self.drain, Mix32.latency) + 2))
-        taken = Signal(range(self._logits + 1))
-        m.d.comb += [self.busy.eq(1), self.logits_i.ready.eq(self.abandon)]
+        wait = Signal(range(max(self.drain, Mix32.latency, 17) + 2))
+        looked_at = Signal(self._slot)
+        m.d.comb += [self.busy.eq(1), self.logits_i.ready.eq(self.abandon), looked_at.eq(at),
+                     known.addr.eq(looked_at), levels.addr.eq(looked_at)]
         with m.If(self.token_o.ready):
             m.d.sync += self.token_o.valid.eq(0)
 
@@ -264,56 +313,75 @@ class Sampler(wiring.Component):
                 with m.If(self.abandon):
                     m.next = "IDLE"
 
+        def accept():
+            """Take a command."""
+            limits = command.limits
+            top_k, top_p = limits[:16], limits[16:]
+            is_greedy = from_word(command.temperature).m == 0
+            m.d.sync += [
+                given.greedy.eq(is_greedy), given.listed.eq(~is_greedy & ((top_k != 0) | (top_p != TOP_P_OFF))),
+                given.cut.eq(top_p != TOP_P_OFF), given.top_p.eq(top_p + 1),
+                given.limit.eq(Mux((top_k == 0) | (top_k > self._candidates), self._candidates, top_k)),
+                noise_start.eq(command.noise), latest.eq(command.slot), wait.eq(Mix32.latency),
+            ]
+            return is_greedy
+
         with m.FSM():
             with state("IDLE"):
-                m.d.comb += [self.busy.eq(0), self.cmd.ready.eq(~self.abandon), start.eq(self.cmd.valid & self.cmd.ready)]
-                m.d.sync += [
-                    greedy.eq(self.temperature_scale.m == 0),
-                    listed.eq((self.temperature_scale.m != 0) & ((self.top_k != 0) | (self.top_p < TOP_P_OFF))),
-                    cut.eq(self.top_p < TOP_P_OFF),
-                    limit.eq(Mux((self.top_k == 0) | (self.top_k > self._candidates), self._candidates, self.top_k)),
-                    top_p.eq(self.top_p),
-                    noise_start.eq(self.seed + self.cmd.payload.position),
-                    taken.eq(0), filled.eq(0), chosen.eq(0), walking.eq(0), wait.eq(Mix32.latency),
-                ]
-                with m.If(start):
+                m.d.comb += [self.busy.eq(0), self.cmd.ready.eq(~self.abandon)]
+                is_greedy = accept()
+                m.d.sync += [begun.eq(0), walking.eq(0), noisy.eq(~is_greedy), at.eq(command.slot), left.eq(self._logits)]
+                with m.If(self.cmd.valid & self.cmd.ready):
                     m.next = "PREPARE"
             with state("PREPARE"):  # the scale, and the noise's key
                 m.d.comb += preparing.eq(1)
-                m.d.sync += [wait.eq(wait - 1), key.eq(mixed)]
-                with m.If(greedy | (wait == 0)):
+                m.d.sync += wait.eq(wait - 1)
+                with m.If(given.greedy | (wait == 0)):
+                    m.d.comb += [prepared.eq(1), levels_write.en.eq(1)]
                     m.next = "TAKE"
             with state("TAKE"):
-                m.d.comb += self.logits_i.ready.eq(1)
-                m.d.sync += [wait.eq(Mux(greedy, 1, self.drain)), slot.eq(Mux(full, limit - 1, filled))]
-                with m.If(self.logits_i.valid):
-                    m.d.comb += enter.eq(1)
-                    m.d.sync += [entry.eq(self.logits_i.payload), taken.eq(taken + 1)]
-                    with m.If(listed):
-                        m.next = "CHECK"
-                    with m.Elif(taken == self._logits - 1):
-                        m.next = "DRAIN"
+                arriving, found = self.logits_i.payload, known.data
+                clash = found.greedy & contests[self.NOISE_LATENCY - 1]
+                m.d.comb += [looked_at.eq(arriving.slot), self.cmd.ready.eq(~begun & ~self.abandon)]
+                with m.If(self.cmd.valid & self.cmd.ready):
+                    is_greedy = accept()
+                    m.d.sync += [noisy.eq(noisy | ~is_greedy), left.eq(left + self._logits)]
+                    m.next = "PREPARE"
+                with m.Else():
+                    m.d.comb += self.logits_i.ready.eq(self.abandon | ~clash)
+                    m.d.sync += wait.eq(Mux(noisy, self.drain, 1))
+                    with m.If(self.logits_i.valid & ~clash):
+                        m.d.comb += [greedy.eq(found.greedy), contest.eq(~found.greedy & ~found.listed), weigh.eq(found.listed)]
+                        m.d.sync += [
+                            entry.logit.eq(arriving.logit), entry.id.eq(arriving.id), entry_slot.eq(arriving.slot), setting.eq(found),
+                            filled.eq(levels.data.filled), least.eq(levels.data.least), begun.eq(1), left.eq(left - 1),
+                            place.eq(Mux(levels.data.filled == found.limit, found.limit - 1, levels.data.filled)),
+                        ]
+                        with m.If(found.listed):
+                            m.next = "CHECK"
+                        with m.Elif(left == 1):
+                            m.next = "DRAIN"
             with state("CHECK"):
-                m.d.comb += read.addr.eq(slot - 1)
-                with m.If(~full | before(entry, least)):
+                m.d.comb += read_place.eq(place - 1)
+                with m.If(~full | _better(entry, least)):
                     m.next = "INSERT"
-                with m.Elif(taken == self._logits):
+                with m.Elif(left == 0):
                     m.next = "DRAIN"
                 with m.Else():
                     m.next = "TAKE"
-            with state("INSERT"):  # entry slot-1 is read: it moves down to `slot`, or the new one has its place there
-                m.d.comb += [read.addr.eq(slot - 2), write.en.eq(1)]
-                m.d.sync += slot.eq(slot - 1)
+            with state("INSERT"):  # entry place-1 is read: it moves down to `place`, or the new one has its place there
+                m.d.comb += [read_place.eq(place - 2), write.en.eq(1)]
+                m.d.sync += place.eq(place - 1)
                 with m.If(~moves):
-                    m.d.sync += filled.eq(filled + ~full)
+                    m.d.comb += levels_write.en.eq(1)
                     m.next = "TAKE"
-                    with m.If(taken == self._logits):
+                    with m.If(left == 0):
                         m.next = "DRAIN"
             with state("DRAIN"):
-                m.d.sync += [wait.eq(wait - 1), slot.eq(0)]
+                m.d.sync += [wait.eq(wait - 1), place.eq(0), setting.eq(known.data), filled.eq(levels.data.filled)]
                 with m.If(wait == 0):
-                    with m.If(listed & ~walking):
-                        m.d.sync += [walking.eq(1), wait.eq(top_p.shape().width)]
+                    with m.If(setting.listed & ~walking):
+                        m.d.sync += [walking.eq(1), wait.eq(17)]
                         m.next = "THRESHOLD"
                     with m.Else():
                         m.next = "DONE"
@@ -322,44 +390,53 @@ class Sampler(wiring.Component):
                 with m.If(wait == 0):
                     m.next = "WALK"
             with state("WALK"):
-                m.d.comb += read.addr.eq(slot)
-                m.d.sync += slot.eq(slot + 1)
+                m.d.comb += read_place.eq(place)
+                m.d.sync += place.eq(place + 1)
                 m.next = "ISSUE"
             with state("ISSUE"):
-                m.d.comb += enter.eq(1)
-                m.d.sync += [entry.eq(read.data), wait.eq(self.drain)]
+                m.d.comb += [contest.eq(1), weigh.eq(1)]
+                m.d.sync += [entry.eq(read.data), entry_slot.eq(at), wait.eq(self.drain)]
                 m.next = "WALK"
-                with m.If(slot == filled):
+                with m.If(place == filled):
                     m.next = "DRAIN"
             with state("DONE"):
+                m.d.sync += [wait.eq(1), walking.eq(0)]
                 with m.If((~self.token_o.valid | self.token_o.ready) & ~self.abandon):
-                    m.d.sync += [self.token_o.payload.eq(best.id), self.token_o.valid.eq(1)]
-                    m.next = "IDLE"
+                    m.d.sync += [self.token_o.payload.eq(best.data.id), self.token_o.valid.eq(1), at.eq(at + 1)]
+                    m.next = "DRAIN"
+                    with m.If(at == latest):
+                        m.next = "IDLE"
         return m
 
-    def _scale(self, m: Module) -> tuple[Value, Value]:
+    def _scale(self, m: Module, given: Value) -> None:
         """Product of the two scales, two cycles after the command: mantissa, and scale_to_fixed's shift less one (0 to 61)."""
         product, exponent = Signal(32), Signal(signed(11))
-        mantissa, shift = Signal(16), Signal(6)
+        store, logit_scale = self._per_slot(m, "logit_scales", UFLOAT)
+        temperature = from_word(self.cmd.payload.temperature)
+        m.d.comb += [
+            store.en.eq(self.logit_scale_write.valid), store.addr.eq(self.logit_scale_write.slot),
+            store.data.eq(self.logit_scale_write.scale), logit_scale.addr.eq(self.cmd.payload.slot),
+        ]
         with m.If(self.cmd.valid & self.cmd.ready):
-            m.d.sync += [product.eq(self.logit_scale.m * self.temperature_scale.m),
-                         exponent.eq(self.logit_scale.e + self.temperature_scale.e)]
+            m.d.sync += [product.eq(logit_scale.data.m * temperature.m), exponent.eq(logit_scale.data.e + temperature.e)]
         top = product[31]
         # k - 1 with k = 8 - (e + 16), of the normalised product's e.
         less = Signal(signed(13))
         m.d.comb += less.eq(-9 - 15 - exponent - top)
-        m.d.sync += [mantissa.eq(Mux(top, product[16:32], product[15:31])), shift.eq(Mux(less < 0, 0, Mux(less > 61, 61, less)))]
-        return mantissa, shift
+        m.d.sync += [given.mantissa.eq(Mux(top, product[16:32], product[15:31])),
+                     given.shift.eq(Mux(less < 0, 0, Mux(less > 61, 61, less)))]
 
     def _fixed(self, m: Module, logit: Value, mantissa: Value, shift: Value) -> Value:
         """integer.sampling_logits, SCALE_LATENCY cycles."""
         s1, s2 = (Signal(signed(LOGIT_BITS - LOGIT_DROP + 16)) for _ in range(2))
         s3, s4, s5 = (Signal(signed(LOGIT_BITS - LOGIT_DROP + 24)) for _ in range(3))
+        s1_shift, s2_shift, s3_shift = Signal(6), Signal(6), Signal(3)
         z = Signal(signed(32))
         scaled = Cat(C(0, 8), s2).as_signed()
         m.d.sync += [
             s1.eq((logit >> LOGIT_DROP) * mantissa), s2.eq(s1),
-            s3.eq(scaled >> Cat(C(0, 3), shift[3:])), s4.eq(s3 >> shift[:3]),
+            s1_shift.eq(shift), s2_shift.eq(s1_shift), s3_shift.eq(s2_shift[:3]),
+            s3.eq(scaled >> Cat(C(0, 3), s2_shift[3:])), s4.eq(s3 >> s3_shift),
             s5.eq((s4 + 1) >> 1),
             z.eq(Mux(s5 < -(1 << 31), -(1 << 31), Mux(s5 > (1 << 31) - 1, (1 << 31) - 1, s5))),
         ]
@@ -378,29 +455,31 @@ class Sampler(wiring.Component):
         ]
         return noise, mix.o
 
-    def _mass(self, m: Module, z: Value, valid: Value, start: Value, walking: Value, cut: Value, top_p: Value) -> Value:
-        """integer.sampling_mass while a list fills; while it is walked, whether the entries before suffice.
+    def _mass(self, m: Module, z: Value, weighs: Value, slots: list[Value], at: Value, walking: Value, prepared: Value, fresh: Value,
+              setting: Value) -> Value:
+        """integer.sampling_mass of each slot while its list fills; while one is walked, whether the entries before suffice.
 
-        Entries must come two cycles apart.
+        A slot's entries must come two cycles apart. `prepared`: slot `fresh` starts anew.
         """
         stage = self.SCALE_LATENCY
         drop = FRACTION_BITS - SCORE_BITS
-        running, total = Signal(signed(17)), Signal((self._logits << PROBABILITY_BITS).bit_length())
-        # Stages 7 to 9: the integer maximum and the distance to it.
+        total_shape = unsigned((self._logits << PROBABILITY_BITS).bit_length())
+        # Stage 7: the integer maximum. Stages 8 and 9: the distance to it, and how far it rose.
         s7_ceiling, s7_z = Signal(signed(17)), Signal(signed(32))
-        s8_before, s8_z = Signal(signed(17)), Signal(signed(32))
+        s8_before, s8_after, s8_z = Signal(signed(17)), Signal(signed(17)), Signal(signed(32))
         s9_distance, s9_step = Signal(33), Signal(6)
-        rise = Signal(18)
-        m.d.comb += rise.eq(running - s8_before)
+        rise, after = Signal(18), Signal(signed(17))
+        raised, running = self._per_slot(m, "running", signed(17))
+        m.d.comb += [
+            running.addr.eq(slots[stage + 1]), after.eq(Mux(s7_ceiling > running.data, s7_ceiling, running.data)),
+            raised.en.eq(prepared | weighs[stage + 1]), raised.addr.eq(Mux(prepared, fresh, slots[stage + 1])),
+            raised.data.eq(Mux(prepared, -(1 << 16), after)), rise.eq(s8_after - s8_before),
+        ]
         m.d.sync += [
             s7_ceiling.eq((z + 0xFFFF) >> FRACTION_BITS), s7_z.eq(z),
-            s8_before.eq(running), s8_z.eq(s7_z),
-            s9_distance.eq((running << FRACTION_BITS) - s8_z), s9_step.eq(Mux(rise > 63, 63, rise)),
+            s8_before.eq(running.data), s8_after.eq(after), s8_z.eq(s7_z),
+            s9_distance.eq((s8_after << FRACTION_BITS) - s8_z), s9_step.eq(Mux(rise > 63, 63, rise)),
         ]
-        with m.If(start):
-            m.d.sync += running.eq(-(1 << 16))
-        with m.Elif(valid[stage + 1] & (s7_ceiling > running)):
-            m.d.sync += running.eq(s7_ceiling)
         # Stages 10 and 11: 2**-distance.
         m.submodules.exp2 = rom = memory.Memory(shape=unsigned(PROBABILITY_BITS + 1), depth=1 << SCORE_BITS, init=EXP2_TABLE.tolist())
         read = rom.read_port()
@@ -409,28 +488,30 @@ class Sampler(wiring.Component):
         s11_probability = Signal(PROBABILITY_BITS + 1)
         m.d.comb += read.addr.eq(s9_distance[drop:FRACTION_BITS])
         m.d.sync += [s10_shift.eq(Mux(whole > 31, 31, whole)), s10_step.eq(s9_step), s11_probability.eq(read.data >> s10_shift)]
-        # The total: shift at stage 10, add at stage 11.
-        with m.If(start):
-            m.d.sync += total.eq(0)
-        with m.Elif(~walking & valid[stage + 4]):
-            m.d.sync += total.eq(total >> s10_step)
-        with m.Elif(~walking & valid[stage + 5]):
-            m.d.sync += total.eq(total + s11_probability)
+        # The total: read and shifted at stage 10, added to and written at stage 11.
+        added, total = self._per_slot(m, "total", total_shape)
+        s11_total = Signal(total_shape)
+        m.d.comb += [
+            total.addr.eq(Mux(walking | ~weighs[stage + 4], at, slots[stage + 4])),
+            added.en.eq(prepared | (weighs[stage + 5] & ~walking)), added.addr.eq(Mux(prepared, fresh, slots[stage + 5])),
+            added.data.eq(Mux(prepared, 0, s11_total + s11_probability)),
+        ]
+        m.d.sync += s11_total.eq(total.data >> s10_step)
         # The walk: mass of the entries so far against total * top_p, multiplied bit by bit in THRESHOLD.
-        wanted, factor = Signal(len(total) + 17), Signal(17)
+        wanted, factor = Signal(total_shape.width + 17), Signal(17)
         mass = Signal(range((self._candidates << PROBABILITY_BITS) + 1))
         closed = Signal()
         with m.If(~walking):
-            m.d.sync += [wanted.eq(0), factor.eq(top_p), mass.eq(0), closed.eq(0)]
+            m.d.sync += [wanted.eq(0), factor.eq(setting.top_p), mass.eq(0), closed.eq(0)]
         with m.Else():
             # The topmost bit last: 17 steps, then the factor is 0 and the product stays.
             m.d.sync += [factor.eq(factor[1:])]
-            with m.If(valid[stage + 5]):
+            with m.If(weighs[stage + 5]):
                 m.d.sync += mass.eq(mass + s11_probability)
-            m.d.sync += closed.eq(closed | (cut & valid[stage + 6] & (Cat(C(0, 16), mass) >= wanted)))
+            m.d.sync += closed.eq(closed | (setting.cut & weighs[stage + 6] & (Cat(C(0, 16), mass) >= wanted)))
         addend = Signal(len(wanted))
         with m.If(~walking):
-            m.d.sync += addend.eq(total)
+            m.d.sync += addend.eq(total.data)
         with m.Else():
             m.d.sync += addend.eq(addend << 1)
             with m.If(factor[0]):

@@ -7,7 +7,7 @@ from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from tritloom.firmware.assembler import ARGUMENTS, REGISTERS
-from tritloom.firmware.isa import BANK_SHIFT, Op, Unit
+from tritloom.firmware.isa import BANK_SHIFT, SCRATCH_WORDS, Op, Unit
 
 __all__ = ["DOT_COMMAND", "MATMUL_COMMAND", "SAMPLE_COMMAND", "SCAN_COMMAND", "Sequencer", "UNITS", "VECTOR_COMMAND", "loader_signature"]
 
@@ -17,7 +17,7 @@ VECTOR_COMMAND = data.StructLayout({
 MATMUL_COMMAND = data.StructLayout({"inputs": 16, "steps": 16, "slot": 8, "count": 8, "at": 16})
 DOT_COMMAND = data.StructLayout({"op": 1, "slot": 8, "count": 8, "position": 32, "kv_base": 32})
 SCAN_COMMAND = data.StructLayout({"slot": 8, "rows": 16, "first": 1, "at": 16})
-SAMPLE_COMMAND = data.StructLayout({"position": 32})
+SAMPLE_COMMAND = data.StructLayout({"slot": 8, "noise": 32, "temperature": 32, "limits": 32})
 
 UNITS = len(Unit)
 """Bits of `unit_busy`, in the order of firmware.isa.Unit."""
@@ -42,14 +42,14 @@ class Sequencer(wiring.Component):
 
     Latency: 3 cycles from `start` to the first instruction's command (`latency`).
 
-    Throughput: one instruction every 4 cycles, plus what it waits for.
+    Throughput: one instruction every 4 cycles (LOAD 5), plus what it waits for.
 
     Parameters
     ----------
     program_words : int
         Instructions the program memory holds, a power of two.
     lanes : int
-        P.
+        P: the scratch memory has SCRATCH_WORDS words for each.
     short_list : bool
         There is a unit for SCAN; else SCAN is no instruction.
 
@@ -73,8 +73,6 @@ class Sequencer(wiring.Component):
         Commands.
     token_i : In(stream(32))
         TOKEN: from the sampler.
-    best : In(array of 32)
-        BEST: a token per lane, from the dot engine.
     stream_start : Out(stream(8)), flush : Out(1), flushing : In(1)
         STREAM and FLUSH.
     unit_busy : In(5)
@@ -102,7 +100,6 @@ class Sequencer(wiring.Component):
             "sampler": Out(stream.Signature(SAMPLE_COMMAND)),
             "scan": Out(stream.Signature(SCAN_COMMAND)),
             "token_i": In(stream.Signature(32)),
-            "best": In(data.ArrayLayout(32, lanes)),
             "stream_start": Out(stream.Signature(8)),
             "flush": Out(1), "flushing": In(1),
             "unit_busy": In(UNITS),
@@ -127,6 +124,10 @@ class Sequencer(wiring.Component):
 
         instruction = Signal(INSTRUCTION)
         result, writes, taken = Signal(32), Signal(), Signal()
+        m.submodules.scratch = scratch = memory.Memory(shape=32, depth=SCRATCH_WORDS * self._lanes, init=[])
+        store, loaded = scratch.write_port(), scratch.read_port()
+        place = (operand["rs"] + instruction.imm)[:len(store.addr)]
+        m.d.comb += [store.addr.eq(place), store.data.eq(operand["rt"]), loaded.addr.eq(place)]
         m.d.comb += [write_back.addr.eq(instruction.rd), write_back.data.eq(result)]
         self._payloads(m, instruction, operand)
 
@@ -155,7 +156,10 @@ class Sequencer(wiring.Component):
                 with m.If(stopping):
                     m.next = "DRAIN"
                 with m.Else():
-                    self._execute(m, instruction, operand, result, writes, taken, busy_recently)
+                    self._execute(m, instruction, operand, result, writes, taken, busy_recently, store)
+            with m.State("LOADED"):
+                m.d.sync += [result.eq(loaded.data), writes.eq(1)]
+                m.next = "RETIRE"
             with m.State("RETIRE"):
                 m.d.comb += write_back.en.eq(writes & (instruction.rd != 0))
                 m.d.sync += self.pc.eq(Mux(taken, instruction.imm, self.pc + 1))
@@ -188,14 +192,15 @@ class Sequencer(wiring.Component):
             matmul.slot.eq(operand["rd"]), matmul.count.eq(operand["ru"]), matmul.at.eq(operand["rs"]),
             dot.op.eq(instruction.flags), dot.slot.eq(operand["rd"]), dot.count.eq(operand["ru"]),
             dot.position.eq(operand["rs"]), dot.kv_base.eq(operand["rt"]),
-            self.sampler.payload.position.eq(operand["rs"]),
+            self.sampler.payload.slot.eq(operand["rd"]), self.sampler.payload.noise.eq(operand["rs"]),
+            self.sampler.payload.temperature.eq(operand["rt"]), self.sampler.payload.limits.eq(operand["ru"]),
             self.scan.payload.slot.eq(operand["rd"]), self.scan.payload.rows.eq(instruction.imm),
             self.scan.payload.first.eq(instruction.flags), self.scan.payload.at.eq(operand["rs"]),
             self.stream_start.payload.eq(instruction.imm),
             self.token_o.payload.eq(operand["rs"]),
         ]
 
-    def _execute(self, m: Module, instruction, operand, result, writes, taken, busy) -> None:
+    def _execute(self, m: Module, instruction, operand, result, writes, taken, busy, store) -> None:
         def put(value):
             m.d.sync += [result.eq(value), writes.eq(1)]
             m.next = "RETIRE"
@@ -263,8 +268,11 @@ class Sequencer(wiring.Component):
                 offer(self.sampler)
             with m.Case(Op.TOKEN):
                 take(self.token_i)
-            with m.Case(Op.BEST):
-                put(self.best[rs[:max(1, (self._lanes - 1).bit_length())]] if self._lanes > 1 else self.best[0])
+            with m.Case(Op.LOAD):
+                m.next = "LOADED"
+            with m.Case(Op.STORE):
+                m.d.comb += store.en.eq(1)
+                m.next = "RETIRE"
             if self._short_list:
                 with m.Case(Op.SCAN):
                     offer(self.scan)

@@ -85,8 +85,9 @@ class Accelerator(wiring.Component):
             lanes=c.dot_lanes, slots=c.lanes, macs=c.attention_macs, rows=c.attention_rows, vector_lanes=c.vector_lanes,
             mem_bytes=c.mem_bytes, heads=s.heads, kv_heads=s.kv_heads, head_dim=s.head_dim, hidden=s.hidden, vocab=s.vocab,
             context=s.context, **head_layout, **kv_layout, short_list=c.shortlist)
-        m.submodules.sampler = sampler = Sampler(vocab=s.vocab, candidates=c.sampler_candidates, logits=c.shortlist)
-        m.submodules.sequencer = sequencer = Sequencer(program_words=c.program_words, lanes=c.dot_lanes, short_list=c.shortlist > 0)
+        m.submodules.sampler = sampler = Sampler(
+            vocab=s.vocab, candidates=c.sampler_candidates, slots=c.lanes, logits=c.shortlist or s.vocab)
+        m.submodules.sequencer = sequencer = Sequencer(program_words=c.program_words, lanes=c.lanes, short_list=c.shortlist > 0)
         m.submodules.registers = registers = ControlRegisters(
             digest=c.digest, mem_bytes=c.mem_bytes, mem_ports=c.mem_ports, program_words=c.program_words)
 
@@ -158,13 +159,13 @@ class Accelerator(wiring.Component):
     def _join_units(self, m, matmul, vector, dot, sampler):
         """Codes, accumulators, attention outputs and logits between the units."""
         for source, sink in ((vector.code_write, matmul.code_write), (vector.activation_write, dot.activation_write),
-                             (vector.q_scale_write, dot.q_scale_write), (dot.work_write, vector.work_write)):
+                             (vector.q_scale_write, dot.q_scale_write), (dot.work_write, vector.work_write),
+                             (vector.logit_scale_write, sampler.logit_scale_write)):
             for name in source.signature.members:
                 m.d.comb += Value.cast(getattr(sink, name)).eq(Value.cast(getattr(source, name)))
         m.d.comb += [
             vector.acc_read.data.eq(matmul.acc_read.data),
             vector.work_clear.eq(dot.work_clear),
-            sampler.logit_scale.eq(vector.logit_scale),
         ]
         if not self.config.shortlist:
             m.d.comb += [getattr(matmul.acc_read, name).eq(getattr(vector.acc_read, name)) for name in ("en", "slot", "addr", "part")]
@@ -177,8 +178,6 @@ class Accelerator(wiring.Component):
             m.d.comb += [unit.cmd.valid.eq(source.valid), source.ready.eq(unit.cmd.ready)]
             m.d.comb += [unit.cmd.payload[name].eq(source.payload[name]) for name, _ in unit.cmd.payload.shape()]
         wiring.connect(m, sampler.token_o, sequencer.token_i)
-        if not self.config.shortlist:
-            m.d.comb += [sequencer.best[i].eq(dot.best[i]) for i in range(self.config.dot_lanes)]
         wiring.connect(m, sequencer.stream_start, memory.start)
         wiring.connect(m, registers.prompt_o, sequencer.prompt_i)
         wiring.connect(m, sequencer.token_o, registers.token_i)
@@ -207,7 +206,6 @@ class Accelerator(wiring.Component):
             registers.saturated.eq(Cat(vector.saturated, dot.saturated)),
         ]
         m.d.comb += [sequencer.args[i].eq(registers.args[i]) for i in range(len(registers.args))]
-        m.d.comb += [getattr(sampler, name).eq(getattr(registers, name)) for name in ("temperature_scale", "top_k", "top_p", "seed")]
 
     def _trace(self, m, vector, dot):
         """Of each unit one source at a time: the program never lets two of them run together, and codes for both engines are shown once."""
@@ -225,7 +223,8 @@ class Accelerator(wiring.Component):
         )
         of_dot = (
             (TraceUnit.ATTENTION, dot.work_write.valid, dot.work_write.slot, dot.work_write.addr, self._work_words(dot.work_write.data)),
-            (TraceUnit.LOGITS, logit.valid & logit.ready, 0, 0, _extend(Value.cast(logit.payload.logit), 64)),
+            (TraceUnit.LOGITS, logit.valid & logit.ready, logit.payload.slot, logit.payload.id,
+             _extend(Value.cast(logit.payload.logit), 64)),
         )
         for port, sources in (("trace", of_vector), ("trace_dot", of_dot)):
             for unit, valid, slot, index, data in reversed(sources):

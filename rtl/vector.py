@@ -99,7 +99,7 @@ class VectorUnit(wiring.Component):
     q_scale_write : Out {valid, slot, head, scale}
     work_write : In {valid, slot, addr, data}, work_clear : In(lanes)
         Attention outputs by lane; lanes whose work vectors begin anew.
-    logit_scale : Out(UFLOAT), saturated : Out, x_trace : Out {valid, slot, addr, data}
+    logit_scale_write : Out {valid, slot, scale}, saturated : Out, x_trace : Out {valid, slot, addr, data}
     """
 
     def __init__(
@@ -223,7 +223,7 @@ class VectorUnit(wiring.Component):
                     )
                 ),
                 "work_clear": In(lanes),
-                "logit_scale": Out(UFLOAT),
+                "logit_scale_write": Out(wiring.Signature({"valid": Out(1), "slot": Out(self._slot), "scale": Out(UFLOAT)})),
                 "saturated": Out(1),
                 "x_trace": Out(
                     wiring.Signature(
@@ -677,8 +677,11 @@ class VectorUnit(wiring.Component):
             work_write.data.eq(scales.w),
             work_write.en.eq(scales.done & self._is(VectorOp.GLU)),
         ]
-        with m.If(scales.done & self._is(VectorOp.NORMQ) & self.command.dest.any()):
-            m.d.sync += [self.logit_scale.m.eq(scales.w.m), self.logit_scale.e.eq(scales.w.e)]
+        m.d.comb += [
+            self.logit_scale_write.valid.eq(scales.done & self._is(VectorOp.NORMQ) & self.command.dest.any()),
+            self.logit_scale_write.slot.eq(self.slot),
+            self.logit_scale_write.scale.m.eq(scales.w.m), self.logit_scale_write.scale.e.eq(scales.w.e),
+        ]
 
         # How the slot's activations stand in their memory: shifted left by `left`, or under the exponent `top`.
         self.left, self.top = Signal(5), Signal(signed(8))

@@ -11,7 +11,6 @@ import numpy as np
 
 from tritloom.firmware.config import BuildConfig, round_up
 from tritloom.firmware.emulator import Emulator, EmulatorError, TraceEvent
-from tritloom.firmware.integer import Sampling, uf_unpack
 from tritloom.firmware.programs import ARG_PROMPT, ARG_STOP, ARG_TOKENS
 from tritloom.firmware.registers import FIFO_DEPTH, IDENTIFIER, MAP_VERSION, REGISTER
 from tritloom.host.backend import Bytes, DeviceError
@@ -246,7 +245,6 @@ class EmulatorBackend(_SoftDevice):
         machine.program, machine.descriptors = _Program(self.program), list(self.descriptors)
         machine.prompt = self.prompt
         machine.arguments = [r[f"ARG{i}"] for i in range(8)]
-        machine.sampling = Sampling(uf_unpack(r["TEMPERATURE_SCALE"]), r["TOP_K"], r["TOP_P"], r["SEED"])
         self._before = (machine.instructions - self._cycles, machine.weight_beats - r["WEIGHT_BEATS_LOW"] - (r["WEIGHT_BEATS_HIGH"] << 32),
                         machine.saturations - r["SATURATIONS"])  # fmt: skip
         self._steps = machine.run(r["ENTRY"])

@@ -8,6 +8,12 @@ the prefetch of weights across both ends as in a long text (the machine is asked
 **Prefill of N tokens**: from the start of the program to the first token out, with a prompt of N tokens from
 position 0, in as many passes as the lanes make of it, the head once.
 
+**Decode of N texts**: as decode, but of N texts with caches of their own, all at the same position; the pass in between gives N
+tokens. One text's decode on the same machine is measured beside it.
+
+**Drafts**: a text is generated without and with drafts; both from the first token out to the last one. Two prompts: one from
+which the model goes on freely, and `rewriting`, which makes it repeat what it wrote.
+
 A result is a JSON file below docs/results/<board>/. It is stale when the code of the machine, the memory's model or the
 timing's numbers are no longer those it was measured with; `state_of` says so.
 """
@@ -19,7 +25,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -45,8 +51,8 @@ from tritloom.sim import memory as timing_presets
 from tritloom.sim.backends import SimBackend
 from tritloom.sim.equality import code_digest
 
-__all__ = ["CURRENT", "RandomImage", "capacity", "decode", "load", "model_digest", "prefill", "record", "record_synthesis", "result_path",
-           "state_of", "store", "stored"]
+__all__ = ["CURRENT", "RandomImage", "batch", "capacity", "decode", "drafted", "load", "model_digest", "prefill", "record",
+           "record_synthesis", "result_path", "rewriting", "state_of", "store", "stored"]
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
@@ -246,6 +252,64 @@ def prefill(session: Session, tokens: int, *, expected: float = 0.0, progress: T
                        "cache": reads}
     result["roofline_share"] = (sum(result["bytes"].values())) / (cycles * config.mem_bytes)
     return result
+
+
+def batch(session: Session, context: int, texts: int, *, expected: float = 0.0, progress: Tell | None = None,
+          timeline: bool = False) -> dict[str, Any]:
+    """Measure the pass that gives `texts` texts the token at position `context`-1, and one text's decode; the rest as in `decode`."""
+    alone = decode(session, context, expected=expected)
+    if isinstance(session.backend, Watched):
+        session.backend.watch(2 * expected, progress)
+    with session.batch() as several:
+        for _ in range(texts):
+            several.add([1], 3, position=context - 2)
+        run = iter(several)
+        for _ in range(texts):
+            next(run)
+        first = _Mark.take(session)
+        record = _Record(session, timeline)
+        for _ in range(texts):
+            next(run)
+        course = record.end(session.config.shape.layers)
+        last = _Mark.take(session)
+        cycles = sum(session.stats().decode_cycles[texts - 1 : 2 * texts - 1])
+    result = _between(first, last, cycles, session) | course
+    config, layout = session.config, session.image.map
+    cache = texts * cache_bytes(config, context)
+    result |= {"texts": texts, "tokens_per_s": texts * config.clock_hz / cycles, "alone_cycles": alone["cycles"],
+               "speed_up": texts * alone["cycles"] / cycles}
+    result["bytes"] = {"layers": layout.layers_beats * config.mem_bytes, "head": layout.epilogue_beats * config.mem_bytes, "cache": cache}
+    result["roofline_share"] = (layout.token_beats * config.mem_bytes + cache) / (cycles * config.mem_bytes)
+    return result
+
+
+def drafted(session: Session, prompt: Sequence[int], tokens: int, drafts: int, stop_ids: Sequence[int] = ()) -> dict[str, Any]:
+    """Measure up to `tokens` tokens after `prompt` without drafts and with up to `drafts`, which must give the same text."""
+    found = []
+    for count in (0, drafts):
+        session.reset()
+        start = time.monotonic()
+        text = list(session.generate(prompt, tokens, stop_ids=stop_ids, drafts=count))
+        found.append((text, sum(session.stats().decode_cycles), session.stats(), time.monotonic() - start))
+    (text, plain, stats, _), (other, cycles, with_drafts, seconds) = found
+    if text != other:
+        raise AssertionError("the text with drafts differs from the text without")
+    if len(text) < 2:
+        raise InputError("the text ends with its first token: measure with another prompt")
+    steps, clock = len(text) - 1, session.config.clock_hz
+    return {"cycles": cycles / steps, "plain_cycles": plain / steps, "speed_up": plain / cycles, "tokens": len(text), "drafts": drafts,
+            "prompt_tokens": len(prompt), "passes": with_drafts.passes, "tokens_per_s": steps * clock / cycles,
+            "cycles_with_prompt": with_drafts.cycles, "plain_cycles_with_prompt": stats.cycles, "saturations": with_drafts.saturations,
+            "simulated_s": round(seconds, 1)}
+
+
+def rewriting(session: Session, prompt: Sequence[int], tokens: int, opening: int, stop_id: int) -> list[int]:
+    """A prompt after which a model writes again what it has written: its own story of up to `tokens` tokens after `prompt`, the end of
+    the text, and the story's first `opening` tokens."""
+    session.reset()
+    story = [*prompt, *session.generate(prompt, tokens, stop_ids=[stop_id], drafts=session.config.lanes - 1)]
+    story = story[:-1] if story[-1] == stop_id else story
+    return [*story, stop_id, *story[:opening]]
 
 
 # Results in files ----------------------------------------------------------------------------------------

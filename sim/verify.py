@@ -103,7 +103,7 @@ def first_difference(expected: Sequence[TraceEvent], got: TraceReader) -> Differ
         unit = UNITS.get(event.unit)
         if unit is None:
             continue
-        have = got.take(unit, event.slot if unit != TraceUnit.LOGITS else 0, len(event.data))
+        have = got.take(unit, event.slot, len(event.data))
         same = len(have) == len(event.data) and np.array_equal(have, event.data)
         if not same:
             n = min(len(have), len(event.data))

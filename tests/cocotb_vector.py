@@ -42,7 +42,7 @@ class Machine:
         codes = self.memory[TABLE:ROPE].view(np.int8)
         codes[codes == -128] = 0
         self.cycles = {}
-        self.out = {"code": [], "activation": [], "scale": [], "x": []}
+        self.out = {"code": [], "activation": [], "scale": [], "x": [], "logit_scale": []}
 
     async def begin(self):
         dut = self.dut
@@ -74,6 +74,8 @@ class Machine:
                 self.out[name].append(tuple(int(getattr(dut, f"{port}__{field}").value) for field in ("slot", "addr", "data")))
         if dut.q_scale_write__valid.value == 1:
             self.out["scale"].append(tuple(int(getattr(dut, f"q_scale_write__{field}").value) for field in ("slot", "head", "scale")))
+        if dut.logit_scale_write__valid.value == 1:
+            self.out["logit_scale"].append((int(dut.logit_scale_write__slot.value), int(dut.logit_scale_write__scale.value)))
 
     def words(self, name, elements, bits):
         """What was written to a sink since the last call, as {(slot, word): elements}."""
@@ -189,8 +191,9 @@ class Machine:
             if written:
                 self.expect(name, 8, rows)
         if dest:
-            expected = integer.uf_mul(self.code_scale[slot + count - 1], p["scale0"])
-            assert int(self.dut.logit_scale.value) == int(expected.m) | (int(expected.e) & 1023) << 16, f"logit_scale: expected {expected}"
+            scales = {i: integer.uf_mul(self.code_scale[i], p["scale0"]) for i in rows}
+            assert self.out["logit_scale"] == [(i, int(scale.m) | (int(scale.e) & 1023) << 16) for i, scale in scales.items()]
+            self.out["logit_scale"].clear()
 
     def lane(self, slot):
         return slot % self.config.group_slots

@@ -14,9 +14,9 @@ def foretold(text: Sequence[int], wrong: int = 1 << 30) -> Iterator[None]:
     """Sessions draft `text` (prompt and what follows), but wrongly at every place divisible by `wrong`."""
 
     class Prophet(PromptLookup):
-        def draft(self, room: int) -> list[int]:
+        def draft(self, room: int, *_: object) -> list[int]:
             at = len(self._text)
             return [token ^ (i % wrong == 0) for i, token in enumerate(text[at : at + min(room, self._most)], at)]
 
-    with patch("tritloom.host.session.PromptLookup", Prophet):
+    with patch("tritloom.host.session.PromptLookup", Prophet), patch("tritloom.host.batch.PromptLookup", Prophet):
         yield

@@ -36,7 +36,7 @@ def test_builder_matches_the_instruction_record():
     p.vector(VectorOp.NORMQ, slot=1, count=2, a=3, b=4, length=640, source=1, norm=1, dest=1)
     p.matmul(inputs=640, steps=99)
     p.dot(DotOp.HEAD, slot=1, count=2, position=3, kv_base=4)
-    p.sample(5)
+    p.sample(slot=4, noise=5, temperature=6, limits=7)
     p.wait(Unit.DOT | Unit.WRITES)
     p.jmp("start")
     p.label("end")
@@ -48,7 +48,7 @@ def test_builder_matches_the_instruction_record():
         Instruction(Op.VECTOR, rd=1, ru=2, rs=3, rt=4, flags=vector_flags(VectorOp.NORMQ, 1, 1, 1), imm=640),
         Instruction(Op.MATMUL, imm=640 | 99 << 16),
         Instruction(Op.DOT, rd=1, ru=2, rs=3, rt=4, flags=1),
-        Instruction(Op.SAMPLE, rs=5),
+        Instruction(Op.SAMPLE, rd=4, rs=5, rt=6, ru=7),
         Instruction(Op.WAIT, imm=20),
         Instruction(Op.JMP, imm=0),
         Instruction(Op.HALT, imm=7),

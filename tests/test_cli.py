@@ -81,6 +81,19 @@ def test_run_samples_reproducibly(tritloom):
     assert tokens("--temperature", 0) == tokens()
 
 
+def test_run_writes_several_texts_as_each_alone(tritloom):
+    options = ("--tokens", 6, "--temperature", "0.9", "--json")
+    prompts = ("Once upon a time", "One day", "Tom")
+    alone = [json.loads(tritloom(*RUN, "--prompt", prompt, "--seed", n << 16, *options)[1])["text"] for n, prompt in enumerate(prompts)]
+    several = [part for prompt in prompts for part in ("--prompt", prompt)]
+    status, out, err = tritloom(*RUN, *several, "--set", "lanes=3", "--drafts", 2, *options)
+    data = json.loads(out)
+    assert status == 0 and err == "" and [text["text"] for text in data["texts"]] == alone and data["passes"] < 18
+    status, out, _ = tritloom(*RUN, *several, *options[:-1])
+    assert status == 0 and out.startswith(f"[1] {prompts[0]}{alone[0]}\n[2] {prompts[1]}{alone[1]}\n")
+    assert "--set sequences=N" in one_line(tritloom(*RUN, *several, "--set", "sequences=2")[2])
+
+
 def test_run_packs_once_and_mends_its_cache(tritloom, monkeypatch, cache):
     assert tritloom(*RUN, "--tokens", 1)[0] == 0
     monkeypatch.setattr(common, "write_image_of", None)

@@ -10,6 +10,7 @@ import pytest
 
 import oracle
 from tritloom.firmware.config import BuildConfig
+from tritloom.firmware.integer import GREEDY
 from tritloom.gen.checkpoint import open_checkpoint
 from tritloom.gen.generate import cached_verilog
 from tritloom.gen.pack import pack, quantise
@@ -18,7 +19,7 @@ from tritloom.host.image import Image, write_image
 from tritloom.host.session import Session, sampling
 from tritloom.sim.backends import EmulatorBackend, SimBackend
 from tritloom.sim.integer_model import IntegerModel
-from tritloom.sim.verify import compare
+from tritloom.sim.verify import TraceReader, compare, first_difference
 
 MODEL = Path(__file__).parents[1] / "models" / "stories-260k"
 CONTEXT = 128
@@ -32,7 +33,7 @@ def built(tmp_path_factory):
     checkpoint = open_checkpoint(MODEL, context=CONTEXT)
     config = BuildConfig(shape=checkpoint.spec.shape, lanes=3, groups=2, attention_lanes=2, tables=5, rows_per_cycle=4, block_rows=128,
                          result_parts=2, vector_lanes=8, attention_macs=16, attention_rows=2, mem_bytes=16, mem_ports=2,
-                         weight_fifo_beats=64, sampler_candidates=8)
+                         weight_fifo_beats=64, sampler_candidates=8, sequences=3)
     packed = pack(checkpoint, config)
     write_image(folder / "image", config=config, spec=checkpoint.spec.to_dict(), sections=packed.sections)
     build = Path(__file__).parents[1] / "build"
@@ -84,6 +85,64 @@ def test_drafts_change_nothing_but_the_number_of_passes(built, drafts, wrong, pa
         assert session.stats().passes == passes
         got += session.generate(prompt(3), 3)
     assert got == expected + reference.generate([expected[-1], *prompt(3)], 3)
+
+
+def test_drafts_change_nothing_of_a_sampled_text(built):
+    image, backend, reference = built
+    choice = sampling(temperature=1.2, top_p=0.9, seed=7)
+    reference.reset()
+    expected = reference.generate(prompt(4), 10, choice, image.config.sampler_candidates)
+    with Session(backend, image) as session, oracle.foretold(prompt(4) + expected, 5):
+        assert list(session.generate(prompt(4), 10, sampling=choice, drafts=2)) == expected
+        assert session.stats().passes == 4
+
+
+def test_texts_together_are_those_of_each_alone(built):
+    """Joining, leaving, sampling and drafts at once, every vector of the RTL beside the emulator's."""
+    image, backend, reference = built
+    wanted = [dict(prompt=prompt(5), max_new_tokens=6),
+              dict(prompt=prompt(1), max_new_tokens=3, sampling=sampling(temperature=0.9, seed=1)),
+              dict(prompt=3 * prompt(2), max_new_tokens=7, drafts=2, sampling=sampling(top_k=4, seed=2)),
+              dict(prompt=prompt(3), max_new_tokens=4, sampling=sampling(temperature=1.4, top_p=0.8, seed=3))]
+
+    def together(device):
+        with Session(device, image) as session, session.batch() as batch:
+            texts = [batch.add(**each) for each in wanted[:2]]
+            for text, _ in batch:
+                if len(texts) < len(wanted) and len(batch.texts) < 3 and len(text.tokens) > 1:
+                    texts.append(batch.add(**wanted[len(texts)]))
+            return [text.tokens for text in texts]
+
+    alone = []
+    for each in wanted:
+        reference.reset()
+        choice = each.get("sampling", GREEDY)
+        alone.append(reference.generate(each["prompt"], each["max_new_tokens"], choice, image.config.sampler_candidates))
+    events, machine = [], backend.machine
+    with oracle.foretold(wanted[2]["prompt"] + alone[2], 4):
+        assert together(EmulatorBackend(image.config, image.map.total_bytes, trace=events.append)) == alone
+        machine.trace_enable(True)
+        machine.trace(clear=True)
+        assert together(backend) == alone
+    machine.trace_enable(False)
+    difference = first_difference(events, TraceReader(machine.trace(), image.config.vector_lanes))
+    machine.trace(clear=True)
+    assert difference is None, str(difference)
+
+
+def test_a_batch_goes_on_after_an_early_break(built):
+    image, backend, reference = built
+    with Session(backend, image) as session, session.batch() as batch:
+        texts = [batch.add(prompt(4), 5), batch.add(prompt(2), 6, sampling=sampling(top_k=3, seed=4))]
+        for _ in batch:
+            break
+        list(batch)
+        got = [text.tokens for text in texts]
+    expected = []
+    for ids, count, choice in ((prompt(4), 5, GREEDY), (prompt(2), 6, sampling(top_k=3, seed=4))):
+        reference.reset()
+        expected.append(reference.generate(ids, count, choice, image.config.sampler_candidates))
+    assert got == expected
 
 
 def test_a_stopped_generation_leaves_a_working_machine(built):

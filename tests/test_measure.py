@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import oracle
 from tritloom.firmware.config import BuildConfig
 from tritloom.gen import bench
 from tritloom.gen.checkpoint import open_checkpoint
@@ -27,7 +28,7 @@ def session(tmp_path_factory):
     """The machine of test_machine.py, with a memory that never varies."""
     checkpoint = open_checkpoint(MODEL, context=128)
     config = BuildConfig(shape=checkpoint.spec.shape, lanes=3, tables=5, rows_per_cycle=4, vector_lanes=8, attention_macs=16, mem_bytes=16,
-                         mem_ports=2, weight_fifo_beats=64, sampler_candidates=8)
+                         mem_ports=2, weight_fifo_beats=64, sampler_candidates=8, sequences=3)
     packed = pack(checkpoint, config)
     folder = tmp_path_factory.mktemp("measure")
     path = write_image(folder / "image", config=config, spec=checkpoint.spec.to_dict(), sections=packed.sections)
@@ -68,6 +69,29 @@ def test_prefill_is_what_a_session_says(session):
     assert found["cycles"] == pytest.approx(usual, rel=0.02) and found["tokens_per_s"] == 7 * 250e6 / found["cycles"]
     expected = 2 * session.image.map.layers_beats + session.image.map.token_beats  # three lanes, seven tokens
     assert found["beats"]["weights"] == expected
+
+
+def test_a_token_each_of_several_texts(session):
+    alone = measure.decode(session, 40)
+    found = measure.batch(session, 40, 3)
+    assert found["alone_cycles"] == pytest.approx(alone["cycles"], rel=0.002)
+    assert found["cycles"] == pytest.approx(found["counted_cycles"], abs=200)
+    assert found["beats"]["weights"] == pytest.approx(session.image.map.token_beats, abs=64), "weights are read once"
+    assert found["speed_up"] == 3 * found["alone_cycles"] / found["cycles"] and 1 < found["speed_up"] < 3
+    assert found["tokens_per_s"] == 3 * 250e6 / found["cycles"]
+
+
+def test_drafts_against_none(session):
+    ids = prompt(7)
+    session.reset()
+    text = list(session.generate(ids, 12))
+    with oracle.foretold(ids + text):
+        found = measure.drafted(session, ids, 12, 2)
+    assert found["tokens"] == 12 and found["passes"] == 4 and found["speed_up"] > 1.5
+    assert found["cycles"] == pytest.approx(found["plain_cycles"] / found["speed_up"])
+    repeated = measure.rewriting(session, ids, 20, 5, stop_id=1)
+    story = repeated[: repeated.index(1)]
+    assert story[:7] == ids and repeated[len(story) :] == [1, *story[:5]]
 
 
 def test_positions_beyond_the_context_are_refused(session):
@@ -153,8 +177,7 @@ def test_stored_results_are_readable_and_say_whether_they_are_stale():
     for path, stored, state in measure.stored():
         assert state == measure.CURRENT or state.startswith("stale: "), path
         config = BuildConfig.from_dict(stored["configuration"])
-        whole = config.to_dict() == stored["configuration"]  # else it is of a time when a configuration had fewer fields
-        assert path.parent.name == stored["board"] and (config.digest == int(stored["digest"], 16) if whole else state != measure.CURRENT)
+        assert path.parent.name == stored["board"] and (state != measure.CURRENT or config.digest == int(stored["digest"], 16))
         simulated = stored["kind"] == "rtl-simulated"
         assert (simulated or stored["kind"] == "synthesised") and stored["command"].startswith("tritloom bench")
         assert stored["versions"]["verilator" if simulated else "pyosys"]

@@ -19,28 +19,33 @@ MODES = ("greedy", "plain", "top_k", "top_p", "both")
 async def samples(dut):
     p = streams.parameters()
     dut.abandon.value = 0
+    dut.logit_scale_write__valid.value = 0
     bench = await streams.start(dut)
     tokens, cycles = [], []
     for case in p["cases"]:
-        for name in ("temperature_scale", "logit_scale", "top_k", "top_p", "seed"):
-            getattr(dut, name).value = case[name]
-        await streams.send(dut, "cmd", [{"position": case["position"]}])
-        for name in ("temperature_scale", "logit_scale", "top_k", "top_p", "seed"):
-            getattr(dut, name).value = 0
+        for slot in case["slots"]:
+            dut.logit_scale_write__valid.value = 1
+            dut.logit_scale_write__scale.value = slot["logit_scale"]
+            if hasattr(dut, "logit_scale_write__slot"):
+                dut.logit_scale_write__slot.value = slot["command"]["slot"]
+            await FallingEdge(dut.clk)
+            dut.logit_scale_write__valid.value = 0
+            await streams.send(dut, "cmd", [slot["command"]])
         assert dut.busy.value == 1
-        logits = [{"logit": logit, "id": token} for logit, token in zip(case["logits"], case["ids"], strict=True)]
         if case.get("abandon"):
-            await streams.send(dut, "logits_i", logits[:case["abandon"]])
+            await streams.send(dut, "logits_i", case["logits"][:case["abandon"]])
             dut.abandon.value = 1
-            await streams.send(dut, "logits_i", logits[case["abandon"]:])
+            await streams.send(dut, "logits_i", case["logits"][case["abandon"]:])
             dut.abandon.value = 0
             await FallingEdge(dut.clk)
             assert dut.busy.value == 0
             continue
-        sent = streams.send(dut, "logits_i", logits, stall=case["stall"])
-        got = await streams.receive(dut, "token_o", 1, stall=case["stall"])
-        tokens.append(got[0])
-        cycles.append(got.cycles[0] - (await sent)[-1])
+        sent = streams.send(dut, "logits_i", case["logits"], stall=case["stall"])
+        got = await streams.receive(dut, "token_o", len(case["slots"]), stall=case["stall"])
+        tokens.append(list(got))
+        last = (await sent)[-1]
+        cycles.append([cycle - last for cycle in got.cycles])
+        await streams.cycles(dut)
         assert dut.busy.value == 0
     streams.report(tokens=tokens, cycles=cycles, total=bench.cycle)
 
@@ -49,9 +54,8 @@ def packed(scale):
     return int(scale.m) | (int(scale.e) & 1023) << 16
 
 
-def make(rng, vocab, mode, candidates, stall="none", order="random", logits=None, scale=None, ids=None):
-    """One case and the token it must give; `ids`: of the logits, in their order."""
-    ids = np.arange(vocab) if ids is None else ids
+def make(rng, vocab, mode, candidates, stall="none", order="random", logits=None, scale=None):
+    """One case and the token it must give."""
     spread = float(rng.choice([0.3, 2.0, 8.0]))
     if logits is None:
         scale = integer.uf_from_float(float(2.0 ** rng.uniform(-30, -8)))
@@ -63,21 +67,37 @@ def make(rng, vocab, mode, candidates, stall="none", order="random", logits=None
         logits = np.sort(logits)[:: -1 if order == "falling" else 1]
     temperature = float(rng.choice([0.2, 0.7, 1.0, 3.0]))
     top_k = int(rng.integers(1, candidates + 4)) if mode in ("top_k", "both") else 0
-    top_p = int(rng.integers(0, 65536)) if mode in ("top_p", "both") else 65536
+    top_p = int(rng.integers(1, 65536)) if mode in ("top_p", "both") else 65536
     heat = integer.GREEDY.temperature_scale
     if mode != "greedy":
         heat = integer.uf_from_float(2.0**integer.LOGIT_DROP * np.log2(np.e) / temperature)
     seed, position = int(rng.integers(0, 1 << 32)), int(rng.integers(0, 1 << 20))
     settings = integer.Sampling(heat, top_k, top_p, seed)
-    case = {"temperature_scale": packed(heat), "logit_scale": packed(scale), "top_k": top_k, "top_p": top_p, "seed": seed,
-            "position": position, "logits": logits.tolist(), "ids": ids.tolist(), "stall": stall}
-    return case, integer.sample(logits, scale, settings, position, candidates, ids)
+    temperature, limits = settings.words
+    command = {"slot": 0, "noise": seed + position & 0xFFFFFFFF, "temperature": temperature, "limits": limits}
+    case = {"slots": [{"command": command, "logit_scale": packed(scale)}], "stall": stall,
+            "logits": [{"logit": int(logit), "id": i, "slot": 0} for i, logit in enumerate(logits)]}
+    return case, [integer.sample(logits, scale, settings, position, candidates)]
 
 
-def check(vocab, candidates, pairs, logits=0):
+def together(rng, pairs, first, shuffled):
+    """One case of several slots from `first` on: the logits in random mixture, each slot's in any order if `shuffled`."""
+    slots, queues = [], []
+    for slot, (case, _) in enumerate(pairs, first):
+        (one,) = case["slots"]
+        slots.append(one | {"command": one["command"] | {"slot": slot}})
+        queues.append([logit | {"slot": slot} for logit in case["logits"]])
+        if shuffled:
+            rng.shuffle(queues[-1])
+    turns = rng.permutation(np.repeat(np.arange(len(queues)), len(queues[0])))
+    case = {"slots": slots, "logits": [queues[turn].pop(0) for turn in turns], "stall": pairs[0][0]["stall"]}
+    return case, [token for _, (token,) in pairs]
+
+
+def check(vocab, candidates, pairs, **shape):
     cases = [case for case, _ in pairs]
-    result = harness.run(Sampler(vocab=vocab, candidates=candidates, logits=logits), "sampler", __name__, parameters={"cases": cases})
-    wanted = [token for case, token in pairs if not case.get("abandon")]
+    result = harness.run(Sampler(vocab=vocab, candidates=candidates, **shape), "sampler", __name__, parameters={"cases": cases})
+    wanted = [tokens for case, tokens in pairs if not case.get("abandon")]
     assert result["tokens"] == wanted
     return result
 
@@ -91,11 +111,40 @@ def test_every_mode(vocab, candidates, stalls):
                               for _ in range(1 if stall == "rare" else 2)])
 
 
-def test_a_part_of_the_vocabulary_in_any_order():
+@pytest.mark.parametrize("slots, vocab, candidates", [(2, 37, 4), (3, 16, 8), (5, 20, 1)])
+def test_slots_have_settings_and_tokens_of_their_own(slots, vocab, candidates):
+    rng = np.random.default_rng(slots)
+    pairs = []
+    for stall in ("none", "random"):
+        for _ in range(12):
+            count = int(rng.integers(1, slots + 1))
+            shuffled = bool(rng.integers(2))
+            modes = ("greedy", "plain", "top_k") if shuffled else MODES
+            parts = [make(rng, vocab, str(rng.choice(modes)), candidates, stall, str(rng.choice(("random", "ties"))))
+                     for _ in range(count)]
+            pairs.append(together(rng, parts, int(rng.integers(slots - count + 1)), shuffled))
+    check(vocab, candidates, pairs, slots=slots)
+
+
+def test_a_short_list_in_any_order():
+    """Candidates instead of the whole vocabulary: fewer logits, of any ids."""
+    rng = np.random.default_rng(8)
+    pairs = []
+    for mode in ("greedy", "top_k", "greedy"):
+        case, _ = make(rng, 1000, mode, 8, order="ties")
+        case["logits"] = [case["logits"][i] for i in rng.choice(1000, 12, replace=False)]
+        best = min(case["logits"], key=lambda logit: (-logit["logit"], logit["id"]))
+        if mode == "top_k":
+            case["slots"][0]["command"]["limits"] = 1 | 0xFFFF << 16
+        pairs.append((case, [best["id"]]))
+    check(1000, 8, pairs, logits=12)
+
+
+def test_greedy_tokens_of_many_slots_follow_each_other():
     rng = np.random.default_rng(9)
-    pairs = [make(rng, 16, mode, 4, stall, order, ids=rng.permutation(37)[:16])
-             for stall in ("none", "random") for mode in MODES for order in ("random", "ties", "rising", "falling")]
-    check(37, 4, pairs, logits=16)
+    pairs = [together(rng, [make(rng, 20, "greedy", 4) for _ in range(4)], 0, False) for _ in range(2)]
+    result = check(20, 4, pairs, slots=4)
+    assert result["cycles"] == [[Sampler.latency + 3 * i for i in range(4)]] * 2
 
 
 def test_extremes():
@@ -113,7 +162,7 @@ def test_latency_and_throughput():
     modes = ["greedy"] * 3 + ["plain"] * 3
     result = check(37, 4, [make(rng, 37, mode, 4) for mode in modes])
     noisy = Sampler.latency - 1 + Sampler.drain
-    assert result["cycles"] == [Sampler.latency if mode == "greedy" else noisy for mode in modes]
+    assert result["cycles"] == [[Sampler.latency if mode == "greedy" else noisy] for mode in modes]
     assert result["total"] < 6 * 37 + 3 * 12 + 3 * 50
 
 
@@ -131,8 +180,6 @@ def test_abandoned_commands_leave_no_trace():
 def test_parameters_are_validated():
     with pytest.raises(ValueError, match="vocab must be a positive integer, not 0"):
         Sampler(vocab=0, candidates=4)
-    with pytest.raises(ValueError, match=r"logits must be from 0 to vocab \(4\), not 5"):
-        Sampler(vocab=4, candidates=1, logits=5)
     with pytest.raises(ValueError, match="candidates must be from 1 to 65535, not 0"):
         Sampler(vocab=4, candidates=0)
     gc.collect()  # within the filter: Amaranth complains of components that nobody used

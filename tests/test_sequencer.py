@@ -10,7 +10,7 @@ from cocotb.triggers import FallingEdge
 import harness
 import streams
 from tritloom.firmware.assembler import Program, assemble
-from tritloom.firmware.isa import DotOp, Op, Unit, VectorOp
+from tritloom.firmware.isa import SCRATCH_WORDS, DotOp, Op, Unit, VectorOp
 from tritloom.rtl.sequencer import Sequencer
 
 WORDS = 64
@@ -121,11 +121,39 @@ def arithmetic_and_branches():
 
 
 def unknown_instruction():
-    return {"program": [0x16], "prompt": [], "args": [0] * 8, "entry": 0}, [[], 0xFFFFFFFF]
+    return {"program": [len(Op)], "prompt": [], "args": [0] * 8, "entry": 0}, [[], 0xFFFFFFFF]
+
+
+def scratch_memory():
+    """All words written upwards, read downwards through a negative offset."""
+    size = 3 * SCRATCH_WORDS
+    program = assemble(f"""
+            li      r2, {size}
+    fill:   in      r1
+            addi    r2, r2, -1
+            store   r1, r2, 0
+            bne     r2, r0, fill
+            load    r0, r0, 3       ; r0 stays zero
+            out     r0
+            li      r3, {size + 7}
+            li      r4, 7
+    next:   load    r1, r2, 0
+            out     r1
+            load    r1, r3, -8
+            out     r1
+            addi    r3, r3, -1
+            addi    r2, r2, 1
+            bne     r3, r4, next
+            halt    0
+    """)
+    values = [random.Random(4).getrandbits(32) for _ in range(size)]
+    pairs = zip(reversed(values), values, strict=True)
+    return {"program": program, "prompt": values, "args": [0] * 8, "entry": 0}, [[0, *sum(pairs, ())], 0]
 
 
 def test_programs():
-    cases = [(make(), stall) for make in (echo, arithmetic_and_branches, unknown_instruction) for stall in ("none", "random")]
+    programs = (echo, arithmetic_and_branches, scratch_memory, unknown_instruction)
+    cases = [(make(), stall) for make in programs for stall in ("none", "random")]
     jobs = [job | {"count": len(wanted[0]), "stall": stall} for (job, wanted), stall in cases]
     result = harness.run(Sequencer(program_words=WORDS, lanes=3), "sequencer", __name__, parameters={"jobs": jobs}, testcase="runs")
     assert result["results"] == [wanted for (_, wanted), _ in cases for _ in range(2)]
@@ -136,13 +164,12 @@ async def commands(dut):
     """Every unit command, the sampler's token, and the cycle of each."""
     p = streams.parameters()
     bench = await begin(dut, p["program"])
-    dut.best.value = sum(token << 32 * i for i, token in enumerate(p["best"]))
     ports = ("vector", "matmul", "scan", "dot", "sampler", "stream_start")
     agents = {name: streams.receive(dut, name, 1, stall=p["stall"]) for name in ports}
     started = bench.cycle + 1
     await pulse(dut, "start")
     streams.send(dut, "token_i", [77], stall=p["stall"])
-    tokens = await streams.receive(dut, "token_o", 4)
+    tokens = await streams.receive(dut, "token_o", 1)
     await ended(dut)
     streams.report(got={name: (await agent)[0] for name, agent in agents.items()}, tokens=tokens,
                    latency=(await agents["vector"]).cycles[0] - started)
@@ -158,28 +185,24 @@ def test_commands(stall):
     p.matmul(inputs=0x1234, steps=0xFEDC, slot=11, count=12, at=14)
     p.scan(slot=12, rows=0xABCD, first=1, at=14)
     p.dot(DotOp.HEAD, slot=11, count=12, position=13, kv_base=14)
-    p.sample(13)
+    p.sample(slot=11, noise=13, temperature=14, limits=12)
     p.token(6)
     p.stream(200)
     p.out(6)
-    for lane in range(3):
-        p.li(7, lane)
-        p.best(8, 7)
-        p.out(8)
     p.halt()
     words = p.encode()[1:]
     result = harness.run(Sequencer(program_words=WORDS, lanes=3, short_list=True), "sequencer", __name__, testcase="commands",
-                         parameters={"program": words, "stall": stall, "best": [5, 0xFFFFFFFF, 131071]})
+                         parameters={"program": words, "stall": stall})
     assert result["got"] == {
         "vector": {"op": 6, "source": 1, "norm": 0, "dest": 2, "slot": 0xA1, "count": 0xB2, "length": 0xBEEF, "bank": 2,
                    "a": 0x13131313, "b": 0xF4F4F4F4},
         "matmul": {"inputs": 0x1234, "steps": 0xFEDC, "slot": 0xA1, "count": 0xB2, "at": 0xF4F4},
         "scan": {"slot": 0xB2, "rows": 0xABCD, "first": 1, "at": 0xF4F4},
         "dot": {"op": 1, "slot": 0xA1, "count": 0xB2, "position": 0x13131313, "kv_base": 0xF4F4F4F4},
-        "sampler": {"position": 0x13131313},
+        "sampler": {"slot": 0xA1, "noise": 0x13131313, "temperature": 0xF4F4F4F4, "limits": 0x1B2},
         "stream_start": 200,
     }
-    assert result["tokens"] == [77, 5, 0xFFFFFFFF, 131071]
+    assert result["tokens"] == [77]
     if stall == "none":
         assert result["latency"] == 4 * 4 + Sequencer.latency
 
@@ -269,7 +292,7 @@ async def stops(dut):
 
 
 def test_stop_in_every_instruction():
-    blocked = ("in r1", "out r1", "token r1", "stream 3", "wait dot", "vector.param length=3", "matmul", "dot.head", "sample r1")
+    blocked = ("in r1", "out r1", "token r1", "stream 3", "wait dot", "vector.param length=3", "matmul", "dot.head", "sample noise=r1")
     programs = [(assemble(f"{text}\n halt 1"), 20) for text in blocked for _ in range(2)]
     programs += [(assemble("loop: jmp loop"), after) for after in range(5)]
     harness.run(Sequencer(program_words=WORDS, lanes=3), "sequencer", __name__, testcase="stops", parameters={"programs": programs})

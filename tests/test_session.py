@@ -15,7 +15,7 @@ from tritloom.firmware.registers import FIFO_DEPTH
 from tritloom.gen.checkpoint import open_checkpoint
 from tritloom.gen.pack import pack, quantise
 from tritloom.host.backend import DeviceBusy, DeviceError, DeviceFault, DeviceTimeout, InputError
-from tritloom.host.drafting import PromptLookup
+from tritloom.host.drafting import COST, CREEP, SLACK, Budget, PromptLookup
 from tritloom.host.image import Image, ImageError, write_image
 from tritloom.host.session import Session, sampling
 from tritloom.host.tokenizer import Tokenizer
@@ -146,6 +146,16 @@ def test_drafts_do_not_change_the_text(session, drafts, wrong, passes):
     assert first + list(session.generate((), 1, drafts=drafts)) + list(session.generate((), 16)) == plain
 
 
+@pytest.mark.parametrize("choice", [dict(temperature=0.8, seed=3), dict(temperature=1.2, top_k=7, seed=4), dict(top_p=0.8, seed=5)])
+@pytest.mark.parametrize("wrong", [1000, 2, 1])
+def test_drafts_do_not_change_a_sampled_text(session, choice, wrong):
+    plain = list(session.generate(PROMPT, 16, sampling=sampling(**choice)))
+    session.reset()
+    with oracle.foretold(PROMPT + plain, wrong):
+        assert list(session.generate(PROMPT, 16, sampling=sampling(**choice), drafts=3)) == plain
+    assert session.stats().passes == {1000: 4, 2: 8, 1: 16}[wrong]
+
+
 def test_drafts_end_where_the_text_ends(session):
     prompt = 3 * PROMPT
     plain = list(session.generate(prompt, 20))
@@ -163,37 +173,68 @@ def test_drafts_end_where_the_text_ends(session):
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (dict(drafts=4), "drafts must be from 0 to 3 on this machine, whose dot engine has 4 lanes, not 4"),
+    (dict(drafts=4), "drafts must be from 0 to 3 on this machine of 4 lanes, not 4"),
     (dict(drafts=-1), "drafts must be from 0 to 3"),
-    (dict(drafts=2, sampling=sampling(temperature=1.0)), "use them without a temperature"),
 ])  # fmt: skip
 def test_drafts_that_cannot_be(session, arguments, message):
     with pytest.raises(InputError, match=message):
         session.generate(PROMPT, 4, **arguments)
 
 
+def drafted(lookup, room=9):
+    """What is drafted beside one token by a generation that can afford a lot."""
+    budget = Budget({})
+    for _ in range(100):
+        budget.settle(1, 0, 1, 0)
+    return lookup.draft(room, 1, 1, budget)
+
+
 def test_prompt_lookup():
     lookup = PromptLookup(8 * [1, 2, 3, 4, 5] + [1, 2], most=3)
-    assert lookup.draft(9) == [3, 4, 5] and lookup.draft(2) == [3, 4] and lookup.draft(0) == []
+    assert drafted(lookup) == [3, 4, 5] and drafted(lookup, 2) == [3, 4] and drafted(lookup, 0) == []
     lookup.push(9)
-    assert lookup.draft(9) == [], "an ending never seen"
+    assert drafted(lookup) == [], "an ending never seen"
     for token in (1, 2):
         lookup.push(token)
-    assert lookup.draft(9) == [9, 1, 2], "the latest place goes first"
+    assert drafted(lookup) == [9, 1, 2], "the latest place goes first"
 
 
 def test_guesses_are_kept_back_while_they_are_wrong():
     """1 2 is followed by something else each time; then by the same."""
     text = [token for i in range(20) for token in (1, 2, 100 + i)]
-    assert PromptLookup(text + [1, 2], most=3).draft(9) == []
+    assert drafted(PromptLookup(text + [1, 2], most=3)) == []
     lookup = PromptLookup(text, most=3)
-    drafted = []
+    counts = []
     for _ in range(8):
         for token in (1, 2, 7):
             lookup.push(token)
-            drafted.append(len(lookup.draft(9)))
-    assert drafted[:4] == [0, 0, 0, 0] and drafted[-1] == 3, drafted
-    assert PromptLookup([], 3).draft(3) == []
+            counts.append(len(drafted(lookup)))
+    assert counts[:4] == [0, 0, 0, 0] and counts[-1] == 3, counts
+    assert drafted(PromptLookup([], 3)) == []
+
+
+def test_a_pass_costs_what_was_measured():
+    budget = Budget({})
+    assert budget.cost(3) == pytest.approx(1 + 2 * COST)
+    budget.measured(2, 115)
+    assert budget.cost(1) == pytest.approx(100) and budget.cost(2) == 115
+    budget.measured(4, 125)
+    assert budget.cost(3) == 120 and budget.cost(1) == 110
+    budget.measured(4, 100_000)
+    assert budget.cost(4) == 125 * CREEP, "the host was slow"
+
+
+def test_wrong_guesses_lose_no_more_than_the_slack():
+    """A budget that is asked for as much as it affords, and every guess wrong."""
+    budget, plain, taken = Budget({1: 100, 2: 130, 3: 140, 4: 150}), 0, 0
+    for _ in range(300):
+        drafts = max(n for n in range(4) if n == 0 or budget.affords(1, n))
+        budget.settle(1, drafts, 1, 0)
+        plain, taken = plain + 100, taken + budget.cost(1 + drafts)
+        assert taken <= (1 + SLACK) * plain
+    assert taken > (1 + SLACK / 2) * plain, "it did try"
+    budget.settle(1, 3, 1, 3)
+    assert budget.affords(1, 3), "right guesses make up for wrong ones"
 
 
 def test_prompts_longer_than_the_fifo(image):

@@ -28,7 +28,17 @@ def command(
     prefill: Annotated[
         int | None, typer.Option("--prefill", min=1, metavar="N", help="Measure the time to the first token of a prompt of N tokens.")
     ] = None,
-    tokens: Annotated[int, typer.Option("--tokens", min=1, metavar="N", help="Tokens to generate after a text, without --context.")] = 8,
+    batch: Annotated[
+        int | None, typer.Option("--batch", min=2, metavar="N", help="With --context: a token each of N texts, beside the token of one.")
+    ] = None,
+    drafts: Annotated[
+        int | None, typer.Option("--drafts", min=1, metavar="N", help="Measure a text with up to N drafts against the same without.")
+    ] = None,
+    prompt: Annotated[str | None, typer.Option("--prompt", metavar="TEXT", help="With --drafts: text to go on from.")] = None,
+    tokens: Annotated[
+        int | None,
+        typer.Option("--tokens", min=1, metavar="N", help="Tokens to generate after a text, without --context (8, with --drafts 64)."),
+    ] = None,
     timing: Annotated[
         str | None, typer.Option("--timing", metavar="PRESET", help="Simulated memory (the board's by default; see sim/memory.py).")
     ] = None,
@@ -48,8 +58,9 @@ def command(
         raise InputError("nothing to measure: give --model NAME, or --unit tlmm --synth")
     if html is not None:
         _check_writable(html)
-    measured = report(unit=unit, synth=synth, model=model, board=board, tokens=tokens, context=context, prefill=prefill, timing=timing,
-                      resume=resume, stored=stored, settings=settings_of(settings), console=console)  # fmt: skip
+    measured = report(unit=unit, synth=synth, model=model, board=board, tokens=tokens or (64 if drafts else 8), context=context,
+                      prefill=prefill, batch=batch, drafts=drafts, prompt=prompt, timing=timing, resume=resume, stored=stored,
+                      settings=settings_of(settings), console=console)  # fmt: skip
     if html is not None:
         from tritloom.gen.generate import write_atomically
         from tritloom.gen.page import page

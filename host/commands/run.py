@@ -9,7 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
+from tritloom.firmware.integer import Sampling
 from tritloom.host.backend import Backend, InputError
+from tritloom.host.batch import Text
 from tritloom.host.commands.common import (
     BoardOption,
     ConfigOption,
@@ -31,12 +33,17 @@ from tritloom.host.tokenizer import Tokenizer
 
 BACKENDS = ("sim", "emulator")
 DEFAULT_TOKENS = 64
+SEED_STEP = 1 << 16
+"""Between the seeds of texts written together: the noise is made of seed + position, so none is shared."""
+DEFAULT_PROMPT = "Once upon a time"
 
 
 def command(
     folder: Annotated[Path | None, typer.Argument(metavar="[MODEL]", help="The same as --model.")] = None,
     model: Annotated[Path | None, typer.Option("--model", metavar="DIR", help="Model folder (Hugging Face) or .gguf file.")] = None,
-    prompt: Annotated[str, typer.Option("--prompt", metavar="TEXT", help="Text to go on from.")] = "Once upon a time",
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", metavar="TEXT", help="Text to go on from; several of them are written together.")
+    ] = None,
     tokens: Annotated[int | None, typer.Option("--tokens", min=1, metavar="N", help="Tokens to generate at most (64 by default).")] = None,
     backend: Annotated[str, typer.Option("--backend", metavar="sim|emulator", help="Simulated RTL, or the bit-exact emulator.")] = "sim",
     board: BoardOption = "sim",
@@ -47,7 +54,7 @@ def command(
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", metavar="S", help="Seed of the choice, 0 by default.")] = None,
     drafts: Annotated[
-        int, typer.Option("--drafts", metavar="N", help="Guess up to N tokens from the text and check them in one pass; greedy only.")
+        int, typer.Option("--drafts", metavar="N", help="Guess up to N tokens from the text and check them in one pass.")
     ] = 0,
     ignore_stop: Annotated[bool, typer.Option("--ignore-stop", help="Go on after the model's end of text.")] = False,
     timing: Annotated[
@@ -67,21 +74,31 @@ def command(
     choice = sampling(temperature, top_k, top_p, seed)
     path = model or folder
     assert path is not None
+    prompts = prompt or [DEFAULT_PROMPT]
     with console.step("Reading the model"):
         checkpoint = open_model(path, context)
         spec = checkpoint.spec
         tokenizer = Tokenizer.from_file(checkpoint.tokenizer, spec.bos_id)
-        ids = tokenizer.encode(prompt)
-        count = length(len(ids), tokens, spec.shape.context)
-        config = configuration(checkpoint.spec, board, settings_of(settings), config_file)
-        check_drafts(drafts, choice, config)
+        ids = [tokenizer.encode(text) for text in prompts]
+        counts = [length(len(each), tokens, spec.shape.context) for each in ids]
+        changes = settings_of(settings)
+        if len(prompts) > 1 and config_file is None:
+            changes = {"sequences": len(prompts)} | changes
+        config = configuration(checkpoint.spec, board, changes, config_file)
+        check_drafts(drafts, config)
+        if len(prompts) > config.sequences:
+            raise InputError(f"{len(prompts)} prompts need as many caches, this machine has {config.sequences}: give --set sequences=N")
     image = image_of(path, checkpoint, config, console)
     device = open_backend(backend, image, board, timing, console)
     try:
         with console.step("Loading the machine"):
             session = Session(device, image)
         with session:
-            generate(session, tokenizer, prompt, ids, count, () if ignore_stop else spec.eos_ids, choice, drafts, console)
+            stop_ids = () if ignore_stop else spec.eos_ids
+            if len(prompts) > 1:
+                together(session, tokenizer, prompts, ids, counts, stop_ids, choice, drafts, console)
+            else:
+                generate(session, tokenizer, prompts[0], ids[0], counts[0], stop_ids, choice, drafts, console)
     finally:
         device.close()
 
@@ -118,7 +135,7 @@ def generate(
     ids: list[int],
     tokens: int,
     stop_ids: tuple[int, ...],
-    choice: Any,
+    choice: Sampling,
     drafts: int,
     console: Console,
 ) -> None:
@@ -144,6 +161,43 @@ def generate(
     stats = session.stats()
     data = {"text": "".join(pieces), "tokens": out, **summary(session, stats, wall)}
     console.stream("\n")
+    console.result(data, "\n" + report(stats, data))
+
+
+def together(
+    session: Session,
+    tokenizer: Tokenizer,
+    prompts: list[str],
+    ids: list[list[int]],
+    tokens: list[int],
+    stop_ids: tuple[int, ...],
+    choice: Sampling,
+    drafts: int,
+    console: Console,
+) -> None:
+    """Write the texts together, then show them and what they cost. Each is what it would be alone, the second and later ones with
+    seeds SEED_STEP apart."""
+    start, total, done = time.monotonic(), sum(tokens), 0
+
+    def written(text: Text) -> str:
+        stream = tokenizer.stream(ids[texts.index(text)])
+        return "".join(stream.push(token) for token in text.tokens) + stream.finish()
+
+    with session.batch() as batch, console.step(f"Writing {len(prompts)} texts") as update:
+        texts = []
+        for n, (each, count) in enumerate(zip(ids, tokens, strict=True)):
+            own = choice._replace(seed=choice.seed + n * SEED_STEP & 0xFFFFFFFF)
+            texts.append(batch.add(each, count, sampling=own, stop_ids=stop_ids, drafts=drafts))
+        for _ in batch:
+            done += 1
+            update(done, total)
+        shown = [written(text) for text in texts]
+    wall = time.monotonic() - start
+    stats = session.stats()
+    listed = [{"prompt": prompt, "text": text, "tokens": each.tokens} for prompt, text, each in zip(prompts, shown, texts, strict=True)]
+    data = {"texts": listed, **summary(session, stats, wall)}
+    for n, (prompt, text) in enumerate(zip(prompts, shown, strict=True), 1):
+        console.stream(f"[{n}] {prompt}{text}\n")
     console.result(data, "\n" + report(stats, data))
 
 
@@ -176,7 +230,7 @@ def report(stats: Stats, data: dict[str, Any]) -> str:
     if (cycles := stats.decode_cycles_per_token) is not None:
         rows.append(("decode", f"{cycles:,.0f} cycles per token ({data['tokens_per_s_at_clock']:,.1f} tokens/s {at})"))
     if stats.passes:
-        rows.append(("drafts", f"{stats.tokens / stats.passes:.2f} tokens for each pass over the weights"))
+        rows.append(("passes", f"{stats.tokens / stats.passes:.2f} tokens for each pass over the weights"))
     if stats.memory_share is not None:
         rows.append(("memory", f"{100 * stats.memory_share:.1f} % of the bandwidth used"))
     rows.append(("wall clock", f"{seconds(data['wall_s'])}, {data['wall_tokens_per_s']:.2f} tokens/s on backend {data['backend']}"))

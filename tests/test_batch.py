@@ -1,0 +1,167 @@
+"""Several texts together are, token for token, what each of them is alone."""
+
+import random
+
+import pytest
+
+import harness
+from synthetic import TINY, hugging_face
+from tritloom.firmware.config import BuildConfig, ConfigError
+from tritloom.firmware.layout import memory_map
+from tritloom.gen.checkpoint import open_checkpoint
+from tritloom.gen.pack import pack
+from tritloom.host.backend import DeviceBusy, InputError
+from tritloom.host.image import Image, write_image
+from tritloom.host.session import Session, sampling
+from tritloom.sim.backends import EmulatorBackend
+
+LANES, SEQUENCES = 4, 5
+CHOICES = (dict(), dict(temperature=0.8), dict(temperature=1.5, top_k=5), dict(top_p=0.7), dict(temperature=1.2, top_k=20, top_p=0.9))
+
+
+def machine(folder, **changes):
+    checkpoint = open_checkpoint(hugging_face(folder / "model"))
+    config = BuildConfig(shape=checkpoint.spec.shape, tables=2, rows_per_cycle=2, vector_lanes=4, attention_macs=8, mem_bytes=16,
+                         sampler_candidates=24, **changes)
+    packed = pack(checkpoint, config)
+    write_image(folder / "image", config=config, spec=checkpoint.spec.to_dict(), sections=packed.sections)
+    image = Image.open(folder / "image")
+    return EmulatorBackend(config, image.map.total_bytes), image
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    return machine(tmp_path_factory.mktemp("batch"), lanes=LANES, sequences=SEQUENCES)
+
+
+@pytest.fixture
+def session(built):
+    with Session(*built) as session:
+        yield session
+
+
+def request(rng):
+    """Arguments of a text: a prompt that may repeat itself, and any sampling, stop tokens and drafts."""
+    piece = [rng.randrange(TINY.vocab) for _ in range(rng.randint(1, 6))]
+    prompt = (piece * 4)[: rng.randint(1, 12)]
+    return dict(prompt=prompt, max_new_tokens=rng.randint(1, 14), drafts=rng.choice((0, 0, 1, 3)),
+                sampling=sampling(**rng.choice(CHOICES) | {"seed": rng.getrandbits(32)}),
+                stop_ids=[rng.randrange(TINY.vocab) for _ in range(rng.choice((0, 0, 8)))])
+
+
+def alone(session, wanted):
+    session.reset()
+    return list(session.generate(**wanted | {"drafts": 0}))
+
+
+@pytest.mark.parametrize("turn", range(12))
+def test_texts_that_join_and_leave_at_any_token_are_those_of_each_alone(session, turn):
+    """`TRITLOOM_SEED` changes the requests; a failure names the text."""
+    seed = harness.seed_from_environment() * 1000 + turn
+    rng = random.Random(seed)
+    wanted, texts, got = [request(rng) for _ in range(rng.randint(1, 9))], [], []
+
+    def join(batch):
+        texts.append(batch.add(**wanted[len(texts)]))
+        got.append([])
+
+    with session.batch() as batch:
+        while len(texts) < len(wanted):
+            join(batch)
+            for text, token in batch:
+                got[texts.index(text)].append(token)
+                if len(texts) < len(wanted) and len(batch.texts) < SEQUENCES and rng.random() < 0.3:
+                    join(batch)
+                if rng.random() < 0.02:
+                    rng.choice(texts).close()
+    for index, (text, request_) in enumerate(zip(texts, wanted, strict=True)):
+        expected = alone(session, request_)
+        if text.closed:
+            assert got[index] == expected[: len(got[index])], f"closed text {index}, seed {seed}: {request_}"
+        else:
+            assert got[index] == text.tokens == expected, f"text {index}, seed {seed}: {request_}"
+
+
+def test_many_texts_take_few_passes(session):
+    """Four texts of 10 tokens after prompts of one token: 10 passes for 40 tokens."""
+    with session.batch() as batch:
+        for seed in range(LANES):
+            batch.add([seed + 1], 10, sampling=sampling(temperature=1.0, seed=seed))
+        assert len(list(batch)) == 10 * LANES
+        stats = session.stats()
+    assert stats.passes == 10 and stats.prompt_tokens == LANES and stats.tokens == 10 * LANES
+    assert session.stats().weight_beats - session.image.map.token_beats * 10 in range(session.image.map.layers_beats + 1)
+
+
+@pytest.mark.parametrize("attention_lanes", [1, 3])
+def test_a_dot_engine_with_fewer_lanes_takes_turns(tmp_path, session, attention_lanes):
+    """Prompts of more tokens than it has lanes, and a head that is streamed again."""
+    wanted = [dict(prompt=[9, 8, 7, 6, 5, 4][n:], max_new_tokens=4, sampling=sampling(temperature=1.0, seed=n)) for n in range(LANES)]
+    expected = [alone(session, each) for each in wanted]
+    with Session(*machine(tmp_path, lanes=LANES, sequences=SEQUENCES, attention_lanes=attention_lanes)) as other:
+        with other.batch() as batch:
+            texts = [batch.add(**each) for each in wanted]
+            list(batch)
+    assert [text.tokens for text in texts] == expected
+
+
+def test_more_texts_than_lanes_take_turns(session):
+    with session.batch() as batch:
+        texts = [batch.add([3 + i], 4) for i in range(SEQUENCES)]
+        order = [texts.index(text) for text, _ in batch]
+    assert sorted(order[:SEQUENCES]) == list(range(SEQUENCES)), "nobody waits for the end of another"
+
+
+def test_what_a_batch_cannot_do_is_said(session):
+    batch = session.batch()
+    for _ in range(SEQUENCES):
+        text = batch.add([1, 2], 3)
+    with pytest.raises(InputError, match="all 5 caches of this machine are taken: close a text, or build the machine"):
+        batch.add([1], 1)
+    with pytest.raises(InputError, match="drafts must be from 0 to 3 on this machine of 4 lanes, not 4"):
+        batch.add([1], 1, drafts=4)
+    with pytest.raises(InputError, match="go past the context of 64"):
+        batch.add([1], 65)
+    with pytest.raises(DeviceBusy, match="a batch is open: close it first"):
+        list(session.generate([1], 1))
+    with pytest.raises(DeviceBusy, match="under way"):
+        session.batch()
+    text.close()
+    batch.add([1], 1)
+    batch.close()
+    with pytest.raises(InputError, match="the batch is closed"):
+        batch.add([1], 1)
+    with pytest.raises(InputError, match="the batch is closed"):
+        next(iter(batch))
+    assert len(list(session.generate([1], 2))) == 2, "the session generates again"
+
+
+def test_a_batch_goes_on_after_an_early_break(session):
+    expected = alone(session, dict(prompt=[5, 6], max_new_tokens=9))
+    with session.batch() as batch:
+        text = batch.add([5, 6], 9)
+        other = batch.add([7], 3)
+        for _ in batch:
+            break
+        list(batch)
+        assert text.tokens == expected and len(other.tokens) == 3
+    assert session.position == 0
+
+
+def test_caches_are_part_of_the_configuration(built):
+    config = built[1].config
+    alone = BuildConfig.from_dict(config.to_dict() | {"sequences": 1})
+    assert BuildConfig.from_json(config.to_json()) == config and config.digest != alone.digest
+    assert memory_map(config).regions["kv"].length == SEQUENCES * memory_map(alone).regions["kv"].length
+    with pytest.raises(ConfigError, match="sequences must be a positive integer, not 0"):
+        BuildConfig.from_dict(config.to_dict() | {"sequences": 0})
+
+
+def test_one_lane_serves_several_texts(tmp_path):
+    with Session(*machine(tmp_path, lanes=1, sequences=2)) as session:
+        wanted = [dict(prompt=[3, 4, 5], max_new_tokens=5), dict(prompt=[9], max_new_tokens=7, sampling=sampling(top_k=3, seed=2))]
+        expected = [alone(session, each) for each in wanted]
+        with session.batch() as batch:
+            texts = [batch.add(**each) for each in wanted]
+            list(batch)
+        assert [text.tokens for text in texts] == expected
