@@ -289,7 +289,7 @@ class Emulator:
             elif op == VectorOp.QKV:
                 self._qkv(s, a + s - slot, b, parameters, bank)
             else:
-                self._gated(s, length, parameters)
+                self._gated(s, length, a * self.config.vector_lanes, parameters)
 
     def _lane(self, slot: int) -> int:
         """The lane of a slot: slots of a lane share its work vector and the dot engine's buffers."""
@@ -368,9 +368,9 @@ class Emulator:
                 self.memory[places] = codes[h * s.head_dim: (h + 1) * s.head_dim].astype(np.int8).view(np.uint8)
             self._emit("keys" if half == 0 else "values", slot, codes, bank)
 
-    def _gated(self, slot: int, length: int, parameters: _Parameters) -> None:
+    def _gated(self, slot: int, length: int, first: int, parameters: _Parameters) -> None:
         c = self.config
-        rows = self._accumulators[slot][: 2 * length].reshape(-1, 2, c.vector_lanes)
+        rows = self._accumulators[slot][2 * first: 2 * (first + length)].reshape(-1, 2, c.vector_lanes)
         gate, up = rows[:, 0].reshape(-1), rows[:, 1].reshape(-1)
         s0, s1 = (uf_mul(self._code_scale[slot], w) for w in parameters.scales[:2])
         lane = self._lane(slot)
@@ -380,7 +380,8 @@ class Emulator:
         else:
             m, e = integer.gated_silu(gate, up, s0)
             self._work_scale[lane] = s1
-        self._work[lane, :length], self._work_exponent[lane, :length] = m, e
+        part = slice(first, first + length)
+        self._work[lane, part], self._work_exponent[lane, part] = m, e
 
     def _attend(self, slot: int, count: int, position: int, base: int) -> None:
         c, s = self.config, self.config.shape

@@ -4,11 +4,12 @@ Regions start at multiples of 4096 bytes (or of a beat, if that is larger). The 
 region in consumption order:
 
     embedding parameters (header only), first layer's qkv parameters
-    per layer: o parameters, qkv, gate/up parameters, o, down parameters, gate/up, next layer's qkv or the head's parameters, down
+    per layer: o parameters, qkv, gate/up and down parameters, o, gate/up, next layer's qkv or the head's parameters, down
     head groups
 
-so a pass over the model is one sequential read. Parameters stand before the matrix whose results they scale or whose
-follower they prepare. Parameter blocks and matrices are whole beats; a matrix of many rows is a row of blocks. A pass of two groups
+so a pass over the model is one sequential read. Parameters stand where they can be loaded before they are needed: those of o before qkv,
+because with two groups the first one's attention ends while the second one's qkv streams; those of the FFN before o, because nothing
+streams during attention. Parameter blocks and matrices are whole beats; a matrix of many rows is a row of blocks. A pass of two groups
 of tokens reads each matrix twice before the next. With a short-list the ternary head, in blocks of rows, takes the place of the head
 groups; the int8 table then has a region of its own.
 """
@@ -99,8 +100,8 @@ def stream_blocks(config: BuildConfig) -> tuple[list[Block], list[Block], list[B
         parameters("o_parameters", s.q_size if s.sub_norms else 0),
         matrix("qkv", s.qkv_rows, s.hidden),
         parameters("gate_up_parameters", s.hidden),
-        matrix("o", s.hidden, s.q_size),
         parameters("down_parameters", s.ffn if s.sub_norms else 0),
+        matrix("o", s.hidden, s.q_size),
         matrix("gate_up", 2 * s.ffn, s.hidden),
         parameters("next_parameters", s.hidden),
         matrix("down", s.hidden, s.ffn),
@@ -214,7 +215,7 @@ def _descriptors(base: int, head_base: int, blocks: tuple[list[Block], list[Bloc
     prologue, layer, epilogue = blocks
 
     def stream(blocks: list[Block], twice: bool = False) -> None:
-        for dest, run in groupby(blocks, key=lambda block: block.dest):
+        for (dest, _), run in groupby(blocks, key=lambda block: (block.dest, twice and block.name)):
             beats = sum(block.beats for block in run)
             program.append(Descriptor(DescriptorOp.STREAM, beats, dest))
             if twice and dest == Destination.MATMUL:

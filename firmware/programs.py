@@ -83,9 +83,10 @@ class _Layer:
     def codes(self, slot: str, count: str, bank: int = 0) -> str:
         return f"vector.normq slot={slot} count={count} length={self.shape.hidden} norm=1 bank={bank}"
 
-    def attention(self, slot: str, count: str, position: str, name: str) -> str:
+    def attention(self, slot: str, count: str, position: str, name: str, meanwhile: str = "") -> str:
         """Attention of tokens from `position` over the cache at r7, as many at a time as the dot engine has lanes: while it
-        attends for some, the vector unit works on those before and after. Labels begin with `name`; uses r2, r5, r8, r9, r10, r12, r15."""
+        attends for some, the vector unit works on those before and after, and at last does `meanwhile`. Labels begin with `name`;
+        uses r2, r5, r8, r9, r10, r12, r15."""
         c, length = self.config, self.shape.q_size
         normalise = f"length={length} source=1 norm={self.sub} bank=1"
         if c.lanes <= c.dot_lanes:
@@ -93,6 +94,7 @@ class _Layer:
         vector.qkv      slot={slot} count={count} a={position} b=r7
         wait            vector+writes
         dot.attend      slot={slot} count={count} position={position} kv_base=r7
+        {meanwhile}
         wait            dot
         vector.normq    slot={slot} count={count} {normalise}"""
         return f"""
@@ -116,9 +118,14 @@ class _Layer:
         add     r9, r9, r5
         add     r12, r12, r5
         bne     r9, r8, {name}_next
+        {meanwhile}
         wait            dot
         sub     r15, r9, r5
         vector.normq    slot=r15 count=r5 {normalise}"""
+
+    @property
+    def ffn_parameters(self) -> str:
+        return f"{self.parameters(2)}\n{self.parameters(3)}"
 
     def gate(self, slot: str, count: str) -> str:
         return f"""
@@ -128,7 +135,39 @@ class _Layer:
     def activate(self, slot: str, count: str) -> str:
         return f"""
         vector.glu      slot={slot} count={count} length={self.shape.ffn} bank=2
-        vector.normq    slot={slot} count={count} length={self.shape.ffn} source=1 norm={self.sub} bank=3"""
+        {self.activated(slot, count)}"""
+
+    def activated(self, slot: str, count: str) -> str:
+        return f"vector.normq slot={slot} count={count} length={self.shape.ffn} source=1 norm={self.sub} bank=3"
+
+    def gate_up_and_activate(self, slot: str, count: str) -> str:
+        """The matrix and what follows; where its blocks are whole words of pairs, one is activated while the next streams. Uses r5, r12."""
+        c, s = self.config, self.shape
+        blocks = c.blocks(2 * s.ffn)
+        if len(blocks) == 1 or blocks[0] % (2 * c.vector_lanes):
+            return f"""
+        {self.gate_up(slot, count)}
+        wait            matmul+vector
+        {self.activate(slot, count)}"""
+        text, at, first = "", 0, 0
+        for number, rows in enumerate(blocks):
+            steps = ceil(rows / c.rows_per_cycle)
+            text += f"""
+        li      r5, {at}
+        matmul inputs={s.hidden} steps={steps} slot={slot} count={count} at=r5"""
+            if number:
+                text += self._activate_block(blocks[number - 1], first, slot, count)
+                first += blocks[number - 1] // (2 * c.vector_lanes)
+            text += """
+        wait            matmul+vector"""
+            at += steps
+        return f"""{text}{self._activate_block(blocks[-1], first, slot, count)}
+        {self.activated(slot, count)}"""
+
+    def _activate_block(self, rows: int, first: int, slot: str, count: str) -> str:
+        return f"""
+        li      r12, {first}
+        vector.glu      slot={slot} count={count} length={rows // 2} a=r12 bank=2"""
 
     def add(self, slot: str, count: str) -> str:
         return f"vector.resid slot={slot} count={count} length={self.shape.hidden} bank=3"
@@ -136,11 +175,11 @@ class _Layer:
 
 def layer_assembly(config: BuildConfig, attention: str | None = None) -> str:
     """One layer for r4 tokens from slot 0. `attention`: from the results of q, k and v to the codes of o_proj; unless given, of one
-    sequence, whose first token is at position r1, with its cache at r7."""
+    sequence, whose first token is at position r1, with its cache at r7; it also loads the FFN's parameters."""
     p = _Layer(config)
     group = ("r0", "r4")
     if attention is None:
-        attention = p.attention(*group, "r1", "attention")
+        attention = p.attention(*group, "r1", "attention", p.ffn_parameters)
     return f"""
         {p.codes(*group)}
         wait            vector
@@ -149,15 +188,11 @@ def layer_assembly(config: BuildConfig, attention: str | None = None) -> str:
         wait            matmul+vector
         {attention.strip()}
         wait            vector
-        {p.parameters(2)}
         {p.o(*group)}
-        wait            matmul+vector
+        wait            matmul
         {p.gate(*group)}
         wait            vector
-        {p.parameters(3)}
-        {p.gate_up(*group)}
-        wait            matmul+vector
-        {p.activate(*group)}
+        {p.gate_up_and_activate(*group)}
         wait            vector
         {p.parameters(0)}
         {p.down(*group)}
@@ -194,7 +229,7 @@ def two_groups_assembly(config: BuildConfig) -> str:
         {p.qkv(*b)}
         {p.attention(*a, "r1", "attention_a")}
         {done}
-        {p.parameters(2)}
+        {p.ffn_parameters}
         {p.o(*a)}
         add     r13, r1, r4
         {p.attention(*b, "r13", "attention_b")}
@@ -202,7 +237,6 @@ def two_groups_assembly(config: BuildConfig) -> str:
         {p.o(*b)}
         {p.gate(*a)}
         {done}
-        {p.parameters(3)}
         {p.gate_up(*a)}
         {p.gate(*b)}
         {done}
@@ -478,7 +512,8 @@ def passes_assembly(config: BuildConfig, layout: MemoryMap) -> str:
     attention = (
         each_segment.format(label="write", stride=stride, command="vector.qkv slot=r5 count=r3 a=r1 b=r7")
         + "wait    vector+writes" + each_segment.format(label="attend", stride=stride, command=attend)
-        + f"""wait    dot
+        + f"""{p.ffn_parameters}
+        wait    dot
         vector.normq slot=r0 count=r4 length={s.q_size} source=1 norm={p.sub} bank=1"""
     )
     return f"""

@@ -428,12 +428,12 @@ class AxiMemory(_Memory):
             self.read_data.payload.eq(Cat(reader.data.payload for reader in readers)),
         ]
 
-        # Writes: given to all ports at once.
+        # Writes: given to all ports at once that have bytes of it.
         ready = Cat(writer.i.ready for writer in writers).all()
         m.d.comb += [self.write.ready.eq(ready), self.writes_pending.eq(Cat(writer.pending for writer in writers).any())]
         for port, writer in enumerate(writers):
             m.d.comb += [
-                writer.i.valid.eq(self.write.valid & ready),
+                writer.i.valid.eq(self.write.valid & ready & writer.i.payload.strb.any()),
                 writer.i.payload.beat.eq(self.write.payload.addr >> exact_log2(self._mem_bytes)),
                 writer.i.payload.data.eq(self.write.payload.data.word_select(port, width)),
                 writer.i.payload.strb.eq(self.write.payload.strb.word_select(port, width // 8)),

@@ -44,10 +44,8 @@ class Accelerator(wiring.Component):
         Bits of `firmware.isa.Unit`.
     weight_beat : Out(1)
         A beat entered the weight FIFO.
-    trace_valid, trace_unit, trace_slot, trace_index, trace_data : Out
-        One V-word a cycle of what the vector unit produces (`firmware.isa.TraceUnit`).
-    trace_dot_... : Out
-        The same of what the dot engine produces.
+    trace_<unit>_valid, ..._slot, ..._index, ..._data : Out
+        A V-word a cycle of what the units produce, for each of `firmware.isa.TraceUnit`. Codes for both engines are shown once.
     """
 
     def __init__(self, config: BuildConfig):
@@ -56,8 +54,8 @@ class Accelerator(wiring.Component):
             "irq": Out(1),
             "unit_busy": Out(8),
             "weight_beat": Out(1),
-            **{f"{port}_{name}": Out(width) for port in ("trace", "trace_dot") for name, width in (
-                ("valid", 1), ("unit", 4), ("slot", 8), ("index", 32), ("data", 32 * config.vector_lanes))},
+            **{f"trace_{unit.name.lower()}_{name}": Out(width) for unit in TraceUnit for name, width in (
+                ("valid", 1), ("slot", 8), ("index", 32), ("data", 32 * config.vector_lanes))},
         }
         if config.memory == "axi":
             members |= axi_members(mem_bytes=config.mem_bytes, mem_ports=config.mem_ports)
@@ -208,29 +206,22 @@ class Accelerator(wiring.Component):
         m.d.comb += [sequencer.args[i].eq(registers.args[i]) for i in range(len(registers.args))]
 
     def _trace(self, m, vector, dot):
-        """Of each unit one source at a time: the program never lets two of them run together, and codes for both engines are shown once."""
         v = self.config.vector_lanes
 
         def words(value, width):
             return Cat(*(_extend(value.word_select(i, width)) for i in range(v)))
 
-        logit = dot.logits_o
-        of_vector = (
+        logit, codes, activations = dot.logits_o, vector.code_write, vector.activation_write
+        for unit, valid, slot, index, data in (
             (TraceUnit.RESIDUAL, vector.x_trace.valid, vector.x_trace.slot, vector.x_trace.addr, vector.x_trace.data),
-            (TraceUnit.CODES, vector.code_write.valid, vector.code_write.slot, vector.code_write.addr, words(vector.code_write.data, 8)),
-            (TraceUnit.ACTIVATIONS, vector.activation_write.valid, vector.activation_write.slot, vector.activation_write.addr,
-             words(vector.activation_write.data, 8)),
-        )
-        of_dot = (
+            (TraceUnit.CODES, codes.valid, codes.slot, codes.addr, words(codes.data, 8)),
+            (TraceUnit.ACTIVATIONS, activations.valid & ~codes.valid, activations.slot, activations.addr, words(activations.data, 8)),
             (TraceUnit.ATTENTION, dot.work_write.valid, dot.work_write.slot, dot.work_write.addr, self._work_words(dot.work_write.data)),
             (TraceUnit.LOGITS, logit.valid & logit.ready, logit.payload.slot, logit.payload.id,
              _extend(Value.cast(logit.payload.logit), 64)),
-        )
-        for port, sources in (("trace", of_vector), ("trace_dot", of_dot)):
-            for unit, valid, slot, index, data in reversed(sources):
-                with m.If(valid):
-                    m.d.comb += [getattr(self, f"{port}_{name}").eq(value) for name, value in (
-                        ("unit", unit), ("slot", slot), ("index", index), ("data", data), ("valid", 1))]
+        ):
+            for name, value in (("valid", valid), ("slot", slot), ("index", index), ("data", data)):
+                m.d.comb += getattr(self, f"trace_{unit.name.lower()}_{name}").eq(value)
 
     def _work_words(self, data):
         """Mantissa in bits 31:8, exponent in 7:0 of each word."""

@@ -64,7 +64,8 @@ class VectorUnit(wiring.Component):
     """Execute the vector operations of `firmware.isa.VectorOp` for one token slot after the other.
 
     PARAM loads a header of scales and `length` gains from the weight stream into one of four banks, one for
-    each matrix of a layer; the others take theirs from `bank`. EMBED and ROPE read memory.
+    each matrix of a layer; the others take theirs from `bank`. EMBED and ROPE read memory. GLU may take a part of the pairs, from word `a`
+    on; the part from 0 on comes first.
     NORMQ, RESID, QKV and GLU run over slots `slot` to `slot + count - 1`, `length` elements each (RESID and
     NORMQ of the residual: the whole of it). All compute what `firmware.integer` says.
 
@@ -410,6 +411,7 @@ class VectorUnit(wiring.Component):
         self.up_delay = lead - self._acc_parts - 2 * self._acc_parts * behind
         odd, up = Signal(), Signal(index_shape(self._h_words))
         pair = Signal(range(self._h_words + behind + 1))
+        glu_first, glu_end = command.a[: len(up)], Signal.like(pair)
 
         # QKV: heads through the first and the second pass.
         total = self._heads + 2 * self._kv_heads
@@ -568,7 +570,10 @@ class VectorUnit(wiring.Component):
                     m.next = "SLOT"
             with m.State("SLOT"):
                 rewind()
-                m.d.sync += [head1.eq(0), head2.eq(0), word1.eq(0), word2.eq(0), pair.eq(0), odd.eq(0), up.eq(0)]
+                m.d.sync += [head1.eq(0), head2.eq(0), word1.eq(0), word2.eq(0), pair.eq(glu_first), odd.eq(0), up.eq(glu_first)]
+                m.d.sync += glu_end.eq(glu_first + self.words)
+                with m.If(self._is(VectorOp.GLU)):
+                    m.d.sync += place.eq(base + glu_first)
                 with m.Switch(command.op):
                     with m.Case(VectorOp.NORMQ):
                         m.next = "FIRST PASS"
@@ -639,7 +644,7 @@ class VectorUnit(wiring.Component):
                     with m.If(scales.done):
                         m.next = "GLU"
             with m.State("GLU"):
-                gating, upping = self.last_part & (pair < self.words), self.last_part & (pair >= behind)
+                gating, upping = self.last_part & (pair < glu_end), self.last_part & (pair >= glu_first + behind)
                 m.d.comb += self.acc_read.en.eq(1)
                 with m.If(self.last_part):
                     m.d.sync += [odd.eq(~odd), pair.eq(pair + odd)]
@@ -649,7 +654,7 @@ class VectorUnit(wiring.Component):
                     m.d.comb += [issue.valid.eq(upping), issue.kind.eq(Kind.UP), self.acc_address.eq(Cat(C(1, 1), up))]
                     with m.If(issue.valid):
                         m.d.sync += [up.eq(up + 1), place.eq(place + 1)]
-                        with m.If(up == self.words - 1):
+                        with m.If(up == glu_end - 1):
                             m.next = "GLU END"
             with m.State("GLU END"):
                 with m.If(~scales.busy & ~scales.done):
@@ -1004,7 +1009,7 @@ class VectorUnit(wiring.Component):
         m.d.comb += self.tracking.eq(reduce(or_, valid) | self.work_write.valid)
         # A slot's work begins a cycle after its scale: its first elements are many cycles away.
         begin = Signal()
-        m.d.sync += begin.eq(self.scales.start & is_glu)
+        m.d.sync += begin.eq(self.scales.start & is_glu & (self.command.a[:16] == 0))
         for i, maximum in enumerate(self.maximum_exponent):
             chosen = self.lane == i
             with m.If(self.work_clear[i] | (begin & chosen)):

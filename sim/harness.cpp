@@ -464,10 +464,7 @@ class Machine {
         histogram[HAS_UNIT_BUSY ? unit_busy(top_) : 0][HAS_WEIGHT_BEAT ? weight_beat(top_) : 0]++;
 #endif
 #if HAS_TRACE
-        if (tracing && top_->trace_valid) record(top_->trace_unit, top_->trace_slot, top_->trace_index, &top_->trace_data);
-#if HAS_TRACE_DOT
-        if (tracing && top_->trace_dot_valid) record(top_->trace_dot_unit, top_->trace_dot_slot, top_->trace_dot_index, &top_->trace_dot_data);
-#endif
+        if (tracing) each_trace(top_, [this](unsigned unit, unsigned slot, unsigned index, const void *data) { record(unit, slot, index, data); });
 #endif
         driving_ = true;
     }

@@ -6,7 +6,7 @@ before.
 
 Ports of the top module: `clk`, `rst`; all others may be absent: `s_axi_*` (AXI4-Lite, 12-bit
 addresses), `m0_axi_*`, `m1_axi_*` ... (AXI4 masters), `irq`, `unit_busy` (8 bits), `weight_beat`,
-and `trace_valid`, `trace_unit`, `trace_slot`, `trace_index`, `trace_data`, also as `trace_dot_...`.
+and, of each of `firmware.isa.TraceUnit`, `trace_<unit>_valid`, `..._slot`, `..._index`, `..._data`, all of one width.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tritloom.firmware.isa import TraceUnit
 from tritloom.gen.timeline import Timeline, counts
 from tritloom.sim import verilator
 from tritloom.sim.memory import IDEAL, LINE_BYTES, Dram, MemoryTiming
@@ -405,7 +406,7 @@ class Verilated:
                          ("data", "<i4", (self.trace_words,))])  # fmt: skip
 
     def trace_enable(self, on: bool = True, *, max_bytes: int = TRACE_LIMIT) -> None:
-        """Record an event in each cycle in which `trace_valid` is high, and one more in which `trace_dot_valid` is."""
+        """Record an event of each unit in each cycle in which its `trace_<unit>_valid` is high."""
         if on and not self.trace_words:
             raise SimulationError("this machine was built without trace ports")
         self._library.sim_trace_enable(self._machine(), int(on), max_bytes)
@@ -610,9 +611,14 @@ def _summary(ports: dict[str, int]) -> dict[str, Any]:
         "irq": "irq" in ports,
         "unit_busy": "unit_busy" in ports,
         "weight_beat": "weight_beat" in ports,
-        "trace_words": -(-ports["trace_data"] // 32) if "trace_valid" in ports else 0,
+        "trace_words": max((-(-ports[f"trace_{unit}_data"] // 32) for unit in _traced(ports)), default=0),
         "ports": ports,
     }
+
+
+def _traced(ports: dict[str, int]) -> dict[str, int]:
+    """Units of the trace ports, by name, with their numbers in TraceUnit."""
+    return {unit.name.lower(): int(unit) for unit in TraceUnit if f"trace_{unit.name.lower()}_valid" in ports}
 
 
 def _ports_header(ports: dict[str, int]) -> str:
@@ -624,10 +630,14 @@ def _ports_header(ports: dict[str, int]) -> str:
         f"#define DATA_BYTES {summary['data_bytes']}",
         *(f"#define HAS_{name.upper()} {int(summary[name])}" for name in ("csr", "irq", "unit_busy", "weight_beat")),
         f"#define HAS_TRACE {int(summary['trace_words'] > 0)}",
-        f"#define HAS_TRACE_DOT {int('trace_dot_valid' in ports)}",
         f"#define TRACE_WORDS {summary['trace_words']}",
         *(f"static inline unsigned {name}(Vtop *top) {{ (void)top; return {f'top->{name} & {mask}' if summary[name] else 0}; }}"
           for name, mask in (("unit_busy", 255), ("weight_beat", 1))),
+        "template <class Record> static inline void each_trace(Vtop *top, Record record) {",
+        "    (void)top, (void)record;",
+        *(f"    if (top->trace_{unit}_valid) record({number}, top->trace_{unit}_slot, top->trace_{unit}_index, &top->trace_{unit}_data);"
+          for unit, number in _traced(ports).items()),
+        "}",
         "static inline void bind_ports(Vtop *top, AxiPins *pins) {",
         "    (void)top, (void)pins;",
         *_bindings(summary["axi_ports"]),

@@ -12,7 +12,6 @@ from cocotb.triggers import FallingEdge, RisingEdge
 from cocotbext.axi import AxiBus, AxiLiteBus, AxiLiteMaster, AxiRam
 
 import streams
-from tritloom.firmware.isa import TraceUnit
 from tritloom.firmware.registers import REGISTER
 from tritloom.host.image import Image
 from tritloom.host.session import Session
@@ -69,8 +68,8 @@ async def writes_a_story(dut):
     async def watch():
         while True:
             await FallingEdge(dut.clk)
-            if dut.trace_valid.value and int(dut.trace_unit.value) == TraceUnit.LOGITS:
-                data = int(dut.trace_data.value) & (1 << 64) - 1
+            if dut.trace_logits_valid.value:
+                data = int(dut.trace_logits_data.value) & (1 << 64) - 1
                 logits.append(data - (data >> 63 << 64))
 
     cocotb.start_soon(watch())

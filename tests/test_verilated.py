@@ -10,7 +10,7 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from harness import BUILD
-from tritloom.firmware.isa import Descriptor, DescriptorOp, Destination
+from tritloom.firmware.isa import Descriptor, DescriptorOp, Destination, TraceUnit
 from tritloom.gen.emit import to_verilog
 from tritloom.gen.timeline import counts
 from tritloom.rtl.axi import axi_members
@@ -35,7 +35,8 @@ class Top(wiring.Component):
         lite = {"awvalid": In(1), "awready": Out(1), "awaddr": In(12), "wvalid": In(1), "wready": Out(1), "wdata": In(32), "wstrb": In(4),
                 "bvalid": Out(1), "bready": In(1), "bresp": Out(2), "arvalid": In(1), "arready": Out(1), "araddr": In(12),
                 "rvalid": Out(1), "rready": In(1), "rdata": Out(32), "rresp": Out(2)}  # fmt: skip
-        trace = {"valid": 1, "unit": 4, "slot": 8, "index": 32, "data": 8 * mem_bytes}
+        trace = {f"{unit}_{name}": width for unit in ("codes", "logits")
+                 for name, width in (("valid", 1), ("slot", 8), ("index", 32), ("data", 8 * mem_bytes))}
         super().__init__({
             **{f"s_axi_{name}": member for name, member in lite.items()},
             **axi_members(mem_bytes=mem_bytes, mem_ports=mem_ports),
@@ -68,12 +69,15 @@ class Top(wiring.Component):
             self.irq.eq((expect != 0) & (beats == expect)),
             self.weight_beat.eq(memory.weight_beat),
             self.unit_busy.eq(Cat(memory.active, ~memory.weights_o.valid)),
-            self.trace_valid.eq(taken & (beats[:4] == 0)),
-            self.trace_unit.eq(memory.weights_o.payload.dest),
-            self.trace_slot.eq(beats[4:12]),
-            self.trace_index.eq(beats),
-            self.trace_data.eq(memory.weights_o.payload.data),
         ]
+        for unit in ("codes", "logits"):
+            dest = TraceUnit[unit.upper()]
+            m.d.comb += [
+                getattr(self, f"trace_{unit}_valid").eq(taken & (beats[:4] == 0) & (memory.weights_o.payload.dest == (int(dest) & 3))),
+                getattr(self, f"trace_{unit}_slot").eq(beats[4:12]),
+                getattr(self, f"trace_{unit}_index").eq(beats),
+                getattr(self, f"trace_{unit}_data").eq(memory.weights_o.payload.data),
+            ]
         with m.If(taken):
             m.d.sync += [beats.eq(beats + 1), total.eq(total + folded)]
         self.registers(m, memory, beats, expect, total, fault)
