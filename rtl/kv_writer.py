@@ -6,7 +6,7 @@ from amaranth import Array, C, Cat, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from .stream import Fifo, Slice
+from .stream import Fifo, LightSlice
 from .ufloat import UFLOAT, to_word
 
 __all__ = ["KvWriter", "write_layout"]
@@ -33,7 +33,7 @@ class KvWriter(wiring.Component):
     words arrive, head by head, keys before values; the word with `last` ends a row and brings its scale.
     Words can't be held back: a row may only start when `free` was high as `reserve` was pulsed for it.
 
-    Throughput: one word per cycle in, one beat per cycle out.
+    Throughput: one word per cycle in, one beat per two cycles out.
 
     Parameters
     ----------
@@ -91,7 +91,7 @@ class KvWriter(wiring.Component):
         scale_layout = data.StructLayout({"addr": 32, "word": 32})
         m.submodules.rows = rows = Fifo(row_layout, 1 << (ROWS * beats - 1).bit_length())
         m.submodules.scales = scales = Fifo(scale_layout, ROWS)
-        m.submodules.slice = out = Slice(write_layout(self._bytes))
+        m.submodules.slice = out = LightSlice(write_layout(self._bytes))
 
         # Where the present row goes: `half` is its head's key or value half, `offset` the byte within.
         half, values, head = Signal(32), Signal(), Signal(range(self._heads))

@@ -7,7 +7,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from .memory import ADDRESS_BITS, weight_layout
-from .stream import Fifo, Slice
+from .stream import Fifo, LightSlice, Slice
 
 __all__ = ["ReadArbiter", "WeightRouter", "WriteArbiter", "read_request_layout", "write_layout"]
 
@@ -139,7 +139,7 @@ class ReadArbiter(wiring.Component):
 class WriteArbiter(wiring.Component):
     """Share the write port between clients; client 0 goes first.
 
-    Latency: 1 cycle (`latency`). Throughput: one beat per cycle.
+    Latency: 1 cycle (`latency`). Throughput: one beat per two cycles, as fast as a port takes them.
 
     Members
     -------
@@ -160,7 +160,7 @@ class WriteArbiter(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.slice = chosen = Slice(write_layout(self._mem_bytes))
+        m.submodules.slice = chosen = LightSlice(write_layout(self._mem_bytes))
         wiring.connect(m, chosen.o, wiring.flipped(self.o))
         m.d.comb += self.pending.eq(self.o.valid)
         earlier = 0

@@ -874,9 +874,11 @@ class VectorUnit(wiring.Component):
         for k in range(self._lanes):
             coarse = Signal(signed(FIXED_BITS + 3), name=f"coarse{k}", reset_less=True)
             shifted = Signal(signed(FIXED_BITS), name=f"shifted{k}", reset_less=True)
-            wide = Cat(C(0, FIXED_LEFT + 16), self.y[k]).as_signed()
+            # The multiple of 16 comes last: most of what it can bring down is zeros or the sign.
+            near = Signal(signed(FIXED_LEFT + 16 + Y_BITS), name=f"near{k}")
+            m.d.comb += near.eq(Cat(C(0, FIXED_LEFT + 16), self.y[k]).as_signed() >> Cat(C(0, 2), amount[2:4]))
             m.d.sync += [
-                coarse.eq(shift_right(m, wide, Cat(C(0, 2), amount[2:]), len(coarse), f"coarse_shift{k}").as_signed()),
+                coarse.eq((near >> Cat(C(0, 4), amount[4:]))[: len(coarse)].as_signed()),
                 shifted.eq(shift_right(m, coarse, fine, FIXED_BITS, f"fine_shift{k}").as_signed()),
             ]
             self.shifted.append(shifted)
