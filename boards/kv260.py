@@ -17,5 +17,5 @@ BOARD = Board(
     resources={"lut": 117_120, "ff": 234_240, "bram": 144 * 36, "uram": 64 * 288, "dsp": 1248},
     # A data read takes some 115 cycles from request to beat. Results of 4,096 rows of 16 lanes fill 36 block RAMs or UltraRAMs a bank.
     parameters={"lanes": 16, "groups": 2, "attention_lanes": 4, "block_rows": 4096, "result_parts": 2, "ultra_ram": True,
-                "weight_fifo_beats": 1024, "read_fifo_beats": 256},
+                "read_fifo_beats": 256},
 )

@@ -377,7 +377,7 @@ class WorkSequencer(wiring.Component):
         ]
         head_piece, piece = (source.payload.word_select(sub, 8 * self._macs) for source in (self.weights_i, self.read_data))
         m.d.sync += [self.step.eq(step),
-                     self.bytes.eq(Mux(is_head, head_piece, Mux(job.kind == VALUES, DotLane.by_element(piece, self._rows), piece))),
+                     self.bytes.eq(Mux(streamed, head_piece, Mux(job.kind == VALUES, DotLane.by_element(piece, self._rows), piece))),
                      self.scale_one.eq(some & ~eights), self.scale_eight.eq(eights)]
 
         with m.If(self.outputs_released):

@@ -17,6 +17,7 @@ from .router import ReadArbiter, WeightRouter, WriteArbiter
 from .sampler import Sampler
 from .sequencer import Sequencer
 from .shortlist import ShortList
+from .stream import LightSlice
 from .tlmm import TernaryMatmul
 from .vector import VectorUnit
 
@@ -131,9 +132,12 @@ class Accelerator(wiring.Component):
         wiring.connect(m, weights.o2, dot.weights_i)
 
         m.submodules.reads = reads = ReadArbiter(mem_bytes=c.mem_bytes, clients=2)
-        for n, unit in enumerate((dot, vector)):
-            wiring.connect(m, unit.read_request, getattr(reads, f"request{n}"))
-            wiring.connect(m, getattr(reads, f"data{n}"), unit.read_data)
+        # What the vector unit is ready for depends on much: its few beats pass a register.
+        m.submodules.vector_reads = vector_reads = LightSlice(8 * c.mem_bytes)
+        wiring.connect(m, vector_reads.o, vector.read_data)
+        for n, (request, data) in enumerate(((dot.read_request, dot.read_data), (vector.read_request, vector_reads.i))):
+            wiring.connect(m, request, getattr(reads, f"request{n}"))
+            wiring.connect(m, getattr(reads, f"data{n}"), data)
         wiring.connect(m, reads.memory_request, memory.read_request)
         wiring.connect(m, memory.read_data, reads.memory_data)
 

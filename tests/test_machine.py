@@ -193,6 +193,6 @@ def test_the_emulator_refuses_what_the_machine_cannot_do(built):
     image, *_ = built
     software = EmulatorBackend(image.config, image.map.total_bytes)
     with Session(software, image) as session:
-        software.program[0] = 16 | 4 << 24  # RESID before any parameter block
-        with pytest.raises(DeviceError, match="before any parameter block"):
+        software.program[0] = 16 | 4 << 24  # RESID takes parameters from bank 0, which has none
+        with pytest.raises(DeviceError, match="takes parameters from bank 0, which has none"):
             list(session.generate(prompt(2), 1))
