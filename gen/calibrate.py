@@ -20,6 +20,7 @@ import numpy as np
 
 from tritloom.firmware.config import BuildConfig
 from tritloom.gen import cost, parts
+from tritloom.gen.generate import source_digest
 
 __all__ = ["CONFIGURATIONS", "POINTS", "calibrate", "compare", "fit_coefficients", "measure"]
 
@@ -57,9 +58,11 @@ _TINY: dict[str, Any] = {"vector_lanes": 2, "attention_macs": 2, "attention_rows
                          "sampler_candidates": 8}
 
 CONFIGURATIONS = (
-    Configuration("large, 4 lanes", "xcup", "bitnet_b1_58-large", "kv260", 2048, {}),
-    Configuration("large, 2 lanes", "xcup", "bitnet_b1_58-large", "kv260", 2048, {"lanes": 2}),
-    Configuration("2B-4T, 4 lanes", "xcup", "bitnet-b1.58-2B-4T", "kv260", 4096, {}),
+    Configuration("large, 16 lanes", "xcup", "bitnet_b1_58-large", "kv260", 2048, {}),
+    Configuration("large, 8 lanes", "xcup", "bitnet_b1_58-large", "kv260", 2048, {"lanes": 8}),
+    Configuration("large, 4 lanes, one group", "xcup", "bitnet_b1_58-large", "kv260", 2048,
+                  {"lanes": 4, "groups": 1, "attention_lanes": 0, "block_rows": 0, "result_parts": 1, "ultra_ram": False}),
+    Configuration("2B-4T, 16 lanes", "xcup", "bitnet-b1.58-2B-4T", "kv260", 4096, {}),
     Configuration("99M, half as wide", "xcup", "TriLM-99M", "kv260", 2048,
                   {"lanes": 2, "mem_bytes": 32, "mem_ports": 2, "vector_lanes": 8}),
     Configuration("4m, 16 bytes", "xcup", "stories-4m", "sim", 512, {"lanes": 1, "mem_bytes": 16}),
@@ -77,8 +80,6 @@ CONFIGURATIONS = (
 
 def measure(what: Configuration, progress: Callable[[str], None] | None = None) -> dict[str, Any]:
     """The point of a configuration: what each unit costs by synthesis."""
-    from tritloom.sim.equality import code_digest
-
     config = what.build()
     tell = progress or (lambda text: None)
     found = parts.synthesise(config, what.family, lambda done, total, part: tell(f"{part} ({done + 1} of {total})"))
@@ -87,7 +88,7 @@ def measure(what: Configuration, progress: Callable[[str], None] | None = None) 
         unit = units[name if name in units else "control"]
         for kind in unit:
             unit[kind] += spent[kind]
-    return {"name": what.name, "family": what.family, "config": config.to_dict(), "units": units, "code": code_digest(),
+    return {"name": what.name, "family": what.family, "config": config.to_dict(), "units": units, "code": source_digest()[:16],
             "yosys": version("pyosys"), "date": datetime.now(UTC).date().isoformat()}
 
 

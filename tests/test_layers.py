@@ -48,7 +48,7 @@ LAYERS = {
         lazy_others={"amaranth", "tokenizers", "torch", "transformers"},  # a demo runs without PyTorch
     ),
 }
-MAY_PRINT = {"host/cli.py", "host/console.py", "gen/yosys.py"}
+MAY_PRINT = {"gen/calibrate.py", "host/cli.py", "host/console.py", "gen/yosys.py"}
 """Commands and what they write with; all other code is a library."""
 
 
