@@ -99,8 +99,9 @@ def bounds(entry: Mapping[str, Any]) -> Bounds:
     if short_list:  # the vocabulary goes through the ternary engine, and only its rows through the dot engine
         head_rows = short_list * (config["mem_bytes"] + round_up(s.hidden, config["mem_bytes"]))
         ternary_head, head = head, short_list * s.hidden
-    rounds = s.kv_heads * (s.group if prompt else ceil(s.group / lanes))  # times that the engine reads keys and values of a layer
-    attention_lanes = used if prompt else min(lanes, s.group)
+    dot_lanes = config.get("attention_lanes", 0) or lanes
+    rounds = s.kv_heads * (s.group * ceil(used / dot_lanes) if prompt else ceil(s.group / dot_lanes))  # times that the engine reads a layer's cache
+    attention_lanes = min(dot_lanes, used if prompt else s.group)
     attended = sum(range(1, prompt + 1)) if prompt else count
     dot_macs = head + s.layers * s.q_size * 2 * attended
     dot = (head + s.layers * rounds * 2 * s.head_dim * sum(passes)) / config["attention_macs"]

@@ -32,7 +32,7 @@ def test_every_model_fits_boards_with_memory(model, board):
     c = result.config
     assert result.fits and result.available.keys() <= {"lut", "ff", "bram", "dsp", "uram"}
     assert result.binds in ("memory", "matmul", "vector", "attention", "head")
-    assert c.lanes == {"sim": 2, "kv260": 4}[board] and c.word_bytes <= c.mem_bytes
+    assert c.lanes == {"sim": 2, "kv260": 16}[board] and c.word_bytes <= c.mem_bytes
     assert 3 * c.indices_per_word >= 0.75 * 8 * c.mem_bytes / 1.6  # the memory can be kept busy
     assert all(result.predicted[kind] <= have for kind, have in result.available.items())
     assert 0 < result.predicted["memory_share"] <= 1
@@ -63,7 +63,7 @@ def test_the_result_as_json():
 def test_lanes_go_down_until_the_device_suffices():
     s, sizes = spec("stories-1m"), []
     for lanes in (4, 2, 1):
-        need = cost.resources(fit(s, "kv260", lanes=lanes).config, "xcup")["lut"]
+        need = cost.resources(fit(s, device(), lanes=lanes).config, "xcup")["lut"]
         sizes.append(fit(s, device(lut=need)).config.lanes)
     assert sizes == [4, 2, 1]
     result = fit(s, device(lut=1000))
@@ -140,8 +140,10 @@ def test_the_coefficients_are_those_of_the_points():
 
 
 @pytest.mark.parametrize("family, memory, expected", [
-    ("ecp5", cost.Memory(8, 40448, 8), (0, 160)), ("ecp5", cost.Memory(256, 24), (128 * 6, 0)), ("ecp5", cost.Memory(32, 63), (0, 1)),
-    ("xcup", cost.Memory(10, 32, 4), (32, 0)), ("xcup", cost.Memory(16, 1024, 2, rom=True), (0, 1)),
+    ("ecp5", cost.Memory(8, 40448, 8), (0, 160, 0)), ("ecp5", cost.Memory(256, 24), (128 * 6, 0, 0)),
+    ("ecp5", cost.Memory(32, 63), (0, 1, 0)),
+    ("xcup", cost.Memory(10, 32, 4), (32, 0, 0)), ("xcup", cost.Memory(16, 1024, 2, rom=True), (0, 1, 0)),
+    ("xcup", cost.Memory(80, 4097, 2, ultra=True), (0, 0, 8)), ("ecp5", cost.Memory(8, 2048, ultra=True), (0, 1, 0)),
 ])
 def test_memories_become_block_ram_or_luts(family, memory, expected):
     assert cost.memory_cost(family, memory) == expected
