@@ -9,13 +9,14 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 # sources is preferred where there is one; elsewhere: make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 
-.PHONY: help setup demo test lint types unit equality calibrate clean distclean
+.PHONY: help setup demo test lint types unit equality random calibrate clean distclean
 
 help:
 	@echo "make demo    generate a story on a simulated accelerator (installs what it needs, no PyTorch)"
 	@echo "make test    lint, types and all tests (installs the test tools too)"
 	@echo "make setup   install everything into $(VENV)"
 	@echo "make equality  the long run behind docs/results/equality.json (about half an hour)"
+	@echo "make random    random models on random machines, all against the integer model (about a quarter of an hour)"
 	@echo "make calibrate  measure machines by synthesis and fit the cost model to them (about half an hour)"
 	@echo "make clean   remove what was built; distclean removes $(VENV) too"
 
@@ -59,6 +60,10 @@ unit: setup
 # Several machines, two models, prompts of awkward lengths; runs what the code has made stale.
 equality: setup
 	$(BIN)/python -m tritloom.sim.equality
+
+# Random shapes, machines and work; each prints its seed.
+random: setup
+	cd tests && ../$(BIN)/python random_machine.py
 
 calibrate: setup
 	$(BIN)/python -m tritloom.gen.calibrate

@@ -3,7 +3,8 @@
 `fit` enumerates the shapes of the ternary engine that the board's memory can feed; of those within a percent of the fewest
 cycles per token it takes the one with the fewest tables, which every lane has to build; lanes go down until the device's
 resources suffice.
-Predictions are projections: cycles from the units' documented latencies, resources from `gen.cost`.
+Predictions are projections: cycles from the units' documented latencies, resources from `gen.cost`. `relaxations` says what more
+of one thing would bring.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ MEMORY_EFFICIENCY = {"ddr": 0.95, "ideal": 1.0, "kv260": 0.99, "kv260-optimistic
 """Share of the beat rate that long sequential reads reach (sim/memory.py)."""
 NEAR = 1.01
 """Cycles of the engine shapes that are as good as the fastest one, as a multiple of its cycles."""
+WORTH = 1.02
+"""Gain in speed from which a relaxation is worth naming."""
+RELAXED_SHORTLIST = 256
 BUILD_CYCLES = 14
 """Cycles that building a symmetric table takes (full tables: twice)."""
 
@@ -248,3 +252,52 @@ def fit(spec: ModelSpec, board: Board | str, **overrides: Any) -> FitResult:
         if result.fits:
             return result
     return result
+
+
+@dataclass(frozen=True)
+class Relaxation:
+    """What one change would bring: speeds as multiples of what they are, LUTs on top, and whether the device still suffices."""
+
+    change: str
+    decode: float
+    first_token: float
+    lut: int
+    fits: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def relaxations(spec: ModelSpec, board: Board | str, result: FitResult, **overrides: Any) -> list[Relaxation]:
+    """Changes of one thing at a time that make `result` (of `fit` with the same arguments) faster, or fit at all."""
+    board = load(board) if isinstance(board, str) else board
+    c, s = result.config, spec.shape
+    given = {k: v for k, v in overrides.items() if v is not None}
+    wider = dataclasses.replace(board, mem_bytes=2 * c.mem_bytes, mem_ports=2 * board.mem_ports)
+    engine = {"tables": c.tables, "rows_per_cycle": c.rows_per_cycle}
+    same = engine | {"vector_lanes": c.vector_lanes, "attention_macs": c.attention_macs, "attention_rows": c.attention_rows}
+    ways: list[tuple[str, ModelSpec, Board, dict[str, Any]]] = []
+    if c.memory == "axi":
+        ways.append((f"memory of {2 * c.mem_bytes} bytes a cycle", spec, wider,
+                     {"mem_bytes": 2 * c.mem_bytes, "mem_ports": 2 * c.mem_ports}))
+    ways += [(f"{2 * c.lanes} lanes", spec, board, same | {"lanes": 2 * c.lanes}),
+             (f"{2 * c.vector_lanes} vector lanes", spec, board, engine | {"vector_lanes": 2 * c.vector_lanes}),
+             (f"{2 * c.attention_macs} multipliers a lane", spec, board, engine | {
+                 "vector_lanes": c.vector_lanes, "attention_macs": 2 * c.attention_macs, "attention_rows": 2 * c.attention_rows})]
+    if not c.shortlist and s.vocab >= 4 * RELAXED_SHORTLIST:
+        ways.append((f"a short-list of {RELAXED_SHORTLIST}", spec, board, same | {"shortlist": RELAXED_SHORTLIST}))
+    if not result.fits:
+        shorter = dataclasses.replace(spec, shape=dataclasses.replace(s, context=s.context // 2))
+        ways.append((f"a context of {s.context // 2}", shorter, board, {}))
+    found = []
+    for change, model, device, extra in ways:
+        try:
+            other = fit(model, device, **given | extra)
+        except ConfigError:
+            continue  # no such machine
+        before, after = result.predicted, other.predicted
+        gain = Relaxation(change, round(before["decode_cycles_per_token"] / after["decode_cycles_per_token"], 3),
+                          round(before["ttft_s"] / after["ttft_s"], 3), round(after["lut"] - before["lut"]), other.fits)
+        if max(gain.decode, gain.first_token) >= WORTH or (gain.fits and not result.fits):
+            found.append(gain)
+    return found

@@ -100,7 +100,8 @@ def bounds(entry: Mapping[str, Any]) -> Bounds:
         head_rows = short_list * (config["mem_bytes"] + round_up(s.hidden, config["mem_bytes"]))
         ternary_head, head = head, short_list * s.hidden
     dot_lanes = config.get("attention_lanes", 0) or lanes
-    rounds = s.kv_heads * (s.group * ceil(used / dot_lanes) if prompt else ceil(s.group / dot_lanes))  # times that the engine reads a layer's cache
+    # Times that the engine reads keys and values of a layer.
+    rounds = s.kv_heads * (s.group * ceil(used / dot_lanes) if prompt else ceil(s.group / dot_lanes))
     attention_lanes = min(dot_lanes, used if prompt else s.group)
     attended = sum(range(1, prompt + 1)) if prompt else count
     dot_macs = head + s.layers * s.q_size * 2 * attended

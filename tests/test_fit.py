@@ -1,15 +1,16 @@
 """Configurations for models on boards, and the costs predicted for them."""
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
-from tritloom.boards.board import Board, BoardError
+from tritloom.boards.board import Board, BoardError, load
 from tritloom.firmware.config import BuildConfig, ConfigError
 from tritloom.gen import calibrate, cost
 from tritloom.gen.checkpoint import open_checkpoint
-from tritloom.gen.fit import cycles_per_pass, fit, predict
+from tritloom.gen.fit import WORTH, cycles_per_pass, fit, predict, relaxations
 from tritloom.gen.shapes import published
 
 MODELS = Path(__file__).resolve().parent.parent / "models"
@@ -118,6 +119,25 @@ def test_a_short_list_saves_the_head_s_bytes_and_costs_a_unit():
     assert 900 < short.predicted["lut"] - whole.predicted["lut"] < 1200
     with pytest.raises(ConfigError, match="must not exceed the vocabulary"):
         fit(s, "kv260", shortlist=1 << 16)
+
+
+def test_what_more_of_one_thing_would_bring():
+    s = published("bitnet_b1_58-large", 256)
+    board = device(lut=40_000, uram=10**6)
+    small = fit(s, board, lanes=2)
+    gains = {g.change: g for g in relaxations(s, board, small, lanes=2)}
+    assert small.binds == "memory" and gains["memory of 128 bytes a cycle"].decode > 1.3
+    assert 1.15 < gains["a short-list of 256"].decode < 1.35 and gains["a short-list of 256"].first_token < WORTH
+    assert gains["4 lanes"].first_token > 1.3 and gains["4 lanes"].decode < WORTH and gains["4 lanes"].lut > 5000
+    assert all(max(g.decode, g.first_token) >= WORTH for g in gains.values())
+    assert gains["4 lanes"].fits == fit(s, board, lanes=4).fits
+
+
+def test_a_machine_that_does_not_fit_is_told_what_would():
+    s = spec("stories-260k")
+    board = dataclasses.replace(load("ecp5-85f"), resources={"bram": fit(s, "ecp5-85f").predicted["bram"] - 16})
+    result = fit(s, board)
+    assert not result.fits and [g.change for g in relaxations(s, board, result) if g.fits] == ["a context of 256"]
 
 
 # Costs ------------------------------------------------------------------------------------------------

@@ -1,5 +1,8 @@
 """Stored long results are of this very code, and say what the README says."""
 
+import pytest
+
+import random_machine
 from tritloom.sim import equality
 
 
@@ -17,3 +20,27 @@ def test_every_stored_run_is_equal_and_long_enough():
         assert {1, 2, equality.LONG_PROMPT} <= {run["prompt_tokens"] for run in entry["runs"]}
         for run in entry["runs"]:
             assert run["equal"] and run["generated_tokens"] >= 64
+
+
+def test_random_machines_were_measured_with_this_code():
+    """Run `make random` when this fails: the machine has changed since the stored run."""
+    entries = random_machine.load()["entries"]
+    assert {e["seed"] for e in entries} >= set(random_machine.SEEDS)
+    for entry in entries:
+        assert entry["code"] == equality.code_digest() and entry["difference"] is None, f"seed {entry['seed']}"
+        assert entry["shape"] == random_machine.case(entry["seed"]).config.to_dict()["shape"]
+
+
+def test_random_machines_are_of_every_kind():
+    cases = [random_machine.case(seed) for seed in random_machine.SEEDS]
+    assert {c.shape.head_dim for c in cases} >= set(random_machine.HEAD_DIMS)
+    assert {c.shape.activation for c in cases} == {"relu2", "silu"} and {c.shape.sub_norms for c in cases} == {True, False}
+    assert max(c.shape.vocab for c in cases) == 131_072
+    assert {c.shape.heads == c.shape.kv_heads for c in cases} == {True, False}
+    assert {c.config.groups for c in cases} == {1, 2} and {c.config.sequences for c in cases} == {1, 3}
+    assert any(c.config.shortlist for c in cases) and any(t["drafts"] for c in cases for t in c.texts)
+
+
+@pytest.mark.parametrize("seed", [s for s in range(20) if s % 6 != 5])
+def test_the_emulator_of_a_random_machine_writes_the_integer_model_s_texts(seed):
+    assert random_machine.check(random_machine.case(seed), rtl=False) is None

@@ -23,6 +23,11 @@ def _shown(value: Any) -> str:
     return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
 
 
+def _gain(more: dict[str, Any]) -> str:
+    return (f"decode ×{more['decode']:.2f}, first token ×{more['first_token']:.2f}, {more['lut']:+,} LUT"
+            + ("" if more["fits"] else ": does not fit"))
+
+
 def command(
     model: ShapeOption,
     board: BoardOption = "sim",
@@ -31,17 +36,21 @@ def command(
     as_json: JsonOption = False,
 ) -> None:
     """Fit a model to a board."""
-    from tritloom.gen.fit import fit
+    from tritloom.gen.fit import fit, relaxations
 
     console = Console(json=as_json)
     with console.step("Fitting"):
-        result = fit(spec_of(model, context), board, **settings_of(settings))
+        spec, fixed = spec_of(model, context), settings_of(settings)
+        result = fit(spec, board, **fixed)
+        more = relaxations(spec, board, result, **fixed)
     config = result.config.to_dict() | {"digest": f"{result.config.digest:08x}"} if result.config else None
-    data = {"fits": result.fits, "binds": result.binds, "config": config, "predicted": result.predicted}
+    data = {"fits": result.fits, "binds": result.binds, "config": config, "predicted": result.predicted,
+            "relaxations": [each.to_dict() for each in more]}
     rows: list[tuple[str, Any]] = [("fits", "yes" if result.fits else "no"), ("bound by", result.binds)]
     if config:
         rows += [(name, value) for name, value in config.items() if name != "shape"]
     rows += [(f"predicted {name}", _shown(value)) for name, value in (result.predicted or {}).items()]
+    rows += [(f"with {each.change}", _gain(each.to_dict())) for each in more]
     console.result(data, table(rows))
     if not result.fits:
         raise typer.Exit(1)

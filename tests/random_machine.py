@@ -1,0 +1,190 @@
+"""Random models on random machines with random work: `make random`, or `python tests/random_machine.py SEED ...`.
+
+A seed decides everything: shape, weights, configuration, prompts, and which texts run together, sampled or with drafts.
+The results file keeps what was run; tests/test_results.py says when it is of older code.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import synthetic
+from tritloom.firmware.config import BuildConfig, ConfigError, ModelShape
+from tritloom.firmware.integer import GREEDY, Sampling
+from tritloom.gen.checkpoint import Checkpoint, open_checkpoint
+from tritloom.gen.generate import cached_verilog, write_atomically
+from tritloom.gen.pack import pack, quantise
+from tritloom.host.backend import Backend
+from tritloom.host.image import Image, write_image
+from tritloom.host.session import Session, sampling
+from tritloom.sim.backends import EmulatorBackend, SimBackend
+from tritloom.sim.equality import SHOWN, code_digest
+from tritloom.sim.integer_model import IntegerModel
+from tritloom.sim.verify import compare
+
+RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results" / "random.json"
+BUILD = Path(__file__).resolve().parents[1] / "build"
+HEAD_DIMS = (96, 100, 128, 256)
+"""One after the other; with small ones between, which leave room for more heads."""
+SEEDS = range(12)
+"""What `make random` runs."""
+CONTEXT = 64
+
+
+@dataclass(frozen=True)
+class Case:
+    """`prompts` run alone, greedily, compared vector by vector; `texts` (arguments of Batch.add) run together."""
+
+    seed: int
+    shape: ModelShape
+    config: BuildConfig
+    prompts: list[list[int]]
+    texts: list[dict[str, Any]]
+
+
+def _shape(rng: np.random.Generator, seed: int) -> ModelShape:
+    pick = lambda *values: values[rng.integers(len(values))]  # noqa: E731
+    head_dim = HEAD_DIMS[seed % 4] if seed % 3 else pick(8, 12, 24, 32)
+    kv_heads, group = pick(1, 2) if head_dim > 64 else pick(1, 2, 3), pick(1, 2, 3)
+    vocab = 131_072 if seed % 6 == 5 else int(rng.integers(40, 700))
+    return ModelShape(hidden=int(32 * rng.integers(1, 6)), ffn=int(16 * rng.integers(2, 14)), layers=int(rng.integers(1, 3)),
+                      heads=kv_heads * group, kv_heads=kv_heads, head_dim=head_dim, vocab=vocab, context=CONTEXT,
+                      activation=pick("relu2", "silu"), sub_norms=bool(rng.integers(2)))
+
+
+def _config(rng: np.random.Generator, shape: ModelShape) -> BuildConfig:
+    """The first configuration drawn that such a model can have."""
+    pick = lambda *values: values[rng.integers(len(values))]  # noqa: E731
+    for _ in range(10_000):
+        lanes, groups = int(rng.integers(1, 5)), pick(1, 2)
+        short = pick(0, 0, 16)
+        try:
+            return BuildConfig(
+                shape=shape, lanes=lanes, groups=groups, attention_lanes=int(rng.integers(0, lanes + 1)), block_rows=pick(0, 64, 128),
+                result_parts=pick(1, 2), tables=int(rng.integers(1, 14)), rows_per_cycle=pick(2, 4, 8), vector_lanes=pick(2, 4, 8),
+                attention_macs=pick(4, 8, 16, 32), attention_rows=pick(1, 2, 4), mem_bytes=pick(8, 16, 32), mem_ports=pick(1, 2),
+                table_form=pick("symmetric14", "full27", "addsub"), packing=pick("trit5", "index5"), sampler_candidates=8,
+                weight_fifo_beats=pick(64, 128), read_fifo_beats=64, shortlist=short, sequences=1 if short else pick(1, 3))
+        except ConfigError:
+            continue
+    raise ConfigError(f"no machine found for {shape}")
+
+
+def case(seed: int) -> Case:
+    rng = np.random.default_rng([seed, 2024])
+    shape = _shape(rng, seed)
+    config = _config(rng, shape)
+
+    def prompt(longest: int) -> list[int]:
+        motif = rng.integers(3, shape.vocab, rng.integers(1, longest + 1)).tolist()
+        return (motif * 2)[:longest] if rng.random() < 0.5 else motif
+
+    prompts = [prompt(1), prompt(config.lanes + 1), prompt(30)]
+    texts: list[dict[str, Any]] = []
+    for index in range(4 if config.sequences > 1 else 2):
+        choice = (GREEDY, sampling(temperature=1.0, seed=index), sampling(temperature=0.8, top_k=4, seed=index),
+                  sampling(temperature=1.3, top_p=0.8, seed=index))[rng.integers(4)]
+        drafts = 0 if config.shortlist or config.lanes == 1 else int(rng.integers(config.lanes))
+        texts.append({"prompt": prompt(12), "max_new_tokens": int(rng.integers(2, 8)), "sampling": choice, "drafts": drafts})
+    return Case(seed, shape, config, prompts, texts)
+
+
+def together(device: Backend, image: Image, texts: list[dict[str, Any]]) -> list[list[int]]:
+    """What each text becomes: joining as soon as there is room when the machine keeps several, else one after the other."""
+    with Session(device, image) as session:
+        if image.config.sequences == 1:
+            results = []
+            for text in texts:
+                session.reset()
+                results.append(list(session.generate(text["prompt"], text["max_new_tokens"], sampling=text["sampling"],
+                                                     drafts=text["drafts"])))
+            return results
+        with session.batch() as batch:
+            running = [batch.add(**text) for text in texts[:2]]
+            for _ in batch:
+                if len(running) < len(texts) and len(batch.texts) < image.config.sequences:
+                    running.append(batch.add(**texts[len(running)]))
+            return [text.tokens for text in running]
+
+
+def checkpoint(what: Case, folder: Path) -> Checkpoint:
+    rng = np.random.default_rng([what.seed, 7])
+    synthetic.hugging_face(folder, what.shape, synthetic.weights(what.shape, int(rng.integers(1 << 30))), tied=bool(rng.integers(2)))
+    return open_checkpoint(folder, context=CONTEXT)
+
+
+def check(what: Case, rtl: bool, report: Callable[[str], None] = lambda text: None) -> str | None:
+    """None if all agree, else what does not; without `rtl` the emulator against the integer model."""
+    with tempfile.TemporaryDirectory() as name:
+        model = checkpoint(what, Path(name) / "model")
+        quantised = quantise(model)
+        packed, reference = pack(quantised, what.config), IntegerModel(quantised, what.config.shortlist)
+        write_image(Path(name) / "image", config=what.config, spec=model.spec.to_dict(), sections=packed.sections)
+        image = Image.open(Path(name) / "image")
+
+        def alone(prompt: list[int], count: int, choice: Sampling = GREEDY) -> list[int]:
+            reference.reset()
+            return reference.generate(prompt, count, choice, what.config.sampler_candidates)
+
+        expected = [alone(t["prompt"], t["max_new_tokens"], t["sampling"]) for t in what.texts]
+        software = EmulatorBackend(what.config, image.map.total_bytes)
+        if together(software, image, what.texts) != expected:
+            return "texts of the emulator"
+        if not rtl:
+            for prompt in what.prompts:
+                with Session(software, image) as session:
+                    session.reset()
+                    if list(session.generate(prompt, 3)) != alone(prompt, 3):
+                        return f"emulator after a prompt of {len(prompt)}"
+            return None
+        backend = SimBackend.build(what.config, cached_verilog(what.config, BUILD / "verilog"), memory_bytes=packed.map.total_bytes,
+                                   timing="ddr", build_dir=BUILD / "verilated")
+        try:
+            for prompt in what.prompts:
+                found = compare(backend, image, reference, prompt, 3)
+                report(f"seed {what.seed}: prompt of {len(prompt)}: {'equal' if found.equal else found.first_difference()}")
+                if not found.equal:
+                    return f"prompt of {len(prompt)}: {found.first_difference()}"
+            if together(backend, image, what.texts) != expected:
+                return "texts of the RTL"
+        finally:
+            backend.close()
+    return None
+
+
+def load() -> dict[str, Any]:
+    return json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {"command": "make random", "kind": "rtl-simulated", "entries": []}
+
+
+def main(arguments: list[str]) -> int:
+    """Run the seeds (all that the code has made stale, without arguments) and keep the results; 1 if something differs."""
+    failed = 0
+    for seed in map(int, arguments) if arguments else SEEDS:
+        data = load()
+        kept = {e["seed"]: e for e in data["entries"]}
+        if not arguments and seed in kept and kept[seed]["code"] == code_digest() and kept[seed]["difference"] is None:
+            continue
+        what = case(seed)
+        print(f"seed {seed}: {what.shape}", flush=True)
+        difference = check(what, rtl=True, report=lambda text: print(text, flush=True))
+        print(f"seed {seed}: {'equal' if difference is None else difference}", flush=True)
+        failed += difference is not None
+        settings = {name: getattr(what.config, name) for name in (*SHOWN, "sequences")}
+        kept[seed] = {"seed": seed, "shape": what.config.to_dict()["shape"], "configuration": settings, "difference": difference,
+                      "prompts": [len(p) for p in what.prompts], "texts": len(what.texts), "code": code_digest(),
+                      "date": datetime.now(UTC).date().isoformat()}
+        write_atomically(RESULTS.parent, {RESULTS.name: json.dumps(data | {"entries": [kept[s] for s in sorted(kept)]}, indent=1) + "\n"})
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
