@@ -465,7 +465,7 @@ def generation_assembly(config: BuildConfig, layout: MemoryMap) -> str:
         out     r8
         jmp     done
     stopped:
-        wait    vector
+        wait    vector+dot                      ; the head's last rows are none of the vocabulary's, but come
         flush
     done:
         wait    vector+matmul+dot+sampler+writes
@@ -608,6 +608,7 @@ def passes_assembly(config: BuildConfig, layout: MemoryMap) -> str:
         bne     r11, r4, last_answer
         jmp     next_pass
     ended:
+        wait    dot                             ; the head's last rows are none of the vocabulary's, but come
         flush
         wait    vector+matmul+dot+sampler+writes
         halt    0

@@ -162,7 +162,9 @@ def check(what: Case, rtl: bool, report: Callable[[str], None] = lambda text: No
 
 
 def load() -> dict[str, Any]:
-    return json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {"command": "make random", "kind": "rtl-simulated", "entries": []}
+    if RESULTS.exists():
+        return json.loads(RESULTS.read_text("utf-8"))
+    return {"command": "make random", "kind": "rtl-simulated", "entries": []}
 
 
 def main(arguments: list[str]) -> int:
