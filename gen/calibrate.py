@@ -149,15 +149,15 @@ def calibrate(wanted: Iterable[str] = (), progress: Callable[[str], None] | None
             continue
         point = measure(what, lambda part, what=what: progress(f"{what.family}, {what.name}: {part}") if progress else None)
         points = [p for p in points if (p["name"], p["family"]) != (what.name, what.family)] + [point]
+        _store(points)  # what was measured stays when a later one fails
     return _store(points)
 
 
 def _store(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Write the coefficients and the points, with what the coefficients make of them."""
+    """Write the coefficients and the points, with what the coefficients make of them. Families without points keep what they have."""
     command = "python -m tritloom.gen.calibrate"
-    fitted = fit_coefficients(points)
-    cost.COEFFICIENTS.clear()
-    cost.COEFFICIENTS.update(fitted)
+    cost.COEFFICIENTS.update(fit_coefficients(points))
+    fitted = cost.COEFFICIENTS
     compared = compare(points)
     COEFFICIENTS.write_text(json.dumps({"command": command, "coefficients": fitted}, indent=1) + "\n", encoding="utf-8")
     POINTS.write_text(json.dumps({"command": command, "points": points, "compared": compared}, indent=1) + "\n", encoding="utf-8")
