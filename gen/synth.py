@@ -178,6 +178,8 @@ def _run(text: str, script: str, timeout_s: float, netlist: Path) -> dict[str, i
 
 SIZES = {"xcup": (16, 4), "ecp5": (16, 4), "gowin": (16, 4), "ice40": (7, 4)}
 """Tables and rows per cycle at which the forms are compared. ice40 has no LUTRAM: 28 tables use 28 of its 30 block RAMs."""
+LOADED = 8
+"""Activations in a word that the builder takes there (V)."""
 
 
 def tlmm_table(
@@ -205,7 +207,7 @@ def tlmm_table(
         if progress:
             progress(f"{family} {form}")
         lane = synthesise(LookupLane(tables=tables, rows_per_cycle=rows_per_cycle, table_form=form, acc_bits=acc_bits), family)
-        builder = synthesise(TableBuilder(tables=tables, table_form=form), family)
+        builder = synthesise(TableBuilder(tables=tables, table_form=form, vector_lanes=LOADED), family)
         weights = tables * rows_per_cycle * 3
         rows.append({
             "family": family, "form": form, "tables": tables, "rows_per_cycle": rows_per_cycle, "weights_per_cycle": weights,
