@@ -21,6 +21,7 @@ import numpy as np
 from tritloom.firmware.config import BuildConfig
 from tritloom.gen import cost, parts
 from tritloom.gen.generate import source_digest
+from tritloom.gen.synth import SynthesisError
 
 __all__ = ["CONFIGURATIONS", "POINTS", "calibrate", "compare", "fit_coefficients", "measure"]
 
@@ -135,7 +136,10 @@ def compare(points: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def calibrate(wanted: Iterable[str] = (), progress: Callable[[str], None] | None = None) -> list[dict[str, Any]]:
-    """Measure the configurations whose family or name is in `wanted` (all if none), fit, store; returns the comparison."""
+    """Measure the configurations whose family or name is in `wanted` (all if none), fit, store; returns the comparison.
+
+    Raises SynthesisError at the end if some could not be synthesised; the others are stored.
+    """
     wanted = list(wanted)
     names = {c.family for c in CONFIGURATIONS} | {c.name for c in CONFIGURATIONS}
     unknown = [name for name in wanted if name not in names]
@@ -144,12 +148,19 @@ def calibrate(wanted: Iterable[str] = (), progress: Callable[[str], None] | None
     listed = {(c.name, c.family) for c in CONFIGURATIONS}
     points = json.loads(POINTS.read_text(encoding="utf-8"))["points"] if POINTS.exists() else []
     points = [p for p in points if (p["name"], p["family"]) in listed]
+    failed: list[str] = []
     for what in CONFIGURATIONS:
         if wanted and what.name not in wanted and what.family not in wanted:
             continue
-        point = measure(what, lambda part, what=what: progress(f"{what.family}, {what.name}: {part}") if progress else None)
+        try:
+            point = measure(what, lambda part, what=what: progress(f"{what.family}, {what.name}: {part}") if progress else None)
+        except SynthesisError as error:  # the other points are good without it
+            failed.append(f"{what.family}, {what.name}: not measured: {str(error).splitlines()[0]}")
+            continue
         points = [p for p in points if (p["name"], p["family"]) != (what.name, what.family)] + [point]
         _store(points)  # what was measured stays when a later one fails
+    if failed:
+        raise SynthesisError("; ".join(failed))
     return _store(points)
 
 
@@ -166,7 +177,11 @@ def _store(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def main(arguments: list[str]) -> int:
     """Calibrate and print the comparison; exit status 1 if a projection is out of bounds."""
-    rows = calibrate(arguments, lambda text: print(text, file=sys.stderr, flush=True))
+    try:
+        rows = calibrate(arguments, lambda text: print(text, file=sys.stderr, flush=True))
+    except SynthesisError as error:
+        print(error, file=sys.stderr)
+        return 1
     for item in rows:
         mark = "" if item["kind"] == "ff" or abs(item["error"]) <= ALLOWED else "  out of bounds"
         numbers = f"{item['measured']:>10,.0f} {item['projected']:>10,.0f} {item['error']:+8.1%}"

@@ -123,7 +123,7 @@ def test_a_short_list_saves_the_head_s_bytes_and_costs_a_unit():
 
 def test_what_more_of_one_thing_would_bring():
     s = published("bitnet_b1_58-large", 256)
-    board = device(lut=40_000, uram=10**6)
+    board = device(lut=60_000, uram=10**6)
     small = fit(s, board, lanes=2)
     gains = {g.change: g for g in relaxations(s, board, small, lanes=2)}
     assert small.binds == "memory" and gains["memory of 128 bytes a cycle"].decode > 1.3
@@ -137,7 +137,7 @@ def test_a_machine_that_does_not_fit_is_told_what_would():
     s = spec("stories-260k")
     board = dataclasses.replace(load("ecp5-85f"), resources={"bram": fit(s, "ecp5-85f").predicted["bram"] - 16})
     result = fit(s, board)
-    assert not result.fits and [g.change for g in relaxations(s, board, result) if g.fits] == ["a context of 256"]
+    assert not result.fits and "a context of 256" in [g.change for g in relaxations(s, board, result) if g.fits]
 
 
 # Costs ------------------------------------------------------------------------------------------------
