@@ -37,6 +37,8 @@ HEAD_DIMS = (96, 100, 128, 256)
 """One after the other; with small ones between, which leave room for more heads."""
 SEEDS = range(12)
 """What `make random` runs."""
+LARGE = 131_072
+"""A vocabulary so large that the head takes nearly all of the time: such a model is narrow, and writes little."""
 CONTEXT = 64
 
 
@@ -55,8 +57,9 @@ def _shape(rng: np.random.Generator, seed: int) -> ModelShape:
     pick = lambda *values: values[rng.integers(len(values))]  # noqa: E731
     head_dim = HEAD_DIMS[seed % 4] if seed % 3 else pick(8, 12, 24, 32)
     kv_heads, group = pick(1, 2) if head_dim > 64 else pick(1, 2, 3), pick(1, 2, 3)
-    vocab = 131_072 if seed % 6 == 5 else int(rng.integers(40, 700))
-    return ModelShape(hidden=int(32 * rng.integers(1, 6)), ffn=int(16 * rng.integers(2, 14)), layers=int(rng.integers(1, 3)),
+    vocab = LARGE if seed % 6 == 5 else int(rng.integers(40, 700))
+    hidden = int(32 * rng.integers(1, 6))
+    return ModelShape(hidden=hidden if vocab < LARGE else 32, ffn=int(16 * rng.integers(2, 14)), layers=int(rng.integers(1, 3)),
                       heads=kv_heads * group, kv_heads=kv_heads, head_dim=head_dim, vocab=vocab, context=CONTEXT,
                       activation=pick("relu2", "silu"), sub_norms=bool(rng.integers(2)))
 
@@ -71,7 +74,8 @@ def _config(rng: np.random.Generator, shape: ModelShape) -> BuildConfig:
             return BuildConfig(
                 shape=shape, lanes=lanes, groups=groups, attention_lanes=int(rng.integers(0, lanes + 1)), block_rows=pick(0, 64, 128),
                 result_parts=pick(1, 2), tables=int(rng.integers(1, 14)), rows_per_cycle=pick(2, 4, 8), vector_lanes=pick(2, 4, 8),
-                attention_macs=pick(4, 8, 16, 32), attention_rows=pick(1, 2, 4), mem_bytes=pick(8, 16, 32), mem_ports=pick(1, 2),
+                attention_macs=pick(4, 8, 16, 32) if shape.vocab < LARGE else 16, attention_rows=pick(1, 2, 4),
+                mem_bytes=pick(8, 16, 32), mem_ports=pick(1, 2),
                 table_form=pick("symmetric14", "full27", "addsub"), packing=pick("trit5", "index5"), sampler_candidates=8,
                 weight_fifo_beats=pick(64, 128), read_fifo_beats=64, shortlist=short, sequences=1 if short else pick(1, 3))
         except ConfigError:
@@ -94,7 +98,9 @@ def case(seed: int) -> Case:
         choice = (GREEDY, sampling(temperature=1.0, seed=index), sampling(temperature=0.8, top_k=4, seed=index),
                   sampling(temperature=1.3, top_p=0.8, seed=index))[rng.integers(4)]
         drafts = 0 if config.shortlist or config.lanes == 1 else int(rng.integers(config.lanes))
-        texts.append({"prompt": prompt(12), "max_new_tokens": int(rng.integers(2, 8)), "sampling": choice, "drafts": drafts})
+        words = prompt(12)
+        count = int(rng.integers(2, 8)) if shape.vocab < LARGE else 2
+        texts.append({"prompt": words, "max_new_tokens": count, "sampling": choice, "drafts": drafts})
     return Case(seed, shape, config, prompts, texts)
 
 

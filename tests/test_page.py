@@ -77,9 +77,9 @@ def test_bounds_of_the_07b_token():
     assert found.ternary == pytest.approx(24 * (4 * 1536**2 + 3 * 1536 * 4096) / (3 * 13 * 8))
     assert found.dot == pytest.approx((32002 * 1536 + 24 * 1536 * 2 * 128) / 64)
     assert all(phase.rate <= phase.peak for phase in found.phases)
-    # Four tokens share a pass over the weights.
-    prompt = bounds(entry() | {"what": "prefill", "count": 6})
-    assert prompt.ternary == 2 * found.ternary and prompt.phases[0].macs == 6 * found.phases[0].macs
+    # Sixteen tokens share a reading of the weights.
+    prompt = bounds(entry() | {"what": "prefill", "count": 20})
+    assert prompt.ternary == 2 * found.ternary and prompt.phases[0].macs == 20 * found.phases[0].macs
 
 
 def test_timelines_keep_every_cycle_when_folded_and_packed():
