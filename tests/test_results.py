@@ -3,6 +3,7 @@
 import pytest
 
 import random_machine
+from tritloom.gen.checkpoint import open_checkpoint
 from tritloom.sim import equality
 
 
@@ -12,6 +13,9 @@ def test_equality_was_measured_with_this_code():
     stored = {(e["model"], e["machine"]): e for e in results["entries"]}
     assert set(stored) == set(equality.pairs())
     assert {e["code"] for e in stored.values()} == {equality.code_digest()}
+    for (model, name), entry in stored.items():
+        config = equality.machine(open_checkpoint(equality.ROOT / "models" / model), name)
+        assert entry["digest"] == f"{config.digest:08x}", (model, name)
 
 
 def test_every_stored_run_is_equal_and_long_enough():
