@@ -172,6 +172,7 @@ class BuildConfig:
         _require(self.packing in PACKINGS, f"packing must be one of {', '.join(PACKINGS)}, not {self.packing!r}")
         _require(self.memory in MEMORIES, f"memory must be one of {', '.join(MEMORIES)}, not {self.memory!r}")
         _require(self.groups in (1, 2), f"groups must be 1 or 2, not {self.groups!r}")
+        _require(self.groups == 1 or self.lanes > 1, "two groups of one lane do the work of one group of two: give lanes=2, or groups=1")
         _require(self.result_parts in (1, 2), f"result_parts must be 1 or 2, not {self.result_parts!r}")
         for name in ("attention_lanes", "block_rows"):
             value = getattr(self, name)

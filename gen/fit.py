@@ -246,6 +246,8 @@ def fit(spec: ModelSpec, board: Board | str, **overrides: Any) -> FitResult:
     if "lanes" in fixed:
         if "attention_lanes" not in overrides and fixed.get("attention_lanes", 0) > int(fixed["lanes"]):
             fixed["attention_lanes"] = int(fixed["lanes"])
+        if "groups" not in overrides and int(fixed["lanes"]) == 1:
+            fixed["groups"] = 1
         return build(int(fixed["lanes"]))
     for lanes in (4, 2, 1):
         result = build(lanes)

@@ -86,6 +86,7 @@ def test_an_override_of_none_is_none():
 
 @pytest.mark.parametrize("overrides, words", [
     ({"tables": 500}, "lower tables or rows_per_cycle"), ({"rows_per_cycle": 3}, "power of two"),
+    ({"groups": 2, "lanes": 1}, "give lanes=2, or groups=1"),
     ({"attention_macs": 64}, "attention_macs"), ({"lanes": 0}, "lanes must be a positive"), ({"mem_bytes": 3}, "mem_bytes"),
     ({"colour": "red"}, "unknown configuration field"), ({"packing": "zip"}, "packing must be one of"),
     ({"table_form": "none"}, "table_form must be one of"),
