@@ -328,7 +328,7 @@ def test_flush():
 
 
 def test_every_opcode_is_known():
-    assert set(Op) == set(range(23))
+    assert set(Op) == set(range(24))
 
 
 @pytest.mark.filterwarnings("ignore::amaranth.hdl._ir.UnusedElaboratable")
