@@ -110,9 +110,8 @@ def machine_synth(model: str | Path, board: str, *, context: int | None = None, 
 
     console = console or Console(json=True)
     target, settings, path = load_board(board), settings or {}, Path(model)
-    folder = path.exists()
-    spec = open_checkpoint(path, context=context).spec if folder else published(str(model), context)
-    config, name = fit(spec, target, **settings).config, path.name if folder else str(model)
+    spec = open_checkpoint(path, context=context).spec if path.exists() else published(str(model), context)
+    config, name = fit(spec, target, **settings).config, path.name
     labels = settings | ({"context-": context} if context else {})
     file = measure.result_path(board, name, "synthesis", labels)
     entry = measure.load(file) if resume else None
@@ -123,13 +122,17 @@ def machine_synth(model: str | Path, board: str, *, context: int | None = None, 
         if target.family == depth.FAMILY:
             with console.step("Following its paths"):
                 timing = depth.worst_paths(config)
-        changes = "".join(f" --set {key}={value}" for key, value in settings.items())
-        command = f"tritloom bench --synth --model {model} --board {board}{f' --context {context}' if context else ''}{changes}"
+        command = f"tritloom bench --synth --model {model} --board {board}{f' --context {context}' if context else ''}{_changes(settings)}"
         entry = measure.record_synthesis(found, model=name, config=config, family=target.family, resources=target.resources,
                                          timing=timing, command=command)
         measure.store(entry, file)
         return _report([(entry, "measured")])
     return _report([(entry, f"stored on {entry['date']}")])
+
+
+def _changes(settings: dict[str, Any], timing: str | None = None) -> str:
+    """The options that stand for what is not as the board has it."""
+    return "".join(f" --set {key}={value}" for key, value in settings.items()) + (f" --timing {timing}" if timing else "")
 
 
 # The machine --------------------------------------------------------------------------------------------
@@ -314,7 +317,7 @@ def whole_tokens(model: str | Path, board: str, *, context: int | None = None, p
     from tritloom.gen.shapes import published
     from tritloom.host.commands import common
     from tritloom.host.console import Console
-    from tritloom.host.session import Session
+    from tritloom.host.session import Session, check_passes
     from tritloom.sim import measure
     from tritloom.sim.memory import PRESETS
 
@@ -331,11 +334,12 @@ def whole_tokens(model: str | Path, board: str, *, context: int | None = None, p
     spec = spec.with_context(measure.capacity(max(2, *(count for _, count in wanted)), spec.shape.context))
     fitted = common.fitted(spec, board, settings)
     config, name = fitted.config, path.name if folder else str(model)
+    if batch:
+        check_passes(config)
     if batch and batch > min(config.lanes, config.sequences):
         raise BenchError(f"{batch} texts need as many lanes and caches, this machine has {config.lanes} and {config.sequences}: "
                          f"--set lanes={batch}")
-    changes = "".join(f" --set {key}={value}" for key, value in settings.items())
-    changes += f" --timing {timing}" if timing != target.timing else ""
+    changes = _changes(settings, timing if timing != target.timing else None)
     labels = settings | ({"timing-": timing} if timing != target.timing else {})
     files = {what: measure.result_path(board, name, f"{what}-{count}", labels) for what, count in wanted}
 
@@ -411,8 +415,7 @@ def drafted(model: str | Path, board: str, drafts: int, *, tokens: int = 64, pro
     if max(len(ids), tokens) > most:
         raise BenchError(f"a prompt of {len(ids)} tokens and {tokens} tokens to write: at most {most} each fit the context written twice")
     image = common.image_of(path, checkpoint, config, console)
-    changes = (f' --prompt "{prompt}"' if prompt else "") + "".join(f" --set {key}={value}" for key, value in settings.items())
-    changes += f" --timing {timing}" if timing != target.timing else ""
+    changes = (f' --prompt "{prompt}"' if prompt else "") + _changes(settings, timing if timing != target.timing else None)
     command = f"tritloom bench --model {model} --board {board} --drafts {drafts} --tokens {tokens}{changes}"
     entries = []
     backend = common.open_simulation(config, image.map.total_bytes, timing, console)
@@ -444,13 +447,25 @@ def _report(results: Iterable[tuple[dict[str, Any], str]]) -> Report:
 def entry_rows(entry: dict[str, Any], state: str) -> list[Row]:
     """Rows of a result that sim/measure.py stored."""
     if entry["kind"] == "synthesised":
-        return _synthesis_rows(entry, state)
-    m, clock = entry["measured"], entry["clock_hz"]
+        rows = _synthesis_rows(entry)
+    elif "drafts" in entry["measured"]:
+        rows = _draft_rows(entry)
+    else:
+        rows = _cycle_rows(entry)
+    for item in rows:
+        item["state"] = state
+    return rows
+
+
+def _title(entry: dict[str, Any]) -> str:
     lanes = entry["configuration"]["lanes"]
-    title = f"{entry['model']} on {entry['board']} ({lanes} lane{'s' if lanes > 1 else ''}, memory {entry['timing']}), "
-    if "drafts" in m:
-        return _draft_rows(entry, state, title)
-    title += f"{entry['what']} {'of' if entry['what'] == 'prefill' else 'at'} {entry['count']}"
+    return f"{entry['model']} on {entry['board']} ({lanes} lane{'s' if lanes > 1 else ''}, memory {entry['timing']}), "
+
+
+def _cycle_rows(entry: dict[str, Any]) -> list[Row]:
+    """Rows of a token, a prompt, or a token each of several texts."""
+    m, clock = entry["measured"], entry["clock_hz"]
+    title = f"{_title(entry)}{entry['what']} {'of' if entry['what'] == 'prefill' else 'at'} {entry['count']}"
     per_token = "cycles/token" if entry["what"] == "decode" else "cycles"
     named = [("", m["cycles"], per_token), (f", at {clock / 1e6:g} MHz", m["tokens_per_s"], "tokens/s")]
     if "texts" in m:
@@ -468,12 +483,10 @@ def entry_rows(entry: dict[str, Any], state: str) -> list[Row]:
     rows = [row(f"{title}{what}", value, unit, entry["kind"], entry["command"]) for what, value, unit in named]
     if m["simulated_cycles_per_s"]:
         rows.append(row(f"{title}, simulation rate", m["simulated_cycles_per_s"], "cycles/s", "host-measured", entry["command"]))
-    for item in rows:
-        item["state"] = state
     return rows
 
 
-def _synthesis_rows(entry: dict[str, Any], state: str) -> list[Row]:
+def _synthesis_rows(entry: dict[str, Any]) -> list[Row]:
     """The machine in all beside the board's resources, then its units, then the parts that occur several times."""
     m, available = entry["measured"], entry["available"]
     title = f"{entry['model']} on {entry['board']} ({entry['configuration']['lanes']} lanes), synthesis"
@@ -490,21 +503,17 @@ def _synthesis_rows(entry: dict[str, Any], state: str) -> list[Row]:
         slow += [(f"path {path['start']} to {path['end']} ({' '.join(path['cells'])}), {path['count']} of them", path["delay"])
                  for path in timing["paths"]]
         rows += [row(f"{title}, {what}", delay, unit, "projected", entry["command"]) for what, delay in slow]
-    for item in rows:
-        item["state"] = state
     return rows
 
 
-def _draft_rows(entry: dict[str, Any], state: str, title: str) -> list[Row]:
+def _draft_rows(entry: dict[str, Any]) -> list[Row]:
     """Rows of a text with and without drafts."""
     m = entry["measured"]
-    title += f"{entry['what']}, {m['tokens']} tokens after {m['prompt_tokens']}"
+    title = f"{_title(entry)}{entry['what']}, {m['tokens']} tokens after {m['prompt_tokens']}"
     rows = [row(f"{title}{what}", value, unit, entry["kind"], entry["command"]) for what, value, unit in (
         (", plain", m["plain_cycles"], "cycles/token"), (f", up to {m['drafts']} drafts", m["cycles"], "cycles/token"),
         (", plain cycles for those with drafts", m["speed_up"], "times"), (", tokens a pass", m["tokens"] / m["passes"], "tokens"),
         (", the same with the prompt", m["plain_cycles_with_prompt"] / m["cycles_with_prompt"], "times"))]
-    for item in rows:
-        item["state"] = state
     return rows
 
 
@@ -571,14 +580,18 @@ def report(*, unit: str | None = None, synth: bool = False, model: str | Path | 
     if model is None:
         raise BenchError("nothing to measure: give --model NAME, or --unit tlmm --synth")
     if synth:
-        if prefill is not None or timing is not None:
-            raise BenchError("--synth measures no cycles: leave --prefill and --timing out")
+        if any(option is not None for option in (prefill, batch, drafts, timing)):
+            raise BenchError("--synth measures no cycles: leave --prefill, --batch, --drafts and --timing out")
         return machine_synth(model, board, context=context, settings=settings, resume=resume, console=console)
+    if drafts is not None and any(option is not None for option in (context, prefill, batch)):
+        raise BenchError("--drafts measures texts that are written: leave --context, --prefill and --batch out")
+    if drafts is None and prompt is not None:
+        raise BenchError("--prompt is the text that --drafts goes on from: give --drafts N too")
+    if batch is not None and context is None:
+        raise BenchError("--batch measures a token each of several texts at a depth: give --context N too")
     if context is not None or prefill is not None:
         return whole_tokens(model, board, context=context, prefill=prefill, batch=batch, settings=settings, timing=timing, resume=resume,
                             console=console)
-    if batch is not None:
-        raise BenchError("--batch measures a token each of several texts at a depth: give --context N too")
     if resume:
         raise BenchError("--resume takes up a stored measurement of whole tokens: give --context N or --prefill N")
     if not Path(model).exists():

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from tritloom.firmware.config import BuildConfig
+from tritloom.firmware.config import BuildConfig, ConfigError
 from tritloom.gen import cost, parts
-from tritloom.gen.generate import source_digest
+from tritloom.gen.generate import source_digest, write_atomically
 from tritloom.gen.synth import SynthesisError
 
 __all__ = ["CONFIGURATIONS", "POINTS", "calibrate", "compare", "fit_coefficients", "measure"]
@@ -63,7 +63,7 @@ CONFIGURATIONS = (
     Configuration("large, 8 lanes", "xcup", "bitnet_b1_58-large", "kv260", 2048, {"lanes": 8}),
     Configuration("large, 4 lanes, one group", "xcup", "bitnet_b1_58-large", "kv260", 2048,
                   {"lanes": 4, "groups": 1, "attention_lanes": 0, "block_rows": 0, "result_parts": 1, "ultra_ram": False}),
-    Configuration("2B-4T, 16 lanes", "xcup", "bitnet-b1.58-2B-4T", "kv260", 4096, {}),
+    Configuration("2B-4T, 16 lanes", "xcup", "bitnet-b1.58-2B-4T", "kv260", 4096, {"lanes": 16}),
     Configuration("99M, half as wide", "xcup", "TriLM-99M", "kv260", 2048,
                   {"lanes": 2, "mem_bytes": 32, "mem_ports": 2, "vector_lanes": 8}),
     Configuration("4m, 16 bytes", "xcup", "stories-4m", "sim", 512, {"lanes": 1, "mem_bytes": 16}),
@@ -95,6 +95,8 @@ def measure(what: Configuration, progress: Callable[[str], None] | None = None) 
 
 def fit_coefficients(points: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
     """Non-negative coefficients with the least squared relative error, from measured points."""
+    from scipy.optimize import nnls
+
     table: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
     for family in sorted({p["family"] for p in points}):
         mine = [(cost.terms(BuildConfig.from_dict(p["config"])), p["units"]) for p in points if p["family"] == family]
@@ -103,22 +105,10 @@ def fit_coefficients(points: list[dict[str, Any]]) -> dict[str, dict[str, dict[s
             grows = np.array([[t[unit][name] for name in names] for t, _ in mine], float)
             for kind in cost.KINDS:
                 measured = np.array([u[unit][kind] - (u[unit]["lut_ram"] if kind == "lut" else 0) for _, u in mine], float)
-                found = _non_negative(grows / np.maximum(measured, 1)[:, None], measured / np.maximum(measured, 1))
+                found, _ = nnls(grows / np.maximum(measured, 1)[:, None], measured / np.maximum(measured, 1))
                 rounded = [round(x, 3) for x in found.tolist()]
                 table.setdefault(family, {}).setdefault(unit, {})[kind] = dict(zip(names, rounded, strict=True))
     return table
-
-
-def _non_negative(a: np.ndarray, b: np.ndarray, rounds: int = 20000) -> np.ndarray:
-    """Least squares with x >= 0, one coordinate after the other."""
-    x, norms = np.zeros(a.shape[1]), (a * a).sum(0)
-    left = b.copy()
-    for _ in range(rounds):
-        for i in np.flatnonzero(norms):
-            step = max(x[i] + a[:, i] @ left / norms[i], 0.0) - x[i]
-            x[i] += step
-            left -= step * a[:, i]
-    return x
 
 
 def compare(points: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -135,16 +125,17 @@ def compare(points: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def calibrate(wanted: Iterable[str] = (), progress: Callable[[str], None] | None = None) -> list[dict[str, Any]]:
-    """Measure the configurations whose family or name is in `wanted` (all if none), fit, store; returns the comparison.
+def calibrate(wanted: Iterable[str] = (), progress: Callable[[str], None] | None = None) -> tuple[list[dict[str, Any]], list[str]]:
+    """Measure the configurations whose family or name is in `wanted` (all if none), fit, store.
 
-    Raises SynthesisError at the end if some could not be synthesised; the others are stored.
+    Returns the comparison, and of those that could not be synthesised why; these do without a point. Raises ConfigError
+    for what is no family and no name.
     """
     wanted = list(wanted)
     names = {c.family for c in CONFIGURATIONS} | {c.name for c in CONFIGURATIONS}
     unknown = [name for name in wanted if name not in names]
     if unknown:
-        raise SystemExit(f"no configuration or family called {unknown[0]!r}: there are {', '.join(sorted(names))}")
+        raise ConfigError(f"no configuration or family called {unknown[0]!r}: there are {', '.join(map(repr, sorted(names)))}")
     listed = {(c.name, c.family) for c in CONFIGURATIONS}
     points = json.loads(POINTS.read_text(encoding="utf-8"))["points"] if POINTS.exists() else []
     points = [p for p in points if (p["name"], p["family"]) in listed]
@@ -155,13 +146,11 @@ def calibrate(wanted: Iterable[str] = (), progress: Callable[[str], None] | None
         try:
             point = measure(what, lambda part, what=what: progress(f"{what.family}, {what.name}: {part}") if progress else None)
         except SynthesisError as error:  # the other points are good without it
-            failed.append(f"{what.family}, {what.name}: not measured: {str(error).splitlines()[0]}")
+            failed.append(f"{what.family}, {what.name}: {error}")
             continue
         points = [p for p in points if (p["name"], p["family"]) != (what.name, what.family)] + [point]
-        _store(points)  # what was measured stays when a later one fails
-    if failed:
-        raise SynthesisError("; ".join(failed))
-    return _store(points)
+        _store(points)  # what was measured stays whatever happens to the next
+    return _store(points), failed
 
 
 def _store(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -170,23 +159,25 @@ def _store(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
     cost.COEFFICIENTS.update(fit_coefficients(points))
     fitted = cost.COEFFICIENTS
     compared = compare(points)
-    COEFFICIENTS.write_text(json.dumps({"command": command, "coefficients": fitted}, indent=1) + "\n", encoding="utf-8")
-    POINTS.write_text(json.dumps({"command": command, "points": points, "compared": compared}, indent=1) + "\n", encoding="utf-8")
+    for path, content in ((COEFFICIENTS, {"coefficients": fitted}), (POINTS, {"points": points, "compared": compared})):
+        write_atomically(path.parent, {path.name: json.dumps({"command": command, **content}, indent=1) + "\n"})
     return compared
 
 
 def main(arguments: list[str]) -> int:
-    """Calibrate and print the comparison; exit status 1 if a projection is out of bounds."""
+    """Calibrate and print the comparison; exit status 1 if a projection is out of bounds or a machine not measured, 2 for a wrong name."""
     try:
-        rows = calibrate(arguments, lambda text: print(text, file=sys.stderr, flush=True))
-    except SynthesisError as error:
+        rows, failed = calibrate(arguments, lambda text: print(text, file=sys.stderr, flush=True))
+    except ConfigError as error:
         print(error, file=sys.stderr)
-        return 1
+        return 2
     for item in rows:
         mark = "" if item["kind"] == "ff" or abs(item["error"]) <= ALLOWED else "  out of bounds"
         numbers = f"{item['measured']:>10,.0f} {item['projected']:>10,.0f} {item['error']:+8.1%}"
         print(f"{item['family']:6} {item['name']:24} {item['kind']:5} {numbers}{mark}")
-    return int(any(item["kind"] != "ff" and abs(item["error"]) > ALLOWED for item in rows))
+    for text in failed:
+        print(f"not measured: {text}")
+    return int(bool(failed) or any(item["kind"] != "ff" and abs(item["error"]) > ALLOWED for item in rows))
 
 
 if __name__ == "__main__":

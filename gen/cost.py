@@ -47,8 +47,6 @@ BLOCK_SHAPES = {
 BLOCK_KIBIT = {"xcup": 36, "ecp5": 16, "gowin": 18, "ice40": 4}
 LUTRAM = {"xcup": (14, 32, 8), "ecp5": (4, 16, 6), "gowin": (4, 16, 4)}
 """Bits, words and LUTs of one LUT RAM cell; iCE40 has none."""
-RESULT_LANES = 4
-"""Lanes that share a memory of results (rtl/tlmm.py)."""
 CELLS_PER_BLOCK = {"xcup": 14, "ecp5": 28, "gowin": 28, "ice40": 0}
 """LUT RAM cells at which Yosys takes a block RAM instead."""
 
@@ -85,6 +83,8 @@ def memory_cost(family: str, memory: Memory) -> tuple[float, float, float]:
 
 def memories(config: BuildConfig) -> dict[str, list[Memory]]:
     """The memories of each unit, as rtl/ declares them."""
+    from tritloom.rtl.tlmm import RESULT_LANES
+
     c, s = config, config.shape
     v, p, m, a, d, ultra = c.vector_lanes, c.lanes, c.mem_bytes, c.attention_macs, c.dot_lanes, c.ultra_ram
     slots, step_bits = c.groups * p, c.rows_per_cycle * c.acc_bits

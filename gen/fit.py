@@ -1,8 +1,8 @@
 """Choose a configuration for a model and a board, and say what it will cost.
 
 `fit` enumerates the shapes of the ternary engine that the board's memory can feed; of those within a percent of the fewest
-cycles per token it takes the one with the fewest tables, which every lane has to build; lanes go down until the device's
-resources suffice.
+cycles per token it takes the one with the fewest tables, which every lane has to build; lanes go down, from what the board
+prescribes, until the device's resources suffice.
 Predictions are projections: cycles from the units' documented latencies, resources from `gen.cost`. `relaxations` says what more
 of one thing would bring.
 """
@@ -26,6 +26,8 @@ PROMPT_FOR_SPEED = 128
 """Prompt length for which the time to the first token is predicted."""
 MEMORY_EFFICIENCY = {"ddr": 0.95, "ideal": 1.0, "kv260": 0.99, "kv260-optimistic": 0.99, "kv260-pessimistic": 0.8}
 """Share of the beat rate that long sequential reads reach (sim/memory.py)."""
+LANES = (16, 12, 8, 4, 2, 1)
+"""Numbers of lanes that are tried, from what the board prescribes (4 if it does not) down."""
 NEAR = 1.01
 """Cycles of the engine shapes that are as good as the fastest one, as a multiple of its cycles."""
 WORTH = 1.02
@@ -140,8 +142,7 @@ def predict(config: BuildConfig, layout: MemoryMap, board: Board, context: int |
         "ttft_s": first / config.clock_hz,
         "memory_share": token_beats / decode,
     }
-    stream = token_beats / efficiency
-    binds = "memory" if stream > 0.8 * decode else max(token, key=lambda unit: token[unit])
+    binds = "memory" if beats > 0.8 * decode else max(token, key=lambda unit: token[unit])
     return predicted, binds
 
 
@@ -213,13 +214,18 @@ def fit(spec: ModelSpec, board: Board | str, **overrides: Any) -> FitResult:
     def build(lanes: int) -> FitResult:
         found: list[tuple[float, BuildConfig, MemoryMap]] = []
         error: ConfigError | None = None
+        shared = {"lanes": lanes}  # of the board's own prescriptions, those that so many lanes allow
+        if "attention_lanes" not in overrides:
+            shared["attention_lanes"] = min(fixed.get("attention_lanes", 0), lanes)
+        if "groups" not in overrides and lanes == 1:
+            shared["groups"] = 1
         pairs = _engine_shapes(fixed, packing, mem)
         if "tables" in fixed or "rows_per_cycle" in fixed:
             pairs = [(t, q) for t, q in pairs if fixed.get("tables", t) == t and fixed.get("rows_per_cycle", q) == q]
             if not pairs:
                 pairs = [(int(fixed.get("tables", 1)), int(fixed.get("rows_per_cycle", 1)))]
         for tables, rows in pairs:
-            values = _merged(fixed, {"tables": tables, "rows_per_cycle": rows, "lanes": lanes})
+            values = _merged(fixed, {"tables": tables, "rows_per_cycle": rows} | shared)
             try:
                 if board.memory == "onchip" and "onchip_bytes" not in fixed:
                     draft = BuildConfig(**_merged(values, {"onchip_bytes": mem}))
@@ -243,16 +249,14 @@ def fit(spec: ModelSpec, board: Board | str, **overrides: Any) -> FitResult:
             binds = ", ".join(f"{name}: {cost[name]:.0f} of {board.resources[name]}" for name in over)
         return FitResult(not over, binds, config, layout, predicted, board.resources)
 
-    if "lanes" in fixed:
-        if "attention_lanes" not in overrides and fixed.get("attention_lanes", 0) > int(fixed["lanes"]):
-            fixed["attention_lanes"] = int(fixed["lanes"])
-        if "groups" not in overrides and int(fixed["lanes"]) == 1:
-            fixed["groups"] = 1
-        return build(int(fixed["lanes"]))
-    for lanes in (4, 2, 1):
-        result = build(lanes)
-        if result.fits:
-            return result
+    most = int(fixed.pop("lanes", 4))
+    result = build(most)
+    if overrides.get("lanes") is None:
+        for lanes in LANES:
+            if result.fits:
+                break
+            if lanes < most:
+                result = build(lanes)
     return result
 
 

@@ -52,7 +52,7 @@ MACHINES: dict[str, dict[str, Any]] = {
     "short-list": dict(lanes=2, tables=6, rows_per_cycle=8, vector_lanes=4, attention_macs=16, attention_rows=2, mem_bytes=32, mem_ports=2,
                        shortlist=64),
 }
-"""What differs from BuildConfig's defaults: P, T, Q, V, A, M, ports, memory, table form and packing."""
+"""What differs from BuildConfig's defaults."""
 
 SHOWN = ("lanes", "groups", "attention_lanes", "block_rows", "result_parts", "tables", "rows_per_cycle", "vector_lanes",
          "attention_macs", "attention_rows", "mem_bytes", "mem_ports", "memory", "table_form", "packing", "shortlist")
@@ -89,10 +89,16 @@ def pairs() -> list[tuple[str, str]]:
 
 
 def prompts(checkpoint: Checkpoint, config: BuildConfig) -> list[list[int]]:
-    """The first 1, 2, P, P+1 and 100 tokens of the validation stories, without duplicates of length."""
+    """The first tokens of the validation stories, `prompt_lengths` of them."""
     text = (ROOT / "models" / "validation.txt").read_text("utf-8")[:2000]
     ids = Tokenizer.from_file(checkpoint.tokenizer, checkpoint.spec.bos_id).encode(text)
-    return [ids[:n] for n in sorted({1, 2, config.lanes, config.lanes + 1, LONG_PROMPT})]
+    return [ids[:n] for n in prompt_lengths(config)]
+
+
+def prompt_lengths(config: BuildConfig) -> list[int]:
+    """1, 2, P, P+1, a whole pass (of both groups) and one token more, and 100 tokens, without duplicates."""
+    whole = config.groups * config.lanes
+    return sorted({1, 2, config.lanes, config.lanes + 1, whole, whole + 1, LONG_PROMPT})
 
 
 def measure(model: str, name: str, report: Callable[[str], None]) -> dict[str, Any]:
@@ -155,8 +161,9 @@ def main(arguments: list[str] | None = None) -> int:
     for model, name in pairs():
         if wanted and not {model, name} & set(wanted):
             continue
-        digest = f"{machine(open_checkpoint(ROOT / 'models' / model), name).digest:08x}"
-        known = [e for e in load()["entries"] if (e["model"], e["machine"], e["code"], e["digest"]) == (model, name, code, digest)]
+        config = machine(open_checkpoint(ROOT / "models" / model), name)
+        known = [e for e in load()["entries"] if (e["model"], e["machine"], e["code"], e["digest"]) == (
+            model, name, code, f"{config.digest:08x}") and [run["prompt_tokens"] for run in e["runs"]] == prompt_lengths(config)]
         entry = known[0] if known else measure(model, name, logging.getLogger(__name__).info)
         store(entry)
         failed |= not entry["equal"]

@@ -40,7 +40,7 @@ from tritloom.firmware.layout import MemoryMap, memory_map
 from tritloom.firmware.programs import generation
 from tritloom.gen import parts
 from tritloom.gen.bench import CycleShares
-from tritloom.gen.cost import BLOCK_KIBIT
+from tritloom.gen.cost import BLOCK_KIBIT, ULTRA_KIBIT
 from tritloom.gen.shapes import memory_pieces
 from tritloom.gen.spec import ModelSpec
 from tritloom.gen.timeline import view
@@ -345,7 +345,7 @@ def record_synthesis(found: list[Any], *, model: str, config: BuildConfig, famil
                      timing: Any, command: str) -> dict[str, Any]:
     """The entry of a result file for a machine that gen.parts synthesised; `resources`: what the board has; `timing`: from gen.depth."""
     available = {kind: resources[kind] for kind in ("lut", "ff", "dsp") if kind in resources}
-    available |= {kind: resources[kind] // kibit for kind, kibit in (("bram", BLOCK_KIBIT.get(family, 1)), ("uram", 288))
+    available |= {kind: resources[kind] // kibit for kind, kibit in (("bram", BLOCK_KIBIT.get(family, 1)), ("uram", ULTRA_KIBIT))
                   if kind in resources}
     return {
         "model": model, "what": "synthesis", "kind": "synthesised", "command": command, "board": config.board, "family": family,

@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tritloom.boards.board import load
-from tritloom.firmware.config import BuildConfig
 from tritloom.firmware.emulator import TraceEvent
 from tritloom.firmware.integer import GREEDY, Sampling
 from tritloom.firmware.isa import TraceUnit
@@ -68,17 +67,14 @@ class Difference:
 class TraceReader:
     """Takes vectors out of a recorded RTL trace, unit by unit and slot by slot.
 
-    `events` is `Verilated.trace()`'s structured array: unit, slot, index (V-word), data (V words of 32 bits). The dot engine's
-    vectors are the lane's, of whichever group, as in the emulator.
+    `events` is `Verilated.trace()`'s structured array: unit, slot, index (V-word), data (V words of 32 bits).
     """
 
-    def __init__(self, events: NDArray[Any], config: BuildConfig) -> None:
-        self._lanes = config.vector_lanes
-        of_lane = np.isin(events["unit"], [TraceUnit.ATTENTION, TraceUnit.LOGITS])
-        slots = np.where(of_lane, events["slot"] % config.group_slots, events["slot"])
+    def __init__(self, events: NDArray[Any], vector_lanes: int) -> None:
+        self._lanes = vector_lanes
         self._events: dict[tuple[int, int], NDArray[Any]] = {}
         self._next: dict[tuple[int, int], int] = defaultdict(int)
-        keys = events["unit"].astype(np.int64) << 8 | slots
+        keys = events["unit"].astype(np.int64) << 8 | events["slot"]
         for key in np.unique(keys):
             self._events[int(key >> 8), int(key & 0xFF)] = events[keys == key]
 
@@ -173,7 +169,7 @@ def compare(backend: SimBackend, image: Image, reference: IntegerModel, prompt: 
             rtl.append(token)
             done(2 * tokens + len(rtl), total, "RTL")
     machine.trace_enable(False)
-    difference = first_difference(events, TraceReader(machine.trace(), image.config))
+    difference = first_difference(events, TraceReader(machine.trace(), image.config.vector_lanes))
     machine.trace(clear=True)
     return Comparison(list(prompt), rtl, emulated, integer, difference)
 

@@ -23,7 +23,7 @@ from tritloom.firmware.integer import GREEDY, Sampling
 from tritloom.gen.checkpoint import Checkpoint, open_checkpoint
 from tritloom.gen.generate import cached_verilog, write_atomically
 from tritloom.gen.pack import pack, quantise
-from tritloom.host.backend import Backend
+from tritloom.host.backend import Backend, DeviceError
 from tritloom.host.image import Image, write_image
 from tritloom.host.session import Session, sampling
 from tritloom.sim.backends import EmulatorBackend, SimBackend
@@ -44,7 +44,8 @@ CONTEXT = 64
 
 @dataclass(frozen=True)
 class Case:
-    """`prompts` run alone, greedily, compared vector by vector; `texts` (arguments of Batch.add) run together."""
+    """`prompts` run alone, greedily, compared vector by vector; `texts` (arguments of Batch.add) run together. Texts of odd number
+    end before their time: with the token in the middle of what they would become."""
 
     seed: int
     shape: ModelShape
@@ -111,8 +112,7 @@ def together(device: Backend, image: Image, texts: list[dict[str, Any]]) -> list
             results = []
             for text in texts:
                 session.reset()
-                results.append(list(session.generate(text["prompt"], text["max_new_tokens"], sampling=text["sampling"],
-                                                     drafts=text["drafts"])))
+                results.append(list(session.generate(**text)))
             return results
         with session.batch() as batch:
             running = [batch.add(**text) for text in texts[:2]]
@@ -141,9 +141,14 @@ def check(what: Case, rtl: bool, report: Callable[[str], None] = lambda text: No
             reference.reset()
             return reference.generate(prompt, count, choice, what.config.sampler_candidates)
 
-        expected = [alone(t["prompt"], t["max_new_tokens"], t["sampling"]) for t in what.texts]
+        expected, texts = [], []
+        for index, text in enumerate(what.texts):
+            tokens = alone(text["prompt"], text["max_new_tokens"], text["sampling"])
+            stop = [tokens[len(tokens) // 2]] if index % 2 else []
+            texts.append(text | {"stop_ids": stop})
+            expected.append(tokens[: tokens.index(stop[0]) + 1] if stop else tokens)
         software = EmulatorBackend(what.config, image.map.total_bytes)
-        if together(software, image, what.texts) != expected:
+        if together(software, image, texts) != expected:
             return "texts of the emulator"
         if not rtl:
             for prompt in what.prompts:
@@ -160,11 +165,19 @@ def check(what: Case, rtl: bool, report: Callable[[str], None] = lambda text: No
                 report(f"seed {what.seed}: prompt of {len(prompt)}: {'equal' if found.equal else found.first_difference()}")
                 if not found.equal:
                     return f"prompt of {len(prompt)}: {found.first_difference()}"
-            if together(backend, image, what.texts) != expected:
+            if together(backend, image, texts) != expected:
                 return "texts of the RTL"
+        except DeviceError as error:
+            return str(error)
         finally:
             backend.close()
     return None
+
+
+def described(what: Case) -> dict[str, Any]:
+    """What a case is, as the results file has it."""
+    return {"shape": what.config.to_dict()["shape"], "configuration": {name: getattr(what.config, name) for name in (*SHOWN, "sequences")},
+            "digest": f"{what.config.digest:08x}", "prompts": [len(prompt) for prompt in what.prompts], "texts": len(what.texts)}
 
 
 def load() -> dict[str, Any]:
@@ -179,16 +192,15 @@ def main(arguments: list[str]) -> int:
     for seed in map(int, arguments) if arguments else SEEDS:
         data = load()
         kept = {e["seed"]: e for e in data["entries"]}
-        if not arguments and seed in kept and kept[seed]["code"] == code_digest() and kept[seed]["difference"] is None:
-            continue
         what = case(seed)
+        known = {"difference": None, "code": code_digest(), **described(what)}
+        if not arguments and seed in kept and {name: kept[seed].get(name) for name in known} == known:
+            continue
         print(f"seed {seed}: {what.shape}", flush=True)
         difference = check(what, rtl=True, report=lambda text: print(text, flush=True))
         print(f"seed {seed}: {'equal' if difference is None else difference}", flush=True)
         failed += difference is not None
-        settings = {name: getattr(what.config, name) for name in (*SHOWN, "sequences")}
-        kept[seed] = {"seed": seed, "shape": what.config.to_dict()["shape"], "configuration": settings, "difference": difference,
-                      "prompts": [len(p) for p in what.prompts], "texts": len(what.texts), "code": code_digest(),
+        kept[seed] = {"seed": seed, "difference": difference, **described(what), "code": code_digest(),
                       "date": datetime.now(UTC).date().isoformat()}
         write_atomically(RESULTS.parent, {RESULTS.name: json.dumps(data | {"entries": [kept[s] for s in sorted(kept)]}, indent=1) + "\n"})
     return int(failed > 0)

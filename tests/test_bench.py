@@ -102,7 +102,13 @@ def test_a_device_without_a_clock_is_refused():
         bench.measure_session(session, [1], 1)
 
 
-@pytest.mark.parametrize("arguments, words", [({"unit": "adder", "synth": True}, "adder"), ({"unit": "tlmm"}, "--synth"), ({}, "--model")])
+@pytest.mark.parametrize("arguments, words", [
+    ({"unit": "adder", "synth": True}, "adder"), ({"unit": "tlmm"}, "--synth"), ({}, "--model"),
+    ({"model": "TriLM-99M", "synth": True, "batch": 2}, "leave --prefill, --batch"),
+    ({"model": "TriLM-99M", "drafts": 2, "context": 8}, "leave --context"),
+    ({"model": "TriLM-99M", "prompt": "Tom", "context": 8}, "give --drafts N too"),
+    ({"model": "TriLM-99M", "batch": 2, "prefill": 8}, "give --context N too"),
+])
 def test_what_cannot_be_measured_is_refused(arguments, words):
     with pytest.raises(bench.BenchError, match=words):
         bench.report(**arguments)

@@ -71,6 +71,16 @@ def test_lanes_go_down_until_the_device_suffices():
     assert not result.fits and result.binds.startswith("lut: ") and result.binds.endswith("of 1000")
 
 
+def test_lanes_go_down_from_what_the_board_prescribes():
+    s = published("bitnet-b1.58-2B-4T", 256)
+    result = fit(s, "kv260")
+    assert result.fits and result.config.lanes == 12 and result.config.groups == 2
+    given = fit(s, "kv260", lanes=16)
+    assert given.config.lanes == 16 and not given.fits and given.binds.startswith("uram: ")
+    one = fit(s, "kv260", lanes=1).config
+    assert (one.groups, one.dot_lanes) == (1, 1)
+
+
 @pytest.mark.parametrize("field, value", [
     ("lanes", 2), ("tables", 5), ("rows_per_cycle", 8), ("vector_lanes", 4), ("attention_macs", 16), ("packing", "index5"),
     ("table_form", "full27"), ("clock_hz", 100_000_000), ("mem_bytes", 16),

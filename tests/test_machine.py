@@ -125,7 +125,7 @@ def test_texts_together_are_those_of_each_alone(built):
         machine.trace(clear=True)
         assert together(backend) == alone
     machine.trace_enable(False)
-    difference = first_difference(events, TraceReader(machine.trace(), image.config))
+    difference = first_difference(events, TraceReader(machine.trace(), image.config.vector_lanes))
     machine.trace(clear=True)
     assert difference is None, str(difference)
 

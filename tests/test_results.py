@@ -21,7 +21,8 @@ def test_equality_was_measured_with_this_code():
 def test_every_stored_run_is_equal_and_long_enough():
     for entry in equality.load()["entries"]:
         assert entry["equal"], entry
-        assert {1, 2, equality.LONG_PROMPT} <= {run["prompt_tokens"] for run in entry["runs"]}
+        config = equality.machine(open_checkpoint(equality.ROOT / "models" / entry["model"]), entry["machine"])
+        assert [run["prompt_tokens"] for run in entry["runs"]] == equality.prompt_lengths(config)
         for run in entry["runs"]:
             assert run["equal"] and run["generated_tokens"] >= 64
 
@@ -32,7 +33,8 @@ def test_random_machines_were_measured_with_this_code():
     assert {e["seed"] for e in entries} >= set(random_machine.SEEDS)
     for entry in entries:
         assert entry["code"] == equality.code_digest() and entry["difference"] is None, f"seed {entry['seed']}"
-        assert entry["shape"] == random_machine.case(entry["seed"]).config.to_dict()["shape"]
+        now = random_machine.described(random_machine.case(entry["seed"]))
+        assert {name: entry[name] for name in now} == now, f"seed {entry['seed']}"
 
 
 def test_random_machines_are_of_every_kind():
