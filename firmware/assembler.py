@@ -96,6 +96,7 @@ _VECTOR = (
     Operand("norm", "number", 28, 1),
     Operand("dest", "number", 29, 2),
     Operand("bank", "number", 48, 2),
+    Operand("follow", "number", 50, 3),
 )
 _MATMUL = (
     Operand("inputs", "number", 32, 16),
@@ -123,9 +124,12 @@ _VECTOR_DOC = {
     VectorOp.NORMQ: "quantise X (`source` 0) or H (1), after RMSNorm if `norm`, to the ternary matmul (`dest` 0), the "
                     "dot engine (1) or both (2)",
     VectorOp.RESID: "X += accumulators, `length` rows",
-    VectorOp.QKV: "rotate and quantise queries, keys and values; `slot` is at position `a`; keys and values go to the cache at `b`",
+    VectorOp.QKV: "rotate and quantise queries, keys and values (`dest` 0), queries only (1), keys and values only (2); `slot` is at "
+                  "position `a`; keys and values go to the cache at `b`",
     VectorOp.GLU: "H = gated activation of `length` element pairs, from word `a` of V pairs on; those from word 0 on come first",
 }
+_FOLLOW_DOC = """With `follow` n, qkv,
+resid and glu take the results of the n-th matmul commanded before, and wait for them: qkv and resid word by word."""
 _DOT_DOC = {
     DotOp.ATTEND: "attention of `count` tokens from `slot`, the first at `position`, over the cache at `kv_base`",
     DotOp.HEAD: "logits of `count` tokens from `slot`, at most as many as the dot engine has lanes, over the head rows of the weight "
@@ -325,11 +329,11 @@ class Program:
         self.emit("flush", {})
 
     def vector(self, op: VectorOp, *, slot: int = 0, count: int = 0, a: int = 0, b: int = 0,
-               length: int = 0, source: int = 0, norm: int = 0, dest: int = 0, bank: int = 0) -> None:
+               length: int = 0, source: int = 0, norm: int = 0, dest: int = 0, bank: int = 0, follow: int = 0) -> None:
         """`slot`, `count`, `a` and `b` are registers; the others are numbers."""
         self.emit(f"vector.{VectorOp(op).name.lower()}",
                   {"slot": slot, "count": count, "a": a, "b": b, "length": length,
-                   "source": int(source), "norm": int(norm), "dest": int(dest), "bank": bank})
+                   "source": int(source), "norm": int(norm), "dest": int(dest), "bank": bank, "follow": follow})
 
     def matmul(self, *, inputs: int, steps: int, slot: int = 0, count: int = 0, at: int = 0) -> None:
         """`slot`, `count` and `at` are registers; the others are numbers."""
@@ -534,7 +538,7 @@ def reference() -> str:
         lines.append(f"| `{form.mnemonic}` | {form.fixed & 0xFF}{flags} | {operands} | {form.doc} |")
     lines += [
         "",
-        "Operands of `vector`: " + ", ".join(_describe(operand) for operand in _VECTOR) + ".",
+        "Operands of `vector`: " + ", ".join(_describe(operand) for operand in _VECTOR) + ". " + _FOLLOW_DOC,
         "",
         "Operands of `dot`: " + ", ".join(_describe(operand) for operand in _DOT) + ".",
         "",

@@ -192,6 +192,8 @@ class BuildConfig:
         _require(self.word_bytes <= self.mem_bytes,
                  f"tables*rows_per_cycle = {self.indices_per_word} indices need {self.word_bytes} bytes a cycle as {self.packing}, "
                  f"but mem_bytes is {self.mem_bytes}: lower tables or rows_per_cycle")
+        _require(s.q_size % self.rows_per_cycle == 0,
+                 f"rows_per_cycle ({self.rows_per_cycle}) must divide the queries' rows ({s.q_size})")
         _require(s.head_dim % word == 0,
                  f"attention_macs/attention_rows ({word}) must divide head_dim ({s.head_dim}): raise attention_rows")
         _require(self.attention_rows == 1 or 4 * self.attention_rows <= min(self.mem_bytes, 4 * CHUNK),

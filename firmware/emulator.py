@@ -287,7 +287,7 @@ class Emulator:
                 self._x[s, :length] = integer.residual_add(self._x[s, :length], self._accumulators[s][:length], scale)
                 self._emit("residual", s, self._x[s, :length], bank)
             elif op == VectorOp.QKV:
-                self._qkv(s, a + s - slot, b, parameters, bank)
+                self._qkv(s, a + s - slot, b, parameters, bank, dest=i.flags >> 5 & 3)
             else:
                 self._gated(s, length, a * self.config.vector_lanes, parameters)
 
@@ -338,7 +338,7 @@ class Emulator:
             self._codes[slot] = codes
         self._emit("activations" if dest == 1 else "codes", slot, codes, bank)
 
-    def _qkv(self, slot: int, position: int, base: int, parameters: _Parameters, bank: int) -> None:
+    def _qkv(self, slot: int, position: int, base: int, parameters: _Parameters, bank: int, *, dest: int) -> None:
         c, s = self.config, self.config.shape
         if position >= s.context:
             raise EmulatorError(f"position {position} is past the context of {s.context}")
@@ -352,10 +352,13 @@ class Emulator:
             y = integer.rotate(y, cos, sin) if rotated else y << integer.ROPE_BITS
             return integer.quantise_heads(y.reshape(-1), s.head_dim, scale)
 
-        codes, scale = heads(q, scales[0], rotated=True)
-        self._activations[self._lane(slot), : s.q_size] = codes
-        self._q_scale[self._lane(slot)] = scale
-        self._emit("activations", slot, codes, bank)
+        if dest != 2:
+            codes, scale = heads(q, scales[0], rotated=True)
+            self._activations[self._lane(slot), : s.q_size] = codes
+            self._q_scale[self._lane(slot)] = scale
+            self._emit("activations", slot, codes, bank)
+        if dest == 1:
+            return
         chunk, row = divmod(position, CHUNK)
         for half, (values, rotated) in enumerate(((k, True), (v, False))):
             codes, scale = heads(values, scales[1 + half], rotated=rotated)

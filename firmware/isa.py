@@ -102,7 +102,7 @@ class Instruction:
 
 
 BANK_SHIFT = 16
-"""Where a vector command's bank of parameters stands in imm."""
+"""Where a vector command's bank of parameters stands in imm; `follow` stands behind it."""
 
 
 def vector_flags(op: VectorOp, source: int = 0, norm: int = 0, dest: int = 0) -> int:

@@ -4,11 +4,11 @@ Regions start at multiples of 4096 bytes (or of a beat, if that is larger). The 
 region in consumption order:
 
     embedding parameters (header only), first layer's qkv parameters
-    per layer: o parameters, qkv, gate/up and down parameters, o, gate/up, next layer's qkv or the head's parameters, down
+    per layer: o parameters, kv, q, gate/up and down parameters, o, gate/up, next layer's qkv or the head's parameters, down
     head groups
 
-so a pass over the model is one sequential read. Parameters stand where they can be loaded before they are needed: those of o before qkv,
-because with two groups the first one's attention ends while the second one's qkv streams; those of the FFN before o, because nothing
+so a pass over the model is one sequential read. Parameters stand where they can be loaded before they are needed: those of o before kv,
+because with two groups the first one's attention ends while the second one's queries stream; those of the FFN before o, because nothing
 streams during attention. Parameter blocks and matrices are whole beats; a matrix of many rows is a row of blocks. A pass of two groups
 of tokens reads each matrix twice before the next. With a short-list the ternary head, in blocks of rows, takes the place of the head
 groups; the int8 table then has a region of its own.
@@ -76,7 +76,10 @@ def cache_rows(config: BuildConfig) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class Block:
-    """One piece of the weight stream: `beats` for `dest`. Parameters have `gains`; matrices `rows` and `inputs`."""
+    """One piece of the weight stream: `beats` for `dest`. Parameters have `gains`; matrices `rows` and `inputs`.
+
+    Of two groups of tokens, each takes all matrices of a `turn` before the other does.
+    """
 
     name: str
     dest: Destination
@@ -84,6 +87,7 @@ class Block:
     gains: int = 0
     rows: int = 0
     inputs: int = 0
+    turn: str = ""
 
 
 def stream_blocks(config: BuildConfig) -> tuple[list[Block], list[Block], list[Block]]:
@@ -93,12 +97,13 @@ def stream_blocks(config: BuildConfig) -> tuple[list[Block], list[Block], list[B
     def parameters(name: str, gains: int) -> Block:
         return Block(name, Destination.VECTOR, parameter_beats(config, gains), gains=gains)
 
-    def matrix(name: str, rows: int, inputs: int) -> Block:
-        return Block(name, Destination.MATMUL, matrix_beats(config, rows, inputs), rows=rows, inputs=inputs)
+    def matrix(name: str, rows: int, inputs: int, turn: str = "") -> Block:
+        return Block(name, Destination.MATMUL, matrix_beats(config, rows, inputs), rows=rows, inputs=inputs, turn=turn or name)
 
     layer = [
         parameters("o_parameters", s.q_size if s.sub_norms else 0),
-        matrix("qkv", s.qkv_rows, s.hidden),
+        matrix("kv", 2 * s.kv_size, s.hidden, "qkv"),
+        matrix("q", s.q_size, s.hidden, "qkv"),
         parameters("gate_up_parameters", s.hidden),
         parameters("down_parameters", s.ffn if s.sub_norms else 0),
         matrix("o", s.hidden, s.q_size),
@@ -215,7 +220,7 @@ def _descriptors(base: int, head_base: int, blocks: tuple[list[Block], list[Bloc
     prologue, layer, epilogue = blocks
 
     def stream(blocks: list[Block], twice: bool = False) -> None:
-        for (dest, _), run in groupby(blocks, key=lambda block: (block.dest, twice and block.name)):
+        for (dest, _), run in groupby(blocks, key=lambda block: (block.dest, twice and block.turn)):
             beats = sum(block.beats for block in run)
             program.append(Descriptor(DescriptorOp.STREAM, beats, dest))
             if twice and dest == Destination.MATMUL:

@@ -57,9 +57,9 @@ class _Layer:
         gains = (s.hidden, s.q_size * self.sub, s.hidden, s.ffn * self.sub)[bank]
         return f"vector.param bank={bank} length={gains}"
 
-    def matrix(self, rows: int, inputs: int, slot: str, count: str) -> str:
-        """Command all blocks of a matrix."""
-        lines, at = [], 0
+    def matrix(self, rows: int, inputs: int, slot: str, count: str, at: int = 0) -> str:
+        """Command all blocks of a matrix, whose results begin at step `at`. Uses r5."""
+        lines = []
         for block in self.config.blocks(rows):
             steps = ceil(block / self.config.rows_per_cycle)
             if at:
@@ -68,8 +68,17 @@ class _Layer:
             at += steps
         return "\n".join(lines)
 
-    def qkv(self, slot: str, count: str) -> str:
-        return self.matrix(self.shape.qkv_rows, self.shape.hidden, slot, count)
+    def kv(self, slot: str, count: str) -> str:
+        """Keys and values, whose results stand behind those of the queries."""
+        return self.matrix(2 * self.shape.kv_size, self.shape.hidden, slot, count, self.shape.q_size // self.config.rows_per_cycle)
+
+    def q(self, slot: str, count: str) -> str:
+        return self.matrix(self.shape.q_size, self.shape.hidden, slot, count)
+
+    @property
+    def before_q(self) -> int:
+        """`follow` of the keys and values when those of the queries are commanded too."""
+        return 1 + len(self.config.blocks(self.shape.q_size))
 
     def o(self, slot: str, count: str) -> str:
         return self.matrix(self.shape.hidden, self.shape.q_size, slot, count)
@@ -83,15 +92,15 @@ class _Layer:
     def codes(self, slot: str, count: str, bank: int = 0) -> str:
         return f"vector.normq slot={slot} count={count} length={self.shape.hidden} norm=1 bank={bank}"
 
-    def attention(self, slot: str, count: str, position: str, name: str, meanwhile: str = "") -> str:
+    def attention(self, slot: str, count: str, position: str, name: str, meanwhile: str = "", queries: str = "") -> str:
         """Attention of tokens from `position` over the cache at r7, as many at a time as the dot engine has lanes: while it
-        attends for some, the vector unit works on those before and after, and at last does `meanwhile`. Labels begin with `name`;
-        uses r2, r5, r8, r9, r10, r12, r15."""
+        attends for some, the vector unit works on those before and after, and at last does `meanwhile`. `queries`: operands of
+        vector.qkv. Labels begin with `name`; uses r2, r5, r8, r9, r10, r12, r15."""
         c, length = self.config, self.shape.q_size
         normalise = f"length={length} source=1 norm={self.sub} bank=1"
         if c.lanes <= c.dot_lanes:
             return f"""
-        vector.qkv      slot={slot} count={count} a={position} b=r7
+        vector.qkv      slot={slot} count={count} a={position} b=r7 {queries}
         wait            vector+writes
         dot.attend      slot={slot} count={count} position={position} kv_base=r7
         {meanwhile}
@@ -108,7 +117,7 @@ class _Layer:
         blt     r5, r10, {name}_some
         addi    r5, r10, 0
     {name}_some:
-        vector.qkv      slot=r9 count=r5 a=r12 b=r7
+        vector.qkv      slot=r9 count=r5 a=r12 b=r7 {queries}
         wait            vector+writes
         dot.attend      slot=r9 count=r5 position=r12 kv_base=r7     ; begins when the one before is done
         beq     r9, r2, {name}_first
@@ -127,14 +136,14 @@ class _Layer:
     def ffn_parameters(self) -> str:
         return f"{self.parameters(2)}\n{self.parameters(3)}"
 
-    def gate(self, slot: str, count: str) -> str:
+    def gate(self, slot: str, count: str, follow: int = 0) -> str:
         return f"""
-        vector.resid    slot={slot} count={count} length={self.shape.hidden} bank=1
+        vector.resid    slot={slot} count={count} length={self.shape.hidden} bank=1 follow={follow}
         {self.codes(slot, count, bank=2)}"""
 
-    def activate(self, slot: str, count: str) -> str:
+    def activate(self, slot: str, count: str, follow: int = 0) -> str:
         return f"""
-        vector.glu      slot={slot} count={count} length={self.shape.ffn} bank=2
+        vector.glu      slot={slot} count={count} length={self.shape.ffn} bank=2 follow={follow}
         {self.activated(slot, count)}"""
 
     def activated(self, slot: str, count: str) -> str:
@@ -144,60 +153,56 @@ class _Layer:
         """The matrix and what follows; where its blocks are whole words of pairs, one is activated while the next streams. Uses r5, r12."""
         c, s = self.config, self.shape
         blocks = c.blocks(2 * s.ffn)
-        if len(blocks) == 1 or blocks[0] % (2 * c.vector_lanes):
+        if blocks[0] % (2 * c.vector_lanes):
             return f"""
         {self.gate_up(slot, count)}
-        wait            matmul+vector
-        {self.activate(slot, count)}"""
+        {self.activate(slot, count, follow=1)}"""
         text, at, first = "", 0, 0
-        for number, rows in enumerate(blocks):
+        for rows in blocks:
             steps = ceil(rows / c.rows_per_cycle)
             text += f"""
         li      r5, {at}
-        matmul inputs={s.hidden} steps={steps} slot={slot} count={count} at=r5"""
-            if number:
-                text += self._activate_block(blocks[number - 1], first, slot, count)
-                first += blocks[number - 1] // (2 * c.vector_lanes)
-            text += """
-        wait            matmul+vector"""
+        matmul inputs={s.hidden} steps={steps} slot={slot} count={count} at=r5
+        li      r12, {first}
+        vector.glu      slot={slot} count={count} length={rows // 2} a=r12 bank=2 follow=1"""
+            first += rows // (2 * c.vector_lanes)
             at += steps
-        return f"""{text}{self._activate_block(blocks[-1], first, slot, count)}
+        return f"""{text}
         {self.activated(slot, count)}"""
 
-    def _activate_block(self, rows: int, first: int, slot: str, count: str) -> str:
-        return f"""
-        li      r12, {first}
-        vector.glu      slot={slot} count={count} length={rows // 2} a=r12 bank=2"""
-
-    def add(self, slot: str, count: str) -> str:
-        return f"vector.resid slot={slot} count={count} length={self.shape.hidden} bank=3"
+    def add(self, slot: str, count: str, follow: int = 0) -> str:
+        return f"vector.resid slot={slot} count={count} length={self.shape.hidden} bank=3 follow={follow}"
 
 
-def layer_assembly(config: BuildConfig, attention: str | None = None) -> str:
-    """One layer for r4 tokens from slot 0. `attention`: from the results of q, k and v to the codes of o_proj; unless given, of one
-    sequence, whose first token is at position r1, with its cache at r7; it also loads the FFN's parameters."""
+def layer_assembly(config: BuildConfig, write: str | None = None, attention: str | None = None) -> str:
+    """One layer for r4 tokens from slot 0. The vector unit follows the matrices: it takes keys and values while the queries stream.
+
+    `write`: keys and values into the cache; `attention`: from the results of the queries to the codes of o_proj, and the FFN's
+    parameters. Unless given, they are those of one sequence, whose first token is at position r1, with its cache at r7.
+    """
     p = _Layer(config)
     group = ("r0", "r4")
     if attention is None:
-        attention = p.attention(*group, "r1", "attention", p.ffn_parameters)
+        attention = p.attention(*group, "r1", "attention", p.ffn_parameters, "dest=1 follow=1")
+    if write is None:
+        write = f"vector.qkv slot=r0 count=r4 a=r1 b=r7 dest=2 follow={p.before_q}"
     return f"""
         {p.codes(*group)}
         wait            vector
         {p.parameters(1)}
-        {p.qkv(*group)}
-        wait            matmul+vector
+        {p.kv(*group)}
+        {p.q(*group)}
+        {write.strip()}
         {attention.strip()}
         wait            vector
         {p.o(*group)}
-        wait            matmul
-        {p.gate(*group)}
+        {p.gate(*group, follow=1)}
         wait            vector
         {p.gate_up_and_activate(*group)}
         wait            vector
         {p.parameters(0)}
         {p.down(*group)}
-        wait            matmul+vector
-        {p.add(*group)}
+        {p.add(*group, follow=1)}
     """
 
 
@@ -219,14 +224,16 @@ def two_groups_assembly(config: BuildConfig) -> str:
     twice:
         addi    r6, r6, -1
         {p.parameters(1)}
-        {p.qkv(*a)}
+        {p.kv(*a)}
+        {p.q(*a)}
         beq     r13, r0, twice_first
         {p.add(*b)}
     twice_first:
         li      r13, 1
         {p.codes(*b)}
         {done}
-        {p.qkv(*b)}
+        {p.kv(*b)}
+        {p.q(*b)}
         {p.attention(*a, "r1", "attention_a")}
         {done}
         {p.ffn_parameters}
@@ -509,9 +516,11 @@ def passes_assembly(config: BuildConfig, layout: MemoryMap) -> str:
         addi    r2, r2, {stride}
         bne     r5, r4, {label}
     """
+    command = f"vector.qkv slot=r5 count=r3 a=r1 b=r7 dest=2 follow={p.before_q}"
+    write = each_segment.format(label="write", stride=stride, command=command)
     attention = (
-        each_segment.format(label="write", stride=stride, command="vector.qkv slot=r5 count=r3 a=r1 b=r7")
-        + "wait    vector+writes" + each_segment.format(label="attend", stride=stride, command=attend)
+        "vector.qkv slot=r0 count=r4 dest=1 follow=1\n wait    vector+writes"
+        + each_segment.format(label="attend", stride=stride, command=attend)
         + f"""{p.ffn_parameters}
         wait    dot
         vector.normq slot=r0 count=r4 length={s.q_size} source=1 norm={p.sub} bank=1"""
@@ -563,7 +572,7 @@ def passes_assembly(config: BuildConfig, layout: MemoryMap) -> str:
         li      r6, {s.layers}
         li      r10, 0
     passes_layer:
-        {layer_assembly(config, attention).strip()}
+        {layer_assembly(config, write, attention).strip()}
         li      r9, {config.kv_layer_bytes}
         add     r10, r10, r9
         addi    r6, r6, -1

@@ -317,7 +317,8 @@ def _stream(model: QuantisedModel, config: BuildConfig) -> Iterator[tuple[Block,
     yield prologue[1], parameter_bytes(layer.qkv_parameters, config.mem_bytes)
     while layer:
         matrices = {
-            "qkv": layer.qkv,
+            "kv": layer.qkv[model.shape.q_size :],
+            "q": layer.qkv[: model.shape.q_size],
             "o": layer.o,
             "gate_up": interleave(layer.gate, layer.up, config.vector_lanes),
             "down": layer.down,

@@ -127,7 +127,8 @@ def _layer(spec: ModelSpec, config: BuildConfig, rng: np.random.Generator) -> di
 
     return {
         "qkv_parameters": parameters(s.hidden, True, s.head_dim**-0.5 * LOG2_E, 1.0, 1.0),
-        "qkv": matrix_bytes(matrix(s.qkv_rows, s.hidden), config),
+        "kv": matrix_bytes(matrix(2 * s.kv_size, s.hidden), config),
+        "q": matrix_bytes(matrix(s.q_size, s.hidden), config),
         "o_parameters": parameters(s.q_size, s.sub_norms, 1.0),
         "o": matrix_bytes(matrix(s.hidden, s.q_size), config),
         "gate_up_parameters": parameters(s.hidden, True, 1.0, 1.0),

@@ -12,7 +12,7 @@ from tritloom.firmware.isa import BANK_SHIFT, SCRATCH_WORDS, Op, Unit
 __all__ = ["DOT_COMMAND", "MATMUL_COMMAND", "SAMPLE_COMMAND", "SCAN_COMMAND", "Sequencer", "UNITS", "VECTOR_COMMAND", "loader_signature"]
 
 VECTOR_COMMAND = data.StructLayout({
-    "op": 3, "source": 1, "norm": 1, "dest": 2, "slot": 8, "count": 8, "length": 16, "bank": 2, "a": 32, "b": 32,
+    "op": 3, "source": 1, "norm": 1, "dest": 2, "slot": 8, "count": 8, "length": 16, "bank": 2, "follow": 3, "a": 32, "b": 32,
 })
 MATMUL_COMMAND = data.StructLayout({"inputs": 16, "steps": 16, "slot": 8, "count": 8, "at": 16})
 DOT_COMMAND = data.StructLayout({"op": 1, "slot": 8, "count": 8, "position": 32, "kv_base": 32})
@@ -186,7 +186,7 @@ class Sequencer(wiring.Component):
         vector, matmul, dot = self.vector.payload, self.matmul.payload, self.dot.payload
         m.d.comb += [
             Cat(vector.op, vector.source, vector.norm, vector.dest).eq(instruction.flags),
-            vector.length.eq(instruction.imm), vector.bank.eq(instruction.imm[BANK_SHIFT:]),
+            vector.length.eq(instruction.imm), Cat(vector.bank, vector.follow).eq(instruction.imm[BANK_SHIFT:]),
             vector.slot.eq(operand["rd"]), vector.count.eq(operand["ru"]), vector.a.eq(operand["rs"]), vector.b.eq(operand["rt"]),
             Cat(matmul.inputs, matmul.steps).eq(instruction.imm),
             matmul.slot.eq(operand["rd"]), matmul.count.eq(operand["ru"]), matmul.at.eq(operand["rs"]),

@@ -19,7 +19,7 @@ from tritloom.rtl.tables import (
     table_address_bits,
 )
 
-__all__ = ["TableControl", "TernaryMatmul"]
+__all__ = ["TableControl", "TernaryMatmul", "progress_signature"]
 
 PARTIAL_READ_LATENCY = 2
 ROW_RETURNS_AFTER = 4
@@ -42,6 +42,18 @@ def _power_of_two(value: int) -> bool:
 def index_shape(count: int):
     """Shape of an index below `count`, at least one bit."""
     return unsigned(max(1, bits_for(count - 1)))
+
+
+def progress_signature(words: int) -> wiring.Signature:
+    """How far the matrices are.
+
+    under_way, done : Out
+        Commands taken and not finished; high for a cycle when the first of them finishes.
+    begun, words : Out
+        Whether the first of them has written results, and the address after the last whole word of V rows that it has written, of
+        `words` at most.
+    """
+    return wiring.Signature({"under_way": Out(range(COMMANDS + 4)), "done": Out(1), "begun": Out(1), "words": Out(range(words + 1))})
 
 
 class TableControl(wiring.Component):
@@ -252,6 +264,7 @@ class TernaryMatmul(wiring.Component):
     weights_i : In(stream of 8*mem_bytes bits)
     code_write : {valid, slot, addr, data}
         Write a V-code word of a slot that no command under way reads.
+    progress : Out of progress_signature
     acc_read : {en, slot, addr, part, data}
         Read a V-row word of a slot: its `parts` parts one after the other while `en`.
     """
@@ -298,6 +311,7 @@ class TernaryMatmul(wiring.Component):
                 "inputs": bits_for(max_inputs), "steps": bits_for(-(-block_rows // rows_per_cycle)), "slot": slot,
                 "count": bits_for(lanes), "at": index_shape(self._steps)}))),
             "busy": Out(1),
+            "progress": Out(progress_signature(-(-max_rows // vector_lanes))),
             "weights_i": In(stream.Signature(8 * mem_bytes)),
             "code_write": In(wiring.Signature({
                 "valid": Out(1), "slot": Out(slot), "addr": Out(index_shape(self._code_words)), "data": Out(8 * vector_lanes)})),
@@ -348,7 +362,7 @@ class TernaryMatmul(wiring.Component):
 
         flags = self._stream_words(m, to_words.o, control.prepared)
         m.d.comb += [recoder.word.eq(self.weights_i.payload), recoder.enable.eq(self.weights_i.valid & self.weights_i.ready)]
-        under_way, done = Signal(range(COMMANDS + 4)), Signal()
+        under_way, done = self.progress.under_way, self.progress.done
         m.d.sync += under_way.eq(under_way + (self.cmd.valid & self.cmd.ready) - done)
         m.d.comb += self.busy.eq(under_way != 0)
 
@@ -367,6 +381,10 @@ class TernaryMatmul(wiring.Component):
         fetching = flags[self._partial_due - PARTIAL_READ_LATENCY]
         writing = flags[self._result_due]
         m.d.comb += done.eq(writing.valid & writing.last_step & writing.last_tile)
+        after = Signal(len(writing.place) + 1)
+        m.d.comb += self.progress.words.eq(after * self._rows // self._vector_lanes)
+        with m.If(writing.valid & writing.last_tile):
+            m.d.sync += [after.eq(writing.place + 1), self.progress.begun.eq(~done)]
         turned = self._codes(m, control, bases)
         results = []
         for lane_number in range(self._lanes):

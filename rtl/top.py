@@ -167,6 +167,7 @@ class Accelerator(wiring.Component):
                 m.d.comb += Value.cast(getattr(sink, name)).eq(Value.cast(getattr(source, name)))
         m.d.comb += [
             vector.acc_read.data.eq(matmul.acc_read.data),
+            *(getattr(vector.matrices, name).eq(getattr(matmul.progress, name)) for name in matmul.progress.signature.members),
             vector.work_clear.eq(dot.work_clear),
         ]
         if not self.config.shortlist:

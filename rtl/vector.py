@@ -24,12 +24,13 @@ from .glu import WORK, GatedUnit
 from .kv_writer import KvWriter, write_layout
 from .quantise import NORMAL_BITS, SQUARE_BITS, Y_BITS, Quantiser
 from .scale_unit import INNER, ONE, Program, ScaleUnit
+from .tlmm import progress_signature
 from .ufloat import UFLOAT, bit_length, shift_right
 
 __all__ = ["COMMAND", "VectorUnit"]
 
 COMMAND = data.StructLayout({
-    "op": 3, "source": 1, "norm": 1, "dest": 2, "slot": 8, "count": 8, "length": 16, "bank": 2, "a": 32, "b": 32,
+    "op": 3, "source": 1, "norm": 1, "dest": 2, "slot": 8, "count": 8, "length": 16, "bank": 2, "follow": 3, "a": 32, "b": 32,
 })
 
 CHUNK = 16
@@ -65,9 +66,12 @@ class VectorUnit(wiring.Component):
 
     PARAM loads a header of scales and `length` gains from the weight stream into one of four banks, one for
     each matrix of a layer; the others take theirs from `bank`. EMBED and ROPE read memory. GLU may take a part of the pairs, from word `a`
-    on; the part from 0 on comes first.
+    on; the part from 0 on comes first. QKV may take the queries only, or the keys and values.
     NORMQ, RESID, QKV and GLU run over slots `slot` to `slot + count - 1`, `length` elements each (RESID and
     NORMQ of the residual: the whole of it). All compute what `firmware.integer` says.
+
+    With `follow` n, RESID, QKV and GLU read results of the n-th matrix commanded before them: RESID and QKV each word once it is
+    written, GLU when all are.
 
     Slots are lanes of `groups` groups: slot = group * 2**ceil(log2(lanes)) + lane. Each has a residual stream of its own;
     slots of a lane share the work vector.
@@ -96,7 +100,9 @@ class VectorUnit(wiring.Component):
     -------
     cmd : In(stream of COMMAND), busy : Out
     weights_i : In(stream), read_request : Out(stream), read_data : In(stream), kv_write : Out(stream)
-    acc_read : Out {en, slot, addr, part, data}, code_write, activation_write : Out {valid, slot, addr, data}
+    acc_read : Out {en, slot, addr, part, data}
+    matrices : In of tlmm.progress_signature
+    code_write, activation_write : Out {valid, slot, addr, data}
     q_scale_write : Out {valid, slot, head, scale}
     work_write : In {valid, slot, addr, data}, work_clear : In(lanes)
         Attention outputs by lane; lanes whose work vectors begin anew.
@@ -207,6 +213,7 @@ class VectorUnit(wiring.Component):
                         }
                     )
                 ),
+                "matrices": In(progress_signature(max_rows // vector_lanes)),
                 "code_write": Out(wiring.Signature(code_word)),
                 "activation_write": Out(wiring.Signature(activations)),
                 "q_scale_write": Out(
@@ -317,6 +324,7 @@ class VectorUnit(wiring.Component):
         self.kv = kv
 
         word, place = Signal(self._word), Signal(self._place)
+        reading, allowed, going = Signal(), Signal(), Signal()
         base = Signal(self._place)
         x_base, rope_base = self._bases(self._x_words), self._bases(self._whole_beats(self._rope_words))
         h_base = Array([i * self._h_words for i in range(self._token_lanes)])
@@ -329,6 +337,9 @@ class VectorUnit(wiring.Component):
             self.acc_read.addr.eq(self.acc_address),
             self.acc_read.part.eq(self.part),
             self.acc_address.eq(word),
+            self.acc_read.en.eq(reading & going),
+            # The parts of a word are read one after the other.
+            going.eq(allowed | (self.part != 0)),
             self.last_part.eq(self.part == self._acc_parts - 1),
         ]
         with m.If(self.acc_read.en):
@@ -413,9 +424,12 @@ class VectorUnit(wiring.Component):
         pair = Signal(range(self._h_words + behind + 1))
         glu_first, glu_end = command.a[: len(up)], Signal.like(pair)
 
-        # QKV: heads through the first and the second pass.
-        total = self._heads + 2 * self._kv_heads
+        # QKV: heads through the first and the second pass, up to `last_head`.
+        total, q_words = self._heads + 2 * self._kv_heads, self._heads * self._rope_words
         head1, head2, word1, word2 = Signal(range(total + 1)), Signal(range(total + 1)), Signal(self._word), Signal(self._word)
+        queries_only, others_only = command.dest[0], command.dest[1]
+        last_head = Signal.like(head1)
+        m.d.comb += last_head.eq(Mux(queries_only, self._heads, total))
         head_word = Signal(index_shape(self._rope_words))
         rope = Signal(index_shape(self._coefficient_words))
 
@@ -425,29 +439,42 @@ class VectorUnit(wiring.Component):
         def issue_head(head, running, second):
             # The first pass keeps the words if they come in parts, so that the second need not read them again.
             kept = bool(second) and self._acc_parts > 1
+            complete = C(1, 1) if kept else self.last_part & going
             m.d.comb += [
-                issue.valid.eq(C(1, 1) if kept else self.last_part),
+                issue.valid.eq(complete),
                 issue.first.eq(head_word == 0),
                 issue.second.eq(second),
                 issue.kind.eq(kind_of(head)),
                 issue.word.eq(running),
-                self.acc_read.en.eq(not kept),
+                reading.eq(not kept),
                 self.acc_address.eq(running),
                 self.coefficient_address.eq(rope + head_word),
                 self.kept_place.eq(Cat(head_word, head[:KEPT_BITS])),
             ]
-            with m.If(C(1, 1) if kept else self.last_part):
+            with m.If(complete):
                 m.d.sync += [running.eq(running + 1), head_word.eq(head_word + 1)]
                 with m.If(head_word == self._rope_words - 1):
                     m.d.comb += issue.last.eq(1)
                     m.d.sync += [head_word.eq(0), head.eq(head + 1)]
                     m.next = "QKV"
 
+        given = self.cmd.payload
+        # What may be read in the next cycle: anything, or of the matrix in progress what it has written. Addresses grow by one a cycle
+        # at most. GLU cannot stop between a gate and its up.
+        before = Signal.like(self.matrices.under_way)
+        reach = Mux(self._is(VectorOp.QKV), word1, word)
+        written = self.matrices.begun & ~self._is(VectorOp.GLU) & (self.matrices.words > reach + 1)
+        slot_begins = Signal()
+        m.d.sync += allowed.eq(~slot_begins & ((before == 0) | ((before == 1) & written)))
+        due = Signal(signed(len(before) + 2))
+        m.d.comb += due.eq(self.matrices.under_way - self.matrices.done - given.follow + 1)
+        with m.If(self.matrices.done & (before != 0)):
+            m.d.sync += before.eq(before - 1)
+
         idle = Signal()
         m.d.sync += self.coefficient_write.mask.eq(0)
         m.d.comb += [self.busy.eq(~idle), self.cmd.ready.eq(idle), self.read_request.payload.addr.eq(self.address)]
         m.d.comb += [kv.chunk_address.eq(self.address), kv.row.eq(self.position[:4])]
-        given = self.cmd.payload
         with m.FSM():
             with m.State("IDLE"):
                 m.d.comb += idle.eq(1)
@@ -462,6 +489,7 @@ class VectorUnit(wiring.Component):
                     half.eq(0),
                     left.eq(0),
                     embed_row.eq(0),
+                    before.eq(Mux((given.follow != 0) & (due > 0), due, 0)),
                 ]
                 with m.If(self.cmd.valid):
                     with m.Switch(given.op):
@@ -474,7 +502,7 @@ class VectorUnit(wiring.Component):
                             m.d.sync += [factor.eq(given.a), addend.eq(self._rope_row), self.words.eq(self._rope_words)]
                             m.next = "ADDRESS"
                         with m.Case(VectorOp.QKV):
-                            m.d.sync += [factor.eq(given.a >> 4), addend.eq(2 * self._kv["kv_half_bytes"])]
+                            m.d.sync += [factor.eq(Mux(given.dest[0], 0, given.a >> 4)), addend.eq(2 * self._kv["kv_half_bytes"])]
                             m.next = "ADDRESS"
                         with m.Default():
                             m.next = "SLOT ADDRESS"
@@ -570,7 +598,10 @@ class VectorUnit(wiring.Component):
                     m.next = "SLOT"
             with m.State("SLOT"):
                 rewind()
-                m.d.sync += [head1.eq(0), head2.eq(0), word1.eq(0), word2.eq(0), pair.eq(glu_first), odd.eq(0), up.eq(glu_first)]
+                m.d.comb += slot_begins.eq(1)
+                m.d.sync += [head.eq(Mux(others_only, self._heads, 0)) for head in (head1, head2)]
+                m.d.sync += [running.eq(Mux(others_only, q_words, 0)) for running in (word1, word2)]
+                m.d.sync += [pair.eq(glu_first), odd.eq(0), up.eq(glu_first)]
                 m.d.sync += glu_end.eq(glu_first + self.words)
                 with m.If(self._is(VectorOp.GLU)):
                     m.d.sync += place.eq(base + glu_first)
@@ -615,8 +646,8 @@ class VectorUnit(wiring.Component):
                 with m.If(scales.done):
                     m.next = "RESIDUAL"
             with m.State("RESIDUAL"):
-                m.d.comb += self.acc_read.en.eq(1)
-                with m.If(self.last_part):
+                m.d.comb += reading.eq(1)
+                with m.If(self.last_part & going):
                     issue_word()
                     with m.If(last_word):
                         m.next = "RESIDUAL END"
@@ -629,10 +660,10 @@ class VectorUnit(wiring.Component):
                     m.d.comb += kv.reserve.eq(kind_of(head2) != Kind.QUERY)
                     m.d.sync += self.pending.eq(0)
                     m.next = "HEAD SECOND PASS"
-                with m.Elif(~outstanding & (head1 != total)):
+                with m.Elif(~outstanding & (head1 != last_head)):
                     m.d.sync += [outstanding.eq(1), first_kind.eq(kind_of(head1))]
                     m.next = "HEAD FIRST PASS"
-                with m.Elif((head2 == total) & self._quiet(1, CODE)):
+                with m.Elif((head2 == last_head) & self._quiet(1, CODE)):
                     m.next = "NEXT SLOT"
             with m.State("HEAD FIRST PASS"):
                 issue_head(head1, word1, 0)
@@ -644,9 +675,10 @@ class VectorUnit(wiring.Component):
                     with m.If(scales.done):
                         m.next = "GLU"
             with m.State("GLU"):
-                gating, upping = self.last_part & (pair < glu_end), self.last_part & (pair >= glu_first + behind)
-                m.d.comb += self.acc_read.en.eq(1)
-                with m.If(self.last_part):
+                complete = self.last_part & going
+                gating, upping = complete & (pair < glu_end), complete & (pair >= glu_first + behind)
+                m.d.comb += reading.eq(1)
+                with m.If(complete):
                     m.d.sync += [odd.eq(~odd), pair.eq(pair + odd)]
                 with m.If(~odd):
                     m.d.comb += [issue.valid.eq(gating), issue.kind.eq(Kind.GATE), self.acc_address.eq(pair << 1)]

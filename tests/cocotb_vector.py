@@ -42,12 +42,16 @@ class Machine:
         codes = self.memory[TABLE:ROPE].view(np.int8)
         codes[codes == -128] = 0
         self.cycles = {}
+        self.unwritten = None
+        """First word that the matrix in progress has not written."""
         self.out = {"code": [], "activation": [], "scale": [], "x": [], "logit_scale": []}
 
     async def begin(self):
         dut = self.dut
         for name in ("work_write__valid", "work_write__slot", "work_write__addr", "work_write__data", "work_clear"):
             getattr(dut, name).value = 0
+        for name in ("under_way", "done", "begun", "words"):
+            getattr(dut, f"matrices__{name}").value = 0
         self.bench = await streams.start(dut, cycle_limit=200_000)
         self.bench.each_cycle.append(self._watch)
         cocotb.start_soon(self._accumulators())
@@ -65,7 +69,41 @@ class Machine:
             # Anything but a word whose last part is read, the other parts having been read just before, is garbage.
             parts = [*parts[1 - self.acc_parts :], (slot, addr, part)] if self.acc_parts > 1 else [(slot, addr, part)]
             whole = parts == [(slot, addr, n) for n in range(self.acc_parts)] and dut.acc_read__en.value == 1
+            whole = whole and (self.unwritten is None or addr < self.unwritten)
             history.append(sum((int(a) & mask) << (i * bits) for i, a in enumerate(words)) if whole else 0x5A5A5A)
+
+    async def _matrices(self, follow, first, end):
+        """Some matrices under way, of which the one that is followed writes words `first` to `end`."""
+        dut, rng = self.dut, self.rng
+        count = int(rng.integers(0, 5))
+        followed = count - follow
+        self.unwritten = first if followed >= 0 else None
+        most = (1 << len(dut.matrices__words)) - 1
+        for number in range(count):
+            dut.matrices__under_way.value = count - number
+            await streams.cycles(dut, int(rng.integers(1, 60)))
+            dut.matrices__begun.value = 1
+            if number == followed:
+                for word in range(first, end):
+                    self.unwritten = dut.matrices__words.value = word + 1
+                    await streams.cycles(dut, 1 if rng.integers(8) else int(rng.integers(1, 20)))
+                self.unwritten = None
+            else:
+                dut.matrices__words.value = int(rng.integers(most + 1))
+                await streams.cycles(dut, int(rng.integers(1, 60)))
+            dut.matrices__done.value = 1
+            await streams.cycles(dut)
+            dut.matrices__done.value = dut.matrices__begun.value = 0
+        dut.matrices__under_way.value = 0
+
+    async def follow(self, op, first, end, work=None, **fields):
+        """A command that reads words `first` to `end` of the results, of a matrix that is complete or is not."""
+        follow = int(self.rng.integers(0, 4))
+        matrices = cocotb.start_soon(self._matrices(follow, first, end)) if follow else None
+        await streams.cycles(self.dut)
+        await self.command(op, work, label=f"{op.name} {'follow' if follow else 'x' + str(fields['count'])}", follow=follow, **fields)
+        if matrices is not None:
+            await matrices
 
     def _watch(self):
         dut = self.dut
@@ -104,7 +142,7 @@ class Machine:
         """Run one command, `work` beside it; nothing may be written outside."""
         dut = self.dut
         self.expect_nothing()
-        word = dict(op=int(op), source=0, norm=0, dest=0, slot=0, count=1, length=0, a=0, b=0, bank=0) | fields
+        word = dict(op=int(op), source=0, norm=0, dest=0, slot=0, count=1, length=0, a=0, b=0, bank=0, follow=0) | fields
         streams_of_command = streams.send(dut, "cmd", [word])
         await streams_of_command
         assert dut.busy.value == 1
@@ -204,7 +242,7 @@ class Machine:
         for i in range(slot, slot + count):
             s = integer.uf_mul(self.code_scale[i], self.of(bank)["scale0"])
             self.x[i] = rows[i] = integer.residual_add(self.x[i], self.acc[i, :n], s)
-        await self.command(VectorOp.RESID, label=f"RESID x{count}", slot=slot, count=count, length=n, bank=bank)
+        await self.follow(VectorOp.RESID, 0, n // self.config.vector_lanes, slot=slot, count=count, length=n, bank=bank)
         self.expect("x", 32, rows)
 
     async def glu(self, slot, count, bank):
@@ -220,7 +258,7 @@ class Machine:
             else:
                 self.hm[lane, :ffn], self.he[lane, :ffn] = integer.gated_silu(gate, up, s0)
                 self.work_scale[lane] = s1
-        await self.command(VectorOp.GLU, label=f"GLU x{count}", slot=slot, count=count, length=ffn, bank=bank)
+        await self.follow(VectorOp.GLU, 0, 2 * ffn // v, slot=slot, count=count, length=ffn, bank=bank)
 
     async def attend(self, slot, count):
         """What the dot engine does: work elements of the query heads."""
@@ -243,6 +281,13 @@ class Machine:
         dut.work_write__valid.value = 0
 
     async def qkv(self, slot, count, position, bank):
+        if self.rng.integers(2):
+            await self._qkv(slot, count, position, bank, 0)
+            return
+        await self._qkv(slot, count, position, bank, 2)
+        await self._qkv(slot, count, position, bank, 1)
+
+    async def _qkv(self, slot, count, position, bank, dest):
         c, s = self.config, self.config.shape
         q_rows, scales, memory = {}, {}, {}
         for index, i in enumerate(range(slot, slot + count)):
@@ -250,6 +295,8 @@ class Machine:
             place = position + index
             parts = np.split(self.acc[i, : s.qkv_rows].reshape(-1, s.head_dim), [s.heads, s.heads + s.kv_heads])
             for kind, (part, multiplier) in enumerate(zip(parts, multipliers, strict=True)):
+                if dest == (1 if kind else 2):
+                    continue
                 y = integer.rotate(part, self.cos[i], self.sin[i]) if kind < 2 else part << integer.ROPE_BITS
                 codes, t = integer.quantise_heads(y.reshape(-1), s.head_dim, multiplier)
                 if kind == 0:
@@ -264,8 +311,9 @@ class Machine:
                     places = at + c.kv_scale_block_bytes + cache_rows(c)[place % CHUNK]
                     memory |= {int(at): byte for at, byte in zip(places, row, strict=True)}
         got: dict[int, int] = {}
-        await self.command(VectorOp.QKV, self._cache(memory, got), label=f"QKV x{count}", slot=slot, count=count, a=position, b=CACHE,
-                           bank=bank)
+        first, end = (0, s.q_size, s.qkv_rows)[dest == 2], (s.q_size if dest == 1 else s.qkv_rows)
+        await self.follow(VectorOp.QKV, first // c.vector_lanes, end // c.vector_lanes, self._cache(memory, got), slot=slot, count=count,
+                          a=position, b=CACHE, bank=bank, dest=dest)
         self.expect("activation", 8, q_rows)
         found = {(i, h): word for i, h, word in self.out["scale"]}
         assert len(found) == len(self.out["scale"])

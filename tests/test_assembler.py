@@ -76,7 +76,7 @@ def test_every_opcode_has_a_form_and_a_method():
     ("in 5", "line 1: rd: '5' is not a register; registers are r0 to r15"),
     ("wait all", "line 1: units: unknown unit 'all'; units are vector, matmul, dot, sampler, writes, none"),
     ("vector.glu width=3",
-     "line 1: vector.glu: 'width=3' is not name=value with one of slot, count, a, b, length, source, norm, dest, bank"),
+     "line 1: vector.glu: 'width=3' is not name=value with one of slot, count, a, b, length, source, norm, dest, bank, follow"),
     ("flush\n" * 513, "the program has 513 instructions, but program_words is 512: raise program_words"),
 ])
 def test_mistakes_are_named(text, message):

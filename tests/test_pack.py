@@ -77,10 +77,12 @@ def test_stream_holds_the_model(tmp_path, case):
     assert len(content) == ends[-1]
     pieces = np.split(content, ends[:-1])
     twice = b"".join(data.tobytes() for _, data in streamed(packed.map, memory, packed.map.entry_token_twice))
-    assert twice == b"".join((1 + (b.dest == Destination.MATMUL)) * data.tobytes() for (_, b), data in zip(blocks, pieces, strict=True))
+    turns = groupby(zip(blocks, pieces, strict=True), key=lambda part: part[0][1].turn)
+    assert twice == b"".join((2 if turn else 1) * b"".join(data.tobytes() for _, data in parts) for turn, parts in turns)
     for (layer, block), data in zip(blocks, pieces, strict=True):
         if block.dest == Destination.MATMUL:
-            expected = interleave(layer.gate, layer.up, config.vector_lanes) if block.name == "gate_up" else getattr(layer, block.name)
+            expected = {"kv": layer.qkv[s.q_size :], "q": layer.qkv[: s.q_size], "o": layer.o, "down": layer.down,
+                        "gate_up": interleave(layer.gate, layer.up, config.vector_lanes)}[block.name]
             beats = data.reshape(-1, config.mem_bytes)
             got = unpack_matrix(beats, block.rows, block.inputs, config.tables, config.rows_per_cycle, config.packing)
             assert (got == expected).all(), block.name
