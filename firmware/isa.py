@@ -50,6 +50,8 @@ class VectorOp(IntEnum):
 class DotOp(IntEnum):
     ATTEND = 0
     HEAD = 1
+    JOIN = 2
+    SHARE = 3
 
 
 class Unit(IntFlag):
