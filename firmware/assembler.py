@@ -127,8 +127,8 @@ _VECTOR_DOC = {
     VectorOp.GLU: "H = gated activation of `length` element pairs, from word `a` of V pairs on; those from word 0 on come first",
 }
 _DOT_DOC = {
-    DotOp.ATTEND: "attention of `count` tokens from `slot`, the first at `position`, over the cache at `kv_base`, and of those that joined; "
-                  "all together at most as many as the dot engine has lanes",
+    DotOp.ATTEND: "attention of `count` tokens from `slot`, the first at `position`, over the cache at `kv_base`, and of those that "
+                  "joined: all together at most as many as the dot engine has lanes",
     DotOp.HEAD: "logits of `count` tokens from `slot`, at most as many as the dot engine has lanes, over the head rows of the weight "
                 "stream, to the sampler; with a short-list, of one token over its candidates' rows of the table at `kv_base`",
     DotOp.JOIN: "tokens as of dot.attend, which begin with it: the next dot.attend or dot.join has the slots after these",

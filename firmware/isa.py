@@ -65,7 +65,7 @@ class Unit(IntFlag):
 
 
 SCRATCH_WORDS = 8
-"""32-bit words of the sequencer's scratch memory for each lane of the machine."""
+"""32-bit words of the sequencer's scratch memory for each lane of the machine: a segment's and a slot's (firmware.programs)."""
 
 
 class Destination(IntEnum):

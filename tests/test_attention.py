@@ -189,7 +189,7 @@ class Together:
                     of_part[:, :first] = of_first[:, :first]
 
     def describe(self):
-        s, p, base = self.shape, self.shape.parameters, 0x1000 * self.shape.mem_bytes
+        p, base = self.shape.parameters, 0x1000 * self.shape.mem_bytes
         own = base + self.shared * 2 * p["kv_half_bytes"]
         q, scale = self.parts[0].q, self.parts[0].q_scale
         commands, memory = [], b""
