@@ -131,9 +131,13 @@ _VECTOR_DOC = {
 _FOLLOW_DOC = """With `follow` n, qkv,
 resid and glu take the results of the n-th matmul commanded before, and wait for them: qkv and resid word by word."""
 _DOT_DOC = {
-    DotOp.ATTEND: "attention of `count` tokens from `slot`, the first at `position`, over the cache at `kv_base`",
+    DotOp.ATTEND: "attention of `count` tokens from `slot`, the first at `position`, over the cache at `kv_base`, and of those that "
+                  "joined: all together at most as many as the dot engine has lanes",
     DotOp.HEAD: "logits of `count` tokens from `slot`, at most as many as the dot engine has lanes, over the head rows of the weight "
                 "stream, to the sampler; with a short-list, of one token over its candidates' rows of the table at `kv_base`",
+    DotOp.JOIN: "tokens as of dot.attend, which begin with it: the next dot.attend or dot.join has the slots after these",
+    DotOp.SHARE: "for the next dot.attend: before its cache each of its tokens sees positions 0 to `position`, whole chunks, of the cache "
+                 "at `kv_base`, read once for all; positions of its own cache count from there",
 }
 
 FORMS: tuple[Form, ...] = (
@@ -158,7 +162,7 @@ FORMS: tuple[Form, ...] = (
     Form("matmul", Op.MATMUL, _MATMUL,
          "ternary matrix times the codes of `count` slots from `slot`: `inputs` inputs, `steps` row steps, which become the results from "
          "step `at` on; up to four wait their turn", True),
-    *(Form(f"dot.{op.name.lower()}", Op.DOT | op << 24, _DOT, _DOT_DOC[op], True, 0xFF | 1 << 24) for op in DotOp),
+    *(Form(f"dot.{op.name.lower()}", Op.DOT | op << 24, _DOT, _DOT_DOC[op], True, 0xFF | 3 << 24) for op in DotOp),
     Form("sample", Op.SAMPLE, _SAMPLE,
          "choose a token for `slot` from the logits of the dot.head to come; one for each of its slots, in order, before it", True),
     Form("token", Op.TOKEN, (RD,), "`rd` = the sampler's next token, in the order of the slots; waits for it"),
@@ -534,7 +538,7 @@ def reference() -> str:
             operands = "as below"
         else:
             operands = ", ".join(_describe(operand) for operand in form.operands)
-        flags = f", flags[{'2:0' if form.fixed_mask >> 24 == 7 else '0'}] = {form.fixed >> 24}" if form.fixed_mask >> 24 else ""
+        flags = f", flags[{(form.fixed_mask >> 24).bit_length() - 1}:0] = {form.fixed >> 24}" if form.fixed_mask >> 24 else ""
         lines.append(f"| `{form.mnemonic}` | {form.fixed & 0xFF}{flags} | {operands} | {form.doc} |")
     lines += [
         "",

@@ -103,6 +103,8 @@ class Emulator:
         self._layer_of_bank = [-1] * len(STAGES)
         self._layer = -1
         self._logit_scale: list[UFloat] = [UF_ONE] * c.lanes
+        self._joined: list[tuple[int, int, int, int]] = []
+        self._shared: tuple[int, int] = 0, 0
         self._segments: deque[list[int]] = deque()
         self._scratch = [0] * (SCRATCH_WORDS * c.lanes)
         self._samples: deque[tuple[int, Sampling]] = deque()
@@ -120,6 +122,7 @@ class Emulator:
         self._segments.clear()
         self._samples.clear()
         self._logits.clear()
+        self._joined, self._shared = [], (0, 0)
         pc = entry
         r = self._registers
         r[:] = [0] * 16
@@ -168,8 +171,13 @@ class Emulator:
             elif i.op == Op.MATMUL:
                 self._matmul(i.imm & 0xFFFF, i.imm >> 16, r[i.rd] & 0xFF, r[i.ru] & 0xFF, a)
             elif i.op == Op.DOT:
-                if i.flags & 1 == DotOp.ATTEND:
-                    self._attend(r[i.rd] & 0xFF, r[i.ru] & 0xFF, a, b)
+                op = i.flags & 3
+                if op == DotOp.SHARE:
+                    self._share(a, b)
+                elif op != DotOp.HEAD:
+                    self._joined.append((r[i.rd] & 0xFF, r[i.ru] & 0xFF, a, b))
+                    if op == DotOp.ATTEND:
+                        self._attend_all()
                 elif self.config.shortlist:
                     self._short_list_rows(r[i.rd] & 0xFF, r[i.ru] & 0xFF, b)
                 else:
@@ -386,12 +394,29 @@ class Emulator:
         part = slice(first, first + length)
         self._work[lane, part], self._work_exponent[lane, part] = m, e
 
+    def _share(self, position: int, base: int) -> None:
+        if (position + 1) % CHUNK:
+            raise EmulatorError(f"tokens share whole chunks, not positions up to {position}")
+        self._shared = (position + 1) // CHUNK, base
+
+    def _attend_all(self) -> None:
+        """Attention of all tokens that have joined."""
+        (first, *_), count = self._joined[0], sum(count for _, count, _, _ in self._joined)
+        if count > self.config.dot_lanes:
+            raise EmulatorError(f"attention of {count} tokens at once, but the dot engine has {self.config.dot_lanes} lanes")
+        for slot, count, position, base in self._joined:
+            if slot != first:
+                raise EmulatorError(f"slot {slot} joins where slot {first} comes next")
+            self._attend(slot, count, position, base)
+            first += count
+        self._joined, self._shared = [], (0, 0)
+
     def _attend(self, slot: int, count: int, position: int, base: int) -> None:
         c, s = self.config, self.config.shape
-        if count > c.dot_lanes:
-            raise EmulatorError(f"attention of {count} tokens at once, but the dot engine has {c.dot_lanes} lanes")
         slot = self._lane(slot)
         hd, group = s.head_dim, s.group
+        shared, shared_base = self._shared
+        position += shared * CHUNK
         positions = position + np.arange(count)
         q = self._activations[slot: slot + count, : s.q_size].reshape(count, s.kv_heads, group, hd)
         qs = UFloat(*(np.stack([getattr(self._q_scale[slot + n], field) for n in range(count)]).reshape(count, s.kv_heads, group)
@@ -400,8 +425,9 @@ class Emulator:
         for chunk in range((position + count - 1) // CHUNK + 1):
             rows = min(CHUNK, position + count - chunk * CHUNK)
             halves = []
+            begin = (shared_base + 2 * chunk * c.kv_half_bytes if chunk < shared else base + 2 * (chunk - shared) * c.kv_half_bytes)
             for half in range(2):
-                address = base + (2 * chunk + half) * c.kv_half_bytes
+                address = begin + half * c.kv_half_bytes
                 heads = [self._read(address + h * c.kv_head_bytes, c.kv_half_bytes) for h in range(s.kv_heads)]
                 scales = uf_unpack(np.stack([h[: KV_SCALE_BYTES * rows].view(np.uint32) for h in heads]))
                 places = c.kv_scale_block_bytes + self._cache_rows[:rows]

@@ -50,6 +50,8 @@ class VectorOp(IntEnum):
 class DotOp(IntEnum):
     ATTEND = 0
     HEAD = 1
+    JOIN = 2
+    SHARE = 3
 
 
 class Unit(IntFlag):
@@ -63,7 +65,7 @@ class Unit(IntFlag):
 
 
 SCRATCH_WORDS = 8
-"""32-bit words of the sequencer's scratch memory for each lane of the machine."""
+"""32-bit words of the sequencer's scratch memory for each lane of the machine: a segment's and a slot's (firmware.programs)."""
 
 
 class Destination(IntEnum):

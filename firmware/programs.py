@@ -5,8 +5,8 @@ every token on the device. The host sees tokens only (docs/isa.md has the callin
 
 `passes` takes one pass of segments after the other from the host, each of some consecutive tokens of one of the sequences
 whose caches the memory holds: a token each of several sequences, a token and guesses at what follows it, a piece of a
-prompt, or any mixture that the lanes hold. It answers with the token sampled after each token from a given one on. What follows a
-wrong guess is not kept: later passes overwrite it.
+prompt, or any mixture that the lanes hold. Segments may attend together, and after a prefix that they share. It answers with
+the token sampled after each token from a given one on. What follows a wrong guess is not kept: later passes overwrite it.
 """
 
 from __future__ import annotations
@@ -31,12 +31,23 @@ first prompt token, the token that ends a text (NO_STOP_TOKEN for none), and the
 is); then, segment by segment, `segment_words` and the segment's tokens. OUT: the answers."""
 
 
-def segment_words(cache: int, position: int, count: int, noise: int, temperature: int, limits: int) -> tuple[int, ...]:
-    """A segment of `count` tokens, the first at `position`, of the sequence whose cache begins at byte `cache`.
+SEGMENT_WORDS, SLOT_WORDS = 5, 3
+"""Words of the scratch memory for each segment and for each slot; a pass has as many of both as there are lanes, or fewer."""
+assert SEGMENT_WORDS + SLOT_WORDS <= SCRATCH_WORDS
+JOINS = 1
 
-    `noise`: seed + position of the token after the first; `temperature`, `limits`: of `Sampling.words`.
+
+def segment_words(cache: int, count: int, position: int, *, joins: bool, shared: int = 0, prefix: int = 0, noise: int, temperature: int,
+                  limits: int) -> tuple[int, ...]:
+    """A segment of `count` tokens, at most as many as the dot engine has lanes, the first at `position`, of the sequence whose cache
+    begins at byte `cache`.
+
+    `joins`: it attends together with the next segment; segments that do so are as many tokens as there are lanes or fewer, and have the
+    same first `shared` positions, whole chunks, in the cache at `prefix`; `cache` has those from there on. `noise`: seed + position of
+    the token after the first; `temperature`, `limits`: of `Sampling.words`.
     """
-    return cache, position, count, noise & 0xFFFFFFFF, temperature, limits
+    last_shared = JOINS if joins else max(shared - 1, 0)
+    return cache, position - shared, count, prefix, last_shared, position, noise & 0xFFFFFFFF, temperature, limits
 
 
 class _Layer:
@@ -484,51 +495,75 @@ def passes_assembly(config: BuildConfig, layout: MemoryMap) -> str:
     """Assembly text of the program of passes. A dot.head serves as many slots as the dot engine has lanes; for more, the head's rows are
     streamed again.
 
-    Scratch words: of segment i its cache, first position and number of tokens from 4 i on; of slot i its noise, temperature and
-    limits from 4 (lanes + i) on.
+    Scratch words: of segment i the first SEGMENT_WORDS of `segment_words` from SEGMENT_WORDS i on; of slot i its noise, temperature and
+    limits from SEGMENT_WORDS lanes + SLOT_WORDS i on. Segments that attend together are a group: while the dot engine attends for
+    one, the vector unit works on those before and after.
     """
     s, p = config.shape, _Layer(config)
-    stride = SCRATCH_WORDS // 2
-    attend = "dot.attend slot=r5 count=r3 position=r1 kv_base=r7"
-    if config.lanes > config.dot_lanes:
-        attend = f"""add     r9, r5, r3
-    attend_some:
-        sub     r8, r9, r5
-        li      r12, {config.dot_lanes}
-        bge     r12, r8, attend_rest
-        addi    r8, r12, 0
-    attend_rest:
-        dot.attend slot=r5 count=r8 position=r1 kv_base=r7
-        add     r5, r5, r8
-        add     r1, r1, r8
-        bne     r5, r9, attend_some
-        sub     r5, r5, r3"""
-    each_segment = """
-        li      r5, 0
-        li      r2, 0
-    {label}:
-        load    r7, r2, 0
+    slots_at = SEGMENT_WORDS * config.lanes
+    segment = """load    r7, r2, 0
         add     r7, r7, r10
         load    r1, r2, 1
         load    r3, r2, 2
-        {command}
-        add     r5, r5, r3
-        addi    r2, r2, {stride}
-        bne     r5, r4, {label}
-    """
-    command = f"vector.qkv slot=r5 count=r3 a=r1 b=r7 dest=2 follow={p.before_q}"
-    write = each_segment.format(label="write", stride=stride, command=command)
-    attention = (
-        "vector.qkv slot=r0 count=r4 dest=1 follow=1\n wait    vector+writes"
-        + each_segment.format(label="attend", stride=stride, command=attend)
-        + f"""{p.ffn_parameters}
+        load    r12, r2, 4"""
+    normalise = f"""sub     r14, r5, r9
+        vector.normq slot=r14 count=r9 length={s.q_size} source=1 norm={p.sub} bank=1"""
+    write = f"""
+        li      r8, 0
+        li      r2, 0
+    keys:
+        {segment}
+        vector.qkv slot=r8 count=r3 a=r1 b=r7 dest=2 follow={p.before_q}
+        add     r8, r8, r3
+        addi    r2, r2, {SEGMENT_WORDS}
+        bne     r8, r4, keys"""
+    attention = f"""
+        li      r5, 0
+        li      r13, 0
+        li      r9, 0
+        li      r15, {JOINS}
+    group:
+        addi    r2, r13, 0
+        addi    r8, r5, 0
+    queries:
+        {segment}
+        vector.qkv slot=r8 count=r3 dest=1 follow=1
+        add     r8, r8, r3
+        addi    r2, r2, {SEGMENT_WORDS}
+        beq     r12, r15, queries
+        wait    vector+writes
+        addi    r2, r13, 0
+        addi    r8, r5, 0
+    join:
+        {segment}
+        bne     r12, r15, joined
+        dot.join slot=r8 count=r3 position=r1 kv_base=r7
+        add     r8, r8, r3
+        addi    r2, r2, {SEGMENT_WORDS}
+        jmp     join
+    joined:
+        beq     r12, r0, attend
+        load    r14, r2, 3
+        add     r14, r14, r10
+        dot.share position=r12 kv_base=r14
+    attend:
+        dot.attend slot=r8 count=r3 position=r1 kv_base=r7
+        add     r8, r8, r3
+        addi    r13, r2, {SEGMENT_WORDS}
+        beq     r9, r0, first_group
+        {normalise}
+    first_group:
+        sub     r9, r8, r5
+        addi    r5, r8, 0
+        bne     r5, r4, group
+        {p.ffn_parameters}
         wait    dot
-        vector.normq slot=r0 count=r4 length={s.q_size} source=1 norm={p.sub} bank=1"""
-    )
+        {normalise}"""
     return f"""
-    ; r1 position  r2 scratch address  r3 segment's or run's tokens, address of the slot  r4 tokens in this pass  r5 slot
-    ; r6 layer, end of the segment, answers of a run  r7 cache  r8 token  r9 scratch  r10 layer's place in a cache  r11 slot to answer next
-    ; r12 base  r13 noise  r14 temperature  r15 limits
+    ; r1 position  r2 scratch address  r3 segment's or run's tokens, address of the slot  r4 tokens in this pass  r5 slot, the group's first
+    ; r6 layer, end of the segment, answers of a run  r7 cache  r8 token, slot in a group  r9 tokens of the group before
+    ; r10 layer's place in a cache  r11 slot to answer next  r12 base, last shared position  r13 noise, scratch address of the group
+    ; r14 temperature, prefix, slot to normalise  r15 limits, JOINS
     passes:
         stream  {layout.entry_layers}                   ; the next pass's weights, while the host decides
     next_pass:
@@ -541,15 +576,20 @@ def passes_assembly(config: BuildConfig, layout: MemoryMap) -> str:
         {_begin_assembly(config)}
         li      r5, 0
         li      r2, 0
-        li      r3, {stride * config.lanes}
+        li      r3, {slots_at}
     segment:
         in      r7
         store   r7, r2, 0
-        in      r1
-        store   r1, r2, 1
+        in      r7
+        store   r7, r2, 1
         in      r6
         store   r6, r2, 2
-        addi    r2, r2, {stride}
+        in      r7
+        store   r7, r2, 3
+        in      r7
+        store   r7, r2, 4
+        addi    r2, r2, {SEGMENT_WORDS}
+        in      r1
         in      r13
         in      r14
         in      r15
@@ -558,7 +598,7 @@ def passes_assembly(config: BuildConfig, layout: MemoryMap) -> str:
         store   r13, r3, 0
         store   r14, r3, 1
         store   r15, r3, 2
-        addi    r3, r3, {stride}
+        addi    r3, r3, {SLOT_WORDS}
         addi    r13, r13, 1
         in      r8
         li      r12, {layout.embedding_base}
@@ -578,9 +618,9 @@ def passes_assembly(config: BuildConfig, layout: MemoryMap) -> str:
         addi    r6, r6, -1
         bne     r6, r0, passes_layer
         beq     r11, r4, passes
-        add     r2, r11, r11                            ; times the stride of 4
-        add     r2, r2, r2
-        addi    r2, r2, {stride * config.lanes}
+        add     r2, r11, r11                            ; times SLOT_WORDS
+        add     r2, r2, r11
+        addi    r2, r2, {slots_at}
     answers:
         sub     r6, r4, r11
         li      r9, {config.dot_lanes}
@@ -596,7 +636,7 @@ def passes_assembly(config: BuildConfig, layout: MemoryMap) -> str:
         load    r15, r2, 2
         wait    vector
         sample  slot=r5 noise=r13 temperature=r14 limits=r15
-        addi    r2, r2, {stride}
+        addi    r2, r2, {SLOT_WORDS}
         addi    r5, r5, 1
         bne     r5, r3, choice
         dot.head slot=r11 count=r6

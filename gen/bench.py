@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from tritloom.firmware.config import ConfigError
+from tritloom.firmware.config import CHUNK, ConfigError
 from tritloom.firmware.isa import Unit
 from tritloom.gen.timeline import view
 
@@ -302,10 +302,11 @@ def _mean_token(m: Measured, parts: dict[str, int], useful: int, beat_bytes: int
 
 
 def whole_tokens(model: str | Path, board: str, *, context: int | None = None, prefill: int | None = None, batch: int | None = None,
-                 settings: dict[str, Any] | None = None, timing: str | None = None, resume: bool = False,
+                 shared: int = 0, settings: dict[str, Any] | None = None, timing: str | None = None, resume: bool = False,
                  console: Console | None = None) -> Report:
     """Measure a decode token at `context` positions and the first token after `prefill` prompt tokens, on the simulated RTL.
-    With `batch`, instead of one decode token, a token each of so many texts at `context` positions, beside the token of one.
+    With `batch`, instead of one decode token, a token each of so many texts at `context` positions, of which they have `shared` in common,
+    beside the token of one.
 
     `model`: a checkpoint's folder or file, or a name of gen.shapes (random weights). sim/measure.py says what exactly is
     measured. Results are stored below docs/results; with `resume`, a stored result of the same configuration, code,
@@ -326,7 +327,7 @@ def whole_tokens(model: str | Path, board: str, *, context: int | None = None, p
     timing = timing or target.timing
     if timing not in PRESETS:
         raise BenchError(f"no memory timing {timing!r}: choose {', '.join(PRESETS)}")
-    several = f"batch{batch}"
+    several = f"batch{batch}" + (f"-shared{shared}" if shared else "")
     wanted = [(what, count) for what, count in ((several if batch else "decode", context), ("prefill", prefill)) if count is not None]
     settings = {"sequences": batch} | settings if batch else settings
     folder = path.exists()
@@ -373,10 +374,11 @@ def whole_tokens(model: str | Path, board: str, *, context: int | None = None, p
                     title = f"Prefill of {count} tokens" if what == "prefill" else f"Decode at {count} positions"
                     with console.step(title) as update:
                         if what == several:
-                            measured = measure.batch(session, count, batch or 0, expected=expected, progress=update, timeline=True)
+                            measured = measure.batch(session, count, batch or 0, shared, expected=expected, progress=update, timeline=True)
                         else:
                             measured = getattr(measure, what)(session, count, expected=expected, progress=update, timeline=True)
-                    asked = f"--prefill {count}" if what == "prefill" else f"--context {count}{f' --batch {batch}' if batch else ''}"
+                    together = (f" --batch {batch}" if batch else "") + (f" --shared {shared}" if shared else "")
+                    asked = f"--prefill {count}" if what == "prefill" else f"--context {count}{together}"
                     command = f"tritloom bench --model {model} --board {board} {asked}{changes}"
                     entries[what] = measure.record(measured, model=name, what=what, count=count, config=config, timing=timing,
                                                    weights="checkpoint" if folder else "random", command=command)
@@ -563,7 +565,7 @@ def routed(report: str | Path, command: str = "tritloom build") -> list[Row]:
 
 
 def report(*, unit: str | None = None, synth: bool = False, model: str | Path | None = None, board: str = "sim", tokens: int = 8,
-           context: int | None = None, prefill: int | None = None, batch: int | None = None, drafts: int | None = None,
+           context: int | None = None, prefill: int | None = None, batch: int | None = None, shared: int | None = None, drafts: int | None = None,
            prompt: str | None = None, timing: str | None = None, resume: bool = False,
            stored: bool = False, settings: dict[str, Any] | None = None, console: Console | None = None) -> Report:
     """What `tritloom bench` shows: a unit's synthesis, a model's decode on the simulated RTL, or stored results."""
@@ -580,8 +582,8 @@ def report(*, unit: str | None = None, synth: bool = False, model: str | Path | 
     if model is None:
         raise BenchError("nothing to measure: give --model NAME, or --unit tlmm --synth")
     if synth:
-        if any(option is not None for option in (prefill, batch, drafts, timing)):
-            raise BenchError("--synth measures no cycles: leave --prefill, --batch, --drafts and --timing out")
+        if any(option is not None for option in (prefill, batch, shared, drafts, timing)):
+            raise BenchError("--synth measures no cycles: leave --prefill, --batch, --shared, --drafts and --timing out")
         return machine_synth(model, board, context=context, settings=settings, resume=resume, console=console)
     if drafts is not None and any(option is not None for option in (context, prefill, batch)):
         raise BenchError("--drafts measures texts that are written: leave --context, --prefill and --batch out")
@@ -589,9 +591,12 @@ def report(*, unit: str | None = None, synth: bool = False, model: str | Path | 
         raise BenchError("--prompt is the text that --drafts goes on from: give --drafts N too")
     if batch is not None and context is None:
         raise BenchError("--batch measures a token each of several texts at a depth: give --context N too")
+    if shared and (batch is None or context is None or shared % CHUNK or shared > context - 2):
+        raise BenchError(f"--shared {shared} is what the texts of --batch have in common before the token that is measured: whole chunks of "
+                         f"{CHUNK} positions, at most the --context less 2")
     if context is not None or prefill is not None:
-        return whole_tokens(model, board, context=context, prefill=prefill, batch=batch, settings=settings, timing=timing, resume=resume,
-                            console=console)
+        return whole_tokens(model, board, context=context, prefill=prefill, batch=batch, shared=shared or 0, settings=settings, timing=timing,
+                            resume=resume, console=console)
     if resume:
         raise BenchError("--resume takes up a stored measurement of whole tokens: give --context N or --prefill N")
     if not Path(model).exists():

@@ -7,7 +7,9 @@
             ...
 
 Texts are added and closed at any time, also between two tokens. Each has a cache of its own, and is bit for bit what the
-session would generate of it alone: neither the others nor guesses change it.
+session would generate of it alone: neither the others nor guesses change it. A text that begins as another one does reads only the rest
+of its prompt: the chunks that both have lie in the other's cache, which is not free before both are done, and are read once for all
+texts that attend together.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tritloom.firmware.config import CHUNK, BuildConfig
 from tritloom.firmware.integer import GREEDY, Sampling
 from tritloom.firmware.programs import segment_words
 from tritloom.host.backend import InputError
@@ -30,7 +33,9 @@ class Text:
     """One text: what the device has to read of it, and what it has generated.
 
     `unread`: tokens that the device has not read, the first of them at `position`; `left`: tokens to generate; `tokens`: those
-    generated; `cache`: which of the device's; `closed`: nobody wants more of it.
+    generated; `cache`: which of the device's; `closed`: nobody wants more of it. `prompt`: what it begins with, if nothing stands
+    before it; `begun`: the device has read some of it, or is about to. Its first `shared` positions, whole chunks, are those of
+    another text and lie in the cache `prefix`.
     """
 
     unread: list[int]
@@ -42,6 +47,10 @@ class Text:
     lookup: PromptLookup | None = None
     tokens: list[int] = field(default_factory=list)
     closed: bool = False
+    prompt: tuple[int, ...] = ()
+    begun: bool = False
+    shared: int = 0
+    prefix: int = 0
 
     @property
     def done(self) -> bool:
@@ -52,6 +61,22 @@ class Text:
         self.left, self.closed = 0, True
 
 
+@dataclass(frozen=True)
+class _Prefix:
+    """The first `positions` positions of some texts, in the cache `cache`."""
+
+    cache: int
+    positions: int
+
+    @classmethod
+    def of(cls, text: Text, among: Sequence[Text]) -> _Prefix | None:
+        """What a text shares with most of the others; the text in whose cache it lies shares it too."""
+        if text.shared:
+            return cls(text.prefix, text.shared)
+        mine = [cls(t.prefix, t.shared) for t in among if t.shared and t.prefix == text.cache and t.shared <= text.position]
+        return max(mine, key=lambda prefix: (mine.count(prefix), prefix.positions), default=None)
+
+
 @dataclass
 class _Segment:
     """What one pass does of a text: `count` of its unread tokens (`answers`: with them all are read), then guesses; `first`: the slot of
@@ -60,12 +85,53 @@ class _Segment:
     text: Text
     count: int
     answers: bool
+    prefix: _Prefix | None = None
     drafts: list[int] = field(default_factory=list)
     first: int = 0
 
     @property
     def tokens(self) -> list[int]:
         return self.text.unread[: self.count] + self.drafts
+
+
+@dataclass
+class _Piece:
+    """Tokens of a segment, as many as the dot engine has lanes or fewer, the first at `position`."""
+
+    segment: _Segment
+    position: int
+    tokens: list[int]
+
+    @property
+    def shared(self) -> int:
+        return self.segment.prefix.positions if self.segment.prefix else 0
+
+
+def _chunks_read(pieces: Sequence[_Piece], config: BuildConfig) -> int:
+    """Chunks of a key/value head that the dot engine reads for pieces that attend together: for one token its lanes take heads."""
+    passes = config.shape.group if sum(len(piece.tokens) for piece in pieces) > 1 else -(-config.shape.group // config.dot_lanes)
+    own = sum(-(-(piece.position - piece.shared + len(piece.tokens)) // CHUNK) for piece in pieces)
+    return passes * (pieces[0].shared // CHUNK + own)
+
+
+def _together(segments: Sequence[_Segment], config: BuildConfig) -> list[list[_Piece]]:
+    """The pieces of all segments, in order; those that attend together stand in one list: as many with one prefix as the dot engine has
+    lanes, unless it reads less for each alone."""
+    groups: list[list[_Piece]] = []
+    for segment in segments:
+        for at in range(0, len(segment.tokens), config.dot_lanes):
+            piece = _Piece(segment, segment.text.position + at, segment.tokens[at : at + config.dot_lanes])
+            before = groups[-1] if groups else []
+            if before and before[0].segment.prefix == segment.prefix and sum(len(p.tokens) for p in [*before, piece]) <= config.dot_lanes:
+                before.append(piece)
+            else:
+                groups.append([piece])
+
+    def apart(pieces: list[_Piece]) -> list[list[_Piece]]:
+        alone = [[piece] for piece in pieces]
+        return [pieces] if _chunks_read(pieces, config) <= sum(_chunks_read(each, config) for each in alone) else alone
+
+    return [part for pieces in groups for part in apart(pieces)]
 
 
 class Passes:
@@ -85,13 +151,7 @@ class Passes:
         segments = self._plan(texts[: session.config.lanes])
         slots = sum(len(segment.tokens) for segment in segments)
         first = next((s.first + s.count - 1 for s in segments if s.answers), slots)
-        words = [slots, first]
-        for segment in segments:
-            text = segment.text
-            words += segment_words(session.image.map.cache_base(session.config, text.cache), text.position, len(segment.tokens),
-                                   text.sampling.seed + text.position + 1, *text.sampling.words)  # fmt: skip
-            words += segment.tokens
-        session.push(words)
+        session.push([slots, first, *self._words(segments)])
         answers = session.pull(slots - first)
         if answers:
             self.count += 1
@@ -113,15 +173,29 @@ class Passes:
             self._budget.settle(slots - drafted, drafted, sum(segment.answers for segment in segments), right)
         return result
 
+    def _words(self, segments: Sequence[_Segment]) -> list[int]:
+        """The segments as the program takes them."""
+        config, layout, words = self._session.config, self._session.image.map, []
+        for pieces in _together(segments, config):
+            for piece in pieces:
+                text, prefix = piece.segment.text, piece.segment.prefix
+                own = layout.cache_base(config, text.cache) + piece.shared // CHUNK * 2 * config.kv_half_bytes
+                temperature, limits = text.sampling.words
+                words += segment_words(own, len(piece.tokens), piece.position, joins=piece is not pieces[-1], shared=piece.shared,
+                                       prefix=layout.cache_base(config, prefix.cache) if prefix else 0,
+                                       noise=text.sampling.seed + piece.position + 1, temperature=temperature, limits=limits)  # fmt: skip
+                words += piece.tokens
+        return words
+
     def _plan(self, texts: Sequence[Text]) -> list[_Segment]:
         """Every text has a token; prompts take what room is left, guesses the rest. Texts without an answer go first, and those of which
-        only the last token is answered are next, so that the answers follow each other."""
+        only the last token is answered are next, so that the answers follow each other; among these, texts with one prefix."""
         session = self._session
         room = session.config.lanes - len(texts)
         segments = []
         for text in texts:
             count = min(len(text.unread), 1 + room)
-            segments.append(_Segment(text, count, count == len(text.unread)))
+            segments.append(_Segment(text, count, count == len(text.unread), _Prefix.of(text, texts)))
             room -= count - 1
         slots, answering = session.config.lanes - room, sum(segment.answers for segment in segments)
         for segment in segments:
@@ -130,7 +204,7 @@ class Passes:
                 most = min(room, text.left - 1, session.config.shape.context - text.position - segment.count)
                 segment.drafts = text.lookup.draft(most, slots, answering, self._budget)
                 room, slots, answering = room - len(segment.drafts), slots + len(segment.drafts), answering + len(segment.drafts)
-        segments.sort(key=lambda segment: (segment.answers, -segment.count))
+        segments.sort(key=lambda s: (s.answers, -s.count, (s.prefix.cache, s.prefix.positions) if s.prefix else (-1, 0)))
         at = 0
         for segment in segments:
             segment.first, at = at, at + len(segment.tokens)
@@ -158,13 +232,19 @@ class Passes:
         self._stamp = stamp
 
 
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two texts begin with alike."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
 class Batch:
     """Texts that a session generates together (`Session.batch` makes one)."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
         self._texts: list[Text] = []
-        self._free = list(range(session.config.sequences))
+        self._users = [0] * session.config.sequences
+        """Texts that have something in each cache."""
         self._read: list[int] = []
         """Prompt tokens of the texts added since the last iteration, for the statistics."""
 
@@ -180,21 +260,34 @@ class Batch:
         return tuple(text for text in self._texts if not text.done)
 
     def add(self, prompt: Iterable[int], max_new_tokens: int, *, sampling: Sampling = GREEDY, stop_ids: Sequence[int] = (),
-            drafts: int = 0, position: int = 0) -> Text:
+            drafts: int = 0, position: int = 0, like: Text | None = None, shared: int = 0) -> Text:
         """Another text, from the next pass on: up to `max_new_tokens` tokens after `prompt`, as `Session.generate` would make them.
-        `position`: as if the device had read so many tokens before, with the cache as it lies, for measuring.
 
-        Raises `InputError` for what the device cannot do; so when all caches are taken (`sequences` of its configuration).
+        When its turn comes, it takes the longest beginning, in whole chunks of 16 tokens, that it has in common with a text under way
+        from that one's cache (`Text.shared` says how many tokens) and reads the rest; the last token of a prompt is always read.
+        While a text under way is still reading the prompt that both have, it waits for it: reading it twice would take longer.
+
+        `position`: as if the device had read so many tokens before, with the cache as it lies, for measuring; `shared`, whole chunks:
+        so many of these are those of the text `like`.
+
+        Raises `InputError` for what the device cannot do; so when all caches are taken (`sequences` of its configuration): those of
+        texts that are not done, and those of which such a text shares the beginning.
         """
         session = self._session
         session.require_batch(self)
         tokens = session.checked(prompt, max_new_tokens, sampling, stop_ids, drafts, position)
         self._collect()
-        if not self._free:
+        cache = next((cache for cache, users in enumerate(self._users) if not users), None)
+        if cache is None:
             raise InputError(f"all {session.config.sequences} caches of this machine are taken: close a text, or build the machine with "
                              "more `sequences`")
         lookup = PromptLookup(tokens, drafts) if drafts else None
-        text = Text(tokens, max_new_tokens, position, self._free.pop(0), sampling, tuple(stop_ids), lookup)
+        if shared % CHUNK or shared > position or (shared and not like):
+            raise InputError(f"a text shares whole chunks of {CHUNK} of its {position} positions with another one, not {shared}")
+        text = Text(tokens, max_new_tokens, position, cache, sampling, tuple(stop_ids), lookup, prompt=() if position else tuple(tokens))
+        self._users[cache] += 1
+        if position:
+            self._begin(text, shared, like.cache if like else 0)
         self._texts.append(text)
         self._read += tokens
         return text
@@ -203,8 +296,35 @@ class Batch:
         """Free the caches of texts that are done."""
         for text in self._texts:
             if text.done:
-                self._free.append(text.cache)
+                self._users[text.cache] -= 1
+                if text.shared:
+                    self._users[text.prefix] -= 1
         self._texts = [text for text in self._texts if not text.done]
+
+    def _begin(self, text: Text, shared: int, prefix: int) -> None:
+        """It has been read up to `shared`, or further, and has so much in the cache `prefix`."""
+        text.begun, text.shared, text.prefix, text.position = True, shared, prefix, max(text.position, shared)
+        if shared:
+            self._users[prefix] += 1
+            text.unread = text.unread[shared:] if text.prompt else text.unread
+
+    def _ready(self, text: Text) -> bool:
+        """Whether a pass may read some of it: it has begun, or begins now, unless a text under way is reading what both begin with."""
+        if text.begun:
+            return True
+        best, coming = (0, 0), 0
+        for other in self._texts:
+            if not other.begun or not other.prompt:
+                continue
+            common = _common(text.prompt[:-1], [*other.prompt, *other.tokens])
+            common = min(common, other.shared) if other.shared else common
+            read = min(common, other.position) // CHUNK * CHUNK
+            best = max(best, (read, other.prefix if other.shared else other.cache))
+            coming = max(coming, min(common, len(other.prompt)) // CHUNK * CHUNK)
+        if coming > best[0]:
+            return False
+        self._begin(text, *best)
+        return True
 
     def __iter__(self) -> Iterator[tuple[Text, int]]:
         """(text, token) as they come, until all texts are done. Iterate again after adding more, or after leaving the loop early: then
@@ -220,8 +340,11 @@ class Batch:
         self._collect()
         if not self._texts:
             return None
-        lanes = self._session.config.lanes
-        turn, rest = self._texts[:lanes], self._texts[lanes:]
+        turn: list[Text] = []
+        for text in self._texts:
+            if len(turn) < self._session.config.lanes and self._ready(text):
+                turn.append(text)
+        rest = [text for text in self._texts if text not in turn]
         self._texts = rest + turn if rest else turn
         return passes.step(turn)
 

@@ -17,7 +17,7 @@ from .ufloat import UFLOAT, from_word
 
 __all__ = ["COMMAND", "DotEngine", "PassControl", "WorkSequencer"]
 
-COMMAND = data.StructLayout({"op": 1, "slot": 8, "count": 8, "position": 32, "kv_base": 32})
+COMMAND = data.StructLayout({"op": 2, "slot": 8, "count": 8, "position": 32, "kv_base": 32})
 READ_REQUEST = data.StructLayout({"addr": 32, "beats": 16})
 
 VALUE_SCALES, KEYS, VALUES, HEAD = range(4)
@@ -33,21 +33,22 @@ def _require(condition: bool, message: str) -> None:
 
 
 def job_layout(lanes: int, group_rows: int = 0) -> data.StructLayout:
-    """A read and what it is for: `kind`, visible `rows` less one, and what `step_layout` says.
+    """A read and what it is for: `kind`, visible `rows` less one, `last` of its pass, and what `step_layout` says.
 
     With a short-list, `head_row`: the place of a head row among the `group_rows` that share a beat of scales.
     """
     head_row = {"head_row": index_shape(group_rows)} if group_rows else {}
     return data.StructLayout({
         "kind": 2, "rows": 4, "remaining": range(CHUNK + lanes), "first": 1, "last": 1, "parity": 1, "bank": 1,
-        "active": range(lanes + 1), **head_row,
+        "active": lanes, **head_row,
     })
 
 
 class PassControl(wiring.Component):
     """Turn a command into passes over the cache: load the lanes' queries, request chunks, queue jobs.
 
-    A pass takes some queries over all chunks of one key/value head. Runs ahead of the jobs as far as
+    A pass takes some queries over all chunks of one key/value head: those that all lanes share, then those of each run of tokens
+    that were joined, for its lanes alone. The runs stand in a table, the shared one first. Runs ahead of the jobs as far as
     their queue and the two banks of queries allow. Order of the reads, chunk after chunk (passes follow
     each other seamlessly): value scales, key half, then the value rows of the chunk before; so the
     softmax of a chunk overlaps the keys of the next.
@@ -58,13 +59,14 @@ class PassControl(wiring.Component):
 
     Members
     -------
-    cmd : In(stream of COMMAND), busy : Out(1)
+    cmd : In(stream of COMMAND), busy : Out(1), abandon : In(1)
+        `abandon`: forget what was joined and not begun.
     begin : Out(1), start : Out(1)
         High for a cycle when a command, an ATTEND command begins: `slot`, `several` and `back` stand from here on.
     slot, count, several : Out
-        The command's; whether lanes take slots.
+        The first slot, how many there are; whether lanes take slots.
     back : Out
-        Positions between each lane's and the furthest lane's.
+        Positions between each lane's and the last one's of its run.
     vector_read : Out {slot, addr}, scale_read : Out {slot, head}
         Read the buffers; what was read goes where `load` says one cycle later.
     load : Out {en, lane, word, part, bank, head}
@@ -87,7 +89,7 @@ class PassControl(wiring.Component):
         self._job = job_layout(lanes, group_rows if short_list else 0)
         lane, slot, ids = index_shape(lanes), index_shape(slots), stream.Signature(index_shape(vocab))
         super().__init__({
-            "cmd": In(stream.Signature(COMMAND)), "busy": Out(1),
+            "cmd": In(stream.Signature(COMMAND)), "busy": Out(1), "abandon": In(1),
             "begin": Out(1), "start": Out(1), "slot": Out(slot), "count": Out(range(lanes + 1)), "several": Out(1),
             "back": Out(range(CHUNK + lanes)).array(lanes),
             "vector_read": Out(wiring.Signature({"slot": Out(slot), "addr": Out(index_shape(vector_words))})),
@@ -106,14 +108,16 @@ class PassControl(wiring.Component):
         m.submodules.job_queue = queue = Fifo(self._job, JOBS_AHEAD)
         wiring.connect(m, queue.o, wiring.flipped(self.jobs))
 
-        op = Signal()
-        position = Signal(range(self._context + self._lanes))
-        remaining = Signal.like(position)
+        op, slots = Signal(DotOp), Signal(range(self._lanes + 1))
+        position, kv_base = Signal(range(self._context + self._lanes)), Signal(32)
+        joining, taking, shared = Signal(), Signal(), Signal()
+        run, of_all = self._runs(m, op, position, slots, kv_base, joining, taking, shared)
+        remaining, active, lanes, all_lanes = Signal.like(position), Signal.like(slots), Signal.like(run.active), Signal()
         group = self._heads // self._kv_heads
-        group_left, active = Signal(range(group + 1)), Signal(range(self._lanes + 1))
+        group_left = Signal(range(group + 1))
         kv_left = Signal(range(self._kv_heads + 1))
-        head_base, chunk_base = Signal(32), Signal(32)
-        first, bank, parity = Signal(), Signal(), Signal()
+        head_offset, chunk_base = Signal(32), Signal(32)
+        fresh, first, last_run, bank, parity = Signal(), Signal(), Signal(), Signal(), Signal()
         before = Signal(data.StructLayout({"valid": 1, "addr": 32, "job": self._job}))
 
         # Passes whose queries occupy a bank, and passes not yet written out.
@@ -122,11 +126,12 @@ class PassControl(wiring.Component):
         m.d.sync += [loaded.eq(loaded + started - self.keys_done), unfinished.eq(unfinished + started - self.pass_done)]
 
         job = Signal(self._job)
-        last_chunk = remaining < CHUNK
+        last_chunk, most = remaining < CHUNK, CHUNK + self._lanes - 1
         m.d.comb += [
             job.rows.eq(Mux(last_chunk, remaining, CHUNK - 1)),
-            job.remaining.eq(Mux(remaining < CHUNK + self._lanes - 1, remaining, CHUNK + self._lanes - 1)),
-            job.first.eq(first), job.last.eq(last_chunk), job.parity.eq(parity), job.bank.eq(bank), job.active.eq(active),
+            job.remaining.eq(Mux(all_lanes | (remaining >= most), most, remaining)),
+            job.first.eq(first), job.last.eq(last_chunk & last_run), job.parity.eq(parity), job.bank.eq(bank),
+            job.active.eq(Mux(all_lanes | ~self.several, Cat(i < active for i in range(self._lanes)), lanes)),
         ]
         request = requests.i.payload
         scale_beats = self._scale_bytes // self._mem_bytes
@@ -145,26 +150,32 @@ class PassControl(wiring.Component):
             with m.State("IDLE"):
                 m.d.comb += [self.busy.eq(0), self.cmd.ready.eq(1)]
                 command = self.cmd.payload
-                m.d.sync += [
-                    op.eq(command.op), self.slot.eq(command.slot), self.count.eq(command.count), self.several.eq(command.count != 1),
-                    position.eq(command.position), head_base.eq(command.kv_base), chunk_base.eq(command.kv_base),
-                    kv_left.eq(self._kv_heads), group_left.eq(group), before.valid.eq(0),
-                ]
-                with m.If(self.cmd.valid):
+                m.d.sync += [op.eq(command.op), slots.eq(command.count), position.eq(command.position), kv_base.eq(command.kv_base)]
+                with m.If(self.count == 0):
+                    m.d.sync += [self.slot.eq(command.slot), *(back.eq(0) for back in self.back)]
+                with m.If(self.abandon):
+                    m.d.sync += [self.count.eq(0), shared.eq(0)]
+                with m.Elif(self.cmd.valid):
+                    m.next = "JOIN"
+            with m.State("JOIN"):
+                m.d.comb += joining.eq(1)
+                m.next = "IDLE"
+                with m.If((op == DotOp.ATTEND) | (op == DotOp.HEAD)):
                     m.next = "SETUP"
             with m.State("SETUP"):
                 m.d.comb += [self.begin.eq(1), self.start.eq(op == DotOp.ATTEND)]
+                m.d.sync += [head_offset.eq(0), kv_left.eq(self._kv_heads), group_left.eq(group), before.valid.eq(0), fresh.eq(1),
+                             active.eq(self.count)]
+                m.next = "PASS"
                 with m.If(op == DotOp.HEAD):
-                    m.d.sync += active.eq(self.count)
                     m.next = "LOAD"
-                with m.Else():
-                    m.d.sync += position.eq(position + self.count - 1)
-                    m.next = "PASS"
-            with m.State("PASS"):
+            with m.State("PASS"):  # of its runs, the next one
                 m.d.sync += [active.eq(Mux(self.several, self.count, Mux(group_left < self._lanes, group_left, self._lanes))),
-                             remaining.eq(position), first.eq(1)]
-                with m.If(loaded < 2):
-                    m.d.comb += started.eq(1)
+                             remaining.eq(run.position), chunk_base.eq(run.kv_base + head_offset), lanes.eq(run.active),
+                             all_lanes.eq(of_all), last_run.eq(run.last), first.eq(fresh)]
+                with m.If(~fresh | (loaded < 2)):
+                    m.d.comb += [started.eq(fresh), taking.eq(1)]
+                    m.d.sync += fresh.eq(0)
                     m.next = "VALUE_SCALES"
             with m.State("VALUE_SCALES"):
                 with m.If(hand_over(VALUE_SCALES, job, chunk_base + self._half_bytes, scale_beats)):
@@ -192,18 +203,18 @@ class PassControl(wiring.Component):
                 ]
                 m.next = "VALUE_SCALES"
                 with m.If(last_chunk):
-                    m.d.sync += [bank.eq(~bank), chunk_base.eq(head_base), group_left.eq(group_left - Mux(self.several, 1, active))]
                     m.next = "PASS"
-                    with m.If(group_left == Mux(self.several, 1, active)):
-                        m.d.sync += [group_left.eq(group), kv_left.eq(kv_left - 1), head_base.eq(head_base + self._head_bytes),
-                                     chunk_base.eq(head_base + self._head_bytes)]
-                        with m.If(kv_left == 1):
-                            m.next = "LAST_VALUES"
+                    with m.If(last_run):
+                        m.d.sync += [bank.eq(~bank), fresh.eq(1), group_left.eq(group_left - Mux(self.several, 1, active))]
+                        with m.If(group_left == Mux(self.several, 1, active)):
+                            m.d.sync += [group_left.eq(group), kv_left.eq(kv_left - 1), head_offset.eq(head_offset + self._head_bytes)]
+                            with m.If(kv_left == 1):
+                                m.next = "LAST_VALUES"
             with m.State("LAST_VALUES"):
                 with m.If(hand_over(VALUES, before.job, before.addr, self._row_beats(before.job.rows))):
                     m.next = "FINISH"
             if self._short_list:
-                self._rows_of_candidates(m, hand_over, requests.i, head_base, active, parity)
+                self._rows_of_candidates(m, hand_over, requests.i, run.kv_base, parity)
             else:
                 with m.State("HEAD"):
                     m.d.comb += [queue.i.payload.kind.eq(HEAD), queue.i.valid.eq(1)]
@@ -211,19 +222,49 @@ class PassControl(wiring.Component):
                         m.next = "FINISH"
             with m.State("FINISH"):
                 with m.If(Mux(op == DotOp.ATTEND, unfinished == 0, self.head_done)):
+                    m.d.sync += [self.count.eq(0), shared.eq(0)]
                     m.next = "IDLE"
-        for i in range(self._lanes):
-            m.d.sync += self.back[i].eq(Mux(self.several, self.count - 1 - i, 0))
         return m
 
-    def _rows_of_candidates(self, m, hand_over, requests, table, active, parity):
+    def _runs(self, m, op, position, slots, kv_base, joining, taking, shared):
+        """The table of runs. `joining`: enter one; `taking`: the next one is read, round and round; `shared`: there is one of all
+        lanes, which comes first. Returns what is read, and whether it is that one."""
+        layout = data.StructLayout({"position": position.shape(), "kv_base": 32, "active": self._lanes, "last": 1})
+        m.submodules.runs = table = memory.Memory(shape=layout, depth=self._lanes + 1, init=[])
+        write, read = table.write_port(), table.read_port()
+        entry, index = Signal(range(1, self._lanes + 2), init=1), Signal(range(self._lanes + 1))
+        share = op == DotOp.SHARE
+        mine = Cat((i >= self.count) & (i < self.count + slots) for i in range(self._lanes))
+        last = Signal.like(position)
+        m.d.comb += [
+            last.eq(position + slots - 1), write.en.eq(joining), write.addr.eq(Mux(share, 0, entry)),
+            write.data.position.eq(Mux(share, position, last)), write.data.kv_base.eq(kv_base), write.data.active.eq(mine),
+            write.data.last.eq((op == DotOp.ATTEND) | (op == DotOp.HEAD)), read.addr.eq(index),
+        ]
+        m.d.sync += self.several.eq(self.count != 1)
+        with m.If(self.count == 0):
+            m.d.sync += entry.eq(1)
+        with m.If(joining):
+            m.d.sync += index.eq(~shared)
+            with m.If(share):
+                m.d.sync += shared.eq(1)
+            with m.Else():
+                m.d.sync += [self.count.eq(self.count + slots), entry.eq(entry + 1)]
+                for i, back in enumerate(self.back):
+                    with m.If(mine[i]):
+                        m.d.sync += back.eq(self.count + slots - 1 - i)
+        with m.Elif(taking):
+            m.d.sync += index.eq(Mux(read.data.last, ~shared, index + 1))
+        return read.data, index == 0
+
+    def _rows_of_candidates(self, m, hand_over, requests, table, parity):
         """States that read a beat of scales and a row of the table for each candidate, and queue its job."""
         group_bits = (self._group_rows - 1).bit_length()
         group_bytes = self._mem_bytes + self._group_rows * self._head_row_bytes
         id_, left = Signal(self.ids_o.payload.shape()), Signal(range(self._short_list + 1))
         group_offset, row_offset, scale_address = Signal(32), Signal(32), Signal(32)
         job = Signal(self._job, name="candidate")
-        m.d.comb += [job.head_row.eq(id_[:group_bits]), job.parity.eq(parity), job.last.eq(left == 1), job.active.eq(active),
+        m.d.comb += [job.head_row.eq(id_[:group_bits]), job.parity.eq(parity), job.last.eq(left == 1),
                      self.ids_o.payload.eq(id_)]
         with m.State("HEAD"):
             m.d.sync += left.eq(self._short_list)
@@ -466,7 +507,9 @@ class DotEngine(wiring.Component):
     ATTEND: tokens `slot` to `slot + count - 1`, at positions from `position`, attend to all positions up
     to their own; their query codes and scales lie in the engine's buffers, keys and values in memory from
     `kv_base` (firmware/config.py has the layout). For one token the lanes take query heads that share a
-    key/value head; for several they take the tokens. Outputs leave as work elements.
+    key/value head; for several they take the tokens. Outputs leave as work elements. JOIN, before it: tokens of another
+    cache take part; those of all runs are as many as there are lanes or fewer, in slots that follow each other.
+    SHARE, before it: positions 0 to `position` at `kv_base`, whole chunks, come before those of each run, and are read once for all.
     HEAD: the codes of `count` slots from `slot`, at most one per lane, against the rows of the weight stream. The logits leave row by
     row, in the order of the slots. With a short-list, of one slot, against the rows of `short_list` candidates in the table at
     `kv_base`, in their order.
@@ -494,6 +537,8 @@ class DotEngine(wiring.Component):
     Members
     -------
     cmd : In(stream of COMMAND), busy : Out(1)
+    abandon : In(1)
+        Forget what was joined and not begun.
     activation_write : {valid, slot, addr, data}
         V codes; `addr` counts words of V codes. Not while busy.
     q_scale_write : {valid, slot, head, scale}
@@ -549,7 +594,7 @@ class DotEngine(wiring.Component):
         slot = index_shape(slots)
         self.head_latency = 1 + DotLane.dot_latency(macs, rows) + 1 + Fifo.latency
         super().__init__({
-            "cmd": In(stream.Signature(COMMAND)), "busy": Out(1),
+            "cmd": In(stream.Signature(COMMAND)), "busy": Out(1), "abandon": In(1),
             "activation_write": In(wiring.Signature({
                 "valid": Out(1), "slot": Out(slot), "addr": Out(index_shape(self._vector_words * macs // vector_lanes)),
                 "data": Out(8 * vector_lanes)})),
@@ -590,7 +635,7 @@ class DotEngine(wiring.Component):
         wiring.connect(m, control.jobs, sequencer.jobs)
         wiring.connect(m, finish.write, wiring.flipped(self.work_write))
         m.d.comb += [
-            self.busy.eq(control.busy),
+            self.busy.eq(control.busy), control.abandon.eq(self.abandon),
             self.work_clear.eq(Mux(control.start, Cat((slot >= control.slot) & (slot < control.slot + control.count)
                                                       for slot in range(self._slots)), 0)),
             control.pass_done.eq(finish.pass_done),

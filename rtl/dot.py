@@ -57,12 +57,12 @@ def step_layout(*, words: int, rows: int, group_rows: int, lanes: int) -> data.S
     the output word. `fresh`: the output word starts from zero. `first`, `last`: the rows' first, last word.
     `row`: the first of the rows; `parts`: which of them are there. `head`: all of the bytes are of one row of the
     vocabulary, whose logit is wanted if `emit`. `ends_half`, `ends_pass`: the last of a chunk's keys, of a
-    pass's values. `remaining`: positions from the chunk's first to the furthest lane's own, limited. `active`: lanes in use.
+    pass's values. `remaining`: positions from the chunk's first to the furthest lane's own, limited. `active`: the lanes whose chunk it is.
     """
     return data.StructLayout({
         "valid": 1, "values": 1, "rescale": 1, "fresh": 1, "first": 1, "last": 1, "word": index_shape(words), "bank": 1,
         "row": index_shape(max(group_rows, CHUNK)), "parts": rows, "parity": 1, "head": 1, "emit": 1, "ends_half": 1, "ends_pass": 1,
-        "remaining": range(CHUNK + lanes), "active": range(lanes + 1),
+        "remaining": range(CHUNK + lanes), "active": lanes,
     })
 
 

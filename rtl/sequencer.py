@@ -15,7 +15,7 @@ VECTOR_COMMAND = data.StructLayout({
     "op": 3, "source": 1, "norm": 1, "dest": 2, "slot": 8, "count": 8, "length": 16, "bank": 2, "follow": 3, "a": 32, "b": 32,
 })
 MATMUL_COMMAND = data.StructLayout({"inputs": 16, "steps": 16, "slot": 8, "count": 8, "at": 16})
-DOT_COMMAND = data.StructLayout({"op": 1, "slot": 8, "count": 8, "position": 32, "kv_base": 32})
+DOT_COMMAND = data.StructLayout({"op": 2, "slot": 8, "count": 8, "position": 32, "kv_base": 32})
 SCAN_COMMAND = data.StructLayout({"slot": 8, "rows": 16, "first": 1, "at": 16})
 SAMPLE_COMMAND = data.StructLayout({"slot": 8, "noise": 32, "temperature": 32, "limits": 32})
 

@@ -6,7 +6,7 @@ rescale is a shift. `tritloom.firmware.integer` (attention_chunk, attention_fini
 
 from __future__ import annotations
 
-from amaranth import C, Cat, Module, Mux, Signal, signed, unsigned
+from amaranth import C, Cat, Module, Mux, Shape, Signal, signed, unsigned
 from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -39,8 +39,16 @@ def total_bits(context: int) -> int:
     return PROBABILITY_BITS + 1 + context.bit_length()
 
 
+def _index_of(lanes):
+    return index_shape(Shape.cast(lanes).width)
+
+
+def _is_on(lane, active):
+    return active.bit_select(lane, 1)
+
+
 def _visible(row, back, remaining, lane, active):
-    return ((row + back) <= remaining) & (lane < active)
+    return ((row + back) <= remaining) & _is_on(lane, active)
 
 
 @once
@@ -90,7 +98,7 @@ class ScoreLane(wiring.Component):
         self.logit_latency = dot_delay + 1
         self.latency = dot_delay + 6
         super().__init__({
-            "lane": In(step["active"].shape), "row": In(step), "valid": In(1),
+            "lane": In(_index_of(step["active"].shape)), "row": In(step), "valid": In(1),
             "key_scale": In(UFLOAT), "query_scale": In(UFLOAT), "row_scale": In(16),
             "back": In(step["remaining"].shape),
             "dot": In(signed(dot_bits)),
@@ -298,7 +306,7 @@ class SoftmaxLane(wiring.Component):
     def __init__(self, *, context: int, chunk: data.StructLayout):
         remaining, active = chunk["remaining"].shape, chunk["active"].shape
         super().__init__({
-            "lane": In(active),
+            "lane": In(_index_of(active)),
             "parity": In(1), "begin": In(1), "measure": In(1), "relate": In(1), "apply": In(1), "settle": In(1),
             "row_valid": In(1), "row": In(4),
             "chunk": In(chunk), "back": In(remaining),
@@ -358,21 +366,21 @@ class SoftmaxLane(wiring.Component):
         greatest = Mux(self.parity, odd, even)
         ceiling = Signal(MAXIMUM_SHAPE)
         m.d.comb += ceiling.eq((self.top + ((1 << SCORE_BITS) - 1)) >> SCORE_BITS)
-        climb, reach = Signal(13), Signal(11)
+        climb, reach, begun = Signal(13), Signal(11), Signal()
         m.d.comb += [climb.eq(next_maximum - maximum), reach.eq(total_shift + rise)]
         with m.If(self.begin):
-            m.d.sync += [maximum.eq(RUNNING_MAX_MIN), self.exponent.eq(EXPONENT_MIN), self.total.eq(0)]
+            m.d.sync += [maximum.eq(RUNNING_MAX_MIN), self.exponent.eq(EXPONENT_MIN), self.total.eq(0), begun.eq(0)]
         with m.If(self.measure):
             m.d.sync += [next_maximum.eq(Mux(ceiling > maximum, ceiling, maximum)),
                          next_exponent.eq(Mux(greatest > self.exponent, greatest, self.exponent))]
         with m.If(self.relate):
             m.d.sync += [total_shift.eq(Mux(climb[6:].any(), 63, climb)), rise.eq(next_exponent - self.exponent)]
         with m.If(self.apply):
-            m.d.sync += [maximum.eq(next_maximum), self.exponent.eq(next_exponent),
+            m.d.sync += [maximum.eq(next_maximum), self.exponent.eq(next_exponent), begun.eq(begun | _is_on(self.lane, self.chunk.active)),
                          self.total.eq(shift_right(m, self.total, total_shift[:3], len(self.total), "total_fine"))]
             for parity in range(2):
                 with m.If(self.parity == parity):
-                    m.d.sync += self.shift[parity].eq(Mux(reach[6:].any(), 63, reach))
+                    m.d.sync += self.shift[parity].eq(Mux(begun, Mux(reach[6:].any(), 63, reach), 0))
         with m.If(self.settle):
             m.d.sync += self.total.eq(shift_right(m, self.total, Cat(C(0, 3), total_shift[3:]), len(self.total), "total_coarse"))
         return maximum
@@ -419,7 +427,7 @@ class Finish(wiring.Component):
     clear : In(1), slot : In, several : In(1)
         A command begins; its first slot; whether lanes are slots (else heads of one slot).
     start : In(1), total, exponent : In, active : In
-        Take the totals. Only when not busy.
+        Take the totals; of the lanes up to the last active one. Only when not busy.
     outputs_done : In(1)
         High for a cycle when the pass's last values are in.
     busy : Out(1), released : Out(1)
@@ -439,7 +447,7 @@ class Finish(wiring.Component):
         self._output_bits, self._total_bits = output_bits, total_bits(context)
         super().__init__({
             "clear": In(1), "slot": In(index_shape(slots)), "several": In(1),
-            "start": In(1), "active": In(range(lanes + 1)), "outputs_done": In(1), "busy": Out(1), "released": Out(1),
+            "start": In(1), "active": In(lanes), "outputs_done": In(1), "busy": Out(1), "released": Out(1),
             "total": In(self._total_bits).array(lanes), "exponent": In(EXPONENT_SHAPE).array(lanes),
             "read_en": Out(1), "read_word": Out(index_shape(head_words)),
             "outputs": In(word * output_bits).array(lanes),
@@ -519,7 +527,7 @@ class Finish(wiring.Component):
         lane, word, sub = Signal(index_shape(self._lanes)), self.read_word, Signal(index_shape(parts))
         last_of_word, last_of_lane, last = Signal(), Signal(), Signal()
         m.d.comb += [last_of_word.eq(sub == parts - 1), last_of_lane.eq(last_of_word & (word == self._head_words - 1)),
-                     last.eq(last_of_lane & (lane + 1 == active))]
+                     last.eq(last_of_lane & ~(active >> lane)[1:].any())]
         m.d.sync += sub.eq(Mux(last_of_word, 0, sub + 1))
         with m.If(last_of_word):
             m.d.sync += word.eq(Mux(last_of_lane, 0, word + 1))

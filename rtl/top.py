@@ -195,6 +195,7 @@ class Accelerator(wiring.Component):
             sequencer.entry.eq(registers.entry),
             sequencer.unit_busy.eq(busy),
             sampler.abandon.eq(sequencer.draining),
+            dot.abandon.eq(sequencer.draining),
             self.unit_busy.eq(busy),
             registers.running.eq(sequencer.running),
             registers.halted.eq(sequencer.halted),

@@ -9,7 +9,7 @@ the prefetch of weights across both ends as in a long text (the machine is asked
 position 0, in as many passes as the lanes make of it, the head once.
 
 **Decode of N texts**: as decode, but of N texts with caches of their own, all at the same position; the pass in between gives N
-tokens. One text's decode on the same machine is measured beside it.
+tokens. They may share their first positions, in whole chunks. One text's decode on the same machine is measured beside it.
 
 **Drafts**: a text is generated without and with drafts; both from the first token out to the last one. Two prompts: one from
 which the model goes on freely, and `rewriting`, which makes it repeat what it wrote.
@@ -254,15 +254,17 @@ def prefill(session: Session, tokens: int, *, expected: float = 0.0, progress: T
     return result
 
 
-def batch(session: Session, context: int, texts: int, *, expected: float = 0.0, progress: Tell | None = None,
+def batch(session: Session, context: int, texts: int, shared: int = 0, *, expected: float = 0.0, progress: Tell | None = None,
           timeline: bool = False) -> dict[str, Any]:
-    """Measure the pass that gives `texts` texts the token at position `context`-1, and one text's decode; the rest as in `decode`."""
+    """Measure the pass that gives `texts` texts, of which the first `shared` positions are the same, the token at position
+    `context`-1, and one text's decode; the rest as in `decode`."""
     alone = decode(session, context, expected=expected)
     if isinstance(session.backend, Watched):
         session.backend.watch(2 * expected, progress)
     with session.batch() as several:
-        for _ in range(texts):
-            several.add([1], 3, position=context - 2)
+        first_text = several.add([1], 3, position=context - 2)
+        for _ in range(texts - 1):
+            several.add([1], 3, position=context - 2, like=first_text, shared=shared)
         run = iter(several)
         for _ in range(texts):
             next(run)
@@ -275,8 +277,9 @@ def batch(session: Session, context: int, texts: int, *, expected: float = 0.0, 
         cycles = sum(session.stats().decode_cycles[texts - 1 : 2 * texts - 1])
     result = _between(first, last, cycles, session) | course
     config, layout = session.config, session.image.map
-    cache = texts * cache_bytes(config, context)
-    result |= {"texts": texts, "tokens_per_s": texts * config.clock_hz / cycles, "alone_cycles": alone["cycles"],
+    runs = ceil(texts / config.dot_lanes) if shared else 0  # the prefix is read once in each
+    cache = texts * (cache_bytes(config, context) - cache_bytes(config, shared)) + runs * cache_bytes(config, shared)
+    result |= {"texts": texts, "shared": shared, "tokens_per_s": texts * config.clock_hz / cycles, "alone_cycles": alone["cycles"],
                "speed_up": texts * alone["cycles"] / cycles}
     result["bytes"] = {"layers": layout.layers_beats * config.mem_bytes, "head": layout.epilogue_beats * config.mem_bytes, "cache": cache}
     result["roofline_share"] = (layout.token_beats * config.mem_bytes + cache) / (cycles * config.mem_bytes)

@@ -19,7 +19,16 @@ async def attends(dut):
         await fill(dut, job)
         memory.begin(job)
         watch.begin()
-        command = streams.send(dut, "cmd", [{name: job[name] for name in ("op", "slot", "count", "position", "kv_base")}])
+        commands = [*job.get("before", ()), job]
+        command = streams.send(dut, "cmd", [{name: each[name] for name in ("op", "slot", "count", "position", "kv_base")}
+                                            for each in commands])
+        if job.get("abandoned"):
+            await command
+            dut.abandon.value = 1
+            await streams.cycles(dut, 3)
+            dut.abandon.value = 0
+            results.append({})
+            continue
         if job["op"] == 1:
             beats = streams.send(dut, "weights_i", [int(beat, 16) for beat in job["beats"]], stall=job["stall"])
             if "candidates" in job:
@@ -63,7 +72,7 @@ class Memory:
 
     def begin(self, job):
         self.content, self.beats = bytes.fromhex(job.get("memory", "")), 0
-        self.base = job["kv_base"]
+        self.base = job.get("base", job.get("kv_base"))
         self.may_move = streams.stalls(job["stall"], self.random)
         self.may_accept = streams.stalls(job["stall"], self.random)
 

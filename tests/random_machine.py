@@ -1,6 +1,7 @@
 """Random models on random machines with random work: `make random`, or `python tests/random_machine.py SEED ...`.
 
-A seed decides everything: shape, weights, configuration, prompts, and which texts run together, sampled or with drafts.
+A seed decides everything: shape, weights, configuration, prompts, and which texts run together, sampled, with drafts or with beginnings
+that they share.
 The results file keeps what was run; tests/test_results.py says when it is of older code.
 """
 
@@ -78,10 +79,15 @@ def _config(rng: np.random.Generator, shape: ModelShape) -> BuildConfig:
                 attention_macs=pick(4, 8, 16, 32) if shape.vocab < LARGE else 16, attention_rows=pick(1, 2, 4),
                 mem_bytes=pick(8, 16, 32), mem_ports=pick(1, 2),
                 table_form=pick("symmetric14", "full27", "addsub"), packing=pick("trit5", "index5"), sampler_candidates=8,
-                weight_fifo_beats=pick(64, 128), read_fifo_beats=64, shortlist=short, sequences=1 if short else pick(1, 3))
+                weight_fifo_beats=pick(64, 128), read_fifo_beats=64, shortlist=short, sequences=1 if short else pick(1, 3, 4))
         except ConfigError:
             continue
     raise ConfigError(f"no machine found for {shape}")
+
+
+def _shared(rng: np.random.Generator) -> int:
+    """Tokens that a text begins with as others do: none, or so many that a chunk or two are the same."""
+    return int(rng.choice((0, 17, 24, 34)))
 
 
 def case(seed: int) -> Case:
@@ -95,11 +101,12 @@ def case(seed: int) -> Case:
 
     prompts = [prompt(1), prompt(config.lanes + 1), prompt(30)]
     texts: list[dict[str, Any]] = []
+    beginning = rng.integers(3, shape.vocab, 34).tolist()
     for index in range(4 if config.sequences > 1 else 2):
         choice = (GREEDY, sampling(temperature=1.0, seed=index), sampling(temperature=0.8, top_k=4, seed=index),
                   sampling(temperature=1.3, top_p=0.8, seed=index))[rng.integers(4)]
         drafts = 0 if config.shortlist or config.lanes == 1 else int(rng.integers(config.lanes))
-        words = prompt(12)
+        words = beginning[: _shared(rng)] + prompt(12) if config.sequences > 1 else prompt(12)
         count = int(rng.integers(2, 8)) if shape.vocab < LARGE else 2
         texts.append({"prompt": words, "max_new_tokens": count, "sampling": choice, "drafts": drafts})
     return Case(seed, shape, config, prompts, texts)

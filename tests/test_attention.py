@@ -97,25 +97,25 @@ class Attend:
             self.q_scale.e[:], self.k_scale.e[:], self.q[:] = -28, -11, 127
             self.k[:] = (2 * np.arange(CONTEXT) - 60)[:, None]
 
-    def memory(self):
-        """The cache in memory; garbage wherever no visible position's data lie."""
+    def memory(self, first=0):
+        """The cache in memory, from position `first` on; garbage wherever no visible position's data lie."""
         s, p = self.shape, self.shape.parameters
         data = self.rng.integers(0, 256, s.kv_heads * p["kv_head_bytes"], np.uint8)
         for head in range(s.kv_heads):
-            for position in range(self.position + self.count):
+            for position in range(first, self.position + self.count):
                 chunk, row = divmod(position, CHUNK)
                 for half, (codes, scale) in enumerate([(self.k, self.k_scale), (self.v, self.v_scale)]):
                     base = head * p["kv_head_bytes"] + (2 * chunk + half) * p["kv_half_bytes"]
                     word = integer.uf_pack(scale[head, position])
                     data[base + 4 * row : base + 4 * row + 4] = np.frombuffer(np.uint32(word).tobytes(), np.uint8)
                     data[base + p["kv_scale_block_bytes"] + cache_rows(s)[row]] = codes[head, position].astype(np.int8).view(np.uint8)
-        return data.tobytes().hex()
+        return data.tobytes()
 
     def describe(self):
         s = self.shape
         return {
             "op": DotOp.ATTEND, "slot": self.slot, "count": self.count, "position": self.position, "kv_base": 0x1000 * s.mem_bytes,
-            "memory": self.memory(), "stall": self.stall,
+            "memory": self.memory().hex(), "stall": self.stall,
             "activations": activation_writes(s, self.q.reshape(s.slots, -1)),
             "query_scales": [{"slot": i, "head": h, "scale": scale_bits(self.q_scale[i, h])}
                              for i in range(s.slots) for h in range(s.heads)],
@@ -163,6 +163,80 @@ class Attend:
 
     def describe_short(self):
         return f"position={self.position} count={self.count} slot={self.slot} kind={self.kind} spread={self.spread} stall={self.stall}"
+
+
+@dataclass
+class Together:
+    """Runs of tokens (position, count), each with a cache of its own, after `shared` chunks of the first one's cache."""
+
+    shape: Shape
+    runs: tuple[tuple[int, int], ...]
+    shared: int = 0
+    slot: int = 0
+    kind: str = "random"
+    stall: str = "none"
+
+    def __post_init__(self):
+        first, slot, self.parts = self.shared * CHUNK, self.slot, []
+        for index, (position, count) in enumerate(self.runs):
+            part = Attend(self.shape, first + position, count, slot, 1 + index, self.kind)
+            slot += count
+            self.parts.append(part)
+            for name in ("k", "v"):
+                getattr(part, name)[:, :first] = getattr(self.parts[0], name)[:, :first]
+                for field in ("m", "e"):
+                    of_part, of_first = (getattr(getattr(each, f"{name}_scale"), field) for each in (part, self.parts[0]))
+                    of_part[:, :first] = of_first[:, :first]
+
+    def describe(self):
+        p, base = self.shape.parameters, 0x1000 * self.shape.mem_bytes
+        own = base + self.shared * 2 * p["kv_half_bytes"]
+        q, scale = self.parts[0].q, self.parts[0].q_scale
+        commands, memory = [], b""
+        for index, (part, (position, count)) in enumerate(zip(self.parts, self.runs, strict=True)):
+            here = slice(part.slot, part.slot + count)
+            q[here], scale.m[here], scale.e[here] = part.q[here], part.q_scale.m[here], part.q_scale.e[here]
+            commands.append({"op": DotOp.JOIN, "slot": part.slot, "count": count, "position": position, "kv_base": own + len(memory)})
+            memory += part.memory(self.shared * CHUNK if index else 0)
+        if self.shared:
+            share = {"op": DotOp.SHARE, "slot": 0, "count": 0, "position": self.shared * CHUNK - 1, "kv_base": base}
+            commands.insert(len(self.runs) // 2, share)
+        return self.parts[0].describe() | commands[-1] | {"op": DotOp.ATTEND, "kv_base": commands[-1]["kv_base"], "before": commands[:-1],
+                                                          "base": base, "memory": memory.hex(), "stall": self.stall}
+
+    def check(self, result):
+        count = sum(part.count for part in self.parts)
+        assert result["clears"] == [(1 << count) - 1 << self.slot]
+        assert bool(result["saturated"]) == any(part.saturates() for part in self.parts)
+        for part in self.parts:
+            mine = [write for write in result["writes"] if part.slot <= write[0] < part.slot + part.count]
+            part.check({"writes": mine, "clears": [(1 << part.count) - 1 << part.slot], "saturated": part.saturates()})
+        assert len(result["writes"]) * self.shape.vector_lanes == count * self.shape.heads * self.shape.head_dim
+
+    def expected_cycles(self):
+        """As of one cache, of as many positions as are read; and what rescaling one lane's outputs takes of the others'."""
+        s = self.shape
+        rows = self.shared * CHUNK + sum(position + count for position, count in self.runs)
+        chunks = self.shared + sum(-(-(position + count) // CHUNK) for position, count in self.runs)
+        passes = s.heads if sum(count for _, count in self.runs) > 1 else s.kv_heads * -(-s.heads // s.kv_heads // s.lanes)
+        scales = 2 * s.parameters["kv_scale_block_bytes"] // s.mem_bytes + 3
+        outputs = 2 * s.lanes * s.head_dim // s.vector_lanes
+        return 100 + outputs + passes * (2 * rows * s.head_dim // s.macs + chunks * (scales + 18) + 40 + outputs)
+
+
+@dataclass
+class Abandoned:
+    """A run that was joined and a prefix that was shared, and forgotten before they began."""
+
+    shape: Shape
+
+    def describe(self):
+        share = {"op": DotOp.SHARE, "slot": 0, "count": 0, "position": 15, "kv_base": 0}
+        return share | {"op": DotOp.JOIN, "slot": 0, "count": 1, "before": [share], "stall": "none", "abandoned": True, "activations": [],
+                        "query_scales": []}
+
+    def check(self, result):
+        assert not result
 
 
 @dataclass
@@ -277,6 +351,29 @@ def test_engine(name):
     for job, result in zip(jobs, results, strict=True):
         if isinstance(job, Attend) and job.stall == "none" and job.kind != "climbing":
             assert result["cycles"] <= job.expected_cycles(), f"{job.describe_short()}: {result['cycles']} cycles"
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_several_caches(name):
+    """Runs of any number of tokens, with and without chunks that they share, and whatever was abandoned before."""
+    shape = SHAPES[name]
+    rng = np.random.default_rng(len(name))
+    jobs = [Together(shape, ((position, 1),), shared) for position, shared in ((0, 1), (15, 2), (17, 1))]
+    if shape.lanes > 1:
+        jobs += [Together(shape, ((40, 1), (3, 1))), Together(shape, ((0, 1), (0, shape.lanes - 1)), 1), Abandoned(shape)]
+    for index in range(14):
+        left, shared, runs = shape.lanes, int(rng.integers(0, 3)), []
+        while left and len(runs) < rng.integers(1, shape.lanes + 1):
+            count = int(rng.integers(1, left + 1))
+            runs.append((int(rng.integers(0, CONTEXT - shared * CHUNK - count)), count))
+            left -= count
+        stall = ("none", "none", "random", "periodic")[index % 4]
+        kind = "random" if index < 8 else ("extreme", "climbing", "falling")[index % 3]
+        jobs.append(Together(shape, tuple(runs), shared, int(rng.integers(0, shape.slots - shape.lanes + 1)), kind, stall))
+    jobs += [Abandoned(shape), Attend(shape, 20, 1), Head(shape), Together(shape, ((5, 1),), 3), Attend(shape, 40, shape.lanes)]
+    for job, result in zip(jobs, check(shape, jobs), strict=True):
+        if isinstance(job, Together) and job.stall == "none" and job.kind == "random":
+            assert result["cycles"] <= job.expected_cycles(), f"{job.runs}, {job.shared} shared: {result['cycles']} cycles"
 
 
 @pytest.mark.parametrize("name, short_list", [("wide", 8), ("narrow", 4), ("middle", 32), ("pairs", 2), ("fours", 16)])

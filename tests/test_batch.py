@@ -1,5 +1,6 @@
 """Several texts together are, token for token, what each of them is alone."""
 
+import itertools
 import random
 
 import pytest
@@ -11,6 +12,7 @@ from tritloom.firmware.layout import memory_map
 from tritloom.gen.checkpoint import open_checkpoint
 from tritloom.gen.pack import pack
 from tritloom.host.backend import DeviceBusy, InputError
+from tritloom.host.batch import _Prefix, _Segment, _together
 from tritloom.host.image import Image, write_image
 from tritloom.host.session import Session, sampling
 from tritloom.sim.backends import EmulatorBackend
@@ -40,10 +42,14 @@ def session(built):
         yield session
 
 
-def request(rng):
-    """Arguments of a text: a prompt that may repeat itself, and any sampling, stop tokens and drafts."""
+def beginning(rng, length=40):
+    return [rng.randrange(TINY.vocab) for _ in range(length)]
+
+
+def request(rng, beginnings=((),)):
+    """Arguments of a text: a prompt that may repeat itself after a beginning, and any sampling, stop tokens and drafts."""
     piece = [rng.randrange(TINY.vocab) for _ in range(rng.randint(1, 6))]
-    prompt = (piece * 4)[: rng.randint(1, 12)]
+    prompt = [*rng.choice(beginnings)[: rng.randint(0, 40)], *(piece * 4)[: rng.randint(1, 10)]]
     return dict(prompt=prompt, max_new_tokens=rng.randint(1, 14), drafts=rng.choice((0, 0, 1, 3)),
                 sampling=sampling(**rng.choice(CHOICES) | {"seed": rng.getrandbits(32)}),
                 stop_ids=[rng.randrange(TINY.vocab) for _ in range(rng.choice((0, 0, 8)))])
@@ -59,7 +65,9 @@ def test_texts_that_join_and_leave_at_any_token_are_those_of_each_alone(session,
     """`TRITLOOM_SEED` changes the requests; a failure names the text."""
     seed = harness.seed_from_environment() * 1000 + turn
     rng = random.Random(seed)
-    wanted, texts, got = [request(rng) for _ in range(rng.randint(1, 9))], [], []
+    beginnings = [(), *(beginning(rng) for _ in range(rng.randint(1, 2)))]
+    beginnings.append(beginnings[1][:20] + beginning(rng, 20))
+    wanted, texts, got = [request(rng, beginnings) for _ in range(rng.randint(1, 9))], [], []
 
     def join(batch):
         texts.append(batch.add(**wanted[len(texts)]))
@@ -74,6 +82,8 @@ def test_texts_that_join_and_leave_at_any_token_are_those_of_each_alone(session,
                     join(batch)
                 if rng.random() < 0.02:
                     rng.choice(texts).close()
+        batch._collect()
+        assert batch._users == [0] * SEQUENCES
     for index, (text, request_) in enumerate(zip(texts, wanted, strict=True)):
         expected = alone(session, request_)
         if text.closed:
@@ -103,6 +113,66 @@ def test_a_dot_engine_with_fewer_lanes_takes_turns(tmp_path, session, attention_
             texts = [batch.add(**each) for each in wanted]
             list(batch)
     assert [text.tokens for text in texts] == expected
+
+
+def test_a_common_beginning_is_read_once(session):
+    """Texts wait for the first one's prompt; what they share are whole chunks, without the last token."""
+    head = beginning(random.Random(1))
+    wanted = [dict(prompt=[*head[:n], *tail], max_new_tokens=5) for n, tail in ((40, [1]), (40, [2, 3]), (32, []), (33, []), (20, [4]))]
+    expected = [alone(session, each) for each in wanted]
+    with session.batch() as batch:
+        texts = [batch.add(**each) for each in wanted]
+        list(batch)
+        read = session.stats().passes
+    assert [text.tokens for text in texts] == expected
+    assert [text.shared for text in texts] == [0, 32, 16, 32, 16]
+    assert read < 20
+
+
+def test_a_beginning_stays_until_nobody_needs_it(session):
+    head = beginning(random.Random(2))
+    with session.batch() as batch:
+        first = batch.add(head, 2)
+        run = iter(batch)
+        next(run)
+        second, third = batch.add([*head[:32], 5], 9), batch.add(head[:20], 6)
+        next(iter_until(run, second))
+        first.close()
+        assert (second.shared, second.prefix, third.shared) == (32, first.cache, 16)
+        others = [batch.add([n], 12) for n in range(SEQUENCES - 3)]
+        with pytest.raises(InputError, match="all 5 caches"):
+            batch.add([1], 1)
+        fourth = None
+        for text, _ in run:
+            if text is second and second.done:
+                break
+        third.close()
+        next(run)
+        fourth = batch.add([*head[:32], 9], 2)
+        list(run)
+        assert fourth.shared == 0 and all(other.done for other in others)
+    assert second.tokens == alone(session, dict(prompt=[*head[:32], 5], max_new_tokens=9))
+    assert fourth.tokens == alone(session, dict(prompt=[*head[:32], 9], max_new_tokens=2))
+
+
+def iter_until(run, text):
+    """`run` from the first token of `text` on."""
+    return (found for found in run if found[0] is text)
+
+
+def test_texts_that_share_attend_together(session):
+    """Segments of one prefix join as far as the dot engine has lanes."""
+    config, head = session.config, beginning(random.Random(3), 32)
+    with session.batch() as batch:
+        texts = [batch.add([*head, n], 8) for n in range(LANES)]
+        list(itertools.islice(batch, LANES + 2))
+        live = [text for text in texts if not text.done]
+        segments = [_Segment(text, 1, True, _Prefix.of(text, live)) for text in live]
+        groups = _together(segments, config)
+        assert [text.shared for text in texts] == [0, 32, 32, 32]
+        assert len(groups) == 1 and {piece.shared for piece in groups[0]} == {32}
+        separate = [_Segment(text, 1, True) for text in live]
+        assert len(_together(separate, config)) == (1 if config.shape.group == 1 else LANES)
 
 
 def test_more_texts_than_lanes_take_turns(session):

@@ -108,6 +108,9 @@ def test_a_device_without_a_clock_is_refused():
     ({"model": "TriLM-99M", "drafts": 2, "context": 8}, "leave --context"),
     ({"model": "TriLM-99M", "prompt": "Tom", "context": 8}, "give --drafts N too"),
     ({"model": "TriLM-99M", "batch": 2, "prefill": 8}, "give --context N too"),
+    ({"model": "TriLM-99M", "context": 40, "shared": 16}, "what the texts of --batch have in common"),
+    ({"model": "TriLM-99M", "context": 40, "batch": 2, "shared": 24}, "whole chunks of 16"),
+    ({"model": "TriLM-99M", "context": 40, "batch": 2, "shared": 48}, "at most the --context less 2"),
 ])
 def test_what_cannot_be_measured_is_refused(arguments, words):
     with pytest.raises(bench.BenchError, match=words):

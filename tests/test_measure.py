@@ -81,6 +81,12 @@ def test_a_token_each_of_several_texts(session):
     assert found["tokens_per_s"] == 3 * 250e6 / found["cycles"]
 
 
+def test_texts_that_share_positions(session):
+    apart, shared = (measure.batch(session, 40, 3, positions) for positions in (0, 32))
+    assert shared["shared"] == 32 and shared["bytes"]["cache"] * 3 < apart["bytes"]["cache"] * 2
+    assert shared["cycles"] < 1.01 * apart["cycles"], "two heads have one cache: their lanes share it rather than the texts"
+
+
 def test_drafts_against_none(session):
     ids = prompt(7)
     session.reset()

@@ -31,6 +31,9 @@ def command(
     batch: Annotated[
         int | None, typer.Option("--batch", min=2, metavar="N", help="With --context: a token each of N texts, beside the token of one.")
     ] = None,
+    shared: Annotated[
+        int | None, typer.Option("--shared", min=16, metavar="N", help="With --batch: positions that the texts share, in chunks of 16.")
+    ] = None,
     drafts: Annotated[
         int | None, typer.Option("--drafts", min=1, metavar="N", help="Measure a text with up to N drafts against the same without.")
     ] = None,
@@ -59,7 +62,7 @@ def command(
     if html is not None:
         _check_writable(html)
     measured = report(unit=unit, synth=synth, model=model, board=board, tokens=tokens or (64 if drafts else 8), context=context,
-                      prefill=prefill, batch=batch, drafts=drafts, prompt=prompt, timing=timing, resume=resume, stored=stored,
+                      prefill=prefill, batch=batch, shared=shared, drafts=drafts, prompt=prompt, timing=timing, resume=resume, stored=stored,
                       settings=settings_of(settings), console=console)  # fmt: skip
     if html is not None:
         from tritloom.gen.generate import write_atomically
