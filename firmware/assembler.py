@@ -124,7 +124,8 @@ _VECTOR_DOC = {
                     "dot engine (1) or both (2)",
     VectorOp.RESID: "X += accumulators, `length` rows",
     VectorOp.QKV: "rotate and quantise queries, keys and values; `slot` is at position `a`; keys and values go to the cache at `b`",
-    VectorOp.GLU: "H = gated activation of `length` element pairs, from word `a` of V pairs on; those from word 0 on come first",
+    VectorOp.GLU: "H = gated activation of `length` element pairs, from word `a` of V pairs on, whose results stand from word `b` of V "
+                  "rows on; those from word 0 on come first",
 }
 _DOT_DOC = {
     DotOp.ATTEND: "attention of `count` tokens from `slot`, the first at `position`, over the cache at `kv_base`",

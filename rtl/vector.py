@@ -65,7 +65,7 @@ class VectorUnit(wiring.Component):
 
     PARAM loads a header of scales and `length` gains from the weight stream into one of four banks, one for
     each matrix of a layer; the others take theirs from `bank`. EMBED and ROPE read memory. GLU may take a part of the pairs, from word `a`
-    on; the part from 0 on comes first.
+    on, whose results stand from word `b` on; the part from 0 on comes first.
     NORMQ, RESID, QKV and GLU run over slots `slot` to `slot + count - 1`, `length` elements each (RESID and
     NORMQ of the residual: the whole of it). All compute what `firmware.integer` says.
 
@@ -411,6 +411,7 @@ class VectorUnit(wiring.Component):
         self.up_delay = lead - self._acc_parts - 2 * self._acc_parts * behind
         odd, up = Signal(), Signal(index_shape(self._h_words))
         pair = Signal(range(self._h_words + behind + 1))
+        gate_word, up_word = Signal(self._word), Signal(self._word)
         glu_first, glu_end = command.a[: len(up)], Signal.like(pair)
 
         # QKV: heads through the first and the second pass.
@@ -571,7 +572,7 @@ class VectorUnit(wiring.Component):
             with m.State("SLOT"):
                 rewind()
                 m.d.sync += [head1.eq(0), head2.eq(0), word1.eq(0), word2.eq(0), pair.eq(glu_first), odd.eq(0), up.eq(glu_first)]
-                m.d.sync += glu_end.eq(glu_first + self.words)
+                m.d.sync += [glu_end.eq(glu_first + self.words), gate_word.eq(command.b), up_word.eq(command.b + 1)]
                 with m.If(self._is(VectorOp.GLU)):
                     m.d.sync += place.eq(base + glu_first)
                 with m.Switch(command.op):
@@ -647,13 +648,13 @@ class VectorUnit(wiring.Component):
                 gating, upping = self.last_part & (pair < glu_end), self.last_part & (pair >= glu_first + behind)
                 m.d.comb += self.acc_read.en.eq(1)
                 with m.If(self.last_part):
-                    m.d.sync += [odd.eq(~odd), pair.eq(pair + odd)]
+                    m.d.sync += [odd.eq(~odd), pair.eq(pair + odd), gate_word.eq(gate_word + (odd << 1))]
                 with m.If(~odd):
-                    m.d.comb += [issue.valid.eq(gating), issue.kind.eq(Kind.GATE), self.acc_address.eq(pair << 1)]
+                    m.d.comb += [issue.valid.eq(gating), issue.kind.eq(Kind.GATE), self.acc_address.eq(gate_word)]
                 with m.Else():
-                    m.d.comb += [issue.valid.eq(upping), issue.kind.eq(Kind.UP), self.acc_address.eq(Cat(C(1, 1), up))]
+                    m.d.comb += [issue.valid.eq(upping), issue.kind.eq(Kind.UP), self.acc_address.eq(up_word)]
                     with m.If(issue.valid):
-                        m.d.sync += [up.eq(up + 1), place.eq(place + 1)]
+                        m.d.sync += [up.eq(up + 1), up_word.eq(up_word + 2), place.eq(place + 1)]
                         with m.If(up == glu_end - 1):
                             m.next = "GLU END"
             with m.State("GLU END"):
