@@ -16,6 +16,6 @@ BOARD = Board(
     # 144 block RAMs of 36 Kibit and 64 UltraRAMs of 288 Kibit.
     resources={"lut": 117_120, "ff": 234_240, "bram": 144 * 36, "uram": 64 * 288, "dsp": 1248},
     # A data read takes some 115 cycles from request to beat. The results of 16 lanes are 36 UltraRAMs wide, a bank; two parts spare one.
-    parameters={"lanes": 16, "groups": 2, "attention_lanes": 4, "block_rows": 4096, "result_parts": 2, "ultra_ram": True,
+    parameters={"lanes": 16, "groups": 2, "attention_lanes": 4, "block_rows": 1792, "result_parts": 2, "ultra_ram": True,
                 "read_fifo_beats": 256},
 )

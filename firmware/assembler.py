@@ -126,7 +126,8 @@ _VECTOR_DOC = {
     VectorOp.RESID: "X += accumulators, `length` rows",
     VectorOp.QKV: "rotate and quantise queries, keys and values (`dest` 0), queries only (1), keys and values only (2); `slot` is at "
                   "position `a`; keys and values go to the cache at `b`",
-    VectorOp.GLU: "H = gated activation of `length` element pairs, from word `a` of V pairs on; those from word 0 on come first",
+    VectorOp.GLU: "H = gated activation of `length` element pairs, from word `a` of V pairs on, whose results stand from word `b` of V "
+                  "rows on; those from word 0 on come first",
 }
 _FOLLOW_DOC = """With `follow` n, qkv,
 resid and glu take the results of the n-th matmul commanded before, and wait for them: qkv and resid word by word."""

@@ -30,6 +30,9 @@ LOGIT_BITS = 44
 PARAM_HEADER_BYTES = 32
 """Bytes of the parameter block's header, before padding to a memory beat."""
 
+RESULT_BLOCKS = 4
+"""Blocks of gate and up whose results are kept at once."""
+
 ACTIVATIONS = ("relu2", "silu")
 TABLE_FORMS = ("full27", "symmetric14", "addsub")
 PACKINGS = ("index5", "trit5")
@@ -264,6 +267,19 @@ class BuildConfig:
         """Rows of the blocks of a matrix of `rows` rows."""
         longest = self.longest_block
         return [min(longest, rows - start) for start in range(0, rows, longest)]
+
+    @property
+    def gate_up_blocks(self) -> list[int]:
+        """Rows of the pieces of gate and up, each of which can be activated while the next streams: its blocks, if they are whole words
+        of pairs, or all of it."""
+        rows = 2 * self.shape.ffn
+        return [rows] if self.longest_block % (2 * self.vector_lanes) else self.blocks(rows)
+
+    @property
+    def gate_up_ahead(self) -> int:
+        """Pieces of gate and up that stream for the first of two groups before the second group's o: one less than there are, if there
+        are several, and no more than hold their results at once."""
+        return max(1, min(len(self.gate_up_blocks) - 1, RESULT_BLOCKS))
 
     @property
     def group_rows(self) -> int:

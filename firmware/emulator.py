@@ -220,7 +220,7 @@ class Emulator:
                 self._segments.append([d.dest, address, d.value])
                 address += d.value * self.config.mem_bytes
             elif d.op == DescriptorOp.BACK:
-                address -= d.value * self.config.mem_bytes
+                address = (address - d.value * self.config.mem_bytes) & MASK32
             else:
                 loops += 1
                 if loops < d.value:
@@ -265,11 +265,10 @@ class Emulator:
         if steps * c.rows_per_cycle > c.longest_block + -c.longest_block % c.rows_per_cycle:
             raise EmulatorError(f"a block of {steps} steps is longer than the machine's {c.longest_block} rows")
         first = at * c.rows_per_cycle
-        group = slot - self._lane(slot)
-        for lane, s in enumerate(range(slot, slot + count)):
+        for s in range(slot, slot + count):
             if len(self._codes[s]) < inputs:
                 raise EmulatorError(f"slot {s} has {len(self._codes[s])} codes, the matrix {inputs} inputs")
-            self._accumulators[group + lane, first: first + len(matrix)] = integer.ternary_matmul(self._codes[s][:inputs], matrix)
+            self._accumulators[s, first: first + len(matrix)] = integer.ternary_matmul(self._codes[s][:inputs], matrix)
 
     def _vector(self, i: Instruction, a: int, b: int, slot: int, count: int) -> None:
         op = VectorOp(i.flags & 7)
@@ -297,7 +296,7 @@ class Emulator:
             elif op == VectorOp.QKV:
                 self._qkv(s, a + s - slot, b, parameters, bank, dest=i.flags >> 5 & 3)
             else:
-                self._gated(s, length, a * self.config.vector_lanes, parameters)
+                self._gated(s, length, a * self.config.vector_lanes, b * self.config.vector_lanes, parameters)
 
     def _lane(self, slot: int) -> int:
         """The lane of a slot: slots of a lane share its work vector and the dot engine's buffers."""
@@ -379,9 +378,9 @@ class Emulator:
                 self.memory[places] = codes[h * s.head_dim: (h + 1) * s.head_dim].astype(np.int8).view(np.uint8)
             self._emit("keys" if half == 0 else "values", slot, codes, bank)
 
-    def _gated(self, slot: int, length: int, first: int, parameters: _Parameters) -> None:
+    def _gated(self, slot: int, length: int, first: int, row: int, parameters: _Parameters) -> None:
         c = self.config
-        rows = self._accumulators[slot][2 * first: 2 * (first + length)].reshape(-1, 2, c.vector_lanes)
+        rows = self._accumulators[slot][row: row + 2 * length].reshape(-1, 2, c.vector_lanes)
         gate, up = rows[:, 0].reshape(-1), rows[:, 1].reshape(-1)
         s0, s1 = (uf_mul(self._code_scale[slot], w) for w in parameters.scales[:2])
         lane = self._lane(slot)

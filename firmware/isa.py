@@ -116,7 +116,7 @@ class Descriptor:
     """One 64-bit entry of the weight streamer's program: op[2:0] dest[4:3] target[15:8] value[63:32].
 
     BASE: value is the byte address; STREAM: value beats to `dest`; LOOP: back to `target`, value times in all; BACK: the next
-    STREAM begins value beats earlier.
+    STREAM begins value beats earlier (later, if negative).
     """
 
     op: DescriptorOp
@@ -125,7 +125,7 @@ class Descriptor:
     target: int = 0
 
     def encode(self) -> int:
-        return self.op | self.dest << 3 | self.target << 8 | self.value << 32
+        return self.op | self.dest << 3 | self.target << 8 | (self.value & 0xFFFFFFFF) << 32
 
     @classmethod
     def decode(cls, word: int) -> Descriptor:

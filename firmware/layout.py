@@ -10,8 +10,9 @@ region in consumption order:
 so a pass over the model is one sequential read. Parameters stand where they can be loaded before they are needed: those of o before kv,
 because with two groups the first one's attention ends while the second one's queries stream; those of the FFN before o, because nothing
 streams during attention. Parameter blocks and matrices are whole beats; a matrix of many rows is a row of blocks. A pass of two groups
-of tokens reads each matrix twice before the next. With a short-list the ternary head, in blocks of rows, takes the place of the head
-groups; the int8 table then has a region of its own.
+of tokens reads each matrix twice before the next, except that the first group takes some pieces of gate and up before the second takes o.
+Of the last layer, a prompt's pass reads qkv only; the pass with the prompt's last token reads the rest once, for that token. With a
+short-list the ternary head, in blocks of rows, takes the place of the head groups; the int8 table then has a region of its own.
 """
 
 from __future__ import annotations
@@ -76,10 +77,7 @@ def cache_rows(config: BuildConfig) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class Block:
-    """One piece of the weight stream: `beats` for `dest`. Parameters have `gains`; matrices `rows` and `inputs`.
-
-    Of two groups of tokens, each takes all matrices of a `turn` before the other does.
-    """
+    """One piece of the weight stream: `beats` for `dest`. Parameters have `gains`; matrices `rows` and `inputs`."""
 
     name: str
     dest: Destination
@@ -87,7 +85,6 @@ class Block:
     gains: int = 0
     rows: int = 0
     inputs: int = 0
-    turn: str = ""
 
 
 def stream_blocks(config: BuildConfig) -> tuple[list[Block], list[Block], list[Block]]:
@@ -97,13 +94,13 @@ def stream_blocks(config: BuildConfig) -> tuple[list[Block], list[Block], list[B
     def parameters(name: str, gains: int) -> Block:
         return Block(name, Destination.VECTOR, parameter_beats(config, gains), gains=gains)
 
-    def matrix(name: str, rows: int, inputs: int, turn: str = "") -> Block:
-        return Block(name, Destination.MATMUL, matrix_beats(config, rows, inputs), rows=rows, inputs=inputs, turn=turn or name)
+    def matrix(name: str, rows: int, inputs: int) -> Block:
+        return Block(name, Destination.MATMUL, matrix_beats(config, rows, inputs), rows=rows, inputs=inputs)
 
     layer = [
         parameters("o_parameters", s.q_size if s.sub_norms else 0),
-        matrix("kv", 2 * s.kv_size, s.hidden, "qkv"),
-        matrix("q", s.q_size, s.hidden, "qkv"),
+        matrix("kv", 2 * s.kv_size, s.hidden),
+        matrix("q", s.q_size, s.hidden),
         parameters("gate_up_parameters", s.hidden),
         parameters("down_parameters", s.ffn if s.sub_norms else 0),
         matrix("o", s.hidden, s.q_size),
@@ -135,8 +132,8 @@ class MemoryMap:
     """Regions by name (weights, rope, kv, with a short-list head, when not tied embedding), the descriptor program and its entries.
 
     `embedding_base`: first group of the embedding table (the head's when tied); `prologue_beats`, `layer_beats`,
-    `epilogue_beats`: lengths of the weight stream's parts; `matrix_beats`: a layer's without its parameters; `total_bytes`: end of
-    the last region.
+    `epilogue_beats`: lengths of the weight stream's parts; `matrix_beats`: a layer's without its parameters; `behind_qkv_beats`,
+    `behind_qkv_matrix_beats`: those of its part behind qkv; `total_bytes`: end of the last region.
     """
 
     mem_bytes: int
@@ -147,11 +144,14 @@ class MemoryMap:
     prologue_beats: int
     layer_beats: int
     matrix_beats: int
+    behind_qkv_beats: int
+    behind_qkv_matrix_beats: int
     epilogue_beats: int
     descriptors: tuple[Descriptor, ...]
     entry_layers: int
+    entry_prompt: int
     entry_token: int
-    entry_layers_twice: int
+    entry_prompt_twice: int
     entry_token_twice: int
     entry_head: int
 
@@ -186,9 +186,9 @@ class MemoryMap:
         return self.layers_beats + self.epilogue_beats
 
     def pass_beats(self, two_groups: bool, head: bool) -> int:
-        """Beats of the weight stream in a pass of one or of two groups of tokens."""
-        beats = self.layers_beats + (self.epilogue_beats if head else 0)
-        return beats + self.layers * self.matrix_beats if two_groups else beats
+        """Beats of the weight stream in a prompt's pass of one or of two groups of tokens; `head`: with the token after them."""
+        beats = self.token_beats if head else self.layers_beats - self.behind_qkv_beats
+        return beats + self.layers * self.matrix_beats - self.behind_qkv_matrix_beats if two_groups else beats
 
     def descriptor_words(self) -> list[int]:
         return [d.encode() for d in self.descriptors]
@@ -213,35 +213,60 @@ class MemoryMap:
         return cls.from_dict(json.loads(text))
 
 
-def _descriptors(base: int, head_base: int, blocks: tuple[list[Block], list[Block], list[Block]],
-                 layers: int) -> tuple[list[Descriptor], list[int]]:
-    """Descriptor program and its entries: layers only, a whole token, both with every matrix of a layer read twice, the head."""
+def _two_groups(config: BuildConfig, layer: list[Block]) -> list[Descriptor]:
+    """A layer, every matrix for one group after the other."""
+    ahead = matrix_beats(config, sum(config.gate_up_blocks[: config.gate_up_ahead]), config.shape.hidden)
     program: list[Descriptor] = []
-    prologue, layer, epilogue = blocks
-
-    def stream(blocks: list[Block], twice: bool = False) -> None:
-        for (dest, _), run in groupby(blocks, key=lambda block: (block.dest, twice and block.turn)):
-            beats = sum(block.beats for block in run)
+    for dest, run in groupby(layer, key=lambda block: block.dest):
+        blocks = list(run)
+        beats = sum(block.beats for block in blocks)
+        if dest != Destination.MATMUL:
             program.append(Descriptor(DescriptorOp.STREAM, beats, dest))
-            if twice and dest == Destination.MATMUL:
-                program.extend([Descriptor(DescriptorOp.BACK, beats), Descriptor(DescriptorOp.STREAM, beats, dest)])
+        elif [block.name for block in blocks] == ["o", "gate_up"]:
+            o, gate_up = (block.beats for block in blocks)
+            for back, taken in ((0, o + ahead), (o + ahead, o), (-ahead, gate_up - ahead), (gate_up, gate_up)):
+                program += [Descriptor(DescriptorOp.BACK, back), Descriptor(DescriptorOp.STREAM, taken, dest)]
+        else:
+            program += [Descriptor(DescriptorOp.STREAM, beats, dest), Descriptor(DescriptorOp.BACK, beats),
+                        Descriptor(DescriptorOp.STREAM, beats, dest)]
+    return [d for d in program if d.value]
 
+
+def _descriptors(config: BuildConfig, base: int, head_base: int,
+                 blocks: tuple[list[Block], list[Block], list[Block]]) -> tuple[list[Descriptor], list[int]]:
+    """Descriptor program and its entries: all layers; a prompt's pass without its last token; a whole token, or the prompt's last pass;
+    the latter two for two groups; the head."""
+    prologue, layer, epilogue = blocks
+    behind = _behind_qkv(layer)
+    before = [block for block in layer if block not in behind]
+
+    def once(blocks: list[Block]) -> list[Descriptor]:
+        return [Descriptor(DescriptorOp.STREAM, sum(block.beats for block in run), dest)
+                for dest, run in groupby(blocks, key=lambda block: block.dest)]
+
+    program: list[Descriptor] = []
     entries = []
-    for twice in (False, True):
-        for last in ([], epilogue):
-            entries.append(len(program))
-            program.append(Descriptor(DescriptorOp.BASE, base))
-            stream(prologue)
-            target = len(program)
-            stream(layer, twice)
-            program.append(Descriptor(DescriptorOp.LOOP, layers, target=target))
-            stream(last)
-            program.append(Descriptor(DescriptorOp.END))
+    layers = config.shape.layers
+    one, two, last = once(layer), _two_groups(config, layer), _two_groups(config, before)
+    for body, times, rest in (
+        (one, layers, []), (one, layers - 1, once(before)), (one, layers, once(epilogue)),
+        (two, layers - 1, last), (two, layers - 1, [*last, *once(behind), *once(epilogue)]),
+    ):
+        entries.append(len(program))
+        program += [Descriptor(DescriptorOp.BASE, base), *once(prologue)]
+        if times:
+            program += [*body, Descriptor(DescriptorOp.LOOP, times, target=len(program))]
+        program += [*rest, Descriptor(DescriptorOp.END)]
     entries.append(len(program))
-    program.append(Descriptor(DescriptorOp.BASE, head_base))
-    stream(epilogue)
-    program.append(Descriptor(DescriptorOp.END))
+    program += [Descriptor(DescriptorOp.BASE, head_base), *once(epilogue), Descriptor(DescriptorOp.END)]
+    if len(program) > DESCRIPTOR_LIMIT:
+        raise ConfigError(f"the weight stream takes {len(program)} descriptors, but there is room for {DESCRIPTOR_LIMIT}")
     return program, entries
+
+
+def _behind_qkv(layer: list[Block]) -> list[Block]:
+    """What of a layer follows the writing of keys and values."""
+    return layer[[block.name for block in layer].index("gate_up_parameters") :]
 
 
 def memory_map(config: BuildConfig, *, tied: bool = True) -> MemoryMap:
@@ -249,6 +274,7 @@ def memory_map(config: BuildConfig, *, tied: bool = True) -> MemoryMap:
     s = config.shape
     prologue, layer, epilogue = stream_blocks(config)
     prologue_beats, layer_beats, epilogue_beats = (sum(b.beats for b in part) for part in (prologue, layer, epilogue))
+    behind = _behind_qkv(layer)
     regions: dict[str, Region] = {}
 
     def place(name: str, length: int, loaded: bool = True) -> int:
@@ -267,7 +293,7 @@ def memory_map(config: BuildConfig, *, tied: bool = True) -> MemoryMap:
         raise ConfigError(f"the model needs {total} bytes, but the machine addresses {ADDRESS_LIMIT}: "
                           f"lower the context ({s.context}) or sequences ({config.sequences})")
     epilogue_base = weights + (prologue_beats + s.layers * layer_beats) * config.mem_bytes
-    program, entries = _descriptors(weights, epilogue_base, (prologue, layer, epilogue), s.layers)
+    program, entries = _descriptors(config, weights, epilogue_base, (prologue, layer, epilogue))
     return MemoryMap(
         mem_bytes=config.mem_bytes,
         layers=s.layers,
@@ -277,13 +303,16 @@ def memory_map(config: BuildConfig, *, tied: bool = True) -> MemoryMap:
         prologue_beats=prologue_beats,
         layer_beats=layer_beats,
         matrix_beats=sum(b.beats for b in layer if b.dest == Destination.MATMUL),
+        behind_qkv_beats=sum(b.beats for b in behind),
+        behind_qkv_matrix_beats=sum(b.beats for b in behind if b.dest == Destination.MATMUL),
         epilogue_beats=epilogue_beats,
         descriptors=tuple(program),
         entry_layers=entries[0],
-        entry_token=entries[1],
-        entry_layers_twice=entries[2],
-        entry_token_twice=entries[3],
-        entry_head=entries[4],
+        entry_prompt=entries[1],
+        entry_token=entries[2],
+        entry_prompt_twice=entries[3],
+        entry_token_twice=entries[4],
+        entry_head=entries[5],
     )
 
 

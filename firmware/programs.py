@@ -14,7 +14,7 @@ from __future__ import annotations
 from math import ceil
 
 from tritloom.firmware.assembler import assemble
-from tritloom.firmware.config import BuildConfig
+from tritloom.firmware.config import RESULT_BLOCKS, BuildConfig
 from tritloom.firmware.isa import SCRATCH_WORDS
 from tritloom.firmware.layout import MemoryMap, head_row_blocks
 
@@ -69,13 +69,13 @@ class _Layer:
         return f"vector.param bank={bank} length={gains}"
 
     def matrix(self, rows: int, inputs: int, slot: str, count: str, at: int = 0) -> str:
-        """Command all blocks of a matrix, whose results begin at step `at`. Uses r5."""
+        """Command all blocks of a matrix, whose results begin at step `at`. Uses r15."""
         lines = []
         for block in self.config.blocks(rows):
             steps = ceil(block / self.config.rows_per_cycle)
             if at:
-                lines.append(f"li r5, {at}")
-            lines.append(f"matmul inputs={inputs} steps={steps} slot={slot} count={count}" + (" at=r5" if at else ""))
+                lines.append(f"li r15, {at}")
+            lines.append(f"matmul inputs={inputs} steps={steps} slot={slot} count={count}" + (" at=r15" if at else ""))
             at += steps
         return "\n".join(lines)
 
@@ -94,8 +94,46 @@ class _Layer:
     def o(self, slot: str, count: str) -> str:
         return self.matrix(self.shape.hidden, self.shape.q_size, slot, count)
 
-    def gate_up(self, slot: str, count: str) -> str:
-        return self.matrix(2 * self.shape.ffn, self.shape.hidden, slot, count)
+    def gate_up(self, slot: str, count: str, pieces: range) -> str:
+        """Some pieces of the matrix (`BuildConfig.gate_up_blocks`); they take the places of those RESULT_BLOCKS before. Uses r15."""
+        rows = self.config.gate_up_blocks
+        at = [ceil(self._place(piece) / self.config.rows_per_cycle) for piece in pieces]
+        return "\n".join(self.matrix(rows[piece], self.shape.hidden, slot, count, first) for piece, first in zip(pieces, at, strict=True))
+
+    def _place(self, piece: int) -> int:
+        """The first row of the results of a piece of gate and up."""
+        return piece % RESULT_BLOCKS * self.config.gate_up_blocks[0]
+
+    def glu(self, slot: str, count: str, pieces: range, follow: int = 0) -> str:
+        """Activate some pieces. Uses r8, r12."""
+        pairs = 2 * self.config.vector_lanes
+        rows, text = self.config.gate_up_blocks, ""
+        while pieces:
+            # Pieces whose results lie one behind the other are activated together.
+            some = pieces[: RESULT_BLOCKS - pieces[0] % RESULT_BLOCKS]
+            text += f"""
+        li      r12, {sum(rows[: some[0]]) // pairs}
+        li      r8, {self._place(some[0]) // self.config.vector_lanes}
+        vector.glu      slot={slot} count={count} length={sum(rows[piece] for piece in some) // 2} a=r12 b=r8 bank=2 follow={follow}
+"""
+            pieces = pieces[len(some) :]
+        return text
+
+    @property
+    def rounds(self) -> list[tuple[range, range]]:
+        """Pieces of gate and up that are commanded together, and those that are activated meanwhile: at least so many that the results of
+        the next round have room, and two for each that streams, which takes no longer. At last those that remain."""
+        end = len(self.config.gate_up_blocks)
+        most = max(1, min(RESULT_BLOCKS, end) - 1), 1
+        rounds, streamed, activated = [], 0, 0
+        while streamed < end:
+            pieces = range(streamed, min(end, streamed + most[0]))
+            most = most[::-1]
+            room = min(end, pieces.stop + most[0]) - RESULT_BLOCKS
+            beside = range(activated, max(room, min(streamed, activated + 2 * len(pieces))))
+            rounds.append((pieces, beside))
+            streamed, activated = pieces.stop, beside.stop
+        return [*rounds, (range(0), range(activated, end))]
 
     def down(self, slot: str, count: str) -> str:
         return self.matrix(self.shape.hidden, self.shape.ffn, slot, count)
@@ -103,10 +141,10 @@ class _Layer:
     def codes(self, slot: str, count: str, bank: int = 0) -> str:
         return f"vector.normq slot={slot} count={count} length={self.shape.hidden} norm=1 bank={bank}"
 
-    def attention(self, slot: str, count: str, position: str, name: str, meanwhile: str = "", queries: str = "") -> str:
+    def attention(self, slot: str, count: str, position: str, name: str, meanwhile: str = "", early: str = "", queries: str = "") -> str:
         """Attention of tokens from `position` over the cache at r7, as many at a time as the dot engine has lanes: while it
-        attends for some, the vector unit works on those before and after, and at last does `meanwhile`. `queries`: operands of
-        vector.qkv. Labels begin with `name`; uses r2, r5, r8, r9, r10, r12, r15."""
+        attends for some, the vector unit works on those before and after, and at last does `meanwhile`; beside the first of them it does
+        `early`, which may use r15. `queries`: operands of vector.qkv. Labels begin with `name`; uses r2, r5, r8, r9, r10, r12, r15."""
         c, length = self.config, self.shape.q_size
         normalise = f"length={length} source=1 norm={self.sub} bank=1"
         if c.lanes <= c.dot_lanes:
@@ -114,6 +152,7 @@ class _Layer:
         vector.qkv      slot={slot} count={count} a={position} b=r7 {queries}
         wait            vector+writes
         dot.attend      slot={slot} count={count} position={position} kv_base=r7
+        {early}
         {meanwhile}
         wait            dot
         vector.normq    slot={slot} count={count} {normalise}"""
@@ -131,7 +170,10 @@ class _Layer:
         vector.qkv      slot=r9 count=r5 a=r12 b=r7 {queries}
         wait            vector+writes
         dot.attend      slot=r9 count=r5 position=r12 kv_base=r7     ; begins when the one before is done
-        beq     r9, r2, {name}_first
+        bne     r9, r2, {name}_later
+        {early}
+        jmp     {name}_first
+    {name}_later:
         sub     r15, r9, r10
         vector.normq    slot=r15 count=r10 {normalise}
     {name}_first:
@@ -152,32 +194,30 @@ class _Layer:
         vector.resid    slot={slot} count={count} length={self.shape.hidden} bank=1 follow={follow}
         {self.codes(slot, count, bank=2)}"""
 
-    def activate(self, slot: str, count: str, follow: int = 0) -> str:
-        return f"""
-        vector.glu      slot={slot} count={count} length={self.shape.ffn} bank=2 follow={follow}
-        {self.activated(slot, count)}"""
-
     def activated(self, slot: str, count: str) -> str:
         return f"vector.normq slot={slot} count={count} length={self.shape.ffn} source=1 norm={self.sub} bank=3"
 
-    def gate_up_and_activate(self, slot: str, count: str) -> str:
-        """The matrix and what follows; where its blocks are whole words of pairs, one is activated while the next streams. Uses r5, r12."""
-        c, s = self.config, self.shape
-        blocks = c.blocks(2 * s.ffn)
-        if blocks[0] % (2 * c.vector_lanes):
-            return f"""
-        {self.gate_up(slot, count)}
-        {self.activate(slot, count, follow=1)}"""
-        text, at, first = "", 0, 0
-        for rows in blocks:
-            steps = ceil(rows / c.rows_per_cycle)
+    def gate_up_and_activate(self, slot: str, count: str, beside: str = "") -> str:
+        """The matrix and what follows, but for `activate_rest`; pieces are activated while others stream. `beside` comes beside the
+        first. Uses r8, r12, r15."""
+        text = ""
+        for pieces, activated in self.rounds[:-1]:
             text += f"""
-        li      r5, {at}
-        matmul inputs={s.hidden} steps={steps} slot={slot} count={count} at=r5
-        li      r12, {first}
-        vector.glu      slot={slot} count={count} length={rows // 2} a=r12 bank=2 follow=1"""
-            first += rows // (2 * c.vector_lanes)
-            at += steps
+        {self.gate_up(slot, count, pieces)}
+        {beside}{self.glu(slot, count, activated)}
+        wait            matmul+vector"""
+            beside = ""
+        return text
+
+    def activate_rest(self, slot: str, count: str) -> str:
+        """Activate what `gate_up_and_activate` leaves. Uses r8, r12."""
+        return f"""{self.glu(slot, count, self.rounds[-1][1])}
+        {self.activated(slot, count)}"""
+
+    def gate_up_and_follow(self, slot: str, count: str) -> str:
+        """The matrix, piece by piece, and the activation, which follows it. Uses r8, r12, r15."""
+        pieces = (range(n, n + 1) for n in range(len(self.config.gate_up_blocks)))
+        text = "".join(f"\n{self.gate_up(slot, count, piece)}{self.glu(slot, count, piece, follow=1)}" for piece in pieces)
         return f"""{text}
         {self.activated(slot, count)}"""
 
@@ -185,18 +225,14 @@ class _Layer:
         return f"vector.resid slot={slot} count={count} length={self.shape.hidden} bank=3 follow={follow}"
 
 
-def layer_assembly(config: BuildConfig, write: str | None = None, attention: str | None = None) -> str:
-    """One layer for r4 tokens from slot 0. The vector unit follows the matrices: it takes keys and values while the queries stream.
+def layer_assembly(config: BuildConfig, write: str, attention: str, slot: str = "r0") -> str:
+    """One layer for r4 tokens from `slot`. The vector unit follows the matrices: it takes keys and values while the queries stream.
 
     `write`: keys and values into the cache; `attention`: from the results of the queries to the codes of o_proj, and the FFN's
-    parameters. Unless given, they are those of one sequence, whose first token is at position r1, with its cache at r7.
+    parameters.
     """
     p = _Layer(config)
-    group = ("r0", "r4")
-    if attention is None:
-        attention = p.attention(*group, "r1", "attention", p.ffn_parameters, "dest=1 follow=1")
-    if write is None:
-        write = f"vector.qkv slot=r0 count=r4 a=r1 b=r7 dest=2 follow={p.before_q}"
+    group = (slot, "r4")
     return f"""
         {p.codes(*group)}
         wait            vector
@@ -209,7 +245,7 @@ def layer_assembly(config: BuildConfig, write: str | None = None, attention: str
         {p.o(*group)}
         {p.gate(*group, follow=1)}
         wait            vector
-        {p.gate_up_and_activate(*group)}
+        {p.gate_up_and_follow(*group).strip()}
         wait            vector
         {p.parameters(0)}
         {p.down(*group)}
@@ -218,17 +254,37 @@ def layer_assembly(config: BuildConfig, write: str | None = None, attention: str
 
 
 def two_groups_assembly(config: BuildConfig) -> str:
-    """All layers for two groups of tokens: r4 from slot 0 at position r1, and r14 from the second group's first slot, behind them.
+    """All layers for two groups of tokens, the last one up to the writing of keys and values: r4 from slot 0 at position r1, and r14 from
+    the second group's first slot, behind them.
 
-    While one group's matrix streams, the vector unit and the dot engine work for the other. r13 tells whether a layer is behind the
-    second group, whose last addition is made up in the next layer.
+    While one group's matrix streams, the vector unit and the dot engine work for the other; beside the second group's attention, which
+    is longer than the first one's o, some of the first one's gate and up. r13 tells whether a layer is behind the second group, whose
+    last addition is made up in the next layer. Leaves the slot of the last token in r11.
     """
     p = _Layer(config)
     a, b = ("r0", "r4"), ("r11", "r14")
-    second = f"li r11, {config.group_slots}"
     done = "wait matmul+vector+dot"
+    ahead, end = config.gate_up_ahead, len(config.gate_up_blocks)
+    early = f"""
+        wait            matmul
+        {p.gate(*a)}
+        wait            vector
+        {p.gate_up(*a, range(ahead))}"""
+    # Beside the second group's o and what follows it: the first group's other pieces, and what of the others must have been activated.
+    text, activated, streamed = "", 0, ahead
+    beside = p.gate(*b)
+    while True:
+        some = range(streamed, min(end, streamed + max(1, RESULT_BLOCKS - 1)))
+        room = max(activated, some.stop - RESULT_BLOCKS)
+        text += f"""{p.glu(*a, range(activated, room))}
+        {done}
+        {p.gate_up(*a, some)}
+        {beside}"""
+        beside, activated, streamed = "", room, some.stop
+        if streamed == end:
+            break
     return f"""
-        {second}
+        li      r11, {config.group_slots}
         li      r13, 0
         {p.codes(*a)}
         wait            vector
@@ -240,42 +296,42 @@ def two_groups_assembly(config: BuildConfig) -> str:
         beq     r13, r0, twice_first
         {p.add(*b)}
     twice_first:
-        li      r13, 1
         {p.codes(*b)}
         {done}
         {p.kv(*b)}
         {p.q(*b)}
+        beq     r6, r0, twice_last
         {p.attention(*a, "r1", "attention_a")}
         {done}
         {p.ffn_parameters}
         {p.o(*a)}
         add     r13, r1, r4
-        {p.attention(*b, "r13", "attention_b")}
+        {p.attention(*b, "r13", "attention_b", early=early)}
         {done}
         {p.o(*b)}
-        {p.gate(*a)}
+        {text.strip()}
         {done}
-        {p.gate_up(*a)}
-        {p.gate(*b)}
-        {done}
-        {p.gate_up(*b)}
-        {p.activate(*a)}
-        {done}
+        {p.gate_up_and_activate(*b, p.glu(*a, range(activated, end)) + p.activated(*a)).strip()}
         {p.parameters(0)}
         {p.down(*a)}
-        {p.activate(*b)}
+        {p.activate_rest(*b).strip()}
         {done}
         {p.down(*b)}
         {p.add(*a)}
-        beq     r6, r0, twice_last
         {p.codes(*a)}
-    twice_last:
         {done}
         li      r13, 1
         li      r9, {config.kv_layer_bytes}
         add     r7, r7, r9
-        bne     r6, r0, twice
-        {p.add(*b)}
+        jmp     twice
+    twice_last:
+        vector.qkv      slot=r0 count=r4 a=r1 b=r7
+        {done}
+        add     r1, r1, r4
+        vector.qkv      slot=r11 count=r14 a=r1 b=r7
+        add     r1, r1, r14
+        add     r11, r11, r14
+        addi    r11, r11, -1
     """
 
 
@@ -294,7 +350,7 @@ def _count_assembly(config: BuildConfig, layout: MemoryMap) -> str:
         stream  {layout.entry_token}
         jmp     embed
     layers_only:
-        stream  {layout.entry_layers}"""
+        stream  {layout.entry_prompt}"""
     return f"""
         addi    r4, r2, 0
         li      r14, 0
@@ -311,14 +367,22 @@ def _count_assembly(config: BuildConfig, layout: MemoryMap) -> str:
         stream  {layout.entry_token_twice}
         jmp     embed
     two_groups_only:
-        stream  {layout.entry_layers_twice}
+        stream  {layout.entry_prompt_twice}
         jmp     embed
     one_group:
         beq     r3, r0, layers_only
         stream  {layout.entry_token}
         jmp     embed
     layers_only:
-        stream  {layout.entry_layers}"""
+        stream  {layout.entry_prompt}"""
+
+
+def _embed_token(layout: MemoryMap, slot: str, position: str) -> str:
+    """Token r8 becomes the slot's residual stream, with the rotary row of its position. Uses r12."""
+    return f"""li      r12, {layout.embedding_base}
+        vector.embed slot={slot} a=r8 b=r12 bank=3
+        li      r12, {layout.rope_base}
+        vector.rope slot={slot} a={position} b=r12"""
 
 
 def _embed_assembly(config: BuildConfig, layout: MemoryMap) -> str:
@@ -337,18 +401,15 @@ def _embed_assembly(config: BuildConfig, layout: MemoryMap) -> str:
         li      r10, 1
     next_slot:
         in      r8
-        li      r12, {layout.embedding_base}
-        vector.embed slot=r5 a=r8 b=r12 bank=3
-        li      r12, {layout.rope_base}
-        vector.rope slot=r5 a=r9 b=r12
+        {_embed_token(layout, "r5", "r9")}
         addi    r9, r9, 1
         addi    r5, r5, 1
         bne     r5, r15, next_slot{second}"""
 
 
-def head_assembly(config: BuildConfig, layout: MemoryMap, slot: str, count: str, group: str, samples: str) -> str:
-    """From the residual stream of `count` tokens from `slot` (registers) to the logits that the sampler takes; `group`: first slot
-    of the token's group; `samples`: commands for the sampler. A short-list takes one token; its blocks of rows lie in one half of
+def head_assembly(config: BuildConfig, layout: MemoryMap, slot: str, count: str, samples: str) -> str:
+    """From the residual stream of `count` tokens from `slot` (registers) to the logits that the sampler takes; `samples`: commands
+    for the sampler. A short-list takes one token; its blocks of rows lie in one half of
     the results and the other in turn, and one is scanned while the next streams. Uses r5, r10, r12, r15."""
     s = config.shape
     text = f"""
@@ -365,7 +426,7 @@ def head_assembly(config: BuildConfig, layout: MemoryMap, slot: str, count: str,
         return f"matmul inputs={s.hidden} steps={ceil(rows / config.rows_per_cycle)} slot={slot} count={count} at=r15"
 
     def scan(rows: int, first: int = 0) -> str:
-        return f"scan slot={group} rows={rows} first={first} at=r10"
+        return f"scan slot={slot} rows={rows} first={first} at=r10"
 
     # r10: the half that is complete, r15: the half that streams.
     swap = """
@@ -414,25 +475,29 @@ def _begin_assembly(config: BuildConfig) -> str:
 
 
 def generation_assembly(config: BuildConfig, layout: MemoryMap) -> str:
-    """Assembly text of the generation program."""
-    s = config.shape
+    """Assembly text of the generation program. Of the last layer, only a prompt's last token takes more than keys and values."""
+    s, p = config.shape, _Layer(config)
     begin = _begin_assembly(config)
     sample = f"""
         arg     r12, {ARG_SEED}
         add     r12, r12, r1
         arg     r13, {ARG_TEMPERATURE}
         arg     r14, {ARG_LIMITS}
-        sample  slot=r9 noise=r12 temperature=r13 limits=r14"""
+        sample  slot=r11 noise=r12 temperature=r13 limits=r14"""
     two_groups = "" if config.groups == 1 else f"""
-        beq     r14, r0, layer
+        beq     r14, r0, one_group_layers
         {two_groups_assembly(config).strip()}
-        li      r9, {config.group_slots - 1}
-        add     r9, r9, r14                             ; slot of the last token
-        add     r1, r1, r14
-        jmp     pass_done"""
+        jmp     pass_done
+    one_group_layers:"""
+    attention = f"""
+        li      r9, 1
+        beq     r6, r9, last_layer
+        {p.attention("r11", "r4", "r1", "attention", p.ffn_parameters, queries="dest=1 follow=1").strip()}
+    attended:"""
+    write = f"vector.qkv slot=r11 count=r4 a=r1 b=r7 dest=2 follow={p.before_q}"
     return f"""
     ; r1 position  r2 prompt tokens left  r3 tokens to generate  r4 tokens of the first group in this pass  r14 of the second
-    ; r6 layers left  r7 cache of the layer  r8 token  r5, r9, r10, r11, r12, r13, r15 scratch
+    ; r6 layers left  r7 cache of the layer  r8 token  r11 first slot  r5, r9, r10, r12, r13, r15 scratch
     generation:
         arg     r1, {ARG_POSITION}
         arg     r2, {ARG_PROMPT}
@@ -446,16 +511,19 @@ def generation_assembly(config: BuildConfig, layout: MemoryMap) -> str:
     layers:
         li      r6, {s.layers}
         li      r7, {layout.kv_base}{two_groups}
+        li      r11, 0
     layer:
-        {layer_assembly(config).strip()}
+        {layer_assembly(config, write, attention, "r11").strip()}
         li      r9, {config.kv_layer_bytes}
         add     r7, r7, r9
         addi    r6, r6, -1
         bne     r6, r0, layer
-        addi    r9, r4, -1                              ; slot of the last token
-        li      r11, 0                                  ; and the first of its group
-    pass_done:
+        jmp     head
+    last_layer:
         add     r1, r1, r4
+        addi    r11, r4, -1                             ; slot of the last token
+        vector.qkv slot=r11 count=r9 dest=1 follow=1
+    pass_done:
         arg     r2, {ARG_POSITION}
         arg     r12, {ARG_PROMPT}
         add     r12, r12, r2                            ; position after the prompt
@@ -463,7 +531,16 @@ def generation_assembly(config: BuildConfig, layout: MemoryMap) -> str:
         blt     r1, r12, prefill
         beq     r3, r0, done
         li      r4, 1
-        {head_assembly(config, layout, "r9", "r4", "r11", sample).strip()}
+        li      r6, 1
+        addi    r13, r1, -1
+        wait    vector+writes
+        dot.attend slot=r11 count=r4 position=r13 kv_base=r7
+        {p.ffn_parameters}
+        wait    dot
+        vector.normq slot=r11 count=r4 length={s.q_size} source=1 norm={p.sub} bank=1
+        jmp     attended
+    head:
+        {head_assembly(config, layout, "r11", "r4", sample).strip()}
         addi    r3, r3, -1
         beq     r3, r0, last
         stream  {layout.entry_token}                    ; the next token's weights, ahead of its choice
@@ -473,10 +550,7 @@ def generation_assembly(config: BuildConfig, layout: MemoryMap) -> str:
         arg     r10, {ARG_STOP}
         beq     r8, r10, stopped
         li      r14, 0
-        li      r12, {layout.embedding_base}
-        vector.embed slot=r0 a=r8 b=r12 bank=3
-        li      r12, {layout.rope_base}
-        vector.rope slot=r0 a=r1 b=r12
+        {_embed_token(layout, "r0", "r1")}
         jmp     layers
     last:
         token   r8
@@ -601,10 +675,7 @@ def passes_assembly(config: BuildConfig, layout: MemoryMap) -> str:
         addi    r3, r3, {SLOT_WORDS}
         addi    r13, r13, 1
         in      r8
-        li      r12, {layout.embedding_base}
-        vector.embed slot=r5 a=r8 b=r12 bank=3
-        li      r12, {layout.rope_base}
-        vector.rope slot=r5 a=r1 b=r12
+        {_embed_token(layout, "r5", "r1")}
         addi    r1, r1, 1
         addi    r5, r5, 1
         bne     r5, r6, slot

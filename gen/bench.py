@@ -565,9 +565,9 @@ def routed(report: str | Path, command: str = "tritloom build") -> list[Row]:
 
 
 def report(*, unit: str | None = None, synth: bool = False, model: str | Path | None = None, board: str = "sim", tokens: int = 8,
-           context: int | None = None, prefill: int | None = None, batch: int | None = None, shared: int | None = None, drafts: int | None = None,
-           prompt: str | None = None, timing: str | None = None, resume: bool = False,
-           stored: bool = False, settings: dict[str, Any] | None = None, console: Console | None = None) -> Report:
+           context: int | None = None, prefill: int | None = None, batch: int | None = None, shared: int | None = None,
+           drafts: int | None = None, prompt: str | None = None, timing: str | None = None, resume: bool = False, stored: bool = False,
+           settings: dict[str, Any] | None = None, console: Console | None = None) -> Report:
     """What `tritloom bench` shows: a unit's synthesis, a model's decode on the simulated RTL, or stored results."""
     from tritloom.host.console import Console
 
@@ -592,11 +592,11 @@ def report(*, unit: str | None = None, synth: bool = False, model: str | Path | 
     if batch is not None and context is None:
         raise BenchError("--batch measures a token each of several texts at a depth: give --context N too")
     if shared and (batch is None or context is None or shared % CHUNK or shared > context - 2):
-        raise BenchError(f"--shared {shared} is what the texts of --batch have in common before the token that is measured: whole chunks of "
-                         f"{CHUNK} positions, at most the --context less 2")
+        raise BenchError(f"--shared {shared} is what the texts of --batch have in common before the token that is measured: whole chunks "
+                         f"of {CHUNK} positions, at most the --context less 2")
     if context is not None or prefill is not None:
-        return whole_tokens(model, board, context=context, prefill=prefill, batch=batch, shared=shared or 0, settings=settings, timing=timing,
-                            resume=resume, console=console)
+        return whole_tokens(model, board, context=context, prefill=prefill, batch=batch, shared=shared or 0, settings=settings,
+                            timing=timing, resume=resume, console=console)
     if resume:
         raise BenchError("--resume takes up a stored measurement of whole tokens: give --context N or --prefill N")
     if not Path(model).exists():

@@ -55,7 +55,7 @@ class FitResult:
 
 
 def cycles_per_pass(config: BuildConfig, context: int, tokens: int, head: bool) -> dict[str, float]:
-    """Projected cycles per unit of one pass of `tokens` tokens, the last at position context-1."""
+    """Projected cycles per unit of one pass of `tokens` tokens, the last at position context-1; `head`: with the token after them."""
     c, s = config, config.shape
     build = {"symmetric14": BUILD_CYCLES, "full27": 2 * BUILD_CYCLES, "addsub": 0}[c.table_form]
 
@@ -95,13 +95,25 @@ def cycles_per_pass(config: BuildConfig, context: int, tokens: int, head: bool) 
                       count * (resid + norm[s.hidden])))
     streams = [[matmul(*matrix, count) for matrix in matrices] for count in groups]
     if len(groups) == 1:
-        result = {"matmul": s.layers * sum(streams[0]), "vector": s.layers * (sum(after[0]) - attention + sum(parameters)),
-                  "attention": s.layers * attention}
+        layer = {"matmul": sum(streams[0]), "vector": sum(after[0]) - attention + sum(parameters), "attention": attention}
     else:
-        waits = 0.0
-        for i in range(4):  # one group's matrix beside the other's work before and after it
-            waits += max(0, after[1][i - 1] - streams[0][i]) + max(0, after[0][i] - streams[1][i])
-        result = {"matmul": s.layers * sum(map(sum, streams)), "vector": s.layers * (waits + sum(parameters)), "attention": 0.0}
+        # One group's matrices beside the other's work before and after them; nothing is beside the first group's work before gate and up.
+        (attend_a, gate_a, activate_a, add_a), (attend_b, gate_b, activate_b, add_b) = after
+        (_, o_a, gate_up_a, down_a), (qkv_b, _, gate_up_b, down_b) = streams
+        pieces = len(c.gate_up_blocks)
+        ahead, rest = gate_up_a * c.gate_up_ahead / pieces, activate_b / min(pieces, 2)
+        waits = sum(max(0, work - stream) for work, stream in (
+            (add_b, streams[0][0]), (attend_a, qkv_b), (attend_b, o_a + ahead), (gate_b, gate_up_a - ahead), (activate_a, gate_up_b),
+            (rest, down_a), (add_a, down_b)))
+        layer = {"matmul": sum(map(sum, streams)), "vector": gate_a + waits + sum(parameters), "attention": 0.0}
+    # Of the last layer, tokens leave keys and values; only the last one takes the rest.
+    result = {unit: (s.layers - 1) * cycles for unit, cycles in layer.items()}
+    result["matmul"] += sum(stream[0] for stream in streams)
+    result["vector"] += tokens * qkv
+    if head:
+        result["matmul"] += sum(matmul(*matrix, 1) for matrix in matrices[1:])
+        result["vector"] += sum(parameters) + 2 * (resid + norm[s.hidden]) + norm[s.q_size] + parts * 2 * s.ffn / v + 20 + norm[s.ffn]
+        result["attention"] += attend(1)
     if head and not c.shortlist:
         result["head"] = ceil(s.vocab / c.group_rows) * c.head_group_bytes / c.attention_macs
     elif head:
@@ -235,7 +247,7 @@ def fit(spec: ModelSpec, board: Board | str, **overrides: Any) -> FitResult:
             except ConfigError as problem:
                 error = problem
                 continue
-            found.append((cycles_per_pass(config, 1, 1, head=False)["matmul"], config, layout))
+            found.append((cycles_per_pass(config, 1, 1, head=True)["matmul"], config, layout))
         if not found:
             raise error or ConfigError(f"no engine shape fits {mem} bytes per cycle")
         fewest = min(cycles for cycles, _, _ in found)

@@ -36,7 +36,7 @@ MAX_BURST = 64
 
 DESCRIPTOR = data.StructLayout({"op": 3, "dest": 2, "reserved0": 3, "target": 8, "reserved1": 16, "count": 32})
 """END: stop. BASE: the running address becomes `count` (bytes). STREAM: send `count` beats to `dest`. BACK: the running
-address goes back by `count` beats.
+address goes back by `count` beats, modulo all.
 LOOP: the entries from `target` up to this one run `count` times in all; loops do not nest."""
 
 

@@ -118,15 +118,16 @@ class TableControl(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         span = 3 * self._tables
-        left, lanes_less_one = Signal(self.cmd.payload.inputs.shape()), Signal(index_shape(self._lanes))
-        slot, lane, word = Signal.like(self.cmd.payload.slot), Signal.like(lanes_less_one), Signal(index_shape(self.words))
+        left, word = Signal(self.cmd.payload.inputs.shape()), Signal(index_shape(self.words))
+        first_slot, last_slot, slot = (Signal.like(self.cmd.payload.slot, name=name) for name in ("first_slot", "last_slot", "slot"))
+        lane = slot[: (self._lanes - 1).bit_length()]
         tile_word, turn = Signal.like(self.address), Signal.like(self.turn)
         loading, last_lane, last_word = Signal(), Signal(), Signal()
         free = Signal(2, init=1 if self._form == "addsub" else 2)
         claim, building, built = Signal(), Signal(), Signal()
         bases = Array(self._bases)
         m.d.sync += free.eq(free + self.release - claim)
-        m.d.comb += [last_lane.eq(lane == lanes_less_one), last_word.eq(word == self.words - 1)]
+        m.d.comb += [last_lane.eq(slot == last_slot), last_word.eq(word == self.words - 1)]
 
         def next_tile():
             m.d.comb += self.prepared.eq(1)
@@ -143,18 +144,18 @@ class TableControl(wiring.Component):
         with m.FSM():
             with m.State("IDLE"):
                 m.d.comb += self.cmd.ready.eq(1)
-                m.d.sync += [tile_word.eq(0), turn.eq(0), left.eq(self.cmd.payload.inputs), slot.eq(self.cmd.payload.slot),
-                             lanes_less_one.eq(self.cmd.payload.count - 1)]
+                m.d.sync += [tile_word.eq(0), turn.eq(0), left.eq(self.cmd.payload.inputs), first_slot.eq(self.cmd.payload.slot),
+                             last_slot.eq(self.cmd.payload.slot + self.cmd.payload.count - 1)]
                 with m.If(self.cmd.valid):
                     m.next = first
             with m.State("START"):
-                m.d.sync += [address.eq(bases[slot] + tile_word), lane.eq(0), word.eq(0)]
+                m.d.sync += [address.eq(bases[first_slot] + tile_word), slot.eq(first_slot), word.eq(0)]
                 m.next = "LOAD"
             with m.State("LOAD"):
                 m.d.comb += loading.eq(1)
                 m.d.sync += [address.eq(address + 1), word.eq(word + 1)]
                 with m.If(last_word):
-                    m.d.sync += [address.eq(bases[(slot + lane + 1)[: len(slot)]] + tile_word), word.eq(0), lane.eq(lane + 1)]
+                    m.d.sync += [address.eq(bases[(slot + 1)[: len(slot)]] + tile_word), word.eq(0), slot.eq(slot + 1)]
                     with m.If(last_lane):
                         if self._form == "addsub":
                             next_tile()
@@ -219,13 +220,12 @@ class TernaryMatmul(wiring.Component):
 
     A command takes ceil(inputs / (3*tables)) * steps words: for each tile of 3*tables inputs, `steps` words of
     `rows_per_cycle` rows (firmware/packing.py makes them). Its rows are a block of a matrix: they become the results of
-    rows from `at` on of `count` slots from `slot`, one in each lane. A slot's result is the sum over the inputs of
+    rows from `at` on of `count` slots from `slot`. A slot's result is the sum over the inputs of
     trit[row] * code[slot], and stays until it is written again; partial sums are kept apart, so that results may be read and
     the activations of other slots written while a command runs. Padding rows and inputs must have zero trits; codes
     beyond `inputs` may be anything.
 
-    Slots are lanes of `groups` groups: slot = group * 2**ceil(log2(lanes)) + lane. A command's slots are one group's,
-    from lane 0.
+    Slots are lanes of `groups` groups: slot = group * 2**ceil(log2(lanes)) + lane. A command's slots are one group's.
 
     Latency: `latency` cycles from a word to its results; `start_latency(count)` from a command to the first
     word taken; `acc_read_latency` from the last part of `acc_read.addr` to `acc_read.data`.

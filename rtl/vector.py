@@ -66,7 +66,7 @@ class VectorUnit(wiring.Component):
 
     PARAM loads a header of scales and `length` gains from the weight stream into one of four banks, one for
     each matrix of a layer; the others take theirs from `bank`. EMBED and ROPE read memory. GLU may take a part of the pairs, from word `a`
-    on; the part from 0 on comes first. QKV may take the queries only, or the keys and values.
+    on, whose results stand from word `b` on; the part from 0 on comes first. QKV may take the queries only, or the keys and values.
     NORMQ, RESID, QKV and GLU run over slots `slot` to `slot + count - 1`, `length` elements each (RESID and
     NORMQ of the residual: the whole of it). All compute what `firmware.integer` says.
 
@@ -422,6 +422,7 @@ class VectorUnit(wiring.Component):
         self.up_delay = lead - self._acc_parts - 2 * self._acc_parts * behind
         odd, up = Signal(), Signal(index_shape(self._h_words))
         pair = Signal(range(self._h_words + behind + 1))
+        gate_word, up_word = Signal(self._word), Signal(self._word)
         glu_first, glu_end = command.a[: len(up)], Signal.like(pair)
 
         # QKV: heads through the first and the second pass, up to `last_head`.
@@ -602,7 +603,7 @@ class VectorUnit(wiring.Component):
                 m.d.sync += [head.eq(Mux(others_only, self._heads, 0)) for head in (head1, head2)]
                 m.d.sync += [running.eq(Mux(others_only, q_words, 0)) for running in (word1, word2)]
                 m.d.sync += [pair.eq(glu_first), odd.eq(0), up.eq(glu_first)]
-                m.d.sync += glu_end.eq(glu_first + self.words)
+                m.d.sync += [glu_end.eq(glu_first + self.words), gate_word.eq(command.b), up_word.eq(command.b + 1)]
                 with m.If(self._is(VectorOp.GLU)):
                     m.d.sync += place.eq(base + glu_first)
                 with m.Switch(command.op):
@@ -679,13 +680,13 @@ class VectorUnit(wiring.Component):
                 gating, upping = complete & (pair < glu_end), complete & (pair >= glu_first + behind)
                 m.d.comb += reading.eq(1)
                 with m.If(complete):
-                    m.d.sync += [odd.eq(~odd), pair.eq(pair + odd)]
+                    m.d.sync += [odd.eq(~odd), pair.eq(pair + odd), gate_word.eq(gate_word + (odd << 1))]
                 with m.If(~odd):
-                    m.d.comb += [issue.valid.eq(gating), issue.kind.eq(Kind.GATE), self.acc_address.eq(pair << 1)]
+                    m.d.comb += [issue.valid.eq(gating), issue.kind.eq(Kind.GATE), self.acc_address.eq(gate_word)]
                 with m.Else():
-                    m.d.comb += [issue.valid.eq(upping), issue.kind.eq(Kind.UP), self.acc_address.eq(Cat(C(1, 1), up))]
+                    m.d.comb += [issue.valid.eq(upping), issue.kind.eq(Kind.UP), self.acc_address.eq(up_word)]
                     with m.If(issue.valid):
-                        m.d.sync += [up.eq(up + 1), place.eq(place + 1)]
+                        m.d.sync += [up.eq(up + 1), up_word.eq(up_word + 2), place.eq(place + 1)]
                         with m.If(up == glu_end - 1):
                             m.next = "GLU END"
             with m.State("GLU END"):

@@ -244,7 +244,8 @@ def prefill(session: Session, tokens: int, *, expected: float = 0.0, progress: T
     most = config.groups * config.lanes
     ends = [min(start + most, tokens) for start in range(0, tokens, most)]
     passes = [end - start for start, end in zip([0, *ends], ends, strict=False)]
-    streamed = sum(layout.pass_beats(count > config.lanes, head=False) for count in passes) * config.mem_bytes
+    beats = sum(layout.pass_beats(count > config.lanes, head=end == tokens) for count, end in zip(passes, ends, strict=True))
+    streamed = (beats - layout.epilogue_beats) * config.mem_bytes
     reads = sum(cache_bytes(config, end) for end in ends)
     result["tokens_per_s"] = tokens * config.clock_hz / cycles
     result["first_token_s"] = cycles / config.clock_hz

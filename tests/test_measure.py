@@ -67,7 +67,7 @@ def test_prefill_is_what_a_session_says(session):
     usual = session.stats().prefill_cycles
     found = measure.prefill(session, 7)
     assert found["cycles"] == pytest.approx(usual, rel=0.02) and found["tokens_per_s"] == 7 * 250e6 / found["cycles"]
-    expected = 2 * session.image.map.layers_beats + session.image.map.token_beats  # three lanes, seven tokens
+    expected = 2 * session.image.map.pass_beats(False, head=False) + session.image.map.token_beats  # three lanes, seven tokens
     assert found["beats"]["weights"] == expected
 
 

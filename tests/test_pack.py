@@ -41,10 +41,32 @@ def streamed(map: MemoryMap, memory, entry):
             out.append((d.dest, memory[address : address + size]))
             address += size
         elif d.op == DescriptorOp.BACK:
-            address -= d.value * map.mem_bytes
+            address = (address - d.value * map.mem_bytes) % (1 << 32)
         elif d.op == DescriptorOp.LOOP:
             loops += 1
             index = d.target if loops < d.value else index
+
+
+def in_two_groups(config, layers, blocks, pieces):
+    """The stream of the pass of two groups that ends a prompt."""
+    ahead = sum(-(-rows // config.rows_per_cycle) for rows in config.gate_up_blocks[: config.gate_up_ahead])
+    ahead *= -(-config.shape.hidden // (3 * config.tables)) * config.mem_bytes
+    out = []
+    for number, ((layer, block), data) in enumerate(zip(blocks, pieces, strict=True)):
+        last = layer is layers[-1]
+        if block.dest != Destination.MATMUL or layer is None or (last and block.name not in ("kv", "q")):
+            out.append(data)
+        elif block.name == "kv":
+            out += 2 * [data, pieces[number + 1]]
+        elif block.name == "q":
+            continue
+        elif block.name == "o":
+            out += [data, pieces[number + 1][:ahead], data]
+        elif block.name == "gate_up":
+            out += [data[ahead:], data]
+        else:
+            out += [data, data]
+    return b"".join(out)
 
 
 def read_parameters(data, length, mem_bytes):
@@ -72,13 +94,15 @@ def test_stream_holds_the_model(tmp_path, case):
     stream = streamed(packed.map, memory, packed.map.entry_token)
     assert [d for d, _ in groupby(d for d, _ in stream)] == [d for d, _ in groupby(b.dest for _, b in blocks)]
     assert len(streamed(packed.map, memory, packed.map.entry_layers)) == len(stream) - 1
+    counts = {name: sum(len(data) for _, data in streamed(packed.map, memory, getattr(packed.map, f"entry_{name}"))) // config.mem_bytes
+              for name in ("prompt", "token", "prompt_twice", "token_twice")}
+    assert counts == {name: packed.map.pass_beats(name.endswith("twice"), name.startswith("token")) for name in counts}
     content = np.concatenate([data for _, data in stream])
     ends = np.cumsum([b.beats * config.mem_bytes for _, b in blocks])
     assert len(content) == ends[-1]
     pieces = np.split(content, ends[:-1])
     twice = b"".join(data.tobytes() for _, data in streamed(packed.map, memory, packed.map.entry_token_twice))
-    turns = groupby(zip(blocks, pieces, strict=True), key=lambda part: part[0][1].turn)
-    assert twice == b"".join((2 if turn else 1) * b"".join(data.tobytes() for _, data in parts) for turn, parts in turns)
+    assert twice == in_two_groups(config, model.layers, blocks, [piece.tobytes() for piece in pieces])
     for (layer, block), data in zip(blocks, pieces, strict=True):
         if block.dest == Destination.MATMUL:
             expected = {"kv": layer.qkv[s.q_size :], "q": layer.qkv[: s.q_size], "o": layer.o, "down": layer.down,

@@ -273,7 +273,7 @@ def test_the_emulator_claims_no_times(session):
     assert stats.cycles is stats.prefill_cycles is stats.memory_share is stats.decode_cycles_per_token is None
     passes = -(-len(PROMPT) // session.config.lanes)
     layout = session.image.map
-    assert stats.weight_beats == (passes - 1) * layout.layers_beats + 3 * layout.token_beats
+    assert stats.weight_beats == (passes - 1) * layout.pass_beats(False, head=False) + 3 * layout.token_beats
 
 
 def test_one_token_has_no_decode_time(image):

@@ -106,7 +106,7 @@ def test_groups_and_blocks(rows, vector_lanes, banks):
     """Results of one group and of other rows stay while others are computed; fewer slots than lanes; banks read in parts."""
     parameters = engine(tables=3, rows=rows, lanes=6, groups=2, vector_lanes=vector_lanes, result_banks=banks)
     jobs = [job(40, 60, lanes=6), job(24, 50, "random", lanes=5), job(88, 120, lanes=1), job(40, 60, lanes=6, seed=1)]
-    for j, (slot, at) in zip(jobs, ((0, 0), (8, 3), (8, 0), (0, 40 // rows)), strict=True):
+    for j, (slot, at) in zip(jobs, ((0, 0), (9, 3), (12, 0), (0, 40 // rows)), strict=True):
         j.slot, j.at = slot, at
     check(parameters, jobs)
 

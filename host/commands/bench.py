@@ -62,8 +62,8 @@ def command(
     if html is not None:
         _check_writable(html)
     measured = report(unit=unit, synth=synth, model=model, board=board, tokens=tokens or (64 if drafts else 8), context=context,
-                      prefill=prefill, batch=batch, shared=shared, drafts=drafts, prompt=prompt, timing=timing, resume=resume, stored=stored,
-                      settings=settings_of(settings), console=console)  # fmt: skip
+                      prefill=prefill, batch=batch, shared=shared, drafts=drafts, prompt=prompt, timing=timing, resume=resume,
+                      stored=stored, settings=settings_of(settings), console=console)  # fmt: skip
     if html is not None:
         from tritloom.gen.generate import write_atomically
         from tritloom.gen.page import page
