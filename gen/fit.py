@@ -73,13 +73,22 @@ def cycles_per_pass(config: BuildConfig, context: int, tokens: int, head: bool) 
     v, parts = c.vector_lanes, c.result_parts
     norm = {length: 2 * length / v + 60 for length in (s.hidden, s.q_size, s.ffn)}
     resid = parts * s.hidden / v + 15
-    qkv = (s.heads + 2 * s.kv_heads) * max(25, 2 * parts * s.head_dim / v + 10) + 50
+    head_cycles = max(25, 2 * parts * s.head_dim / v + 10)
+    queries, keys = s.heads * head_cycles + 50, 2 * s.kv_heads * head_cycles + 50
+    qkv = queries + keys
     chunks = ceil(context / CHUNK)
 
     def attend(count: int) -> float:
         """Of the tokens that the dot engine takes at once."""
         passes = s.kv_heads * (ceil(s.group / c.dot_lanes) if count == 1 else s.group)
-        return passes * (2 * context * s.head_dim / c.attention_macs + 25 * chunks + 40) + 200
+        return passes * (2 * context * s.head_dim / c.attention_macs + (2 * c.kv_scale_block_bytes / c.mem_bytes + 5) * chunks + 40) + 200
+
+    # One group follows its matrices: keys and values beside the queries' matrix, the first token's words beside the last tile,
+    # activation beside all blocks but the last.
+    one = len(groups) == 1
+    at_once = queries if one else qkv
+    beside = {rows: rows / c.rows_per_cycle if one else 0.0 for rows in (s.hidden, s.q_size)}
+    pairs = (c.gate_up_blocks[-1] if one else 2 * s.ffn) / v
 
     matrices = ((s.qkv_rows, s.hidden), (s.hidden, s.q_size), (2 * s.ffn, s.hidden), (s.hidden, s.ffn))
     sub = int(s.sub_norms)
@@ -88,11 +97,12 @@ def cycles_per_pass(config: BuildConfig, context: int, tokens: int, head: bool) 
     after, attention = [], 0.0
     for count in groups:
         turns = [min(c.dot_lanes, count - start) for start in range(0, count, c.dot_lanes)]
-        wait = sum(max(attend(turn), turn * (qkv + norm[s.q_size])) for turn in turns) + turns[0] * qkv
-        alone = count * (qkv + norm[s.q_size])
+        wait = sum(max(attend(turn), turn * (at_once + norm[s.q_size])) for turn in turns) + turns[0] * at_once
+        alone = count * (at_once + norm[s.q_size])
         attention = max(attention, wait - alone)
-        after.append((wait, count * (resid + norm[s.hidden]), count * (parts * 2 * s.ffn / v + 20 + norm[s.ffn]),
-                      count * (resid + norm[s.hidden])))
+        wait += max(0.0, count * keys - matmul(s.q_size, s.hidden, count)) if one else 0.0
+        add = count * (resid + norm[s.hidden]) - min(resid, beside[s.hidden])
+        after.append((wait - min(queries, beside[s.q_size]), add, count * (parts * pairs + 20 + norm[s.ffn]), add))
     streams = [[matmul(*matrix, count) for matrix in matrices] for count in groups]
     if len(groups) == 1:
         layer = {"matmul": sum(streams[0]), "vector": sum(after[0]) - attention + sum(parameters), "attention": attention}
@@ -105,7 +115,9 @@ def cycles_per_pass(config: BuildConfig, context: int, tokens: int, head: bool) 
         waits = sum(max(0, work - stream) for work, stream in (
             (add_b, streams[0][0]), (attend_a, qkv_b), (attend_b, o_a + ahead), (gate_b, gate_up_a - ahead), (activate_a, gate_up_b),
             (rest, down_a), (add_a, down_b)))
-        layer = {"matmul": sum(map(sum, streams)), "vector": gate_a + waits + sum(parameters), "attention": 0.0}
+        # Attention is beside the other group's matrices, but reads from the same memory.
+        reads = sum(ceil(count / c.dot_lanes) for count in groups) * s.kv_heads * chunks * 2 * c.kv_half_bytes / c.mem_bytes
+        layer = {"matmul": sum(map(sum, streams)), "vector": gate_a + waits + sum(parameters), "attention": reads}
     # Of the last layer, tokens leave keys and values; only the last one takes the rest.
     result = {unit: (s.layers - 1) * cycles for unit, cycles in layer.items()}
     result["matmul"] += sum(stream[0] for stream in streams)

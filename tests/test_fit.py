@@ -8,10 +8,12 @@ import pytest
 
 from tritloom.boards.board import Board, BoardError, load
 from tritloom.firmware.config import BuildConfig, ConfigError
+from tritloom.firmware.layout import memory_map
 from tritloom.gen import calibrate, cost
 from tritloom.gen.checkpoint import open_checkpoint
-from tritloom.gen.fit import WORTH, cycles_per_pass, fit, predict, relaxations
+from tritloom.gen.fit import WORTH, cycles_per_pass, fit, predict, prompt_cycles, relaxations
 from tritloom.gen.shapes import published
+from tritloom.sim import measure
 
 MODELS = Path(__file__).resolve().parent.parent / "models"
 SHIPPED = ("stories-260k", "stories-1m", "stories-4m", "stories-27m")
@@ -186,3 +188,23 @@ def test_every_family_has_costs():
         assert all(value > 0 for kind, value in cost.resources(config, family).items() if kind != "uram")
     with pytest.raises(ConfigError, match="no costs for family"):
         cost.resources(config, "max10")
+
+
+SIMULATED = {path.stem: entry for path, entry, _ in measure.stored() if entry["what"] in ("decode", "prefill")}
+
+
+@pytest.mark.parametrize("name", SIMULATED)
+def test_projected_cycles_are_near_the_simulated_ones(name):
+    """Within 10 % of every stored simulation of whole tokens and prompts."""
+    entry = SIMULATED[name]
+    config, board = BuildConfig.from_dict(entry["configuration"]), load(entry["board"])
+    layout = memory_map(config)
+    if entry["what"] == "decode":
+        projected = predict(config, layout, board, entry["count"])[0]["decode_cycles_per_token"]
+    else:
+        projected = prompt_cycles(config, layout, board, entry["count"])
+    assert projected == pytest.approx(entry["measured"]["cycles"], rel=0.1)
+
+
+def test_there_are_simulations_to_compare_with():
+    assert {entry["what"] for entry in SIMULATED.values()} == {"decode", "prefill"} and len(SIMULATED) >= 6
