@@ -47,6 +47,8 @@ from tritloom.host.image import Image
 MASK32 = 0xFFFFFFFF
 STEP_CYCLES = 1 << 16
 """Device cycles between two looks at the device: short enough for Ctrl-C."""
+PUSH_CYCLES = 1 << 10
+"""The same while it reads words: short, for it waits for the next ones as soon as it has them all."""
 PATIENCE = 64
 """A token may take so many times the cycles that its memory traffic alone needs."""
 PATIENCE_CYCLES = 2_000_000
@@ -198,14 +200,14 @@ class _Watch:
         self._session, self._what = session, what
         self._cycles, self._deadline = session.patience, time.monotonic() + session.timeout_s
 
-    def step(self) -> None:
+    def step(self, cycles: int = STEP_CYCLES) -> None:
         if self._cycles <= 0 or time.monotonic() > self._deadline:
             s = self._session
             limit = f"{s.patience} cycles" if self._cycles <= 0 else f"{s.timeout_s:g} s"
             raise DeviceTimeout(
                 f"the {s.backend.name} device did not come to {self._what} within {limit}; reset the session and try again", s.state()
             )
-        passed = self._session.backend.advance(min(STEP_CYCLES, self._cycles))
+        passed = self._session.backend.advance(min(cycles, self._cycles))
         self._cycles -= max(passed, 1)
 
 
@@ -614,7 +616,7 @@ class Session:
                 self._check_end(status)
                 raise DeviceFault("the program ended before its last token", self.state())
             else:
-                watch.step()
+                watch.step(PUSH_CYCLES)
 
     def pull(self, count: int) -> list[tuple[int, int]]:
         """The program's next `count` tokens and their cycle stamps."""

@@ -324,7 +324,7 @@ class VectorUnit(wiring.Component):
         self.kv = kv
 
         word, place = Signal(self._word), Signal(self._place)
-        reading, allowed, going = Signal(), Signal(), Signal()
+        reading, again, allowed, going = Signal(), Signal(), Signal(), Signal()
         base = Signal(self._place)
         x_base, rope_base = self._bases(self._x_words), self._bases(self._whole_beats(self._rope_words))
         h_base = Array([i * self._h_words for i in range(self._token_lanes)])
@@ -337,7 +337,7 @@ class VectorUnit(wiring.Component):
             self.acc_read.addr.eq(self.acc_address),
             self.acc_read.part.eq(self.part),
             self.acc_address.eq(word),
-            self.acc_read.en.eq(reading & going),
+            self.acc_read.en.eq(reading & (going | again)),
             # The parts of a word are read one after the other.
             going.eq(allowed | (self.part != 0)),
             self.last_part.eq(self.part == self._acc_parts - 1),
@@ -440,7 +440,8 @@ class VectorUnit(wiring.Component):
         def issue_head(head, running, second):
             # The first pass keeps the words if they come in parts, so that the second need not read them again.
             kept = bool(second) and self._acc_parts > 1
-            complete = C(1, 1) if kept else self.last_part & going
+            # What the first pass has read is there: the second must not wait, for its scale is not kept.
+            complete = C(1, 1) if kept else self.last_part & (going | second)
             m.d.comb += [
                 issue.valid.eq(complete),
                 issue.first.eq(head_word == 0),
@@ -448,6 +449,7 @@ class VectorUnit(wiring.Component):
                 issue.kind.eq(kind_of(head)),
                 issue.word.eq(running),
                 reading.eq(not kept),
+                again.eq(second),
                 self.acc_address.eq(running),
                 self.coefficient_address.eq(rope + head_word),
                 self.kept_place.eq(Cat(head_word, head[:KEPT_BITS])),

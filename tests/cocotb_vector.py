@@ -86,7 +86,7 @@ class Machine:
             if number == followed:
                 for word in range(first, end):
                     self.unwritten = dut.matrices__words.value = word + 1
-                    await streams.cycles(dut, 1 if rng.integers(8) else int(rng.integers(1, 20)))
+                    await streams.cycles(dut, 1 if rng.integers(8) else int(rng.choice([3, 20, 200])))
                 self.unwritten = None
             else:
                 dut.matrices__words.value = int(rng.integers(most + 1))

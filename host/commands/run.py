@@ -194,7 +194,8 @@ def together(
         shown = [written(text) for text in texts]
     wall = time.monotonic() - start
     stats = session.stats()
-    listed = [{"prompt": prompt, "text": text, "tokens": each.tokens} for prompt, text, each in zip(prompts, shown, texts, strict=True)]
+    listed = [{"prompt": prompt, "text": text, "tokens": each.tokens, "shared": each.shared}
+              for prompt, text, each in zip(prompts, shown, texts, strict=True)]
     data = {"texts": listed, **summary(session, stats, wall)}
     for n, (prompt, text) in enumerate(zip(prompts, shown, strict=True), 1):
         console.stream(f"[{n}] {prompt}{text}\n")
