@@ -106,6 +106,9 @@ class Instruction:
 BANK_SHIFT = 16
 """Where a vector command's bank of parameters stands in imm; `follow` stands behind it."""
 
+MOST_FOLLOWED = 7
+"""Greatest `follow`: no more matrices can be under way."""
+
 
 def vector_flags(op: VectorOp, source: int = 0, norm: int = 0, dest: int = 0) -> int:
     return op | source << 3 | norm << 4 | dest << 5
@@ -129,7 +132,9 @@ class Descriptor:
 
     @classmethod
     def decode(cls, word: int) -> Descriptor:
-        return cls(DescriptorOp(word & 7), word >> 32, Destination(word >> 3 & 3), word >> 8 & 0xFF)
+        op, value = DescriptorOp(word & 7), word >> 32
+        back = op == DescriptorOp.BACK and value >> 31
+        return cls(op, value - (1 << 32) if back else value, Destination(word >> 3 & 3), word >> 8 & 0xFF)
 
 
 class TraceUnit(IntEnum):

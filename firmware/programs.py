@@ -15,7 +15,7 @@ from math import ceil
 
 from tritloom.firmware.assembler import assemble
 from tritloom.firmware.config import RESULT_BLOCKS, BuildConfig
-from tritloom.firmware.isa import SCRATCH_WORDS
+from tritloom.firmware.isa import MOST_FOLLOWED, SCRATCH_WORDS
 from tritloom.firmware.layout import MemoryMap, head_row_blocks
 
 NO_STOP_TOKEN = 0xFFFFFFFF
@@ -89,7 +89,7 @@ class _Layer:
     @property
     def before_q(self) -> int:
         """`follow` of the keys and values when those of the queries are commanded too."""
-        return 1 + len(self.config.blocks(self.shape.q_size))
+        return min(MOST_FOLLOWED, 1 + len(self.config.blocks(self.shape.q_size)))
 
     def o(self, slot: str, count: str) -> str:
         return self.matrix(self.shape.hidden, self.shape.q_size, slot, count)

@@ -43,7 +43,7 @@ def test_random_machines_are_of_every_kind():
     assert {c.shape.activation for c in cases} == {"relu2", "silu"} and {c.shape.sub_norms for c in cases} == {True, False}
     assert max(c.shape.vocab for c in cases) == 131_072
     assert {c.shape.heads == c.shape.kv_heads for c in cases} == {True, False}
-    assert {c.config.groups for c in cases} == {1, 2} and {c.config.sequences for c in cases} == {1, 3}
+    assert {c.config.groups for c in cases} == {1, 2} and {c.config.sequences for c in cases} == {1, 3, 4}
     assert any(c.config.shortlist for c in cases) and any(t["drafts"] for c in cases for t in c.texts)
 
 

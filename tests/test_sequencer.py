@@ -181,7 +181,7 @@ def test_commands(stall):
     p.vector(VectorOp.QKV, slot=11, count=12, a=13, b=14, length=0xBEEF, source=1, norm=0, dest=1)
     for register, value in ((11, 0x1A1), (12, 0x1B2), (13, 0x13131313), (14, 0xF4F4F4F4)):
         p.li(register, value)
-    p.vector(VectorOp.GLU, slot=11, count=12, a=13, b=14, length=0xBEEF, source=1, norm=0, dest=2, bank=2)
+    p.vector(VectorOp.GLU, slot=11, count=12, a=13, b=14, length=0xBEEF, source=1, norm=0, dest=2, bank=2, follow=5)
     p.matmul(inputs=0x1234, steps=0xFEDC, slot=11, count=12, at=14)
     p.scan(slot=12, rows=0xABCD, first=1, at=14)
     p.dot(DotOp.HEAD, slot=11, count=12, position=13, kv_base=14)
@@ -194,7 +194,7 @@ def test_commands(stall):
     result = harness.run(Sequencer(program_words=WORDS, lanes=3, short_list=True), "sequencer", __name__, testcase="commands",
                          parameters={"program": words, "stall": stall})
     assert result["got"] == {
-        "vector": {"op": 6, "source": 1, "norm": 0, "dest": 2, "slot": 0xA1, "count": 0xB2, "length": 0xBEEF, "bank": 2,
+        "vector": {"op": 6, "source": 1, "norm": 0, "dest": 2, "slot": 0xA1, "count": 0xB2, "length": 0xBEEF, "bank": 2, "follow": 5,
                    "a": 0x13131313, "b": 0xF4F4F4F4},
         "matmul": {"inputs": 0x1234, "steps": 0xFEDC, "slot": 0xA1, "count": 0xB2, "at": 0xF4F4},
         "scan": {"slot": 0xB2, "rows": 0xABCD, "first": 1, "at": 0xF4F4},
