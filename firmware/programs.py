@@ -53,8 +53,8 @@ def segment_words(cache: int, count: int, position: int, *, joins: bool, shared:
 class _Layer:
     """Pieces of a layer as assembly text, for `count` tokens from `slot` (both registers).
 
-    A layer is four matrices with vector work before each: `codes` (norm of the residual stream), `attention`, `gate`, `activate`,
-    each of which ends with the codes of the next matrix, and `add` after the last. Banks of parameters: 0 for the input
+    A layer is four matrices with vector work before each: `codes` (norm of the residual stream), `attention`, `gate`, `glu` and
+    `activated`, each of which ends with the codes of the next matrix, and `add` after the last. Banks of parameters: 0 for the input
     norm and the scales of q, k and v, 1 for o_proj, 2 for gate and up, 3 for down_proj.
     """
 

@@ -81,10 +81,12 @@ def cycles_per_pass(config: BuildConfig, context: int, tokens: int, head: bool) 
     def attend(count: int) -> float:
         """Of the tokens that the dot engine takes at once."""
         passes = s.kv_heads * (ceil(s.group / c.dot_lanes) if count == 1 else s.group)
-        return passes * (2 * context * s.head_dim / c.attention_macs + (2 * c.kv_scale_block_bytes / c.mem_bytes + 5) * chunks + 40) + 200
+        # A chunk: its rows, two blocks of scales, and the cycles between its three jobs.
+        chunk = 2 * c.kv_scale_block_bytes / c.mem_bytes + 5
+        return passes * (2 * context * s.head_dim / c.attention_macs + chunk * chunks + 40) + 200
 
-    # One group follows its matrices: keys and values beside the queries' matrix, the first token's words beside the last tile,
-    # activation beside all blocks but the last.
+    # The vector unit follows the matrices of one group: keys and values beside the queries' matrix, the first token's words beside the
+    # last tile, activation beside all blocks but the last.
     one = len(groups) == 1
     at_once = queries if one else qkv
     beside = {rows: rows / c.rows_per_cycle if one else 0.0 for rows in (s.hidden, s.q_size)}
@@ -104,7 +106,7 @@ def cycles_per_pass(config: BuildConfig, context: int, tokens: int, head: bool) 
         add = count * (resid + norm[s.hidden]) - min(resid, beside[s.hidden])
         after.append((wait - min(queries, beside[s.q_size]), add, count * (parts * pairs + 20 + norm[s.ffn]), add))
     streams = [[matmul(*matrix, count) for matrix in matrices] for count in groups]
-    if len(groups) == 1:
+    if one:
         layer = {"matmul": sum(streams[0]), "vector": sum(after[0]) - attention + sum(parameters), "attention": attention}
     else:
         # One group's matrices beside the other's work before and after them; nothing is beside the first group's work before gate and up.

@@ -26,7 +26,8 @@ from tritloom.firmware.layout import MemoryMap
 Bytes = NDArray[np.uint8]
 
 MAGIC = b"TRITLOOM"
-VERSION = 1
+VERSION = 2
+"""Of the file and of what is in it: the machine's instructions and the order of the weights count too."""
 HEADER = struct.Struct("<8sIIQII")
 """Magic, version, configuration digest, file size, record length, record CRC-32."""
 SECTION_ALIGN = 4096

@@ -260,8 +260,11 @@ def batch(session: Session, context: int, texts: int, shared: int = 0, *, expect
     """Measure the pass that gives `texts` texts, of which the first `shared` positions are the same, the token at position
     `context`-1, and one text's decode; the rest as in `decode`."""
     alone = decode(session, context, expected=expected)
+    config, layout = session.config, session.image.map
     if isinstance(session.backend, Watched):
-        session.backend.watch(2 * expected, progress)
+        heads, caches = ceil(texts / config.dot_lanes) - 1, (texts - 1) * cache_bytes(config, context)
+        again = heads * layout.epilogue_beats + caches // config.mem_bytes
+        session.backend.watch(2 * (alone["cycles"] + again), progress)
     with session.batch() as several:
         first_text = several.add([1], 3, position=context - 2)
         for _ in range(texts - 1):
@@ -277,7 +280,6 @@ def batch(session: Session, context: int, texts: int, shared: int = 0, *, expect
         last = _Mark.take(session)
         cycles = sum(session.stats().decode_cycles[texts - 1 : 2 * texts - 1])
     result = _between(first, last, cycles, session) | course
-    config, layout = session.config, session.image.map
     runs = ceil(texts / config.dot_lanes) if shared else 0  # the prefix is read once in each
     cache = texts * (cache_bytes(config, context) - cache_bytes(config, shared)) + runs * cache_bytes(config, shared)
     result |= {"texts": texts, "shared": shared, "tokens_per_s": texts * config.clock_hz / cycles, "alone_cycles": alone["cycles"],

@@ -32,6 +32,7 @@ async def multiplies(dut):
         await write_codes(dut, job["slot"], job["codes"], p["code_words"], p["vector_lanes"], garbage)
         command = streams.send(dut, "cmd", [command_of(job)])
         words = streams.send(dut, "weights_i", [int(beat, 16) for beat in job["beats"]], stall=job["stall"])
+        followed = await follow(dut, job, p) if p["follow"] else None
         accepted, taken = await command, await words
         while busy[-1]:
             await streams.cycles(dut)
@@ -39,7 +40,7 @@ async def multiplies(dut):
         assert all(busy[accepted[0] + 1 - first_cycle : idle - first_cycle]), "busy fell before the end"
         results.append({
             "accumulators": await read_slots(dut, job, p),
-            "first": taken[0] - accepted[0], "streaming": taken[-1] - taken[0] + 1, "last": idle - taken[-1],
+            "first": taken[0] - accepted[0], "streaming": taken[-1] - taken[0] + 1, "last": idle - taken[-1], "followed": followed,
         })
     streams.report(results=results)
 
@@ -67,17 +68,33 @@ async def drive_write(dut, valid, slot, address, data):
     await streams.cycles(dut)
 
 
+async def follow(dut, job, p):
+    """The whole words of V rows of the job's first slot, each read as soon as the engine says that it is there; how many were read
+    while others were to come."""
+    words, early = [], 0
+    rows = p["rows"]
+    first, end = (edge * rows // p["vector_lanes"] for edge in (job["at"], job["at"] + job["steps"]))
+    while not dut.busy.value:
+        await streams.cycles(dut)
+    for word in range(first, end):
+        while dut.progress__under_way.value == 1 and not (dut.progress__begun.value == 1 and int(dut.progress__words.value) > word):
+            await streams.cycles(dut)
+        early += dut.progress__under_way.value == 1
+        words += await read_rows(dut, job["slot"], 1, p["parts"], p["latency"], word)
+    return {"words": words, "early": early}
+
+
 async def read_slots(dut, job, p):
     return [await read_rows(dut, job["slot"] + n, p["acc_words"], p["parts"], p["latency"]) for n in range(len(job["codes"]))]
 
 
-async def read_rows(dut, slot, words, parts, latency):
-    """All words of a slot's results, a part per cycle."""
+async def read_rows(dut, slot, words, parts, latency, first=0):
+    """Some words of a slot's results, a part per cycle."""
     data = []
     dut.acc_read__slot.value = slot
     dut.acc_read__en.value = 1
     for i in range(words * parts + latency - 1):
-        dut.acc_read__addr.value = min(i // parts, words - 1)
+        dut.acc_read__addr.value = first + min(i // parts, words - 1)
         dut.acc_read__part.value = i % parts
         await streams.cycles(dut)
         done = i - latency + 1

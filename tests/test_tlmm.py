@@ -42,8 +42,10 @@ def extreme(rows, inputs, lanes=2):
     return Job(trits, np.where(np.arange(lanes)[:, None] % 2, -127, 127).repeat(inputs, 1))
 
 
-def check(parameters, jobs, queued=False):
-    """Run all jobs in one simulation, each after the one before or all at once; compare every result; return what was measured."""
+def check(parameters, jobs, queued=False, follow=False):
+    """Run all jobs in one simulation, each after the one before or all at once; compare every result; return what was measured.
+
+    `follow`: also read words of the first slot as soon as the engine says that they are there."""
     dut = TernaryMatmul(**parameters)
     v, q, span = parameters["vector_lanes"], parameters["rows_per_cycle"], 3 * parameters["tables"]
     described = []
@@ -53,7 +55,7 @@ def check(parameters, jobs, queued=False):
                           "slot": j.slot, "at": j.at, "beats": [beat[::-1].tobytes().hex() for beat in beats]})
     measured = harness.run(dut, "tlmm", "cocotb_tlmm", parameters={
         "jobs": described, "vector_lanes": v, "code_words": -(-MAX_INPUTS // v), "acc_words": -(-MAX_ROWS // v),
-        "latency": dut.acc_read_latency, "parts": dut.parts, "queued": queued})
+        "latency": dut.acc_read_latency, "parts": dut.parts, "queued": queued, "follow": follow, "rows": q})
     for number, (j, result) in enumerate(zip(jobs, measured["results"], strict=True)):
         got = np.array([[accumulator(int(word, 16), i) for word in lane for i in range(v)] for lane in result["accumulators"]])
         got = got[:, j.at * q :]
@@ -63,6 +65,10 @@ def check(parameters, jobs, queued=False):
                                 f"got {got[tuple(wrong[0])]}, expected {expected[tuple(wrong[0])]}")
         if queued:
             continue
+        if follow:
+            first, end = j.at * q // v, (j.at + -(-len(j.trits) // q)) * q // v
+            assert result["followed"]["words"] == result["accumulators"][0][first:end], f"job {number}: read too early"
+            assert result["followed"]["early"] > 0
         assert result["last"] == dut.latency
         assert j.stall != "none" or result["first"] == dut.start_latency(len(j.codes))
         tiles, steps = -(-j.trits.shape[1] // span), -(-len(j.trits) // q)
@@ -99,6 +105,15 @@ def test_shapes(tables, rows, vector_lanes, lanes, form, packing):
         job(88, 120, lanes=lanes), job(rows, 120, lanes=lanes), job(2 * rows + 1, 100, "random", lanes=lanes),
         extreme(88, 120, lanes), job(88, 3 * tables, "periodic", lanes=lanes), job(3 * rows, 119, lanes=lanes),
     ])
+
+
+@pytest.mark.parametrize("rows, vector_lanes, banks", [(2, 8, 1), (2, 8, 4), (4, 8, 2), (4, 4, 1), (8, 4, 1)])
+def test_results_are_there_when_the_progress_says_so(rows, vector_lanes, banks):
+    parameters = engine(tables=3, rows=rows, lanes=2, vector_lanes=vector_lanes, result_banks=banks)
+    jobs = [job(88, 50, lanes=2), job(40, 60, "random", lanes=2), job(88, 20, "periodic", lanes=1), job(64, 9, "random", lanes=2, seed=1)]
+    for j, at in zip(jobs, (0, 48 // rows, 0, 24 // rows), strict=True):
+        j.at = at
+    check(parameters, jobs, follow=True)
 
 
 @pytest.mark.parametrize("rows, vector_lanes, banks", [(2, 8, 1), (2, 8, 2), (4, 4, 1), (8, 4, 1)])
