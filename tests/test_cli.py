@@ -132,6 +132,8 @@ def one_line(err):
         ([*RUN, "--top-p", "2"], "top-p must be"),
         ([*RUN, "--set", "lanes"], "write FIELD=VALUE"),
         ([*RUN, "--set", "wheels=4"], "no field wheels"),
+        ([*RUN, "--set", "lanes=many"], "lanes is a number, such as --set lanes=2"),
+        ([*RUN, "--set", "ultra_ram=1"], "ultra_ram is true or false"),
         ([*RUN, "--set", "mem_bytes=33"], "mem_bytes"),
         ([*RUN, "--config", "/nowhere/config.json"], "/nowhere/config.json: No such file"),
         (["run", "--model", "/nowhere"], "/nowhere"),

@@ -44,7 +44,8 @@ ShapeOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
-FITTED_FIELDS = tuple(f.name for f in dataclasses.fields(BuildConfig) if f.name not in ("shape", "board"))
+FITTED_FIELDS = {f.name: f.type for f in dataclasses.fields(BuildConfig) if f.name not in ("shape", "board")}
+"""Names and types of what `--set` may fix."""
 
 
 class DoesNotFit(HostError):
@@ -60,7 +61,12 @@ def settings_of(pairs: Iterable[str] | None) -> dict[str, Any]:
             raise InputError(f"--set {pair}: write FIELD=VALUE, such as --set lanes=2")
         if name not in FITTED_FIELDS:
             raise InputError(f"--set {pair}: no field {name}; there are {', '.join(FITTED_FIELDS)}")
-        settings[name] = int(value) if value.lstrip("-").isdigit() else value
+        kind = FITTED_FIELDS[name]
+        if kind == "int" and not value.removeprefix("-").isdecimal():
+            raise InputError(f"--set {pair}: {name} is a number, such as --set {name}=2")
+        if kind == "bool" and value not in ("true", "false"):
+            raise InputError(f"--set {pair}: {name} is true or false")
+        settings[name] = int(value) if kind == "int" else value == "true" if kind == "bool" else value
     return settings
 
 
