@@ -81,13 +81,16 @@ def _box(module: str, name: str) -> str:
 
 
 def synthesise(config: BuildConfig, family: str, progress: Progress | None = None) -> list[Synthesised]:
-    """Cost of every part of a machine, units and what they hold together."""
+    """Cost of every part of a machine, units and what they hold together. A SynthesisError names the part."""
     parts = parts_of(config)
     done: dict[str, tuple[dict[str, float], dict[str, int]]] = {}
     for number, part in enumerate(parts.values()):
         if progress:
             progress(number, len(parts), part.name)
-        cells = synth.cells_of(part.design, family, timeout_s=TIMEOUT_S)
+        try:
+            cells = synth.cells_of(part.design, family, timeout_s=TIMEOUT_S)
+        except synth.SynthesisError as error:
+            raise synth.SynthesisError(f"{part.name}: {error}") from None
         measured = synth.resources(cells, family)
         cost = {kind: measured["other_ram" if kind == "uram" else kind] for kind in KINDS}
         done[part.name] = cost, cells

@@ -32,7 +32,7 @@ TOP = "top"
 
 
 class SynthesisError(RuntimeError):
-    """Yosys failed; the message has the end of its log."""
+    """Yosys failed; the message is one line: its error, and where its log is kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +48,21 @@ class Family:
     carry: dict[str, float]
     other_ram: dict[str, float]
 
+
+_ICE40 = (
+    "synth_ice40 -device u -run begin:coarse -top {top}",
+    "opt_expr", "check", "opt_clean", "opt -nodffe -nosdff", "fsm", "opt", "wreduce", "peepopt", "opt_clean", "share",
+    "techmap -map +/cmp2lut.v -D LUT_WIDTH=4", "opt_expr", "opt_clean", "memory_dff",
+    "alumacc -macc-only", "maccmap -unmap", "opt_clean", "wreduce t:$mul",
+    "techmap -map +/mul2dsp.v -map +/ice40/dsp_map.v -D DSP_A_MAXWIDTH=16 -D DSP_B_MAXWIDTH=16 -D DSP_A_MINWIDTH=2 -D DSP_B_MINWIDTH=2 "
+    "-D DSP_Y_MINWIDTH=11 -D DSP_NAME=$__MUL16X16",
+    "select a:mul2dsp", "setattr -unset mul2dsp", "opt_expr -fine", "wreduce", "select -clear",
+    "chtype -set $mul t:$__soft_mul", "alumacc", "opt", "memory -nomap", "opt_clean",
+    "synth_ice40 -device u -abc9 -run map_ram: -top {top}",
+)
+"""The steps of Yosys 0.70's `synth_ice40 -device u -dsp -abc9` without the pass `ice40_dsp`, which moves registers into the
+multipliers: given two output registers it crashes, and if the inputs have registers too, it takes product and registers for unused
+and deletes them all. So registers of products count as flip-flops here."""
 
 FAMILIES = {
     "xcup": Family(
@@ -81,7 +96,7 @@ FAMILIES = {
         other_ram={},
     ),
     "ice40": Family(
-        command="synth_ice40 -device u -dsp -abc9 -top {top}",
+        command="; ".join(_ICE40),
         lut={r"SB_LUT4": 1},
         lutram={},
         ff={r"SB_DFF.*": 1},
@@ -155,6 +170,7 @@ def _run(text: str, script: str, timeout_s: float, netlist: Path) -> dict[str, i
         (at / "design").write_text(text, encoding="utf-8")
         command = [str(yosys.executable()), "-q", "-l", "log", "-p", script]
         # A group of its own: the command runs Yosys in a child, which must end with it.
+        netlist.parent.mkdir(parents=True, exist_ok=True)
         process = subprocess.Popen(command, cwd=at, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
         try:
             output, _ = process.communicate(timeout=timeout_s)
@@ -165,13 +181,19 @@ def _run(text: str, script: str, timeout_s: float, netlist: Path) -> dict[str, i
                 raise SynthesisError(f"Yosys did not finish within {timeout_s:.0f} s") from None
             raise
         if process.returncode or not (at / "stat.json").exists():
-            log = (at / "log").read_text(encoding="utf-8", errors="replace") if (at / "log").exists() else ""
-            raise SynthesisError("Yosys failed: " + "\n".join((output + "\n" + log).strip().splitlines()[-8:]))
-        netlist.parent.mkdir(parents=True, exist_ok=True)
+            raise SynthesisError(_failure(process.returncode, output, at / "log", netlist.with_suffix("").with_suffix(".log")))
         with gzip.open(netlist, "wt", encoding="utf-8", compresslevel=4) as kept:
             kept.write((at / "netlist").read_text(encoding="utf-8"))
         design = json.loads((at / "stat.json").read_text(encoding="utf-8"))["design"]
         return {cell: int(count) for cell, count in design["num_cells_by_type"].items() if not cell.startswith("$")}
+
+
+def _failure(status: int, output: str, log: Path, kept: Path) -> str:
+    """What went wrong, in a line; the log stays where `kept` says."""
+    text = output + "\n" + (log.read_text(encoding="utf-8", errors="replace") if log.exists() else "")
+    kept.write_text(text, encoding="utf-8")
+    said = next((line.strip() for line in text.splitlines() if "ERROR" in line), f"it ended with status {status} and no error of its own")
+    return f"Yosys failed: {said} (log: {kept})"
 
 
 # The TLMM engine's table forms, compared --------------------------------------------------------------
