@@ -57,6 +57,7 @@ class Configuration:
 
 _TINY: dict[str, Any] = {"vector_lanes": 2, "attention_macs": 2, "attention_rows": 1, "tables": 3, "rows_per_cycle": 2,
                          "sampler_candidates": 8}
+_WIDER: dict[str, Any] = {"lanes": 2, "mem_bytes": 8, "vector_lanes": 4, "attention_macs": 8}
 
 CONFIGURATIONS = (
     Configuration("large, 16 lanes", "xcup", "bitnet_b1_58-large", "kv260", 2048, {}),
@@ -70,12 +71,19 @@ CONFIGURATIONS = (
     Configuration("260k, on chip", "ecp5", "stories-260k", "ecp5-85f", 512, {}),
     Configuration("260k, on chip, 2 lanes", "ecp5", "stories-260k", "ecp5-85f", 512, {"lanes": 2}),
     Configuration("4m, 4 bytes", "ecp5", "stories-4m", "sim", 512, {"lanes": 1, "mem_bytes": 4, **_TINY}),
+    Configuration("4m, 8 bytes, 2 lanes", "ecp5", "stories-4m", "sim", 256, _WIDER),
     Configuration("1m, 8 bytes", "gowin", "stories-1m", "sim", 512, {"lanes": 1, "mem_bytes": 8, "vector_lanes": 4, "attention_macs": 4}),
     Configuration("1m, 4 bytes", "gowin", "stories-1m", "sim", 512, {"lanes": 1, "mem_bytes": 4, **_TINY}),
     Configuration("4m, 4 bytes, 2 lanes", "gowin", "stories-4m", "sim", 512, {"lanes": 2, "mem_bytes": 4, **_TINY}),
+    Configuration("4m, 8 bytes, 2 lanes", "gowin", "stories-4m", "sim", 256, _WIDER),
+    Configuration("1m, 4 bytes, 4 elements", "gowin", "stories-1m", "sim", 512,
+                  {"lanes": 1, "mem_bytes": 4, "vector_lanes": 4, "attention_macs": 4, "tables": 3, "rows_per_cycle": 2}),
     Configuration("260k, on chip", "ice40", "stories-260k", "ecp5-85f", 128, {"mem_bytes": 4, **_TINY}),
     Configuration("1m, 4 bytes", "ice40", "stories-1m", "sim", 256, {"lanes": 1, "mem_bytes": 4, **_TINY}),
     Configuration("1m, 4 bytes, 2 lanes", "ice40", "stories-1m", "sim", 256, {"lanes": 2, "mem_bytes": 4, **_TINY}),
+    Configuration("4m, 8 bytes, 4 lanes", "ice40", "stories-4m", "sim", 256,
+                  {"lanes": 4, "mem_bytes": 8, "vector_lanes": 4, "attention_macs": 4}),
+    Configuration("260k, on chip, 8 bytes", "ice40", "stories-260k", "ecp5-85f", 64, {"lanes": 2, "mem_bytes": 8}),
 )
 
 
@@ -99,16 +107,26 @@ def fit_coefficients(points: list[dict[str, Any]]) -> dict[str, dict[str, dict[s
 
     table: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
     for family in sorted({p["family"] for p in points}):
-        mine = [(cost.terms(BuildConfig.from_dict(p["config"])), p["units"]) for p in points if p["family"] == family]
+        mine = [(BuildConfig.from_dict(p["config"]), p["units"]) for p in points if p["family"] == family]
         for unit in cost.UNITS:
-            names = list(mine[0][0][unit])
-            grows = np.array([[t[unit][name] for name in names] for t, _ in mine], float)
+            grown = [cost.terms(config)[unit] for config, _ in mine]
+            names = list(grown[0])
+            grows = np.array([[terms[name] for name in names] for terms in grown], float)
+            spent = [_memories_of(config, family, unit, units) for config, units in mine]
             for kind in cost.KINDS:
-                measured = np.array([u[unit][kind] - (u[unit]["lut_ram"] if kind == "lut" else 0) for _, u in mine], float)
+                measured = np.array([units[unit][kind] - kept.get(kind, 0) for (_, units), kept in zip(mine, spent, strict=True)], float)
                 found, _ = nnls(grows / np.maximum(measured, 1)[:, None], measured / np.maximum(measured, 1))
                 rounded = [round(x, 3) for x in found.tolist()]
                 table.setdefault(family, {}).setdefault(unit, {})[kind] = dict(zip(names, rounded, strict=True))
     return table
+
+
+def _memories_of(config: BuildConfig, family: str, unit: str, units: dict[str, dict[str, float]]) -> dict[str, float]:
+    """LUTs and flip-flops of a point that memories are made of: LUT RAM is counted, flip-flops that are memories only projected."""
+    if family in cost.LUTRAM:
+        return {"lut": units[unit]["lut_ram"]}
+    kept = cost.stored(family, cost.memories(config)[unit])
+    return {"lut": kept.lut, "ff": kept.ff}
 
 
 def compare(points: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -128,8 +146,8 @@ def compare(points: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 def calibrate(wanted: Iterable[str] = (), progress: Callable[[str], None] | None = None) -> tuple[list[dict[str, Any]], list[str]]:
     """Measure the configurations whose family or name is in `wanted` (all if none), fit, store.
 
-    Returns the comparison, and of those that could not be synthesised why; these do without a point. Raises ConfigError
-    for what is no family and no name.
+    Returns the comparison, and of those that could not be synthesised why, and what to do; these keep the point that they have, if
+    any. Raises ConfigError for what is no family and no name.
     """
     wanted = list(wanted)
     names = {c.family for c in CONFIGURATIONS} | {c.name for c in CONFIGURATIONS}
@@ -146,7 +164,9 @@ def calibrate(wanted: Iterable[str] = (), progress: Callable[[str], None] | None
         try:
             point = measure(what, lambda part, what=what: progress(f"{what.family}, {what.name}: {part}") if progress else None)
         except SynthesisError as error:  # the other points are good without it
-            failed.append(f"{what.family}, {what.name}: {error}")
+            older = any((p["name"], p["family"]) == (what.name, what.family) for p in points)
+            state = "its older point stays" if older else "it has no point"
+            failed.append(f'{what.family}, {what.name}: {error}; {state}. Once mended: python -m tritloom.gen.calibrate "{what.name}"')
             continue
         points = [p for p in points if (p["name"], p["family"]) != (what.name, what.family)] + [point]
         _store(points)  # what was measured stays whatever happens to the next

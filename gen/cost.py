@@ -2,7 +2,7 @@
 
 A unit's LUTs, flip-flops and multipliers are a sum of terms (lanes, look-ups, bytes of a beat, ...) with
 coefficients per family in coefficients.json, fitted to the measured points in docs/results/unit_costs.json.
-Memories are counted one by one: each goes to block RAM or to LUTs as Yosys would map it.
+Memories are counted one by one: each goes to block RAM, to LUTs or, where LUTs are no RAM, to flip-flops as Yosys would map it.
 
 `python -m tritloom.gen.calibrate` measures the points, makes the coefficients, and compares both.
 """
@@ -10,11 +10,13 @@ Memories are counted one by one: each goes to block RAM or to LUTs as Yosys woul
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
+from typing import NamedTuple
 
-from tritloom.firmware.config import BuildConfig, ConfigError
+from tritloom.firmware.config import CHUNK, BuildConfig, ConfigError
 from tritloom.firmware.isa import SCRATCH_WORDS
 
 __all__ = ["COEFFICIENTS", "FAMILIES", "KINDS", "UNITS", "Memory", "memories", "memory_cost", "resources", "terms", "unit_resources"]
@@ -23,19 +25,30 @@ UNITS = ("matmul", "vector", "dot", "sampler", "memory", "control")
 """Top-level units; control is the sequencer, the registers, the routers and what joins all."""
 KINDS = ("lut", "ff", "dsp")
 FAMILIES = ("xcup", "ecp5", "gowin", "ice40")
-SCALED = {"gowin": 1.0, "ice40": 1.15}
-"""As long as these families have no points of their own: LUTs as a multiple of ecp5's (4-input LUTs with carry, too)."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """`count` memories of `depth` words of `width` bits; `rom`: cannot become LUT RAM; `ultra`: asks for UltraRAM."""
+    """`count` memories of `depth` words of `width` bits. `reads`: ports to read it, each with a copy of its own in RAM (block RAM of
+    two ports: two with one; flip-flops are there once); `rom`: cannot become LUT RAM; `at_once`: read without a clock, so it
+    cannot become block RAM; `ultra`: asks for UltraRAM."""
 
     width: int
     depth: int
     count: int = 1
+    reads: int = 1
     rom: bool = False
+    at_once: bool = False
     ultra: bool = False
+
+
+class Stored(NamedTuple):
+    """What memories cost."""
+
+    lut: float = 0
+    ff: float = 0
+    bram: float = 0
+    uram: float = 0
 
 
 BLOCK_SHAPES = {
@@ -47,52 +60,64 @@ BLOCK_SHAPES = {
 BLOCK_KIBIT = {"xcup": 36, "ecp5": 16, "gowin": 18, "ice40": 4}
 LUTRAM = {"xcup": (14, 32, 8), "ecp5": (4, 16, 6), "gowin": (4, 16, 4)}
 """Bits, words and LUTs of one LUT RAM cell; iCE40 has none."""
-CELLS_PER_BLOCK = {"xcup": 14, "ecp5": 28, "gowin": 28, "ice40": 0}
+CELLS_PER_BLOCK = {"xcup": 14, "ecp5": 28, "gowin": 28}
 """LUT RAM cells at which Yosys takes a block RAM instead."""
+BITS_PER_BLOCK = {"ice40": 64}
+"""Up to so many bits for each block RAM that it would take, Yosys makes a memory of flip-flops, where LUTs are no RAM."""
 
 
 def blocks(family: str, memory: Memory) -> float:
     """Block RAMs of one memory; halves of a 36-Kibit block count (xcup)."""
+    copies = ceil(memory.reads / 2) if memory.rom and family != "ice40" else memory.reads  # the port that writes is free to read a ROM
     if family == "xcup":
         halves = [(w // 2 if w > 1 else 1, d if w > 1 else d // 2) for w, d in BLOCK_SHAPES["xcup"]]
-        return min(ceil(memory.width / w) * ceil(memory.depth / d) for w, d in halves) / 2
-    return min(ceil(memory.width / w) * ceil(memory.depth / d) for w, d in BLOCK_SHAPES[family])
+        return copies * min(ceil(memory.width / w) * ceil(memory.depth / d) for w, d in halves) / 2
+    return copies * min(ceil(memory.width / w) * ceil(memory.depth / d) for w, d in BLOCK_SHAPES[family])
 
 
 def lutram_cells(family: str, memory: Memory) -> int:
-    if family not in LUTRAM:
-        return 0
     bits, words, _ = LUTRAM[family]
-    return ceil(memory.width / bits) * ceil(memory.depth / words)
+    return memory.reads * ceil(memory.width / bits) * ceil(memory.depth / words)
 
 
 ULTRA_SHAPE, ULTRA_KIBIT = (72, 4096), 288
 """Width and words of an UltraRAM (xcup), and its Kibit."""
 
 
-def memory_cost(family: str, memory: Memory) -> tuple[float, float, float]:
-    """(LUTs, block RAMs, UltraRAMs) of memories of one kind."""
+def memory_cost(family: str, memory: Memory) -> Stored:
+    """What memories of one kind cost."""
+    n = memory.count
     if memory.ultra and family == "xcup":
         width, depth = ULTRA_SHAPE
-        return 0.0, 0.0, memory.count * ceil(memory.width / width) * ceil(memory.depth / depth)
-    cells, need = lutram_cells(family, memory), blocks(family, memory)
-    if memory.rom or cells >= CELLS_PER_BLOCK[family] * need:
-        return 0.0, memory.count * need, 0.0
-    return memory.count * cells * LUTRAM[family][2], 0.0, 0.0
+        return Stored(uram=n * ceil(memory.width / width) * ceil(memory.depth / depth))
+    need = blocks(family, memory)
+    if family in LUTRAM:
+        cells = lutram_cells(family, memory)
+        small = memory.at_once or (not memory.rom and cells < CELLS_PER_BLOCK[family] * need)
+        return Stored(lut=n * cells * LUTRAM[family][2]) if small else Stored(bram=n * need)
+    bits = memory.width * memory.depth
+    if memory.at_once or (not memory.rom and bits <= BITS_PER_BLOCK[family] * need):
+        # A flip-flop a bit, with its own enable; four words to choose from take two 4-input LUTs a bit, and so on as a tree.
+        return Stored(lut=n * memory.reads * memory.width * ceil(2 * (memory.depth - 1) / 3), ff=n * bits)
+    return Stored(bram=n * need)
 
 
 def memories(config: BuildConfig) -> dict[str, list[Memory]]:
     """The memories of each unit, as rtl/ declares them."""
+    from tritloom.rtl.kv_writer import ROWS
     from tritloom.rtl.tlmm import RESULT_LANES
+    from tritloom.rtl.vector import KEPT_BITS
 
     c, s = config, config.shape
     v, p, m, a, d, ultra = c.vector_lanes, c.lanes, c.mem_bytes, c.attention_macs, c.dot_lanes, c.ultra_ram
     slots, step_bits = c.groups * p, c.rows_per_cycle * c.acc_bits
     steps = c.groups * ceil(max(s.max_rows, v) / c.rows_per_cycle)
+    id_bits = (s.vocab - 1).bit_length()
     together, alone = min(p, RESULT_LANES), p % min(p, RESULT_LANES)
     matmul = [Memory(8 * v, slots * ceil(s.max_inputs / v), ultra=ultra),
               Memory(step_bits, ceil(c.longest_block / c.rows_per_cycle), p),
               Memory(together * step_bits, ceil(steps / c.banks), p // together * c.banks, ultra=ultra)]
+    matmul += [Memory(29, 4), Memory(11, 4)]
     if alone:
         matmul.append(Memory(alone * step_bits, ceil(steps / c.banks), c.banks, ultra=ultra))
     if c.table_form != "addsub":
@@ -102,21 +127,29 @@ def memories(config: BuildConfig) -> dict[str, list[Memory]]:
     beat_words = max(1, m // (2 * v))
     gains = 2 * s.hidden + (s.q_size + s.ffn if s.sub_norms else 0)
     word = a // c.attention_rows
+    scale_beats = c.kv_scale_block_bytes // m
     vector = [
         Memory(16 * v, ceil((gains + slots * s.head_dim) / v / beat_words), beat_words),
         Memory(32 * v, slots * ceil(s.hidden / v), ultra=ultra), Memory(32 * v, p * ceil(max(s.ffn, s.q_size) / v), ultra=ultra),
-        Memory(8 * m + 65, 8), Memory(64, 2), Memory(28, slots), Memory(28, p), Memory(28, 4, 6),
+        Memory(9 * m + 33, 1 << (ROWS * (s.head_dim * c.attention_rows // m + 2) - 1).bit_length()), Memory(64, ROWS),
+        Memory(28, slots), Memory(28, p), Memory(5, slots), Memory(28, 4, 5), Memory(12, 4),
     ]
+    if c.result_parts > 1:
+        vector.append(Memory(v * c.acc_bits, max(2, s.head_dim // v) << KEPT_BITS))
+    if s.activation == "silu":
+        vector.append(Memory(27, 1024, reads=v // 2, rom=True))
     dot = [
-        Memory(8 * a, p * ceil(widest / a)), Memory(26, p * s.heads), Memory(8 * m, ceil(64 / m) * 2), Memory(8 * m, max(2, m // a)),
+        Memory(8 * a, p * ceil(widest / a)), Memory(26, p * s.heads), Memory(8 * m, 2 * scale_beats), Memory(8 * m, max(2, scale_beats)),
         Memory(26, 32), Memory(8 * a, ceil(widest / a), d), Memory(17 * c.attention_rows, 32 // c.attention_rows, d), Memory(22, 32, d),
         Memory(16, 1024, d, rom=True), Memory(35 * word, max(2, s.head_dim // word), d), Memory(44 * d, 16),
+        Memory(10 + (CHUNK + d - 1).bit_length() + d, 16), Memory(s.context.bit_length() + 33 + d, d + 1),
     ]
-    ids = 44 + s.vocab.bit_length()
-    sampler = [Memory(16, 1024, rom=True), Memory(ids, p * c.sampler_candidates), Memory(32, 512, 2, rom=True), Memory(41, 32),
-               Memory(82, p), Memory(ids, p, 2), Memory(17 + 33, p), Memory(26, p)]
-    control = [Memory(64, c.program_words), Memory(32, 16, 3), Memory(32, SCRATCH_WORDS * p), Memory(32, 63), Memory(64, 63), Memory(17, 8)]
-    memory = [Memory(64, 256), Memory(48, 8)]
+    entry, kept = 44 + id_bits, max(2, p)
+    sampler = [Memory(16, 1024, rom=True), Memory(entry, p * c.sampler_candidates), Memory(32, 512, 2, rom=True), Memory(33 + id_bits, 32)]
+    sampler += [Memory(width, kept, at_once=True) for width in (78, entry, entry + 4, 26, 17, 16 + id_bits)]
+    control = [Memory(64, c.program_words), Memory(32, 16, reads=4), Memory(32, SCRATCH_WORDS * p), Memory(32, 63), Memory(64, 63),
+               Memory(17, 16)]
+    memory = [Memory(64, 256), Memory(48, 8), Memory(8, 4)]
     if c.memory == "onchip":
         memory += [Memory(8, c.onchip_bytes // m, m), Memory(8 * m + 2, c.weight_fifo_beats), Memory(8 * m, c.read_fifo_beats)]
     else:
@@ -127,7 +160,8 @@ def memories(config: BuildConfig) -> dict[str, list[Memory]]:
 
 
 def terms(config: BuildConfig) -> dict[str, dict[str, float]]:
-    """What a unit's logic grows with."""
+    """What a unit's logic grows with: its lanes, look-ups, multipliers, ...; `kibit`: of the memory on chip, for
+    the more block RAMs stand on each other, the more outputs there are to choose from."""
     c = config
     p, t, q, v, a, m, d = c.lanes, c.tables, c.rows_per_cycle, c.vector_lanes, c.attention_macs, c.mem_bytes, c.dot_lanes
     return {
@@ -135,7 +169,7 @@ def terms(config: BuildConfig) -> dict[str, dict[str, float]]:
         "vector": {"element": v, "slot": p, "beat": m, "one": 1},
         "dot": {"mac": d * a, "accumulator": d * a / c.attention_rows, "element": v, "slot": d, "beat": m, "one": 1},
         "sampler": {"candidate": c.sampler_candidates, "one": 1},
-        "memory": {"beat": m, "port": c.mem_ports if c.memory == "axi" else 0, "one": 1},
+        "memory": {"beat": m, "port": c.mem_ports if c.memory == "axi" else 0, "kibit": c.onchip_bytes / 128, "one": 1},
         "control": {"beat": m, "one": 1},
     }
 
@@ -150,7 +184,7 @@ SHORT_LIST: dict[str, dict[str, dict[str, float]]] = {
 }
 """Of rtl.shortlist, which the machines of docs/results/unit_costs.json lack: `gen.synth.synthesise` at V = 16, K = 256 and V = 8, K = 64
 (xcup: 978 LUTs, 850 flip-flops; 765, of them 48 LUT RAM, 605), V = 4, K = 64 and V = 2, K = 16 (ecp5: 1,546 with 216, 534;
-979 with 108, 451)."""
+979 with 108, 451). Gowin and ice40 take ecp5's."""
 
 FORM_LUTS = {"symmetric14": 1.0, "full27": 1.0, "addsub": 1.0}
 """Logic of a look-up in other table forms, relative to symmetric14 (docs/results: bench --unit tlmm --synth)."""
@@ -160,29 +194,35 @@ def unit_resources(config: BuildConfig, family: str) -> dict[str, dict[str, floa
     """LUTs, flip-flops, block RAM and UltraRAM (Kibit) and multipliers by unit."""
     if family not in FAMILIES:
         raise ConfigError(f"no costs for family {family!r}: there are {', '.join(FAMILIES)}")
-    known = family if family in COEFFICIENTS else "ecp5"
-    scale = SCALED.get(family, 1.0) if known != family else 1.0
     grows, kept = terms(config), memories(config)
     result: dict[str, dict[str, float]] = {}
     for unit in UNITS:
-        cost = {kind: sum(COEFFICIENTS[known][unit][kind][name] * value for name, value in grows[unit].items()) for kind in KINDS}
-        stored = [memory_cost(family, memory) for memory in kept[unit]]
-        lut_ram, bram, uram = (sum(part) for part in zip(*stored, strict=True))
-        result[unit] = {"lut": (cost["lut"] + lut_ram) * scale, "ff": cost["ff"], "bram": bram * BLOCK_KIBIT[family],
-                        "uram": uram * ULTRA_KIBIT, "dsp": cost["dsp"]}
+        # A term that is new has no coefficient until the model is fitted again.
+        cost = {kind: sum(COEFFICIENTS[family][unit][kind].get(name, 0) * value for name, value in grows[unit].items()) for kind in KINDS}
+        result[unit] = _with_memories(family, cost, kept[unit])
     if config.shortlist:
-        result["shortlist"] = _short_list_resources(config, family, known, scale)
+        result["shortlist"] = _short_list_resources(config, family)
     return result
 
 
-def _short_list_resources(config: BuildConfig, family: str, known: str, scale: float) -> dict[str, float]:
+def stored(family: str, kept: Iterable[Memory]) -> Stored:
+    """What memories cost together."""
+    return Stored(*(sum(part) for part in zip(*(memory_cost(family, memory) for memory in kept), strict=True)))
+
+
+def _with_memories(family: str, logic: dict[str, float], kept: Iterable[Memory]) -> dict[str, float]:
+    spent = stored(family, kept)
+    return {"lut": logic["lut"] + spent.lut, "ff": logic["ff"] + spent.ff, "bram": spent.bram * BLOCK_KIBIT[family],
+            "uram": spent.uram * ULTRA_KIBIT, "dsp": logic["dsp"]}
+
+
+def _short_list_resources(config: BuildConfig, family: str) -> dict[str, float]:
     s = config.shape
-    lut, ff = (part["element"] * config.vector_lanes + part["one"] for part in SHORT_LIST[known].values())
+    logic = {kind: part["element"] * config.vector_lanes + part["one"]
+             for kind, part in SHORT_LIST[family if family in SHORT_LIST else "ecp5"].items()}
     entry = (s.vocab - 1).bit_length() + (127 * s.hidden).bit_length() + 2
-    stored = [memory_cost(family, memory) for memory in (
-        Memory(entry, config.shortlist_queue), Memory(2 * entry, max(2, config.shortlist // 2)), Memory((s.vocab - 1).bit_length(), 64))]
-    lut_ram, bram, _ = (sum(part) for part in zip(*stored, strict=True))
-    return {"lut": (lut + lut_ram) * scale, "ff": ff, "bram": bram * BLOCK_KIBIT[family], "uram": 0.0, "dsp": 0.0}
+    kept = (Memory(entry, config.shortlist_queue), Memory(2 * entry, max(2, config.shortlist // 2)), Memory((s.vocab - 1).bit_length(), 64))
+    return _with_memories(family, logic | {"dsp": 0}, kept)
 
 
 def resources(config: BuildConfig, family: str) -> dict[str, int]:

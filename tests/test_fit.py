@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,13 @@ def test_lanes_go_down_until_the_device_suffices():
     assert sizes == [4, 2, 1]
     result = fit(s, device(lut=1000))
     assert not result.fits and result.binds.startswith("lut: ") and result.binds.endswith("of 1000")
+
+
+def test_a_device_too_small_for_any_machine_is_told_what_binds():
+    up5k = {"lut": 5280, "ff": 5280, "bram": 120, "dsp": 8}
+    result = fit(spec("stories-260k"), dataclasses.replace(device(4, **up5k), family="ice40", mem_ports=1))
+    assert not result.fits and result.config.lanes == 1
+    assert all(re.search(rf"{kind}: \d+ of {have}", result.binds) for kind, have in up5k.items())
 
 
 def test_lanes_go_down_from_what_the_board_prescribes():
@@ -163,7 +171,7 @@ def test_predictions_match_what_was_measured(point):
     got = cost.resources(BuildConfig.from_dict(point["config"]), point["family"])
     for kind in ("lut", "ff", "bram", "dsp"):
         measured = sum(unit[kind] for unit in point["units"].values()) * (cost.BLOCK_KIBIT[point["family"]] if kind == "bram" else 1)
-        assert got[kind] == pytest.approx(measured, rel=0.15), kind
+        assert got[kind] == pytest.approx(measured, rel=0.1), kind
 
 
 def test_the_coefficients_are_those_of_the_points():
@@ -173,19 +181,42 @@ def test_the_coefficients_are_those_of_the_points():
 
 
 @pytest.mark.parametrize("family, memory, expected", [
-    ("ecp5", cost.Memory(8, 40448, 8), (0, 160, 0)), ("ecp5", cost.Memory(256, 24), (128 * 6, 0, 0)),
-    ("ecp5", cost.Memory(32, 63), (0, 1, 0)),
-    ("xcup", cost.Memory(10, 32, 4), (32, 0, 0)), ("xcup", cost.Memory(16, 1024, 2, rom=True), (0, 1, 0)),
-    ("xcup", cost.Memory(80, 4097, 2, ultra=True), (0, 0, 8)), ("ecp5", cost.Memory(8, 2048, ultra=True), (0, 1, 0)),
+    ("ecp5", cost.Memory(8, 40448, 8), (0, 0, 160, 0)), ("ecp5", cost.Memory(256, 24), (128 * 6, 0, 0, 0)),
+    ("ecp5", cost.Memory(32, 63), (0, 0, 1, 0)), ("ecp5", cost.Memory(32, 63, at_once=True), (192, 0, 0, 0)),
+    ("xcup", cost.Memory(10, 32, 4), (32, 0, 0, 0)), ("xcup", cost.Memory(16, 1024, 2, rom=True), (0, 0, 1, 0)),
+    ("xcup", cost.Memory(27, 1024, reads=4, rom=True), (0, 0, 2, 0)), ("xcup", cost.Memory(10, 32, reads=2), (16, 0, 0, 0)),
+    ("xcup", cost.Memory(80, 4097, 2, ultra=True), (0, 0, 0, 8)), ("ecp5", cost.Memory(8, 2048, ultra=True), (0, 0, 1, 0)),
+    ("ice40", cost.Memory(10, 32, 6), (0, 0, 6, 0)), ("ice40", cost.Memory(28, 4, 2), (2 * 28 * 2, 2 * 112, 0, 0)),
+    ("ice40", cost.Memory(32, 16, reads=4), (32 * 4 * 10, 512, 0, 0)), ("ice40", cost.Memory(32, 16, at_once=True), (32 * 10, 512, 0, 0)),
 ])
-def test_memories_become_block_ram_or_luts(family, memory, expected):
+def test_memories_become_block_ram_luts_or_flip_flops(family, memory, expected):
     assert cost.memory_cost(family, memory) == expected
+
+
+def test_what_calibration_measures_is_enough():
+    """Twelve machines or more, on every family at least three."""
+    found = [c.family for c in calibrate.CONFIGURATIONS]
+    assert len(found) >= 12 and all(found.count(family) >= 3 for family in cost.FAMILIES)
+
+
+def test_a_machine_that_is_not_measured_keeps_its_point(monkeypatch):
+    def fails(what, progress):
+        raise calibrate.SynthesisError("vector: Yosys failed: ERROR: no such cell (log: build/synth/x.log)")
+
+    monkeypatch.setattr(calibrate, "measure", fails)
+    monkeypatch.setattr(calibrate, "_store", lambda points: points)
+    points, failed = calibrate.calibrate(["1m, 4 bytes, 2 lanes"])
+    assert points == MEASURED and failed == [
+        "ice40, 1m, 4 bytes, 2 lanes: vector: Yosys failed: ERROR: no such cell (log: build/synth/x.log); its older point stays. "
+        'Once mended: python -m tritloom.gen.calibrate "1m, 4 bytes, 2 lanes"']
 
 
 def test_every_family_has_costs():
     config = fit(spec("stories-260k"), "ecp5-85f").config
     for family in cost.FAMILIES:
         assert all(value > 0 for kind, value in cost.resources(config, family).items() if kind != "uram")
+        listed = cost.resources(dataclasses.replace(config, shortlist=64), family)
+        assert listed["lut"] > cost.resources(config, family)["lut"]
     with pytest.raises(ConfigError, match="no costs for family"):
         cost.resources(config, "max10")
 
