@@ -1,15 +1,21 @@
-"""Arithmetic shared by the vector pipelines: registered reduction trees, saturation, split products."""
+"""Shapes and arithmetic that units share: indices, registered reduction trees, saturation, split products."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from amaranth import C, Cat, Module, Mux, Signal, Value
+from amaranth import C, Cat, Module, Mux, Signal, Value, unsigned
+from amaranth.utils import bits_for
 
-__all__ = ["DSP_UNSIGNED_BITS", "add", "chunks", "larger", "magnitude", "reduce_registered", "saturate", "sign_extend"]
+__all__ = ["DSP_UNSIGNED_BITS", "add", "chunks", "index_shape", "larger", "magnitude", "reduce_registered", "saturate", "sign_extend"]
 
 DSP_UNSIGNED_BITS = 17
 """Unsigned bits that fit the narrow port of a signed 18-bit multiplier."""
+
+
+def index_shape(count: int):
+    """Shape of an index below `count`, at least one bit."""
+    return unsigned(max(1, bits_for(count - 1)))
 
 
 def reduce_registered(m: Module, values: list[Value], combine: Callable[[Value, Value], Value], name: str) -> tuple[Value, int]:

@@ -9,7 +9,8 @@ from amaranth.lib.wiring import In, Out
 from tritloom.firmware.config import CHUNK, KV_SCALE_BYTES
 from tritloom.firmware.isa import DotOp
 
-from .dot import DotLane, accumulator_bits, delay, dot_bits, index_shape, step_layout
+from .arith import index_shape
+from .dot import DotLane, accumulator_bits, delay, dot_bits, step_layout
 from .sampler import logit_layout
 from .softmax import LOGIT, Finish, ScoreLane, SoftmaxControl, SoftmaxLane, work_layout
 from .stream import Fifo, Slice
@@ -55,7 +56,7 @@ class PassControl(wiring.Component):
 
     Parameters
     ----------
-    As DotEngine; `vector_words`: words of A bytes in a slot's buffer.
+    As DotEngine, `slots` among them; `vector_words`: words of A bytes in a slot's buffer.
 
     Members
     -------
@@ -108,10 +109,10 @@ class PassControl(wiring.Component):
         m.submodules.job_queue = queue = Fifo(self._job, JOBS_AHEAD)
         wiring.connect(m, queue.o, wiring.flipped(self.jobs))
 
-        op, slots = Signal(DotOp), Signal(range(self._lanes + 1))
+        op, slots, ends = Signal(DotOp), Signal(range(self._lanes + 1)), Signal(range(self._lanes + 1))  # `ends`: count + slots
         position, kv_base = Signal(range(self._context + self._lanes)), Signal(32)
         joining, taking, shared = Signal(), Signal(), Signal()
-        run, of_all = self._runs(m, op, position, slots, kv_base, joining, taking, shared)
+        run, of_all = self._runs(m, op, position, slots, ends, kv_base, joining, taking, shared)
         remaining, active, lanes, all_lanes = Signal.like(position), Signal.like(slots), Signal.like(run.active), Signal()
         group = self._heads // self._kv_heads
         group_left = Signal(range(group + 1))
@@ -150,7 +151,8 @@ class PassControl(wiring.Component):
             with m.State("IDLE"):
                 m.d.comb += [self.busy.eq(0), self.cmd.ready.eq(1)]
                 command = self.cmd.payload
-                m.d.sync += [op.eq(command.op), slots.eq(command.count), position.eq(command.position), kv_base.eq(command.kv_base)]
+                m.d.sync += [op.eq(command.op), slots.eq(command.count), ends.eq(self.count + command.count),
+                             position.eq(command.position), kv_base.eq(command.kv_base)]
                 with m.If(self.count == 0):
                     m.d.sync += [self.slot.eq(command.slot), *(back.eq(0) for back in self.back)]
                 with m.If(self.abandon):
@@ -226,7 +228,7 @@ class PassControl(wiring.Component):
                     m.next = "IDLE"
         return m
 
-    def _runs(self, m, op, position, slots, kv_base, joining, taking, shared):
+    def _runs(self, m, op, position, slots, ends, kv_base, joining, taking, shared):
         """The table of runs. `joining`: enter one; `taking`: the next one is read, round and round; `shared`: there is one of all
         lanes, which comes first. Returns what is read, and whether it is that one."""
         layout = data.StructLayout({"position": position.shape(), "kv_base": 32, "active": self._lanes, "last": 1})
@@ -234,7 +236,7 @@ class PassControl(wiring.Component):
         write, read = table.write_port(), table.read_port()
         entry, index = Signal(range(1, self._lanes + 2), init=1), Signal(range(self._lanes + 1))
         share = op == DotOp.SHARE
-        mine = Cat((i >= self.count) & (i < self.count + slots) for i in range(self._lanes))
+        mine = Cat((i >= self.count) & (i < ends) for i in range(self._lanes))
         last = Signal.like(position)
         m.d.comb += [
             last.eq(position + slots - 1), write.en.eq(joining), write.addr.eq(Mux(share, 0, entry)),
@@ -249,10 +251,10 @@ class PassControl(wiring.Component):
             with m.If(share):
                 m.d.sync += shared.eq(1)
             with m.Else():
-                m.d.sync += [self.count.eq(self.count + slots), entry.eq(entry + 1)]
+                m.d.sync += [self.count.eq(ends), entry.eq(entry + 1)]
                 for i, back in enumerate(self.back):
                     with m.If(mine[i]):
-                        m.d.sync += back.eq(self.count + slots - 1 - i)
+                        m.d.sync += back.eq(ends - 1 - i)
         with m.Elif(taking):
             m.d.sync += index.eq(Mux(read.data.last, ~shared, index + 1))
         return read.data, index == 0
@@ -362,6 +364,7 @@ class WorkSequencer(wiring.Component):
         self._lanes, self._macs, self._rows, self._mem_bytes = lanes, macs, rows, mem_bytes
         self._head_words, self._row_words, self._vocab, self._group_rows = head_dim * rows // macs, hidden // macs, vocab, group_rows
         self._scale_beats, self._short_list = kv_scale_block_bytes // mem_bytes, short_list
+        self._head_rows = 1 if short_list else group_rows  # in a job, between two beats of scales
         job = job_layout(lanes, group_rows if short_list else 0)
         scales = wiring.Signature({"en": Out(1), "addr": Out(index_shape(self._scale_beats)), "parity": Out(1), "data": Out(8 * mem_bytes)})
         super().__init__({
@@ -379,13 +382,11 @@ class WorkSequencer(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         job, is_head = self.job, Signal()
-        m.d.comb += is_head.eq(job.kind == HEAD)
 
         # The stream in use, and its beat's next A bytes.
         subs = self._mem_bytes // self._macs
-        sub, beat, valid, take = Signal(index_shape(subs)), Signal(8 * self._mem_bytes), Signal(), Signal()
+        sub, beat, valid, take = Signal(range(subs)), Signal(8 * self._mem_bytes), Signal(), Signal()
         streamed = C(0, 1) if self._short_list else is_head
-        one_row = C(bool(self._short_list), 1)  # of the head in a job
         m.d.comb += [
             beat.eq(Mux(streamed, self.weights_i.payload, self.read_data.payload)),
             valid.eq(Mux(streamed, self.weights_i.valid, self.read_data.valid)),
@@ -400,11 +401,8 @@ class WorkSequencer(wiring.Component):
         some = Cat(n.any() for n in left)
         stepping, outputs_held = Signal(), Signal()
 
-        last_word, last_row = Signal(), Signal()
-        m.d.comb += [
-            last_word.eq(word == Mux(is_head, self._row_words - 1, self._head_words - 1)),
-            last_row.eq(Mux(is_head, one_row | (row == self._group_rows - 1), (row ^ job.rows)[(self._rows - 1).bit_length():] == 0)),
-        ]
+        last_word, last_row, rows_left = Signal(), Signal(), Signal(range(max(CHUNK, self._group_rows)))
+        m.d.comb += [last_word.eq(word == Mux(is_head, self._row_words - 1, self._head_words - 1)), last_row.eq(rows_left == 0)]
         m.d.comb += [self.key_scales.addr.eq(scale_beat), self.key_scales.parity.eq(parity),
                      self.value_scales.addr.eq(scale_beat), self.value_scales.parity.eq(parity)]
 
@@ -412,7 +410,8 @@ class WorkSequencer(wiring.Component):
         m.d.comb += [
             step.valid.eq(stepping), step.values.eq(job.kind == VALUES), step.first.eq(word == 0), step.last.eq(last_word),
             step.word.eq(word), step.bank.eq(job.bank), step.row.eq(row), step.parity.eq(parity), step.head.eq(is_head),
-            step.emit.eq(one_row | (row_id < self._vocab)), step.fresh.eq(job.first & (row == 0)), step.ends_half.eq(last_word & last_row),
+            step.emit.eq(C(bool(self._short_list), 1) | (row_id < self._vocab)), step.fresh.eq(job.first & (row == 0)),
+            step.ends_half.eq(last_word & last_row),
             step.parts.eq(Cat(is_head | (row + i <= job.rows) for i in range(self._rows))),
             step.ends_pass.eq(last_word & last_row & job.last), step.remaining.eq(job.remaining), step.active.eq(job.active),
         ]
@@ -428,7 +427,7 @@ class WorkSequencer(wiring.Component):
 
         with m.FSM():
             with m.State("IDLE"):
-                self._next_job(m, outputs_held, left, word, row, scale_beat, parity, row_id)
+                self._next_job(m, outputs_held, is_head, left, word, row, rows_left, scale_beat, parity, row_id)
             with m.State("SCALES"):
                 last = scale_beat == Mux(is_head, 0, self._scale_beats - 1)
                 m.d.comb += take.eq(1)
@@ -459,6 +458,7 @@ class WorkSequencer(wiring.Component):
                     m.d.sync += [sub.eq(Mux(beat_done, 0, sub + 1)), word.eq(Mux(last_word, 0, word + 1))]
                     with m.If(last_word):
                         m.d.sync += [row.eq(Mux(last_row, 0, row + Mux(is_head, 1, self._rows))), row_id.eq(row_id + 1)]
+                        m.d.sync += rows_left.eq(Mux(last_row, self._head_rows - 1, rows_left - 1))
                         with m.If(last_row):
                             m.next = "IDLE"
                             if self._short_list:
@@ -472,11 +472,14 @@ class WorkSequencer(wiring.Component):
                                         m.next = "IDLE"
         return m
 
-    def _next_job(self, m, outputs_held, left, word, row, scale_beat, parity, row_id):
+    def _next_job(self, m, outputs_held, is_head, left, word, row, rows_left, scale_beat, parity, row_id):
         job = self.jobs.payload
         mine = C(1, 2) << job.parity
         shifts = [Mux(job.parity, pair[1], pair[0]) for pair in self.shift]
         m.d.sync += [self.job.eq(job), word.eq(0), row.eq(0), scale_beat.eq(0), row_id.eq(0), parity.eq(job.parity)]
+        m.d.sync += [is_head.eq(job.kind == HEAD), rows_left.eq(job.rows >> (self._rows - 1).bit_length())]
+        with m.If(job.kind == HEAD):
+            m.d.sync += rows_left.eq(self._head_rows - 1)
         m.d.sync += [n.eq(shift) for n, shift in zip(left, shifts, strict=True)]
         with m.If(self.jobs.valid):
             with m.Switch(job.kind):

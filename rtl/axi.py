@@ -209,7 +209,7 @@ class AxiWriter(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        due = Signal(range(self._outstanding + 1))
+        due, room = Signal(range(self._outstanding + 1)), Signal()
         accept = self.i.valid & self.i.ready
         response = self.bvalid & self.bready
         m.d.comb += [
@@ -218,11 +218,11 @@ class AxiWriter(wiring.Component):
             self.awburst.eq(_INCR),
             self.wlast.eq(1),
             self.bready.eq(Const(1)),
-            self.i.ready.eq(~self.awvalid & ~self.wvalid & (due != self._outstanding)),
+            self.i.ready.eq(~self.awvalid & ~self.wvalid & room),
             self.pending.eq(due != 0),
             self.error.eq(response & (self.bresp != _OKAY)),
         ]
-        m.d.sync += due.eq(due + accept - response)
+        m.d.sync += [due.eq(due + accept - response), room.eq(due != self._outstanding)]  # there are two cycles between beats
         with m.If(self.awready):
             m.d.sync += self.awvalid.eq(0)
         with m.If(self.wready):

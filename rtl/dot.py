@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from math import ceil, log
 
-from amaranth import C, Cat, Module, Mux, Signal, Value, signed, unsigned
+from amaranth import C, Cat, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
-from amaranth.utils import bits_for
 
 from tritloom.firmware.config import CHUNK
 
-from .arith import sign_extend
+from .arith import index_shape, sign_extend
 from .shared import once
 
-__all__ = ["WEIGHT_BITS", "DotLane", "accumulator_bits", "delay", "dot_bits", "index_shape", "step_layout"]
+__all__ = ["WEIGHT_BITS", "DotLane", "accumulator_bits", "delay", "dot_bits", "step_layout"]
 
 WEIGHT_BITS = 17
 """Bits of probability * value scale, unsigned."""
@@ -24,11 +23,6 @@ PRODUCT_BITS = WEIGHT_BITS + 8
 
 KEEP_ALL, KEEP_FIRST_BIT, KEEP_EIGHTH_BIT, KEEP_NONE = range(4)
 """What stays of an output word: the bits from the lowest, the first, the eighth on; nothing."""
-
-
-def index_shape(count: int):
-    """Shape of an index below `count`, at least one bit."""
-    return unsigned(max(1, bits_for(count - 1)))
 
 
 def dot_bits(inputs: int) -> int:

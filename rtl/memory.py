@@ -92,7 +92,7 @@ class DescriptorProgram(wiring.Component):
     descriptor : In
         Write port of the program memory.
     o : Out(stream({"beat", "beats", "dest"}))
-        Runs, never empty ones.
+        Runs; one may be empty.
     active : Out(1)
         High while a program runs or waits.
     """
@@ -150,8 +150,8 @@ class DescriptorProgram(wiring.Component):
                     with m.Case(DescriptorOp.BACK):
                         m.d.sync += running.eq(running - entry.count)
                     with m.Case(DescriptorOp.STREAM):
-                        m.d.comb += self.o.valid.eq(entry.count != 0)
-                        with m.If(self.o.valid & ~self.o.ready):
+                        m.d.comb += self.o.valid.eq(1)
+                        with m.If(~self.o.ready):
                             m.d.sync += counter.eq(counter)
                             m.next = "execute"
                         with m.Else():

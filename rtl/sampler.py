@@ -11,7 +11,7 @@ from amaranth.lib.wiring import In, Out
 from tritloom.firmware.config import LOGIT_BITS
 from tritloom.firmware.integer import EXP2_TABLE, LOG2_BITS, LOG2_TABLE, LOGIT_DROP, PROBABILITY_BITS, SCORE_BITS
 
-from .dot import index_shape
+from .arith import index_shape
 from .shared import once
 from .ufloat import UFLOAT, from_word
 
@@ -30,7 +30,7 @@ def logit_layout(vocab: int, slots: int) -> data.StructLayout:
 
 def _better(one: Value, other: Value) -> Value:
     """Whether entry `one` goes before `other`: the greater logit, of equals the lower id."""
-    return (one.logit > other.logit) | ((one.logit == other.logit) & (one.id < other.id))
+    return Cat(~one.id, one.logit).as_signed() > Cat(~other.id, other.logit).as_signed()
 
 
 class Mix32(wiring.Component):
@@ -220,7 +220,7 @@ class Sampler(wiring.Component):
         # The slots of the commands under way: `at` hands its token over next, `latest` was named last.
         at, latest = Signal(self._slot), Signal(self._slot)
         begun, noisy, walking = Signal(), Signal(), Signal()
-        left = Signal(range(self._slots * self._logits + 1))
+        left, due = Signal(range(self._slots * self._logits + 1)), Signal()  # logits to come, and whether there are any
 
         # Settings: `given` by the command, kept per slot, `setting` of the entry at stage 0.
         given, setting = Signal(self._setting), Signal(self._setting)
@@ -301,7 +301,7 @@ class Sampler(wiring.Component):
 
         wait = Signal(range(max(self.drain, Mix32.latency, 17) + 2))
         looked_at = Signal(self._slot)
-        m.d.comb += [self.busy.eq(1), self.logits_i.ready.eq(self.abandon), looked_at.eq(at),
+        m.d.comb += [self.busy.eq(1), self.logits_i.ready.eq(self.abandon), looked_at.eq(Mux(due, self.logits_i.payload.slot, at)),
                      known.addr.eq(looked_at), levels.addr.eq(looked_at)]
         with m.If(self.token_o.ready):
             m.d.sync += self.token_o.valid.eq(0)
@@ -330,7 +330,7 @@ class Sampler(wiring.Component):
             with state("IDLE"):
                 m.d.comb += [self.busy.eq(0), self.cmd.ready.eq(~self.abandon)]
                 is_greedy = accept()
-                m.d.sync += [begun.eq(0), walking.eq(0), noisy.eq(~is_greedy), at.eq(command.slot), left.eq(self._logits)]
+                m.d.sync += [begun.eq(0), walking.eq(0), noisy.eq(~is_greedy), at.eq(command.slot), left.eq(self._logits), due.eq(1)]
                 with m.If(self.cmd.valid & self.cmd.ready):
                     m.next = "PREPARE"
             with state("PREPARE"):  # the scale, and the noise's key
@@ -342,7 +342,7 @@ class Sampler(wiring.Component):
             with state("TAKE"):
                 arriving, found = self.logits_i.payload, known.data
                 clash = found.greedy & contests[self.NOISE_LATENCY - 1]
-                m.d.comb += [looked_at.eq(arriving.slot), self.cmd.ready.eq(~begun & ~self.abandon)]
+                m.d.comb += self.cmd.ready.eq(~begun & ~self.abandon)
                 with m.If(self.cmd.valid & self.cmd.ready):
                     is_greedy = accept()
                     m.d.sync += [noisy.eq(noisy | ~is_greedy), left.eq(left + self._logits)]
@@ -354,7 +354,7 @@ class Sampler(wiring.Component):
                         m.d.comb += [greedy.eq(found.greedy), contest.eq(~found.greedy & ~found.listed), weigh.eq(found.listed)]
                         m.d.sync += [
                             entry.logit.eq(arriving.logit), entry.id.eq(arriving.id), entry_slot.eq(arriving.slot), setting.eq(found),
-                            filled.eq(levels.data.filled), least.eq(levels.data.least), begun.eq(1), left.eq(left - 1),
+                            filled.eq(levels.data.filled), least.eq(levels.data.least), begun.eq(1), left.eq(left - 1), due.eq(left != 1),
                             place.eq(Mux(levels.data.filled == found.limit, found.limit - 1, levels.data.filled)),
                         ]
                         with m.If(found.listed):
@@ -365,7 +365,7 @@ class Sampler(wiring.Component):
                 m.d.comb += read_place.eq(place - 1)
                 with m.If(~full | _better(entry, least)):
                     m.next = "INSERT"
-                with m.Elif(left == 0):
+                with m.Elif(~due):
                     m.next = "DRAIN"
                 with m.Else():
                     m.next = "TAKE"
@@ -375,7 +375,7 @@ class Sampler(wiring.Component):
                 with m.If(~moves):
                     m.d.comb += levels_write.en.eq(1)
                     m.next = "TAKE"
-                    with m.If(left == 0):
+                    with m.If(~due):
                         m.next = "DRAIN"
             with state("DRAIN"):
                 m.d.sync += [wait.eq(wait - 1), place.eq(0), setting.eq(known.data), filled.eq(levels.data.filled)]

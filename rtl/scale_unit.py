@@ -258,7 +258,7 @@ class ScaleUnit(wiring.Component):
                     high_m.eq(Mux(swap, b_held.m, a_held.m)),
                     low_m.eq(Cat(C(0, 16), Mux(swap, a_held.m, b_held.m))),
                     exponent.eq(Mux(swap, b_held.e, a_held.e) - 16),
-                    distance.eq(Mux(gap > 33, 33, gap)),
+                    distance.eq(Mux(gap[6:].any(), 63, gap[:6])),
                 ]
                 m.next = "LOWER"
             with m.State("LOWER"):

@@ -36,11 +36,12 @@ def loader_signature(addr_bits: int) -> wiring.Signature:
 class Sequencer(wiring.Component):
     """Run a program: arithmetic, branches, tokens from and to the host, commands to the units.
 
-    Commands are offered only to a unit that is ready, so that STOP can abandon any instruction without
-    breaking a stream. WAIT and the end of a stop look at `unit_busy` over three cycles: a unit may
+    A command is offered once its unit is ready, so that STOP can abandon any instruction without breaking a
+    stream. What offers it, and what takes a token, is a register: no path leads through here from one unit to
+    another. WAIT and the end of a stop look at `unit_busy` over three cycles: a unit may
     hand its work to the write port with a gap of two cycles between its `busy` and `writes_pending`.
 
-    Latency: 3 cycles from `start` to the first instruction's command (`latency`).
+    Latency: 4 cycles from `start` to the first instruction's command (`latency`).
 
     Throughput: one instruction every 4 cycles (LOAD 5), plus what it waits for.
 
@@ -79,7 +80,7 @@ class Sequencer(wiring.Component):
         In the order of firmware.isa.Unit.
     """
 
-    latency = 3
+    latency = 4
 
     def __init__(self, *, program_words: int, lanes: int, short_list: bool = False):
         if not isinstance(program_words, int) or program_words < 2 or program_words & (program_words - 1):
@@ -136,7 +137,14 @@ class Sequencer(wiring.Component):
         busy, busy_before, busy_recently = Signal(UNITS), Signal(UNITS), Signal(UNITS)
         m.d.sync += [busy.eq(self.unit_busy), busy_before.eq(busy), busy_recently.eq(self.unit_busy | busy | busy_before)]
 
-        m.d.comb += [self.running.eq(1), self.token_i.ready.eq(self.draining)]
+        # High in RETIRE alone, until the command is taken; a token stands until then.
+        outlets = {Op.OUT: self.token_o, Op.STREAM: self.stream_start, Op.VECTOR: self.vector, Op.MATMUL: self.matmul, Op.DOT: self.dot,
+                   Op.SAMPLE: self.sampler} | ({Op.SCAN: self.scan} if self._short_list else {})
+        offers, takes = Signal(len(outlets)), Signal(2)
+        waiting = Cat(offer & ~port.ready for port, offer in zip(outlets.values(), offers, strict=True)).any()
+        m.d.sync += [offers.eq(0), takes.eq(0)]
+        m.d.comb += [port.valid.eq(offer) for port, offer in zip(outlets.values(), offers, strict=True)]
+        m.d.comb += [self.running.eq(1), self.prompt_i.ready.eq(takes[0]), self.token_i.ready.eq(takes[1] | self.draining)]
         ending, flushed = Signal(), Signal()
         m.d.comb += self.draining.eq(ending)
         with m.FSM():
@@ -156,14 +164,17 @@ class Sequencer(wiring.Component):
                 with m.If(stopping):
                     m.next = "DRAIN"
                 with m.Else():
-                    self._execute(m, instruction, operand, result, writes, taken, busy_recently, store)
+                    self._execute(m, instruction, operand, result, writes, taken, busy_recently, store, outlets, offers, takes)
             with m.State("LOADED"):
                 m.d.sync += [result.eq(loaded.data), writes.eq(1)]
                 m.next = "RETIRE"
             with m.State("RETIRE"):
                 m.d.comb += write_back.en.eq(writes & (instruction.rd != 0))
-                m.d.sync += self.pc.eq(Mux(taken, instruction.imm, self.pc + 1))
-                m.next = "FETCH"
+                with m.If(~waiting):
+                    m.d.sync += self.pc.eq(Mux(taken, instruction.imm, self.pc + 1))
+                    m.next = "FETCH"
+                with m.Else():
+                    m.d.sync += offers.eq(offers)
             with m.State("FLUSH"):
                 m.d.comb += self.flush.eq(1)
                 m.d.sync += flushed.eq(0)
@@ -200,7 +211,7 @@ class Sequencer(wiring.Component):
             self.token_o.payload.eq(operand["rs"]),
         ]
 
-    def _execute(self, m: Module, instruction, operand, result, writes, taken, busy, store) -> None:
+    def _execute(self, m: Module, instruction, operand, result, writes, taken, busy, store, outlets, offers, takes) -> None:
         def put(value):
             m.d.sync += [result.eq(value), writes.eq(1)]
             m.next = "RETIRE"
@@ -209,14 +220,9 @@ class Sequencer(wiring.Component):
             m.d.sync += taken.eq(condition)
             m.next = "RETIRE"
 
-        def offer(port):
-            m.d.comb += port.valid.eq(port.ready)
-            with m.If(port.ready):
-                m.next = "RETIRE"
-
-        def take(port):
-            m.d.comb += port.ready.eq(1)
+        def take(port, mark):
             with m.If(port.valid):
+                m.d.sync += mark.eq(1)
                 put(port.payload)
 
         def halt(code):
@@ -248,33 +254,23 @@ class Sequencer(wiring.Component):
             with m.Case(Op.ARG):
                 put(self.args[imm[:3]])
             with m.Case(Op.IN):
-                take(self.prompt_i)
-            with m.Case(Op.OUT):
-                offer(self.token_o)
+                take(self.prompt_i, takes[0])
             with m.Case(Op.WAIT):
                 with m.If((busy & imm) == 0):
                     m.next = "RETIRE"
-            with m.Case(Op.STREAM):
-                offer(self.stream_start)
             with m.Case(Op.FLUSH):
                 m.next = "FLUSH"
-            with m.Case(Op.VECTOR):
-                offer(self.vector)
-            with m.Case(Op.MATMUL):
-                offer(self.matmul)
-            with m.Case(Op.DOT):
-                offer(self.dot)
-            with m.Case(Op.SAMPLE):
-                offer(self.sampler)
             with m.Case(Op.TOKEN):
-                take(self.token_i)
+                take(self.token_i, takes[1])
             with m.Case(Op.LOAD):
                 m.next = "LOADED"
             with m.Case(Op.STORE):
                 m.d.comb += store.en.eq(1)
                 m.next = "RETIRE"
-            if self._short_list:
-                with m.Case(Op.SCAN):
-                    offer(self.scan)
+            for (op, port), mark in zip(outlets.items(), offers, strict=True):
+                with m.Case(op):
+                    with m.If(port.ready):
+                        m.d.sync += mark.eq(1)
+                        m.next = "RETIRE"
             with m.Default():
                 halt(UNKNOWN_INSTRUCTION)

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from amaranth import C, Cat, Module, Mux, Signal, Value, signed, unsigned
+from amaranth import C, Cat, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
-from amaranth.utils import bits_for
 
+from .arith import index_shape
+from .sequencer import SCAN_COMMAND
 from .stream import Fifo
 
-__all__ = ["COMMAND", "ShortList"]
-
-COMMAND = data.StructLayout({"slot": 8, "rows": 16, "first": 1, "at": 16})
-
-
-def index_shape(count: int):
-    """Shape of an index below `count`, at least one bit."""
-    return unsigned(max(1, bits_for(count - 1)))
+__all__ = ["ShortList"]
 
 
 class ShortList(wiring.Component):
@@ -48,7 +42,7 @@ class ShortList(wiring.Component):
 
     Members
     -------
-    cmd : In(stream of COMMAND)
+    cmd : In(stream of SCAN_COMMAND)
         At least one row. Ready when no scan is under way.
     busy : Out(1)
         A scan is under way: the accumulators must stand.
@@ -76,7 +70,7 @@ class ShortList(wiring.Component):
         self._address = index_shape(-(-max_rows // vector_lanes))
         self.entry_cycles = 2 * (count.bit_length() - 1) + 1
         super().__init__({
-            "cmd": In(stream.Signature(COMMAND)),
+            "cmd": In(stream.Signature(SCAN_COMMAND)),
             "busy": Out(1),
             "acc_read": Out(wiring.Signature({
                 "en": Out(1), "slot": Out(slot_bits), "addr": Out(self._address), "part": Out(index_shape(acc_parts)),

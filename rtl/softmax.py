@@ -20,7 +20,8 @@ from tritloom.firmware.integer import (
     WEIGHT_DROP,
 )
 
-from .dot import WEIGHT_BITS, delay, index_shape
+from .arith import index_shape
+from .dot import WEIGHT_BITS, delay
 from .shared import once
 from .ufloat import UFLOAT, SerialDivider, shift_right
 
@@ -419,8 +420,8 @@ class Finish(wiring.Component):
 
     Parameters
     ----------
-    lanes, word, vector_lanes, head_words, output_bits, context, address_words : int
-        `word`: elements of an output word.
+    lanes, slots, word, vector_lanes, head_words, output_bits, context, address_words : int
+        `slots`: of the vector unit's buffers; `word`: elements of an output word.
 
     Members
     -------

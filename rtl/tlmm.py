@@ -8,6 +8,7 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for
 
 from tritloom.firmware.packing import SERPENTINE, word_bytes
+from tritloom.rtl.arith import index_shape
 from tritloom.rtl.recode import Recoder, Reduction
 from tritloom.rtl.stream import Fifo
 from tritloom.rtl.tables import (
@@ -39,16 +40,11 @@ def _power_of_two(value: int) -> bool:
     return value > 0 and value & (value - 1) == 0
 
 
-def index_shape(count: int):
-    """Shape of an index below `count`, at least one bit."""
-    return unsigned(max(1, bits_for(count - 1)))
-
-
 def progress_signature(words: int) -> wiring.Signature:
     """How far the matrices are.
 
     under_way, done : Out
-        Commands taken and not finished; high for a cycle when the first of them finishes.
+        Commands taken and not finished; high for a cycle once one is no longer counted among them.
     begun, words : Out
         Whether the first of them has written results, and the address after the last whole word of V rows that it has written, of
         `words` at most.
@@ -362,8 +358,8 @@ class TernaryMatmul(wiring.Component):
 
         flags = self._stream_words(m, to_words.o, control.prepared)
         m.d.comb += [recoder.word.eq(self.weights_i.payload), recoder.enable.eq(self.weights_i.valid & self.weights_i.ready)]
-        under_way, done = self.progress.under_way, self.progress.done
-        m.d.sync += under_way.eq(under_way + (self.cmd.valid & self.cmd.ready) - done)
+        under_way, done = self.progress.under_way, Signal()
+        m.d.sync += [under_way.eq(under_way + (self.cmd.valid & self.cmd.ready) - done), self.progress.done.eq(done)]
         m.d.comb += self.busy.eq(under_way != 0)
 
         # Tables are read by the word that reaches the selections; the tile's last word frees them.

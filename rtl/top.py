@@ -17,7 +17,7 @@ from .router import ReadArbiter, WeightRouter, WriteArbiter
 from .sampler import Sampler
 from .sequencer import Sequencer
 from .shortlist import ShortList
-from .stream import LightSlice
+from .stream import Fifo, LightSlice, Slice
 from .tlmm import TernaryMatmul
 from .vector import VectorUnit
 
@@ -132,10 +132,12 @@ class Accelerator(wiring.Component):
         wiring.connect(m, weights.o2, dot.weights_i)
 
         m.submodules.reads = reads = ReadArbiter(mem_bytes=c.mem_bytes, clients=2)
-        # What the vector unit is ready for depends on much: its few beats pass a register.
+        # What the units are ready for depends on much: the dot engine's beats pass a queue in LUT RAM, the vector unit's few a register.
+        m.submodules.dot_reads = dot_reads = Fifo(8 * c.mem_bytes, 4)
         m.submodules.vector_reads = vector_reads = LightSlice(8 * c.mem_bytes)
+        wiring.connect(m, dot_reads.o, dot.read_data)
         wiring.connect(m, vector_reads.o, vector.read_data)
-        for n, (request, data) in enumerate(((dot.read_request, dot.read_data), (vector.read_request, vector_reads.i))):
+        for n, (request, data) in enumerate(((dot.read_request, dot_reads.i), (vector.read_request, vector_reads.i))):
             wiring.connect(m, request, getattr(reads, f"request{n}"))
             wiring.connect(m, getattr(reads, f"data{n}"), data)
         wiring.connect(m, reads.memory_request, memory.read_request)
@@ -168,11 +170,14 @@ class Accelerator(wiring.Component):
         m.d.comb += [
             vector.acc_read.data.eq(matmul.acc_read.data),
             *(getattr(vector.matrices, name).eq(getattr(matmul.progress, name)) for name in matmul.progress.signature.members),
-            vector.work_clear.eq(dot.work_clear),
         ]
+        m.d.sync += vector.work_clear.eq(dot.work_clear)  # long before the outputs
         if not self.config.shortlist:
             m.d.comb += [getattr(matmul.acc_read, name).eq(getattr(vector.acc_read, name)) for name in ("en", "slot", "addr", "part")]
-        wiring.connect(m, dot.logits_o, sampler.logits_i)
+        # What the sampler is ready for depends on the logit's slot.
+        m.submodules.logits = logits = Slice(dot.logits_o.payload.shape())
+        wiring.connect(m, dot.logits_o, logits.i)
+        wiring.connect(m, logits.o, sampler.logits_i)
 
     def _join_control(self, m, memory, matmul, vector, dot, sampler, sequencer, registers, scanning):
         """The sequencer commands the units; the registers command the sequencer."""

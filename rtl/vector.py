@@ -13,13 +13,12 @@ from amaranth import Array, C, Cat, Module, Mux, Signal, Value, signed, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
-from amaranth.utils import bits_for
 
 from tritloom.firmware import integer
 from tritloom.firmware.config import PARAM_HEADER_BYTES
 from tritloom.firmware.isa import VectorOp
 
-from .arith import larger, reduce_registered, saturate, sign_extend
+from .arith import index_shape, larger, reduce_registered, saturate, sign_extend
 from .glu import WORK, GatedUnit
 from .kv_writer import KvWriter, write_layout
 from .quantise import NORMAL_BITS, SQUARE_BITS, Y_BITS, Quantiser
@@ -47,11 +46,6 @@ LATE_READ = 6
 FIXED_LEFT = 8
 """How far y is shifted left at most on its way to fixed point."""
 FIXED_BITS = Y_BITS + FIXED_LEFT
-
-
-def index_shape(count: int):
-    """Shape of an index below `count`, at least one bit."""
-    return unsigned(max(1, bits_for(count - 1)))
 
 
 class Kind:
@@ -324,6 +318,7 @@ class VectorUnit(wiring.Component):
         self.kv = kv
 
         word, place = Signal(self._word), Signal(self._place)
+        # `reading`, `again`: registers, high in the states that read results, and in a head's second pass.
         reading, again, allowed, going = Signal(), Signal(), Signal(), Signal()
         base = Signal(self._place)
         x_base, rope_base = self._bases(self._x_words), self._bases(self._whole_beats(self._rope_words))
@@ -390,17 +385,21 @@ class VectorUnit(wiring.Component):
         # Memory beats in pieces of V codes; coefficients are written a beat a cycle (or half a word, if V of them fill two beats).
         wide = self._bytes >= 2 * self._lanes
         beat, left = Signal(8 * self._bytes, reset_less=True), Signal(range(self._bytes // self._lanes + 1))
-        load, take, from_weights, header = Signal(), Signal(), Signal(), Signal()
-        writing_beat = Signal()
-        room = (left == 0) | ((left == 1) & take)
+        # Registers that are high in HEADER, COEFFICIENTS, ROW SCALE, SKIP and EMBED: no state is decoded on the way to a beat's bits.
+        header, writing_beat, fetching, skipping, embedding = Signal(), Signal(), Signal(), Signal(), Signal()
+        from_weights, load, take = Signal(), Signal(), Signal()
+        skip = Signal(range(self._bytes // self._lanes))
+        m.d.sync += from_weights.eq(self._is(VectorOp.PARAM))
         m.d.comb += [
+            load.eq(((fetching | embedding) & (left == 0)) | (embedding & (left == 1))),
+            take.eq((embedding & (left != 0)) | (skipping & (skip != 0))),
             self.weights_i.ready.eq(header | (writing_beat & from_weights)),
-            self.read_data.ready.eq((writing_beat & ~from_weights) | (load & room)),
+            self.read_data.ready.eq((writing_beat & ~from_weights) | load),
             self.code_in.eq(beat[: 8 * self._lanes]),
         ]
         loaded = Signal()
         beat_written = writing_beat & Mux(from_weights, self.weights_i.valid, self.read_data.valid)
-        m.d.comb += loaded.eq(load & room & self.read_data.valid)
+        m.d.comb += loaded.eq(load & self.read_data.valid)
         with m.If(loaded | beat_written):
             m.d.sync += beat.eq(Mux(from_weights, self.weights_i.payload, self.read_data.payload))
         with m.Elif(take):
@@ -412,7 +411,6 @@ class VectorUnit(wiring.Component):
         header_beats = -(-PARAM_HEADER_BYTES // self._bytes)
         header_beat = Signal(range(header_beats)) if header_beats > 1 else C(0, 1)
         self.header, self.header_beat, self.beat = header, header_beat, beat
-        skip = Signal(range(self._bytes // self._lanes))
         half = Signal()
 
         # GLU issues the gate of pair `word` and the up of pair `up`, some pairs behind.
@@ -424,6 +422,13 @@ class VectorUnit(wiring.Component):
         pair = Signal(range(self._h_words + behind + 1))
         gate_word, up_word = Signal(self._word), Signal(self._word)
         glu_first, glu_end = command.a[: len(up)], Signal.like(pair)
+        gluing, complete = Signal(), Signal()  # `gluing`: a register, high in GLU
+        gating, upping = complete & (pair < glu_end), complete & (pair >= glu_first + behind)
+        m.d.comb += complete.eq(self.last_part & going)
+        with m.If(gluing & complete):
+            m.d.sync += [odd.eq(~odd), pair.eq(pair + odd), gate_word.eq(gate_word + (odd << 1))]
+        with m.If(gluing & odd & upping):
+            m.d.sync += [up.eq(up + 1), up_word.eq(up_word + 2), place.eq(place + 1)]
 
         # QKV: heads through the first and the second pass, up to `last_head`.
         total, q_words = self._heads + 2 * self._kv_heads, self._heads * self._rope_words
@@ -448,8 +453,6 @@ class VectorUnit(wiring.Component):
                 issue.second.eq(second),
                 issue.kind.eq(kind_of(head)),
                 issue.word.eq(running),
-                reading.eq(not kept),
-                again.eq(second),
                 self.acc_address.eq(running),
                 self.coefficient_address.eq(rope + head_word),
                 self.kept_place.eq(Cat(head_word, head[:KEPT_BITS])),
@@ -458,7 +461,7 @@ class VectorUnit(wiring.Component):
                 m.d.sync += [running.eq(running + 1), head_word.eq(head_word + 1)]
                 with m.If(head_word == self._rope_words - 1):
                     m.d.comb += issue.last.eq(1)
-                    m.d.sync += [head_word.eq(0), head.eq(head + 1)]
+                    m.d.sync += [head_word.eq(0), head.eq(head + 1), reading.eq(0), again.eq(0)]
                     m.next = "QKV"
 
         given = self.cmd.payload
@@ -470,7 +473,7 @@ class VectorUnit(wiring.Component):
         slot_begins = Signal()
         m.d.sync += allowed.eq(~slot_begins & ((before == 0) | ((before == 1) & written)))
         due = Signal(signed(len(before) + 2))
-        m.d.comb += due.eq(self.matrices.under_way - self.matrices.done - given.follow + 1)
+        m.d.comb += due.eq(self.matrices.under_way - given.follow + 1)
         with m.If(self.matrices.done & (before != 0)):
             m.d.sync += before.eq(before - 1)
 
@@ -497,6 +500,7 @@ class VectorUnit(wiring.Component):
                 with m.If(self.cmd.valid):
                     with m.Switch(given.op):
                         with m.Case(VectorOp.PARAM):
+                            m.d.sync += header.eq(1)
                             m.next = "HEADER"
                         with m.Case(VectorOp.EMBED):
                             m.d.sync += [factor.eq(given.a >> id_bits), addend.eq(self._head_group), self.words.eq(self._x_words)]
@@ -514,19 +518,18 @@ class VectorUnit(wiring.Component):
 
             # Parameters.
             with m.State("HEADER"):
-                m.d.comb += header.eq(1)
                 with m.If(self.weights_i.valid):
                     if header_beats > 1:
                         m.d.sync += header_beat.eq(header_beat + 1)
                     with m.If(header_beat == header_beats - 1):
                         if header_beats > 1:
                             m.d.sync += header_beat.eq(0)
+                        m.d.sync += [header.eq(0), writing_beat.eq(self.words != 0)]
                         m.next = "COEFFICIENTS"
                         with m.If(self.words == 0):
                             m.next = "IDLE"
             with m.State("COEFFICIENTS"):
                 finish = (word + self._beat_words >= self.words) & (C(1, 1) if wide else half)
-                m.d.comb += [from_weights.eq(self._is(VectorOp.PARAM)), writing_beat.eq(1)]
                 m.d.sync += [
                     self.coefficient_write.addr.eq(Mux(from_weights, gain_base[command.bank], rope) + word),
                     self.coefficient_write.mask.eq(beat_written.replicate(2) if wide else Cat(beat_written & ~half, beat_written & half)),
@@ -536,6 +539,7 @@ class VectorUnit(wiring.Component):
                     with m.If(C(1, 1) if wide else half):
                         m.d.sync += word.eq(word + self._beat_words)
                     with m.If(finish):
+                        m.d.sync += writing_beat.eq(0)
                         m.next = "IDLE"
 
             # Reads from memory.
@@ -552,6 +556,7 @@ class VectorUnit(wiring.Component):
                 row_beats = Mux(self._is(VectorOp.EMBED), self._head_row // self._bytes, self._rope_row // self._bytes)
                 m.d.comb += [self.read_request.valid.eq(1), self.read_request.payload.beats.eq(Mux(scale_read, 1, row_beats))]
                 with m.If(self.read_request.ready):
+                    m.d.sync += [writing_beat.eq(self._is(VectorOp.ROPE)), fetching.eq(self._is(VectorOp.EMBED) & embed_row)]
                     m.next = "COEFFICIENTS"
                     with m.If(self._is(VectorOp.EMBED)):
                         m.next = "ROW SCALE"
@@ -566,27 +571,27 @@ class VectorUnit(wiring.Component):
 
             # Embedding.
             with m.State("ROW SCALE"):
-                m.d.comb += load.eq(left == 0)
                 m.d.sync += skip.eq(row_of_group << 1 >> self._lane_bits)
                 with m.If(left != 0):
+                    m.d.sync += [fetching.eq(0), skipping.eq(1)]
                     m.next = "SKIP"
             with m.State("SKIP"):
                 with m.If(skip == 0):
                     m.d.comb += [scales.start.eq(1), scales.program.eq(Program.EMBED)]
+                    m.d.sync += skipping.eq(0)
                     m.next = "EMBED SCALE"
                 with m.Else():
-                    m.d.comb += take.eq(1)
                     m.d.sync += skip.eq(skip - 1)
             with m.State("EMBED SCALE"):
                 m.d.sync += place.eq(x_base[self.slot])
                 with m.If(scales.done):
-                    m.d.sync += left.eq(0)
+                    m.d.sync += [left.eq(0), embedding.eq(1)]
                     m.next = "EMBED"
             with m.State("EMBED"):
-                m.d.comb += [take.eq(left != 0), load.eq(~(take & last_word))]
                 with m.If(take):
                     issue_word()
                     with m.If(last_word):
+                        m.d.sync += embedding.eq(0)
                         m.next = "DRAIN"
 
             # One slot after the other.
@@ -620,6 +625,8 @@ class VectorUnit(wiring.Component):
                     with m.Default():
                         m.d.comb += [scales.start.eq(1), scales.program.eq(Program.SILU if silu else Program.RELU2)]
                         m.next = "GATE SCALE" if silu else "GLU"
+                        if not silu:
+                            m.d.sync += [reading.eq(1), gluing.eq(1)]
             with m.State("NEXT SLOT"):
                 m.d.sync += [self.remaining.eq(self.remaining - 1), self.slot.eq(self.slot + 1), self.position.eq(self.position + 1)]
                 with m.If(self.position[:4] == 15):
@@ -647,12 +654,13 @@ class VectorUnit(wiring.Component):
 
             with m.State("RESIDUAL SCALE"):
                 with m.If(scales.done):
+                    m.d.sync += reading.eq(1)
                     m.next = "RESIDUAL"
             with m.State("RESIDUAL"):
-                m.d.comb += reading.eq(1)
                 with m.If(self.last_part & going):
                     issue_word()
                     with m.If(last_word):
+                        m.d.sync += reading.eq(0)
                         m.next = "RESIDUAL END"
             with m.State("RESIDUAL END"):
                 with m.If(self._quiet(1, Y)):
@@ -661,10 +669,10 @@ class VectorUnit(wiring.Component):
             with m.State("QKV"):
                 with m.If(self.pending & ((kind_of(head2) == Kind.QUERY) | kv.free)):
                     m.d.comb += kv.reserve.eq(kind_of(head2) != Kind.QUERY)
-                    m.d.sync += self.pending.eq(0)
+                    m.d.sync += [self.pending.eq(0), reading.eq(self._acc_parts == 1), again.eq(1)]
                     m.next = "HEAD SECOND PASS"
                 with m.Elif(~outstanding & (head1 != last_head)):
-                    m.d.sync += [outstanding.eq(1), first_kind.eq(kind_of(head1))]
+                    m.d.sync += [outstanding.eq(1), first_kind.eq(kind_of(head1)), reading.eq(1)]
                     m.next = "HEAD FIRST PASS"
                 with m.Elif((head2 == last_head) & self._quiet(1, CODE)):
                     m.next = "NEXT SLOT"
@@ -676,21 +684,16 @@ class VectorUnit(wiring.Component):
             if silu:
                 with m.State("GATE SCALE"):
                     with m.If(scales.done):
+                        m.d.sync += [reading.eq(1), gluing.eq(1)]
                         m.next = "GLU"
             with m.State("GLU"):
-                complete = self.last_part & going
-                gating, upping = complete & (pair < glu_end), complete & (pair >= glu_first + behind)
-                m.d.comb += reading.eq(1)
-                with m.If(complete):
-                    m.d.sync += [odd.eq(~odd), pair.eq(pair + odd), gate_word.eq(gate_word + (odd << 1))]
                 with m.If(~odd):
                     m.d.comb += [issue.valid.eq(gating), issue.kind.eq(Kind.GATE), self.acc_address.eq(gate_word)]
                 with m.Else():
                     m.d.comb += [issue.valid.eq(upping), issue.kind.eq(Kind.UP), self.acc_address.eq(up_word)]
-                    with m.If(issue.valid):
-                        m.d.sync += [up.eq(up + 1), up_word.eq(up_word + 2), place.eq(place + 1)]
-                        with m.If(up == glu_end - 1):
-                            m.next = "GLU END"
+                    with m.If(upping & (up == glu_end - 1)):
+                        m.d.sync += [reading.eq(0), gluing.eq(0)]
+                        m.next = "GLU END"
             with m.State("GLU END"):
                 with m.If(~scales.busy & ~scales.done):
                     m.next = "NEXT SLOT"
