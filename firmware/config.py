@@ -126,8 +126,8 @@ class BuildConfig:
     `attention_macs` A, `attention_rows` R, `mem_bytes` M over `mem_ports` ports.
     `groups`: groups of P tokens that take turns in a long prompt's passes, one's matrices beside the other's vector work;
     `attention_lanes`: lanes of the dot engine, 0 for P; `block_rows`: most rows of a matrix whose partial sums are held at once,
-    0 for all; `result_parts`: reads that V rows of the matrices' results take (2: half the banks); `ultra_ram`: keep the large memories
-    in UltraRAM.
+    0 for all; `result_parts`: reads that V rows of the matrices' results take (2: half the banks); `ultra_ram`: keep a model on the
+    chip in UltraRAM, or else the large memories of the units.
     `sequences`: texts whose caches the memory holds at once, each of up to `shape.context` positions.
     `weight_fifo_beats`, `read_fifo_beats`: beats that are asked for ahead, of weights and of data; to keep the memory
     busy they must cover its latency.
@@ -189,9 +189,11 @@ class BuildConfig:
                  f"vector_lanes must be from 2 to attention_macs/attention_rows ({word}), not {self.vector_lanes}")
         _require(self.attention_macs <= self.mem_bytes,
                  f"attention_macs ({self.attention_macs}) must not exceed mem_bytes ({self.mem_bytes})")
-        _require(4 <= self.mem_bytes <= 128, f"mem_bytes must be from 4 to 128, not {self.mem_bytes}")
+        _require(4 <= self.mem_bytes <= 512, f"mem_bytes must be from 4 to 512, not {self.mem_bytes}")
         _require(self.mem_bytes // self.mem_ports >= 4,
                  f"a memory port must be 4 bytes or wider: mem_bytes {self.mem_bytes} over {self.mem_ports} ports")
+        _require(self.memory != "axi" or self.mem_bytes // self.mem_ports <= 128,
+                 f"an AXI4 port carries at most 128 bytes: mem_bytes {self.mem_bytes} over {self.mem_ports} ports")
         _require(self.word_bytes <= self.mem_bytes,
                  f"tables*rows_per_cycle = {self.indices_per_word} indices need {self.word_bytes} bytes a cycle as {self.packing}, "
                  f"but mem_bytes is {self.mem_bytes}: lower tables or rows_per_cycle")
@@ -247,6 +249,11 @@ class BuildConfig:
     def dot_lanes(self) -> int:
         """Lanes of the dot engine."""
         return self.attention_lanes or self.lanes
+
+    @property
+    def ultra_units(self) -> bool:
+        """The units' large memories are in UltraRAM; a model on the chip has it for itself."""
+        return self.ultra_ram and self.memory == "axi"
 
     @property
     def longest_block(self) -> int:

@@ -109,7 +109,7 @@ def memories(config: BuildConfig) -> dict[str, list[Memory]]:
     from tritloom.rtl.vector import KEPT_BITS
 
     c, s = config, config.shape
-    v, p, m, a, d, ultra = c.vector_lanes, c.lanes, c.mem_bytes, c.attention_macs, c.dot_lanes, c.ultra_ram
+    v, p, m, a, d, ultra = c.vector_lanes, c.lanes, c.mem_bytes, c.attention_macs, c.dot_lanes, c.ultra_units
     slots, step_bits = c.groups * p, c.rows_per_cycle * c.acc_bits
     steps = c.groups * ceil(max(s.max_rows, v) / c.rows_per_cycle)
     id_bits = (s.vocab - 1).bit_length()
@@ -148,10 +148,12 @@ def memories(config: BuildConfig) -> dict[str, list[Memory]]:
     sampler = [Memory(16, 1024, rom=True), Memory(entry, p * c.sampler_candidates), Memory(32, 512, 2, rom=True), Memory(33 + id_bits, 32)]
     sampler += [Memory(width, kept, at_once=True) for width in (78, entry, entry + 4, 26, 17, 16 + id_bits)]
     control = [Memory(64, c.program_words), Memory(32, 16, reads=4), Memory(32, SCRATCH_WORDS * p), Memory(32, 63), Memory(64, 63),
-               Memory(17, 16)]
+               Memory(17, 16), Memory(8 * m, 4)]
     memory = [Memory(64, 256), Memory(48, 8), Memory(8, 4)]
     if c.memory == "onchip":
-        memory += [Memory(8, c.onchip_bytes // m, m), Memory(8 * m + 2, c.weight_fifo_beats), Memory(8 * m, c.read_fifo_beats)]
+        words = c.onchip_bytes // m  # each byte can be written alone: UltraRAM has nine bits for it
+        memory += [Memory(9 * m, words, ultra=True) if c.ultra_ram else Memory(8, words, m),
+                   Memory(8 * m + 2, c.weight_fifo_beats), Memory(8 * m, c.read_fifo_beats)]
     else:
         port = m // c.mem_ports
         memory += [Memory(8 * port + 2, c.weight_fifo_beats, c.mem_ports), Memory(8 * port, c.read_fifo_beats, c.mem_ports),

@@ -129,7 +129,7 @@ def cycles_per_pass(config: BuildConfig, context: int, tokens: int, head: bool) 
         result["vector"] += sum(parameters) + 2 * (resid + norm[s.hidden]) + norm[s.q_size] + parts * 2 * s.ffn / v + 20 + norm[s.ffn]
         result["attention"] += attend(1)
     if head and not c.shortlist:
-        result["head"] = ceil(s.vocab / c.group_rows) * c.head_group_bytes / c.attention_macs
+        result["head"] = ceil(s.vocab / c.group_rows) * (1 + c.group_rows * s.hidden / c.attention_macs)
     elif head:
         # In random order this many rows enter the heap one after the other; each stops the scan for a few cycles.
         entries = c.shortlist * (1 + log(s.vocab / c.shortlist))

@@ -570,7 +570,7 @@ class DotEngine(wiring.Component):
         _require(2 <= vector_lanes <= word and macs <= mem_bytes,
                  f"vector_lanes ({vector_lanes}), macs/rows ({word}), mem_bytes ({mem_bytes}) must not fall")
         _require(rows == 1 or 4 * rows <= mem_bytes, f"the scales of {rows} rows must lie in one beat of {mem_bytes} bytes")
-        _require(4 <= mem_bytes <= 128, f"mem_bytes must be from 4 to 128, not {mem_bytes}")
+        _require(4 <= mem_bytes <= 512, f"mem_bytes must be from 4 to 512, not {mem_bytes}")
         _require(heads % kv_heads == 0, f"heads ({heads}) must be a multiple of kv_heads ({kv_heads})")
         _require(head_dim % word == 0 and hidden % macs == 0,
                  f"macs/rows ({word}) must divide head_dim ({head_dim}), macs ({macs}) must divide hidden ({hidden})")
@@ -778,7 +778,7 @@ class DotEngine(wiring.Component):
         read = self._scale_store(m, "key_scales", given, Cat(given.addr[:self._beat_bits], given.parity), 2)
         row = rows[0]
         pack_bits = (self._mem_bytes // 4 - 1).bit_length()
-        m.d.comb += read.addr.eq(Cat(Mux(row.head, 0, row.row[pack_bits:4])[:self._beat_bits], row.parity))
+        m.d.comb += read.addr.eq(Cat(Mux(row.head, 0, row.row[min(4, pack_bits):4])[:self._beat_bits], row.parity))
         index = Mux(rows[1].head, rows[1].row[1:], rows[1].row[:min(4, pack_bits)])[:pack_bits]
         word = Signal(32)
         m.d.sync += word.eq(read.data.word_select(index, 32))
@@ -790,7 +790,7 @@ class DotEngine(wiring.Component):
         read = self._scale_store(m, "value_beats", given, given.addr[:self._beat_bits], 1)
         pack_bits = (self._mem_bytes // 4 - 1).bit_length()
         valid, row, parity, last = Signal(), Signal(4), Signal(), Signal()
-        m.d.comb += [last.eq(row == chunks[parity].rows), sequencer.scan_busy.eq(valid), read.addr.eq(row[pack_bits:])]
+        m.d.comb += [last.eq(row == chunks[parity].rows), sequencer.scan_busy.eq(valid), read.addr.eq(row[min(4, pack_bits):])]
         with m.If(sequencer.scan):
             m.d.sync += [valid.eq(1), row.eq(0), parity.eq(sequencer.job.parity)]
         with m.Elif(valid):

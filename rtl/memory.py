@@ -305,7 +305,7 @@ class _Memory(wiring.Component):
     """What both forms have in common: parameters, and the connection of the requester."""
 
     def __init__(self, *, mem_bytes, mem_ports, weight_fifo_beats, read_fifo_beats, burst_beats, members):
-        _power_of_two("mem_bytes", mem_bytes, 4, 128)
+        _power_of_two("mem_bytes", mem_bytes, 4, 512)
         _power_of_two("mem_ports", mem_ports, 1, mem_bytes // 4)
         _power_of_two("weight_fifo_beats", weight_fifo_beats, 4, 65536)
         _power_of_two("read_fifo_beats", read_fifo_beats, 4, 4096)

@@ -73,13 +73,13 @@ class Accelerator(wiring.Component):
         m.submodules.matmul = matmul = TernaryMatmul(
             lanes=c.lanes, groups=c.groups, tables=c.tables, rows_per_cycle=c.rows_per_cycle, table_form=c.table_form, packing=c.packing,
             mem_bytes=c.mem_bytes, max_inputs=s.max_inputs, max_rows=s.max_rows, block_rows=c.longest_block, acc_bits=c.acc_bits,
-            vector_lanes=c.vector_lanes, result_banks=c.banks, ultra=c.ultra_ram)
+            vector_lanes=c.vector_lanes, result_banks=c.banks, ultra=c.ultra_units)
         m.submodules.vector = vector = VectorUnit(
             lanes=c.lanes, groups=c.groups, vector_lanes=c.vector_lanes, mem_bytes=c.mem_bytes, hidden=s.hidden, ffn=s.ffn, heads=s.heads,
             kv_heads=s.kv_heads, head_dim=s.head_dim, activation=s.activation, acc_bits=c.acc_bits, attention_macs=c.attention_macs,
             attention_rows=c.attention_rows, **head_layout,
             head_group_bytes=c.head_group_bytes, rope_row_bytes=c.rope_row_bytes, **kv_layout, sub_norms=s.sub_norms,
-            acc_read_latency=matmul.acc_read_latency, acc_parts=matmul.parts, ultra=c.ultra_ram)
+            acc_read_latency=matmul.acc_read_latency, acc_parts=matmul.parts, ultra=c.ultra_units)
         m.submodules.dot = dot = DotEngine(
             lanes=c.dot_lanes, slots=c.lanes, macs=c.attention_macs, rows=c.attention_rows, vector_lanes=c.vector_lanes,
             mem_bytes=c.mem_bytes, heads=s.heads, kv_heads=s.kv_heads, head_dim=s.head_dim, hidden=s.hidden, vocab=s.vocab,
@@ -119,7 +119,7 @@ class Accelerator(wiring.Component):
             return AxiMemory(mem_bytes=c.mem_bytes, mem_ports=c.mem_ports, weight_fifo_beats=c.weight_fifo_beats,
                              read_fifo_beats=c.read_fifo_beats)
         return OnChipMemory(mem_bytes=c.mem_bytes, size_bytes=c.onchip_bytes, weight_fifo_beats=c.weight_fifo_beats,
-                            read_fifo_beats=c.read_fifo_beats)
+                            read_fifo_beats=c.read_fifo_beats, ram_style="ultra" if c.ultra_ram else "")
 
     def _join_memory(self, m, memory, matmul, vector, dot, registers):
         """Weights to their consumers, data reads and writes to theirs, AXI ports to the outside."""

@@ -36,8 +36,8 @@ from tritloom.sim.verilated import default_build_dir
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results" / "equality.json"
 MODELS = ("stories-1m", "stories-4m")
-ON_CHIP = ("stories-260k", "ecp5-85f")
-"""Model and board of one more run: everything in on-chip memory, the very machine that the ECP5 build places."""
+ON_CHIP = (("stories-260k", "ecp5-85f"), ("stories-1m", "kv260-onchip"))
+"""Models and boards of two more runs: everything in on-chip memory, the first the very machine that the ECP5 build places."""
 TOKENS = 64
 LONG_PROMPT = 100
 
@@ -85,7 +85,7 @@ def machine(checkpoint: Checkpoint, name: str) -> BuildConfig:
 
 def pairs() -> list[tuple[str, str]]:
     """Every (model, machine) that is run."""
-    return [*((model, name) for model in MODELS for name in MACHINES), ON_CHIP]
+    return [*((model, name) for model in MODELS for name in MACHINES), *ON_CHIP]
 
 
 def prompts(checkpoint: Checkpoint, config: BuildConfig) -> list[list[int]]:

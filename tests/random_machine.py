@@ -11,7 +11,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import numpy as np
 import synthetic
 from tritloom.firmware.config import BuildConfig, ConfigError, ModelShape
 from tritloom.firmware.integer import GREEDY, Sampling
+from tritloom.firmware.layout import memory_map
 from tritloom.gen.checkpoint import Checkpoint, open_checkpoint
 from tritloom.gen.generate import cached_verilog, write_atomically
 from tritloom.gen.pack import pack, quantise
@@ -40,6 +41,8 @@ SEEDS = range(12)
 """What `make random` runs."""
 LARGE = 131_072
 """A vocabulary so large that the head takes nearly all of the time: such a model is narrow, and writes little."""
+ON_CHIP_MOST = 1 << 20
+"""Bytes on chip, which the registers write four at a time."""
 CONTEXT = 64
 
 
@@ -72,14 +75,20 @@ def _config(rng: np.random.Generator, shape: ModelShape) -> BuildConfig:
     for _ in range(10_000):
         lanes, groups = int(rng.integers(1, 5)), pick(1, 2)
         short = pick(0, 0, 16)
+        memory = pick({"mem_bytes": pick(8, 16, 32), "mem_ports": pick(1, 2)}, {"mem_bytes": pick(8, 16, 32), "mem_ports": pick(1, 2)},
+                      {"mem_bytes": pick(16, 128, 512), "memory": "onchip", "onchip_bytes": 512, "ultra_ram": pick(False, True)})
         try:
-            return BuildConfig(
+            config = BuildConfig(
                 shape=shape, lanes=lanes, groups=groups, attention_lanes=int(rng.integers(0, lanes + 1)), block_rows=pick(0, 64, 128),
                 result_parts=pick(1, 2), tables=int(rng.integers(1, 14)), rows_per_cycle=pick(2, 4, 8), vector_lanes=pick(2, 4, 8),
                 attention_macs=pick(4, 8, 16, 32) if shape.vocab < LARGE else 16, attention_rows=pick(1, 2, 4),
-                mem_bytes=pick(8, 16, 32), mem_ports=pick(1, 2),
                 table_form=pick("symmetric14", "full27", "addsub"), packing=pick("trit5", "index5"), sampler_candidates=8,
-                weight_fifo_beats=pick(64, 128), read_fifo_beats=64, shortlist=short, sequences=1 if short else pick(1, 3, 4))
+                weight_fifo_beats=pick(64, 128), read_fifo_beats=64, shortlist=short, sequences=1 if short else pick(1, 3, 4), **memory)
+            size = memory_map(config, tied=False).total_bytes
+            if config.memory == "axi":
+                return config
+            if size <= ON_CHIP_MOST:
+                return replace(config, onchip_bytes=size)
         except ConfigError:
             continue
     raise ConfigError(f"no machine found for {shape}")
@@ -91,7 +100,7 @@ def _shared(rng: np.random.Generator) -> int:
 
 
 def case(seed: int) -> Case:
-    rng = np.random.default_rng([seed, 2024])
+    rng = np.random.default_rng([seed, 2031])
     shape = _shape(rng, seed)
     config = _config(rng, shape)
 

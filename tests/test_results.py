@@ -1,5 +1,7 @@
 """Stored long results are of this very code, and say what the README says."""
 
+import json
+
 import pytest
 
 import random_machine
@@ -27,6 +29,15 @@ def test_every_stored_run_is_equal_and_long_enough():
             assert run["equal"] and run["generated_tokens"] >= 64
 
 
+def test_the_kv260_s_machine_fits_its_clock_and_its_peer_s_fabric():
+    """Run `tritloom bench --synth --model bitnet_b1_58-large --board kv260` when this fails: the code has changed, or no longer fits."""
+    entry = json.loads((equality.ROOT / "docs/results/kv260/bitnet_b1_58-large-synthesis.json").read_text("utf-8"))
+    assert entry["code"] == equality.code_digest()
+    timing, total = entry["measured"]["timing"], entry["measured"]["total"]
+    assert timing["failing"] == 0 and timing["paths"][0]["delay"] <= timing["period"]
+    assert total["lut"] <= 98_000 and total["dsp"] <= 610 and total["bram"] <= 98.5 and total["uram"] <= 60  # TeLLMe v2's
+
+
 def test_random_machines_were_measured_with_this_code():
     """Run `make random` when this fails: the machine has changed since the stored run."""
     entries = random_machine.load()["entries"]
@@ -44,6 +55,7 @@ def test_random_machines_are_of_every_kind():
     assert max(c.shape.vocab for c in cases) == 131_072
     assert {c.shape.heads == c.shape.kv_heads for c in cases} == {True, False}
     assert {c.config.groups for c in cases} == {1, 2} and {c.config.sequences for c in cases} == {1, 3, 4}
+    assert {c.config.memory for c in cases} == {"axi", "onchip"} and max(c.config.mem_bytes for c in cases) == 512
     assert any(c.config.shortlist for c in cases) and any(t["drafts"] for c in cases for t in c.texts)
 
 
