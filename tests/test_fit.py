@@ -131,6 +131,17 @@ def test_speed_follows_the_machine():
     assert one < four < 4 * one  # lanes share the weights
 
 
+def test_rows_narrower_than_a_beat_take_the_dot_engine_no_longer():
+    """A head row of 128 bytes, padded to 256, is read in as many steps as it has products."""
+    s, steps = spec("stories-1m"), {}
+    for width in (128, 256):
+        board = dataclasses.replace(load("kv260-onchip"), mem_bytes=width, resources={})
+        config = fit(s, board, attention_macs=32, attention_rows=1).config
+        steps[width] = cycles_per_pass(config, 128, 1, head=True)["head"]
+    rows = s.shape.vocab * s.shape.hidden / 32
+    assert rows <= steps[256] < steps[128] <= rows * 1.01  # and a beat of scales for every 64 or 128 rows
+
+
 def test_a_short_list_saves_the_head_s_bytes_and_costs_a_unit():
     s = published("bitnet_b1_58-large", 256)
     whole, short = fit(s, "kv260", lanes=2), fit(s, "kv260", lanes=2, shortlist=256)
