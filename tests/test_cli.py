@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -333,8 +334,10 @@ def test_help_and_version(tritloom):
 
 @pytest.mark.parametrize(("number", "status", "last"), [(signal.SIGINT, 130, "tritloom: interrupted\n"), (signal.SIGTERM, 143, "")])
 def test_interrupting_a_generation(number, status, last):
+    # What a shell starts in the background ignores SIGINT, and so does what that starts.
     process = subprocess.Popen([*TRITLOOM, "run", str(MODEL), "--backend", "emulator", "--tokens", "400", "--ignore-stop"],
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL))  # fmt: skip
     assert process.stdout is not None and process.stdout.read(20).startswith("Once")
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
