@@ -126,8 +126,9 @@ class BuildConfig:
     `attention_macs` A, `attention_rows` R, `mem_bytes` M over `mem_ports` ports.
     `groups`: groups of P tokens that take turns in a long prompt's passes, one's matrices beside the other's vector work;
     `attention_lanes`: lanes of the dot engine, 0 for P; `block_rows`: most rows of a matrix whose partial sums are held at once,
-    0 for all; `result_parts`: reads that V rows of the matrices' results take (2: half the banks); `ultra_ram`: keep a model on the
-    chip in UltraRAM, or else the large memories of the units.
+    0 for all; `result_parts`: reads that V rows of the matrices' results take (2: half the banks); `result_turns`: cycles in which
+    all lanes' results are written (2: to memories half as wide, with room for RESULT_BLOCKS pieces of gate and up); `ultra_ram`: keep a
+    model on the chip in UltraRAM, or else the large memories of the units.
     `sequences`: texts whose caches the memory holds at once, each of up to `shape.context` positions.
     `weight_fifo_beats`, `read_fifo_beats`: beats that are asked for ahead, of weights and of data; to keep the memory
     busy they must cover its latency.
@@ -145,6 +146,7 @@ class BuildConfig:
     rows_per_cycle: int = 4
     block_rows: int = 0
     result_parts: int = 1
+    result_turns: int = 1
     vector_lanes: int = 8
     attention_macs: int = 32
     attention_rows: int = 1
@@ -177,6 +179,8 @@ class BuildConfig:
         _require(self.groups in (1, 2), f"groups must be 1 or 2, not {self.groups!r}")
         _require(self.groups == 1 or self.lanes > 1, "two groups of one lane do the work of one group of two: give lanes=2, or groups=1")
         _require(self.result_parts in (1, 2), f"result_parts must be 1 or 2, not {self.result_parts!r}")
+        _require(self.result_turns in (1, 2), f"result_turns must be 1 or 2, not {self.result_turns!r}")
+        _require(self.result_turns <= self.lanes, "results of one lane are written in one turn: give lanes=2, or result_turns=1")
         for name in ("attention_lanes", "block_rows"):
             value = getattr(self, name)
             _require(isinstance(value, int) and value >= 0, f"{name} must be a positive integer, or 0 for the default, not {value!r}")
@@ -266,6 +270,20 @@ class BuildConfig:
         return max(1, self.vector_lanes // self.rows_per_cycle // self.result_parts)
 
     @property
+    def result_lanes(self) -> int:
+        """Lanes whose results are written at once."""
+        return ceil(self.lanes / self.result_turns)
+
+    @property
+    def result_rows(self) -> int:
+        """Results that a slot holds: all of the longest matrix; with two turns, RESULT_BLOCKS pieces of gate and up, and a power of two."""
+        s = self.shape
+        if self.result_turns == 1:
+            return s.max_rows
+        longest = max(s.qkv_rows, s.hidden, min(2 * s.ffn, RESULT_BLOCKS * self.gate_up_blocks[0]))
+        return 1 << (longest - 1).bit_length()
+
+    @property
     def group_slots(self) -> int:
         """Distance between the slots of two groups: slot = group * group_slots + lane."""
         return 1 << (self.lanes - 1).bit_length()
@@ -310,7 +328,7 @@ class BuildConfig:
     def head_block_rows(self) -> int:
         """Rows of a block of the ternary head: whole words of V results and whole steps."""
         whole = max(self.vector_lanes, self.rows_per_cycle)
-        return max(whole, min(self.longest_block, self.shape.max_rows // 2) // whole * whole)
+        return max(whole, min(self.longest_block, self.result_rows // 2) // whole * whole)
 
     @property
     def shortlist_queue(self) -> int:

@@ -97,7 +97,7 @@ class Emulator:
         self._activations = np.zeros((c.lanes, max(s.q_size, s.hidden)), np.int64)
         self._q_scale: list[UFloat] = [UF_ONE] * c.lanes
         self._rope = np.zeros((slots, 2, s.head_dim // 2), np.int64)
-        steps = ceil(s.max_rows / c.rows_per_cycle)
+        steps = ceil(c.result_rows / c.rows_per_cycle)
         self._accumulators = np.zeros((slots, steps * c.rows_per_cycle), np.int64)
         self._banks: list[_Parameters | None] = [None] * len(STAGES)
         self._layer_of_bank = [-1] * len(STAGES)
@@ -265,6 +265,8 @@ class Emulator:
         if steps * c.rows_per_cycle > c.longest_block + -c.longest_block % c.rows_per_cycle:
             raise EmulatorError(f"a block of {steps} steps is longer than the machine's {c.longest_block} rows")
         first = at * c.rows_per_cycle
+        if first + len(matrix) > self._accumulators.shape[1]:
+            raise EmulatorError(f"results of steps {at} to {at + steps - 1}, but a slot holds {c.result_rows} rows")
         for s in range(slot, slot + count):
             if len(self._codes[s]) < inputs:
                 raise EmulatorError(f"slot {s} has {len(self._codes[s])} codes, the matrix {inputs} inputs")

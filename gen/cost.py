@@ -111,12 +111,12 @@ def memories(config: BuildConfig) -> dict[str, list[Memory]]:
     c, s = config, config.shape
     v, p, m, a, d, ultra = c.vector_lanes, c.lanes, c.mem_bytes, c.attention_macs, c.dot_lanes, c.ultra_units
     slots, step_bits = c.groups * p, c.rows_per_cycle * c.acc_bits
-    steps = c.groups * ceil(max(s.max_rows, v) / c.rows_per_cycle)
+    steps = c.groups * c.result_turns * ceil(max(c.result_rows, v) / c.rows_per_cycle)
     id_bits = (s.vocab - 1).bit_length()
-    together, alone = min(p, RESULT_LANES), p % min(p, RESULT_LANES)
+    together, alone = min(c.result_lanes, RESULT_LANES), c.result_lanes % min(c.result_lanes, RESULT_LANES)
     matmul = [Memory(8 * v, slots * ceil(s.max_inputs / v), ultra=ultra),
               Memory(step_bits, ceil(c.longest_block / c.rows_per_cycle), p),
-              Memory(together * step_bits, ceil(steps / c.banks), p // together * c.banks, ultra=ultra)]
+              Memory(together * step_bits, ceil(steps / c.banks), c.result_lanes // together * c.banks, ultra=ultra)]
     matmul += [Memory(29, 4), Memory(11, 4)]
     if alone:
         matmul.append(Memory(alone * step_bits, ceil(steps / c.banks), c.banks, ultra=ultra))

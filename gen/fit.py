@@ -2,7 +2,7 @@
 
 `fit` enumerates the shapes of the ternary engine that the board's memory can feed; of those within a percent of the fewest
 cycles per token it takes the one with the fewest tables, which every lane has to build; lanes go down, from what the board
-prescribes, until the device's resources suffice.
+prescribes, until the device's resources suffice; where only memory lacks, results are written in two turns first.
 Predictions are projections: cycles from the units' documented latencies, resources from `gen.cost`. `relaxations` says what more
 of one thing would bring.
 """
@@ -64,7 +64,8 @@ def cycles_per_pass(config: BuildConfig, context: int, tokens: int, head: bool) 
     def matmul(rows: int, inputs: int, count: int) -> float:
         load = count * ceil((TRITS * c.tables + c.vector_lanes - 1) / c.vector_lanes)
         tile_cycles = load + build + 2
-        return tile_cycles + 16 + ceil(inputs / (TRITS * c.tables)) * sum(
+        turns = ceil(rows / c.rows_per_cycle) if count > c.result_lanes else 0
+        return tile_cycles + 16 + turns + ceil(inputs / (TRITS * c.tables)) * sum(
             max(ceil(block / c.rows_per_cycle), tile_cycles) for block in c.blocks(rows))
 
     def gains(length: int) -> float:
@@ -237,10 +238,10 @@ def fit(spec: ModelSpec, board: Board | str, **overrides: Any) -> FitResult:
         fixed.setdefault("sampler_candidates", 16)
     packing = str(fixed.setdefault("packing", "trit5"))
 
-    def build(lanes: int) -> FitResult:
+    def build(lanes: int, turns: int) -> FitResult:
         found: list[tuple[float, BuildConfig, MemoryMap]] = []
         error: ConfigError | None = None
-        shared = {"lanes": lanes}  # of the board's own prescriptions, those that so many lanes allow
+        shared = {"lanes": lanes, "result_turns": turns}  # of the board's own prescriptions, those that so many lanes allow
         if "attention_lanes" not in overrides:
             shared["attention_lanes"] = min(fixed.get("attention_lanes", 0), lanes)
         if "groups" not in overrides and lanes == 1:
@@ -269,21 +270,29 @@ def fit(spec: ModelSpec, board: Board | str, **overrides: Any) -> FitResult:
         _, config, layout = min(near, key=lambda entry: (entry[1].tables, entry[0]))
         predicted, binds = predict(config, layout, board)
         cost = resources(config, board.family)
-        over = [name for name, have in board.resources.items() if cost.get(name, 0) > have]
+        over = _over(board, cost)
         predicted = {**cost, **predicted}
         if over:
             binds = ", ".join(f"{name}: {cost[name]:.0f} of {board.resources[name]}" for name in over)
         return FitResult(not over, binds, config, layout, predicted, board.resources)
 
-    most = int(fixed.pop("lanes", 4))
-    result = build(most)
-    if overrides.get("lanes") is None:
-        for lanes in LANES:
-            if result.fits:
-                break
-            if lanes < most:
-                result = build(lanes)
+    most, given = int(fixed.pop("lanes", 4)), "result_turns" in fixed
+    turns = int(fixed.pop("result_turns", 1))
+    lanes = [most] if overrides.get("lanes") is not None else [most, *(n for n in LANES if n < most)]
+    for n in lanes:
+        result = build(n, turns)
+        over = set(_over(board, result.predicted))
+        if not given and n > 1 and over and over <= {"bram", "uram"}:  # results of two turns take less memory
+            other = build(n, 2)
+            result = other if other.fits else result
+        if result.fits:
+            break
     return result
+
+
+def _over(board: Board, cost: dict[str, float]) -> list[str]:
+    """The device's resources of which `cost` takes more than there are."""
+    return [name for name, have in board.resources.items() if cost.get(name, 0) > have]
 
 
 @dataclass(frozen=True)

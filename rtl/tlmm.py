@@ -228,7 +228,8 @@ class TernaryMatmul(wiring.Component):
 
     Throughput: one word per cycle while tables are ready. Loading and building a tile's tables takes
     `tile_cycles(count)` and overlaps the streaming of the tile before, also of another command's: tiles of fewer
-    steps wait for tables. Between commands a cycle is lost.
+    steps wait for tables. Between commands a cycle is lost. With two result turns, the last tile of a command for lanes of the
+    upper half takes two cycles a word.
 
     Parameters
     ----------
@@ -248,6 +249,8 @@ class TernaryMatmul(wiring.Component):
         V (a power of two): codes per code word, rows per result word.
     result_banks : int
         Banks of the results, at most V/Q: as many parts of a word of V rows can be read at once.
+    result_turns : int
+        1, or 2: the lower half of the lanes' results is written, and a cycle later the upper half, to a memory of half the width.
     ultra : bool
         Keep codes and results in UltraRAM.
 
@@ -268,7 +271,8 @@ class TernaryMatmul(wiring.Component):
     acc_read_latency = 2
 
     def __init__(self, *, lanes: int, groups: int, tables: int, rows_per_cycle: int, table_form: str, packing: str, mem_bytes: int,
-                 max_inputs: int, max_rows: int, block_rows: int, acc_bits: int, vector_lanes: int, result_banks: int, ultra: bool = False):
+                 max_inputs: int, max_rows: int, block_rows: int, acc_bits: int, vector_lanes: int, result_banks: int,
+                 result_turns: int = 1, ultra: bool = False):
         for name, value in (("lanes", lanes), ("tables", tables), ("rows_per_cycle", rows_per_cycle), ("mem_bytes", mem_bytes),
                             ("max_inputs", max_inputs), ("max_rows", max_rows), ("acc_bits", acc_bits), ("vector_lanes", vector_lanes),
                             ("block_rows", block_rows), ("groups", groups), ("result_banks", result_banks)):
@@ -279,6 +283,7 @@ class TernaryMatmul(wiring.Component):
         parts = max(1, vector_lanes // rows_per_cycle)
         _require(_power_of_two(result_banks) and result_banks <= parts,
                  f"result_banks must be a power of two up to {parts}, not {result_banks}")
+        _require(1 <= result_turns <= min(2, lanes), f"result_turns must be 1, or 2 with two lanes or more, not {result_turns!r}")
         self.word_bytes = word_bytes(tables * rows_per_cycle, packing)
         _require(self.word_bytes <= mem_bytes, f"a word of {self.word_bytes} bytes does not fit mem_bytes {mem_bytes}")
         needed = (127 * max_inputs).bit_length() + 1
@@ -286,7 +291,8 @@ class TernaryMatmul(wiring.Component):
 
         self._lanes, self._groups, self._tables, self._form, self._packing = lanes, groups, tables, table_form, packing
         self._rows, self._acc_bits, self._vector_lanes = rows_per_cycle, acc_bits, vector_lanes
-        self._banks, self._ultra = result_banks, ultra
+        self._banks, self._turns, self._ultra = result_banks, result_turns, ultra
+        self._turn_lanes = -(-lanes // result_turns)
         self._max_inputs, self._block_rows = max_inputs, block_rows
         self._lane_parameters = {"tables": tables, "rows_per_cycle": rows_per_cycle, "table_form": table_form, "acc_bits": acc_bits}
         self._code_words = -(-max_inputs // vector_lanes)
@@ -300,7 +306,8 @@ class TernaryMatmul(wiring.Component):
         self._partial_due = Recoder.latency + reduction.total_latency
         self._result_due = self._partial_due + 1
         self._load_words = (3 * tables + vector_lanes - 2) // vector_lanes + 1
-        self.latency = self._result_due + 1
+        self._written = self._result_due + result_turns - 1
+        self.latency = self._written + 1
         slot = unsigned(max(1, self._lane_bits + self._group_bits))
         super().__init__({
             "cmd": In(stream.Signature(data.StructLayout({
@@ -375,12 +382,12 @@ class TernaryMatmul(wiring.Component):
             m.d.comb += control.release.eq(selecting.valid & selecting.last_step)
 
         fetching = flags[self._partial_due - PARTIAL_READ_LATENCY]
-        writing = flags[self._result_due]
-        m.d.comb += done.eq(writing.valid & writing.last_step & writing.last_tile)
-        after = Signal(len(writing.place) + 1)
+        writing, written = flags[self._result_due], flags[self._written]
+        m.d.comb += done.eq(written.valid & written.last_step & written.last_tile)
+        after = Signal(len(written.place) + 1)
         m.d.comb += self.progress.words.eq(after * self._rows // self._vector_lanes)
-        with m.If(writing.valid & writing.last_tile):
-            m.d.sync += [after.eq(writing.place + 1), self.progress.begun.eq(~done)]
+        with m.If(written.valid & written.last_tile):
+            m.d.sync += [after.eq(written.place + 1), self.progress.begun.eq(~done)]
         turned = self._codes(m, control, bases)
         results = []
         for lane_number in range(self._lanes):
@@ -411,7 +418,7 @@ class TernaryMatmul(wiring.Component):
                 partial.write_data.eq(lane.result),
             ]
             results.append(lane.result)
-        self._results(m, writing, results)
+        self._results(m, flags[self._result_due - 1 :], results)
         return m
 
     def _codes(self, m, control, bases):
@@ -439,9 +446,10 @@ class TernaryMatmul(wiring.Component):
         group = Signal(max(1, self._group_bits))
         active, ready_tiles, spacing = Signal(), Signal(2), Signal(range(ROW_RETURNS_AFTER))
         first_step, first_tile, last_tile = Signal(init=1), Signal(), Signal()
+        upper, pause = Signal(), Signal()
         taken, last_step = Signal(), Signal()
         m.d.comb += [
-            self.weights_i.ready.eq(active & (~first_step | ((ready_tiles != 0) & (spacing == 0)))),
+            self.weights_i.ready.eq(active & ~pause & (~first_step | ((ready_tiles != 0) & (spacing == 0)))),
             taken.eq(self.weights_i.valid & self.weights_i.ready),
             last_step.eq(step == steps), last_tile.eq(inputs <= span),
             commands.ready.eq(~active),
@@ -454,6 +462,9 @@ class TernaryMatmul(wiring.Component):
                 active.eq(1), steps.eq(command.steps - 1), step.eq(0), inputs.eq(command.inputs), at.eq(command.at), place.eq(command.at),
                 group.eq(command.slot[self._lane_bits :]), first_step.eq(1), first_tile.eq(1),
             ]
+            if self._turns > 1:
+                m.d.sync += upper.eq(command.slot[: self._lane_bits] + command.count > self._turn_lanes)
+        m.d.sync += pause.eq(taken & last_tile & upper)
         with m.If(taken):
             m.d.sync += [step.eq(step + 1), place.eq(place + 1), first_step.eq(last_step)]
             with m.If(first_step):
@@ -461,42 +472,64 @@ class TernaryMatmul(wiring.Component):
             with m.If(last_step):
                 m.d.sync += [step.eq(0), place.eq(at), inputs.eq(inputs - span), first_tile.eq(0), active.eq(~last_tile)]
 
-        layout = data.StructLayout({name: 1 for name in ("valid", "first_step", "last_step", "first_tile", "last_tile")}
+        layout = data.StructLayout({name: 1 for name in ("valid", "first_step", "last_step", "first_tile", "last_tile", "upper")}
                                    | {"step": len(step), "place": len(place), "group": len(group)})
-        flags = [Signal(layout, name=f"word_{i}", reset_less=i > 0) for i in range(self._result_due + 1)]
+        flags = [Signal(layout, name=f"word_{i}", reset_less=i > 0) for i in range(self._written + 1)]
         m.d.comb += [flags[0][name].eq(value) for name, value in (
             ("valid", taken), ("first_step", first_step), ("last_step", last_step), ("first_tile", first_tile), ("last_tile", last_tile),
-            ("step", step), ("place", place), ("group", group))]
+            ("upper", upper), ("step", step), ("place", place), ("group", group))]
         for before, after in zip(flags, flags[1:], strict=False):
             m.d.sync += after.eq(before)
         return flags
 
-    def _results(self, m, writing, results):
-        """The last tile's sums, kept by slot; some lanes share a memory."""
-        shared = min(self._lanes, RESULT_LANES)
-        step = Signal(range(self._groups * self._steps))
-        m.d.comb += step.eq(writing.place + Mux(writing.group, self._steps, 0) if self._groups > 1 else writing.place)
+    def _results(self, m, words, results):
+        """The last tile's sums, kept by slot; some lanes share a memory. `words`: the word before that of `results`, and this one."""
+        shared, turns = min(self._turn_lanes, RESULT_LANES), self._turns
+        # A group's lanes of a turn have `steps` steps of their own.
+        bases = Array([part * self._steps for part in range(self._groups * turns)])
+        step, turn = Signal(range(self._groups * turns * self._steps)), Signal()
+        before, now, *_ = words
+        finished = now.valid & now.last_tile
+        m.d.sync += step.eq(bases[before.group * turns] + before.place)
+        if turns > 1:  # no word follows one for the upper half at once
+            m.d.sync += turn.eq(finished & now.upper)
+            with m.If(finished & now.upper):
+                m.d.sync += step.eq(bases[now.group * turns + 1] + now.place)
         lane, group = Signal(max(1, self._lane_bits)), Signal(max(1, self._group_bits))
         m.d.comb += [lane.eq(self.acc_read.slot[: self._lane_bits]), group.eq(self.acc_read.slot[self._lane_bits :])]
-        group_words = self._steps * self._rows // self._vector_lanes
-        chosen, s1_chosen = Signal(index_shape(-(-self._lanes // shared))), Signal(index_shape(-(-self._lanes // shared)))
-        m.d.comb += chosen.eq(lane >> (shared - 1).bit_length() if self._lanes > shared else 0)
+        upper, column = Signal(), Signal(index_shape(self._turn_lanes))
+        if turns > 1:
+            m.d.comb += [upper.eq(lane >= self._turn_lanes), column.eq(lane - Mux(upper, self._turn_lanes, 0))]
+        else:
+            m.d.comb += column.eq(lane)
+        address_bases = Array([part * self._steps * self._rows // self._vector_lanes for part in range(self._groups * turns)])
+        address = Signal(range(self._groups * turns * self._steps * self._rows // self._vector_lanes))
+        m.d.comb += address.eq(address_bases[group * turns + upper] + self.acc_read.addr)
+        memories = -(-self._turn_lanes // shared)
+        chosen, s1_chosen = Signal(index_shape(memories)), Signal(index_shape(memories))
+        m.d.comb += chosen.eq(column >> (shared - 1).bit_length() if memories > 1 else 0)
         m.d.sync += s1_chosen.eq(chosen)
-        words = []
-        for n, first in enumerate(range(0, self._lanes, shared)):
-            mine = results[first : first + shared]
+        read = []
+        for n, first in enumerate(range(0, self._turn_lanes, shared)):
+            mine = list(range(first, min(first + shared, self._turn_lanes)))
             store = ResultMemory(lanes=len(mine), rows_per_cycle=self._rows, vector_lanes=self._vector_lanes, acc_bits=self._acc_bits,
-                                 steps=self._groups * self._steps, banks=self._banks, ultra=self._ultra)
+                                 steps=self._groups * turns * self._steps, banks=self._banks, ultra=self._ultra)
             m.submodules[f"results_{n}"] = store
             m.d.comb += [
-                store.write.eq(writing.valid & writing.last_tile), store.write_step.eq(step),
-                *(store.write_data[i].eq(sums) for i, sums in enumerate(mine)),
-                store.read.eq(self.acc_read.en & (chosen == n)), store.lane.eq(lane[: (shared - 1).bit_length()] if shared > 1 else 0),
-                store.address.eq(self.acc_read.addr + Mux(group, group_words, 0) if self._groups > 1 else self.acc_read.addr),
-                store.part.eq(self.acc_read.part),
+                store.write.eq(finished | turn), store.write_step.eq(step),
+                store.read.eq(self.acc_read.en & (chosen == n)), store.lane.eq(column[: (shared - 1).bit_length()] if shared > 1 else 0),
+                store.address.eq(address), store.part.eq(self.acc_read.part),
             ]
-            words.append(store.data)
+            for i, number in enumerate(mine):
+                sums, later = results[number], number + self._turn_lanes
+                m.d.comb += store.write_data[i].eq(sums)
+                if later < self._lanes:
+                    held = Signal.like(sums.as_value(), name=f"held_{later}", reset_less=True)
+                    m.d.sync += held.eq(results[later])
+                    with m.If(turn):
+                        m.d.comb += store.write_data[i].eq(held)
+            read.append(store.data)
         with m.Switch(s1_chosen):
-            for i, word in enumerate(words):
-                with m.Case(i) if i + 1 < len(words) else m.Default():
+            for i, word in enumerate(read):
+                with m.Case(i) if i + 1 < len(read) else m.Default():
                     m.d.sync += self.acc_read.data.eq(word)

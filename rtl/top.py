@@ -72,8 +72,8 @@ class Accelerator(wiring.Component):
         m.submodules.memory = memory
         m.submodules.matmul = matmul = TernaryMatmul(
             lanes=c.lanes, groups=c.groups, tables=c.tables, rows_per_cycle=c.rows_per_cycle, table_form=c.table_form, packing=c.packing,
-            mem_bytes=c.mem_bytes, max_inputs=s.max_inputs, max_rows=s.max_rows, block_rows=c.longest_block, acc_bits=c.acc_bits,
-            vector_lanes=c.vector_lanes, result_banks=c.banks, ultra=c.ultra_units)
+            mem_bytes=c.mem_bytes, max_inputs=s.max_inputs, max_rows=c.result_rows, block_rows=c.longest_block, acc_bits=c.acc_bits,
+            vector_lanes=c.vector_lanes, result_banks=c.banks, result_turns=c.result_turns, ultra=c.ultra_units)
         m.submodules.vector = vector = VectorUnit(
             lanes=c.lanes, groups=c.groups, vector_lanes=c.vector_lanes, mem_bytes=c.mem_bytes, hidden=s.hidden, ffn=s.ffn, heads=s.heads,
             kv_heads=s.kv_heads, head_dim=s.head_dim, activation=s.activation, acc_bits=c.acc_bits, attention_macs=c.attention_macs,
@@ -103,7 +103,7 @@ class Accelerator(wiring.Component):
         c, s = self.config, self.config.shape
         m.submodules.shortlist = unit = ShortList(
             vocab=s.vocab, count=c.shortlist, queue=c.shortlist_queue, hidden=s.hidden, slot_bits=len(matmul.acc_read.slot),
-            vector_lanes=c.vector_lanes, rows_per_cycle=c.rows_per_cycle, acc_bits=c.acc_bits, max_rows=s.max_rows,
+            vector_lanes=c.vector_lanes, rows_per_cycle=c.rows_per_cycle, acc_bits=c.acc_bits, max_rows=c.result_rows,
             acc_read_latency=matmul.acc_read_latency, acc_parts=matmul.parts)
         wiring.connect(m, sequencer.scan, unit.cmd)
         wiring.connect(m, unit.ids_o, dot.candidates_i)

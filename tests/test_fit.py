@@ -83,12 +83,20 @@ def test_a_device_too_small_for_any_machine_is_told_what_binds():
 
 def test_lanes_go_down_from_what_the_board_prescribes():
     s = published("bitnet-b1.58-2B-4T", 256)
-    result = fit(s, "kv260")
-    assert result.fits and result.config.lanes == 12 and result.config.groups == 2
-    given = fit(s, "kv260", lanes=16)
+    result = fit(s, "kv260", result_turns=1)
+    assert result.fits and (result.config.lanes, result.config.result_turns) == (12, 1) and result.config.groups == 2
+    given = fit(s, "kv260", lanes=16, result_turns=1)
     assert given.config.lanes == 16 and not given.fits and given.binds.startswith("uram: ")
     one = fit(s, "kv260", lanes=1).config
     assert (one.groups, one.dot_lanes) == (1, 1)
+
+
+def test_results_take_two_turns_before_lanes_go_down():
+    result = fit(published("bitnet-b1.58-2B-4T", 256), "kv260")
+    assert result.fits and (result.config.lanes, result.config.result_turns) == (16, 2)
+    assert result.predicted["uram"] == 60 * 288 and result.config.result_rows == 8192 < result.config.shape.max_rows
+    large = fit(published("bitnet_b1_58-large", 256), "kv260")
+    assert (large.config.lanes, large.config.result_turns, large.predicted["uram"]) == (16, 1, 56 * 288)
 
 
 @pytest.mark.parametrize("field, value", [
@@ -106,7 +114,8 @@ def test_an_override_of_none_is_none():
 
 @pytest.mark.parametrize("overrides, words", [
     ({"tables": 500}, "lower tables or rows_per_cycle"), ({"rows_per_cycle": 3}, "power of two"),
-    ({"groups": 2, "lanes": 1}, "give lanes=2, or groups=1"),
+    ({"groups": 2, "lanes": 1}, "give lanes=2, or groups=1"), ({"result_turns": 3}, "result_turns must be 1 or 2"),
+    ({"result_turns": 2, "lanes": 1}, "give lanes=2, or result_turns=1"),
     ({"attention_macs": 64}, "attention_macs"), ({"lanes": 0}, "lanes must be a positive"), ({"mem_bytes": 3}, "mem_bytes"),
     ({"colour": "red"}, "unknown configuration field"), ({"packing": "zip"}, "packing must be one of"),
     ({"table_form": "none"}, "table_form must be one of"),

@@ -27,12 +27,12 @@ CONTEXT = 128
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """Image, machine and reference of stories-260k: two groups of three lanes, of which two attend at a time; results read in two parts,
-    matrices in blocks; two keys side by side, two memory ports."""
+    """Image, machine and reference of stories-260k: two groups of three lanes, of which two attend at a time; results read in two parts
+    and written in two turns, matrices in blocks, gate and up's in places of blocks before; two keys side by side, two memory ports."""
     folder = tmp_path_factory.mktemp("machine")
     checkpoint = open_checkpoint(MODEL, context=CONTEXT)
     config = BuildConfig(shape=checkpoint.spec.shape, lanes=3, groups=2, attention_lanes=2, tables=5, rows_per_cycle=4, block_rows=64,
-                         result_parts=2, vector_lanes=8, attention_macs=16, attention_rows=2, mem_bytes=16, mem_ports=2,
+                         result_parts=2, result_turns=2, vector_lanes=8, attention_macs=16, attention_rows=2, mem_bytes=16, mem_ports=2,
                          weight_fifo_beats=64, sampler_candidates=8, sequences=3)
     packed = pack(checkpoint, config)
     write_image(folder / "image", config=config, spec=checkpoint.spec.to_dict(), sections=packed.sections)

@@ -56,6 +56,7 @@ def test_random_machines_are_of_every_kind():
     assert {c.shape.heads == c.shape.kv_heads for c in cases} == {True, False}
     assert {c.config.groups for c in cases} == {1, 2} and {c.config.sequences for c in cases} == {1, 3, 4}
     assert {c.config.memory for c in cases} == {"axi", "onchip"} and max(c.config.mem_bytes for c in cases) == 512
+    assert {(c.config.groups, c.config.result_turns) for c in cases} == {(1, 1), (1, 2), (2, 1), (2, 2)}
     assert any(c.config.shortlist for c in cases) and any(t["drafts"] for c in cases for t in c.texts)
 
 

@@ -14,10 +14,12 @@ from tritloom.rtl.tlmm import TernaryMatmul
 MAX_INPUTS, MAX_ROWS, ACC_BITS = 120, 88, 16
 
 
-def engine(form="symmetric14", packing="trit5", tables=5, rows=4, lanes=2, vector_lanes=4, mem_bytes=32, groups=1, result_banks=None):
+def engine(form="symmetric14", packing="trit5", tables=5, rows=4, lanes=2, vector_lanes=4, mem_bytes=32, groups=1, result_banks=None,
+           result_turns=1):
     return {"table_form": form, "packing": packing, "tables": tables, "rows_per_cycle": rows, "lanes": lanes, "vector_lanes": vector_lanes,
             "mem_bytes": mem_bytes, "max_inputs": MAX_INPUTS, "max_rows": MAX_ROWS, "block_rows": MAX_ROWS, "acc_bits": ACC_BITS,
-            "groups": groups, "result_banks": result_banks or max(1, vector_lanes // rows)}
+            "groups": groups, "result_banks": result_banks or max(1, vector_lanes // rows),
+            "result_turns": result_turns}
 
 
 @dataclass
@@ -72,8 +74,10 @@ def check(parameters, jobs, queued=False, follow=False):
         assert result["last"] == dut.latency
         assert j.stall != "none" or result["first"] == dut.start_latency(len(j.codes))
         tiles, steps = -(-j.trits.shape[1] // span), -(-len(j.trits) // q)
+        lane = j.slot % (1 << (parameters["lanes"] - 1).bit_length())
+        turns = 2 if lane + len(j.codes) > -(-parameters["lanes"] // parameters["result_turns"]) else 1
         if j.stall == "none":  # a word per cycle while tables are ready
-            assert result["streaming"] == (tiles - 1) * max(steps, dut.tile_cycles(len(j.codes))) + steps
+            assert result["streaming"] == (tiles - 1) * max(steps, dut.tile_cycles(len(j.codes))) + turns * (steps - 1) + 1
     return measured["results"]
 
 
@@ -116,12 +120,16 @@ def test_results_are_there_when_the_progress_says_so(rows, vector_lanes, banks):
     check(parameters, jobs, follow=True)
 
 
-@pytest.mark.parametrize("rows, vector_lanes, banks", [(2, 8, 1), (2, 8, 2), (4, 4, 1), (8, 4, 1)])
-def test_groups_and_blocks(rows, vector_lanes, banks):
-    """Results of one group and of other rows stay while others are computed; fewer slots than lanes; banks read in parts."""
-    parameters = engine(tables=3, rows=rows, lanes=6, groups=2, vector_lanes=vector_lanes, result_banks=banks)
+@pytest.mark.parametrize("rows, vector_lanes, banks, turns, lanes", [
+    (2, 8, 1, 1, 6), (2, 8, 2, 1, 6), (4, 4, 1, 1, 6), (8, 4, 1, 1, 6), (2, 8, 1, 2, 6), (8, 4, 1, 2, 7),
+])
+def test_groups_and_blocks(rows, vector_lanes, banks, turns, lanes):
+    """Results of one group and of other rows stay while others are computed; fewer slots than lanes; banks read in parts, results written
+    in two turns."""
+    parameters = engine(tables=3, rows=rows, lanes=lanes, groups=2, vector_lanes=vector_lanes, result_banks=banks, result_turns=turns)
     jobs = [job(40, 60, lanes=6), job(24, 50, "random", lanes=5), job(88, 120, lanes=1), job(40, 60, lanes=6, seed=1)]
-    for j, (slot, at) in zip(jobs, ((0, 0), (9, 3), (12, 0), (0, 40 // rows)), strict=True):
+    jobs += [job(24, 20, lanes=3, seed=2)]
+    for j, (slot, at) in zip(jobs, ((0, 0), (9, 3), (12, 0), (0, 40 // rows), (8, 0)), strict=True):
         j.slot, j.at = slot, at
     check(parameters, jobs)
 
