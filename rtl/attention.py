@@ -401,8 +401,14 @@ class WorkSequencer(wiring.Component):
         some = Cat(n.any() for n in left)
         stepping, outputs_held = Signal(), Signal()
 
+        # `last_word`, `last_row`: registers, what `word` and `rows_left` are compared with.
         last_word, last_row, rows_left = Signal(), Signal(), Signal(range(max(CHUNK, self._group_rows)))
-        m.d.comb += [last_word.eq(word == Mux(is_head, self._row_words - 1, self._head_words - 1)), last_row.eq(rows_left == 0)]
+
+        def advance():
+            m.d.sync += [word.eq(Mux(last_word, 0, word + 1)),
+                         last_word.eq(Mux(last_word, Mux(is_head, self._row_words == 1, self._head_words == 1),
+                                          word == Mux(is_head, self._row_words - 2, self._head_words - 2)))]
+
         m.d.comb += [self.key_scales.addr.eq(scale_beat), self.key_scales.parity.eq(parity),
                      self.value_scales.addr.eq(scale_beat), self.value_scales.parity.eq(parity)]
 
@@ -427,7 +433,7 @@ class WorkSequencer(wiring.Component):
 
         with m.FSM():
             with m.State("IDLE"):
-                self._next_job(m, outputs_held, is_head, left, word, row, rows_left, scale_beat, parity, row_id)
+                self._next_job(m, outputs_held, is_head, left, word, last_word, row, rows_left, last_row, scale_beat, parity, row_id)
             with m.State("SCALES"):
                 last = scale_beat == Mux(is_head, 0, self._scale_beats - 1)
                 m.d.comb += take.eq(1)
@@ -443,7 +449,7 @@ class WorkSequencer(wiring.Component):
                 m.d.comb += step.rescale.eq(1)
                 with m.If(some.any()):
                     m.d.comb += stepping.eq(1)
-                    m.d.sync += word.eq(Mux(last_word, 0, word + 1))
+                    advance()
                     with m.If(last_word):
                         for n in left:
                             m.d.sync += n.eq(Mux(n[3:].any(), n - 8, Mux(n.any(), n - 1, 0)))
@@ -455,10 +461,12 @@ class WorkSequencer(wiring.Component):
                 beat_done = (sub == subs - 1) | half_done | (is_head & last_word)
                 m.d.comb += [take.eq(room & beat_done), stepping.eq(room & valid)]
                 with m.If(stepping):
-                    m.d.sync += [sub.eq(Mux(beat_done, 0, sub + 1)), word.eq(Mux(last_word, 0, word + 1))]
+                    advance()
+                    m.d.sync += sub.eq(Mux(beat_done, 0, sub + 1))
                     with m.If(last_word):
                         m.d.sync += [row.eq(Mux(last_row, 0, row + Mux(is_head, 1, self._rows))), row_id.eq(row_id + 1)]
-                        m.d.sync += rows_left.eq(Mux(last_row, self._head_rows - 1, rows_left - 1))
+                        m.d.sync += [rows_left.eq(Mux(last_row, self._head_rows - 1, rows_left - 1)),
+                                     last_row.eq(Mux(last_row, self._head_rows == 1, rows_left == 1))]
                         with m.If(last_row):
                             m.next = "IDLE"
                             if self._short_list:
@@ -472,14 +480,15 @@ class WorkSequencer(wiring.Component):
                                         m.next = "IDLE"
         return m
 
-    def _next_job(self, m, outputs_held, is_head, left, word, row, rows_left, scale_beat, parity, row_id):
+    def _next_job(self, m, outputs_held, is_head, left, word, last_word, row, rows_left, last_row, scale_beat, parity, row_id):
         job = self.jobs.payload
         mine = C(1, 2) << job.parity
         shifts = [Mux(job.parity, pair[1], pair[0]) for pair in self.shift]
         m.d.sync += [self.job.eq(job), word.eq(0), row.eq(0), scale_beat.eq(0), row_id.eq(0), parity.eq(job.parity)]
-        m.d.sync += [is_head.eq(job.kind == HEAD), rows_left.eq(job.rows >> (self._rows - 1).bit_length())]
+        rows = job.rows >> (self._rows - 1).bit_length()
+        m.d.sync += [is_head.eq(job.kind == HEAD), rows_left.eq(rows), last_row.eq(rows == 0), last_word.eq(self._head_words == 1)]
         with m.If(job.kind == HEAD):
-            m.d.sync += rows_left.eq(self._head_rows - 1)
+            m.d.sync += [rows_left.eq(self._head_rows - 1), last_row.eq(self._head_rows == 1), last_word.eq(self._row_words == 1)]
         m.d.sync += [n.eq(shift) for n, shift in zip(left, shifts, strict=True)]
         with m.If(self.jobs.valid):
             with m.Switch(job.kind):

@@ -8,7 +8,7 @@ from amaranth.lib.wiring import In, Out
 
 from .arith import index_shape
 from .sequencer import SCAN_COMMAND
-from .stream import Fifo
+from .stream import Fifo, Slice
 
 __all__ = ["ShortList"]
 
@@ -81,10 +81,15 @@ class ShortList(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         m.submodules.queue = queue = Fifo(self._entry, self._queue)
+        m.submodules.entering = entering = Slice(self._entry)
+        wiring.connect(m, entering.o, queue.i)
         least = Signal(self._entry)
         clear, cleared, ended = Signal(), Signal(), Signal()
-        self._scan(m, queue.i, least.logit, clear, cleared, ended)
-        self._heap(m, queue.o, least, clear, cleared, queue.level == 0, ended)
+        self._scan(m, entering.i, least.logit, clear, cleared, ended)
+        # Both a cycle late: what was the last to enter is counted when `complete` rises.
+        empty, complete = Signal(), Signal()
+        m.d.sync += [empty.eq((queue.level == 0) & ~entering.o.valid), complete.eq(ended)]
+        self._heap(m, queue.o, least, clear, cleared, empty, complete)
         return m
 
     def _scan(self, m, queue, least, clear, cleared, ended):
@@ -115,8 +120,8 @@ class ShortList(wiring.Component):
                          for i in range(self._width)]
 
         # The lowest of those that pass goes into the queue.
-        one = Signal(self._width)
-        m.d.comb += one.eq(passing & -passing)
+        one, more = Signal(self._width), Signal()
+        m.d.comb += [one.eq(Cat(passing[i] & ~passing[:i].any() for i in range(self._width))), more.eq(_several(passing))]
         lane = Signal(lane_bits)
         with m.Switch(one):
             for i in range(self._width):
@@ -161,7 +166,7 @@ class ShortList(wiring.Component):
                 m.d.comb += [waiting.eq(1), restart.eq(1), here.eq(stopped)]
                 m.d.sync += [address.eq(stopped + 1), part.eq(0)]
                 self._queue_one(m, queue, passing, one)
-                with m.If((passing == 0) | (queue.ready & (passing == one))):
+                with m.If(~more & (queue.ready | ~passing.any())):
                     m.next = "SCAN"
                     with m.If(stopped == last_address):
                         done()
@@ -176,27 +181,30 @@ class ShortList(wiring.Component):
         m.submodules.heap = store = memory.Memory(shape=data.ArrayLayout(self._entry, 2), depth=max(2, count // 2), init=[])
         write, read = store.write_port(granularity=1), store.read_port()
         item = Signal(self._entry)
-        hole = Signal(range(count))
+        hole, at_root = Signal(range(count)), Signal(init=1)  # `at_root`: a register, whether `hole` is node 0
         lost, handed_out = C(-(1 << bits), bits + 1), C((1 << bits) - 1, bits + 1)
 
         # The lesser child, which is the only one below node 0.
         child, side = Signal(self._entry), Signal()
-        m.d.comb += [side.eq((hole == 0) | self._less(read.data[1], read.data[0])), child.eq(Mux(side, read.data[1], read.data[0]))]
+        m.d.comb += [side.eq(at_root | self._less(read.data[1], read.data[0])), child.eq(Mux(side, read.data[1], read.data[0]))]
 
-        def put(node, entry):
-            """Write a node of the heap."""
-            m.d.comb += [write.addr.eq(node >> 1), write.data[0].eq(entry), write.data[1].eq(entry),
-                         write.en.eq(Mux(node == 0, 0, Mux(node[0], 2, 1)))]
-            with m.If(node == 0):
+        def put(entry):
+            """Write the node at the hole."""
+            m.d.comb += [write.addr.eq(hole >> 1), write.data[0].eq(entry), write.data[1].eq(entry),
+                         write.en.eq(Mux(at_root, 0, Mux(hole[0], 2, 1)))]
+            with m.If(at_root):
                 m.d.sync += least.eq(entry)
+
+        def to_root():
+            m.d.sync += [hole.eq(0), at_root.eq(1)]
 
         left = Signal(range(count + 1))
         handing_out = Signal()
 
         def settle():
             """The item has its place: back to node 0."""
-            put(hole, item)
-            m.d.sync += hole.eq(0)
+            put(item)
+            to_root()
             m.next = "IDLE"
             with m.If(handing_out):
                 m.next = "HAND OUT"
@@ -204,7 +212,8 @@ class ShortList(wiring.Component):
         m.d.comb += read.addr.eq(hole)
         with m.FSM():
             with m.State("IDLE"):
-                m.d.sync += [item.eq(entries.payload), hole.eq(0), left.eq(count)]
+                m.d.sync += [item.eq(entries.payload), left.eq(count)]
+                to_root()
                 m.d.comb += entries.ready.eq(~clear)
                 with m.If(clear):
                     m.next = "CLEAR"
@@ -216,8 +225,8 @@ class ShortList(wiring.Component):
                     m.next = "HAND OUT"
             with m.State("SINK"):
                 with m.If(self._less(child, item)):
-                    put(hole, child)
-                    m.d.sync += hole.eq(Mux(hole == 0, 1, Cat(side, hole)))
+                    put(child)
+                    m.d.sync += [hole.eq(Mux(at_root, 1, Cat(side, hole))), at_root.eq(0)]
                     m.next = "FETCH"
                 with m.Else():
                     settle()
@@ -227,7 +236,8 @@ class ShortList(wiring.Component):
                     settle()
             with m.State("HAND OUT"):
                 m.d.comb += [self.ids_o.valid.eq((left != 0) & ~clear), self.ids_o.payload.eq(least.id)]
-                m.d.sync += [item.logit.eq(handed_out), item.id.eq(0), hole.eq(0)]
+                m.d.sync += [item.logit.eq(handed_out), item.id.eq(0)]
+                to_root()
                 with m.If(clear):
                     m.next = "CLEAR"
                 with m.Elif(self.ids_o.valid & self.ids_o.ready):
@@ -241,9 +251,18 @@ class ShortList(wiring.Component):
                     m.d.sync += hole.eq(hole)
                     with m.If(empty):
                         m.d.comb += cleared.eq(1)
-                        m.d.sync += hole.eq(0)
+                        to_root()
                         m.next = "IDLE"
 
     def _less(self, a, b):
         """Whether entry a goes before b: a lesser logit, or an equal one of a higher id."""
         return Cat(~a.id, a.logit).as_signed() < Cat(~b.id, b.logit).as_signed()
+
+
+def _several(bits: Value) -> Value:
+    """Whether two bits or more are set, as a tree: no carry."""
+    pairs = [(bit, C(0, 1)) for bit in bits]
+    while len(pairs) > 1:
+        joined = [(a | b, many | more | (a & b)) for (a, many), (b, more) in zip(pairs[::2], pairs[1::2], strict=False)]
+        pairs = joined + pairs[2 * len(joined) :]
+    return pairs[0][1]

@@ -360,13 +360,11 @@ class VectorUnit(wiring.Component):
         m.d.comb += start_segment.eq(self.found & ~scales.busy & ~self.dividing & ~self.pending)
         with m.If(self.quantiser.found):
             m.d.sync += self.found.eq(1)
-        outstanding, first_kind = Signal(), Signal(2)
+        outstanding, first_kind, program = Signal(), Signal(2), Signal(Program)
+        m.d.sync += program.eq(Mux(self._is(VectorOp.QKV), Program.HEAD, Mux(command.norm, Program.NORM, Program.QUANTISE)))
         with m.If(start_segment):
             m.d.sync += [self.found.eq(0), self.dividing.eq(1), outstanding.eq(0), self.head_kind.eq(first_kind)]
-            m.d.comb += [
-                scales.start.eq(1),
-                scales.program.eq(Mux(self._is(VectorOp.QKV), Program.HEAD, Mux(command.norm, Program.NORM, Program.QUANTISE))),
-            ]
+            m.d.comb += [scales.start.eq(1), scales.program.eq(program)]
         with m.If(scales.divided):
             m.d.sync += [
                 self.dividing.eq(0),
@@ -385,14 +383,17 @@ class VectorUnit(wiring.Component):
         # Memory beats in pieces of V codes; coefficients are written a beat a cycle (or half a word, if V of them fill two beats).
         wide = self._bytes >= 2 * self._lanes
         beat, left = Signal(8 * self._bytes, reset_less=True), Signal(range(self._bytes // self._lanes + 1))
-        # Registers that are high in HEADER, COEFFICIENTS, ROW SCALE, SKIP and EMBED: no state is decoded on the way to a beat's bits.
-        header, writing_beat, fetching, skipping, embedding = Signal(), Signal(), Signal(), Signal(), Signal()
+        # Registers that are high in HEADER, COEFFICIENTS, REQUEST, ROW SCALE, SKIP and EMBED: no state is decoded on the way to a beat's
+        # bits, nor to the memory.
+        header, writing_beat, fetching, skipping, embedding, requesting = Signal(), Signal(), Signal(), Signal(), Signal(), Signal()
+        # Registers too: of the beat no piece is left, or one.
+        none_left, one_left = Signal(init=1), Signal()
         from_weights, load, take = Signal(), Signal(), Signal()
         skip = Signal(range(self._bytes // self._lanes))
         m.d.sync += from_weights.eq(self._is(VectorOp.PARAM))
         m.d.comb += [
-            load.eq(((fetching | embedding) & (left == 0)) | (embedding & (left == 1))),
-            take.eq((embedding & (left != 0)) | (skipping & (skip != 0))),
+            load.eq(((fetching | embedding) & none_left) | (embedding & one_left)),
+            take.eq((embedding & ~none_left) | (skipping & (skip != 0))),
             self.weights_i.ready.eq(header | (writing_beat & from_weights)),
             self.read_data.ready.eq((writing_beat & ~from_weights) | load),
             self.code_in.eq(beat[: 8 * self._lanes]),
@@ -405,9 +406,9 @@ class VectorUnit(wiring.Component):
         with m.Elif(take):
             m.d.sync += beat.eq(beat >> 8 * self._lanes)
         with m.If(loaded):
-            m.d.sync += left.eq(self._bytes // self._lanes)
+            m.d.sync += [left.eq(self._bytes // self._lanes), none_left.eq(0), one_left.eq(self._bytes == self._lanes)]
         with m.Elif(take):
-            m.d.sync += left.eq(left - 1)
+            m.d.sync += [left.eq(left - 1), none_left.eq(one_left), one_left.eq(left == 2)]
         header_beats = -(-PARAM_HEADER_BYTES // self._bytes)
         header_beat = Signal(range(header_beats)) if header_beats > 1 else C(0, 1)
         self.header, self.header_beat, self.beat = header, header_beat, beat
@@ -477,13 +478,13 @@ class VectorUnit(wiring.Component):
         with m.If(self.matrices.done & (before != 0)):
             m.d.sync += before.eq(before - 1)
 
-        idle = Signal()
+        idle = Signal(init=1)  # a register, high in IDLE
         m.d.sync += self.coefficient_write.mask.eq(0)
-        m.d.comb += [self.busy.eq(~idle), self.cmd.ready.eq(idle), self.read_request.payload.addr.eq(self.address)]
+        m.d.comb += [self.busy.eq(~idle), self.cmd.ready.eq(idle)]
+        m.d.comb += [self.read_request.valid.eq(requesting), self.read_request.payload.addr.eq(self.address)]
         m.d.comb += [kv.chunk_address.eq(self.address), kv.row.eq(self.position[:4])]
         with m.FSM():
             with m.State("IDLE"):
-                m.d.comb += idle.eq(1)
                 m.d.sync += [
                     command.eq(given),
                     self.slot.eq(given.slot),
@@ -494,10 +495,13 @@ class VectorUnit(wiring.Component):
                     word.eq(0),
                     half.eq(0),
                     left.eq(0),
+                    none_left.eq(1),
+                    one_left.eq(0),
                     embed_row.eq(0),
                     before.eq(Mux((given.follow != 0) & (due > 0), due, 0)),
                 ]
                 with m.If(self.cmd.valid):
+                    m.d.sync += idle.eq(0)
                     with m.Switch(given.op):
                         with m.Case(VectorOp.PARAM):
                             m.d.sync += header.eq(1)
@@ -514,6 +518,7 @@ class VectorUnit(wiring.Component):
                         with m.Default():
                             m.next = "SLOT ADDRESS"
                     with m.If((given.count == 0) & (given.op >= VectorOp.NORMQ)):
+                        m.d.sync += idle.eq(1)
                         m.next = "IDLE"
 
             # Parameters.
@@ -527,6 +532,7 @@ class VectorUnit(wiring.Component):
                         m.d.sync += [header.eq(0), writing_beat.eq(self.words != 0)]
                         m.next = "COEFFICIENTS"
                         with m.If(self.words == 0):
+                            m.d.sync += idle.eq(1)
                             m.next = "IDLE"
             with m.State("COEFFICIENTS"):
                 finish = (word + self._beat_words >= self.words) & (C(1, 1) if wide else half)
@@ -539,7 +545,7 @@ class VectorUnit(wiring.Component):
                     with m.If(C(1, 1) if wide else half):
                         m.d.sync += word.eq(word + self._beat_words)
                     with m.If(finish):
-                        m.d.sync += writing_beat.eq(0)
+                        m.d.sync += [writing_beat.eq(0), idle.eq(1)]
                         m.next = "IDLE"
 
             # Reads from memory.
@@ -548,15 +554,18 @@ class VectorUnit(wiring.Component):
                 with m.If(factor[0]):
                     m.d.sync += self.address.eq(self.address + addend)
                 with m.If(factor == 0):
+                    m.d.sync += requesting.eq(1)
                     m.next = "REQUEST"
                     with m.If(self._is(VectorOp.QKV)):
+                        m.d.sync += requesting.eq(0)
                         m.next = "SLOT ADDRESS"
             with m.State("REQUEST"):
                 scale_read = self._is(VectorOp.EMBED) & ~embed_row
                 row_beats = Mux(self._is(VectorOp.EMBED), self._head_row // self._bytes, self._rope_row // self._bytes)
-                m.d.comb += [self.read_request.valid.eq(1), self.read_request.payload.beats.eq(Mux(scale_read, 1, row_beats))]
+                m.d.comb += self.read_request.payload.beats.eq(Mux(scale_read, 1, row_beats))
                 with m.If(self.read_request.ready):
-                    m.d.sync += [writing_beat.eq(self._is(VectorOp.ROPE)), fetching.eq(self._is(VectorOp.EMBED) & embed_row)]
+                    m.d.sync += [requesting.eq(0), writing_beat.eq(self._is(VectorOp.ROPE)),
+                                 fetching.eq(self._is(VectorOp.EMBED) & embed_row)]
                     m.next = "COEFFICIENTS"
                     with m.If(self._is(VectorOp.EMBED)):
                         m.next = "ROW SCALE"
@@ -572,7 +581,7 @@ class VectorUnit(wiring.Component):
             # Embedding.
             with m.State("ROW SCALE"):
                 m.d.sync += skip.eq(row_of_group << 1 >> self._lane_bits)
-                with m.If(left != 0):
+                with m.If(~none_left):
                     m.d.sync += [fetching.eq(0), skipping.eq(1)]
                     m.next = "SKIP"
             with m.State("SKIP"):
@@ -585,7 +594,7 @@ class VectorUnit(wiring.Component):
             with m.State("EMBED SCALE"):
                 m.d.sync += place.eq(x_base[self.slot])
                 with m.If(scales.done):
-                    m.d.sync += [left.eq(0), embedding.eq(1)]
+                    m.d.sync += [left.eq(0), none_left.eq(1), one_left.eq(0), embedding.eq(1)]
                     m.next = "EMBED"
             with m.State("EMBED"):
                 with m.If(take):
@@ -700,6 +709,7 @@ class VectorUnit(wiring.Component):
 
             with m.State("DRAIN"):
                 with m.If(self._quiet(1, len(stage) - 1) & ~self.tracking & ~kv.busy & ~scales.busy & ~scales.done):
+                    m.d.sync += idle.eq(1)
                     m.next = "IDLE"
 
     # Scales -----------------------------------------------------------------------------------------
