@@ -2,15 +2,63 @@
 
 from __future__ import annotations
 
+from functools import reduce
+from operator import or_
+
 from amaranth import C, Cat, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from .arith import index_shape
 from .sequencer import SCAN_COMMAND
+from .shared import once
 from .stream import Fifo, Slice
 
 __all__ = ["ShortList"]
+
+
+@once
+class Picker(wiring.Component):
+    """Hand out the bits of a word that are set, the lowest first.
+
+    Latency: 1 cycle. Throughput: one bit per cycle.
+
+    Parameters
+    ----------
+    width : int
+
+    Members
+    -------
+    load, drop : In(1), bits : In(width)
+        Take a word, or go on to the next bit of the last one.
+    one : Out(width), number : Out
+        The lowest bit, alone, and its number.
+    some, more : Out(1)
+        Whether there is one, and whether there is another above it.
+    """
+
+    def __init__(self, *, width: int):
+        self._width = width
+        super().__init__({"load": In(1), "drop": In(1), "bits": In(width), "one": Out(width), "number": Out(index_shape(width)),
+                          "some": Out(1), "more": Out(1)})
+
+    def elaborate(self, platform):
+        m = Module()
+        rest, source, lowest = Signal(self._width), Signal(self._width), Signal(self._width)
+        m.d.comb += source.eq(Mux(self.load, self.bits, rest))
+        # Whether bits up to here are set, and several of them, in log2 steps: no carry.
+        some, many, step = list(source), [C(0, 1)] * self._width, 1
+        while step < self._width:
+            many = [many[i] | many[i - step] | (some[i] & some[i - step]) if i >= step else many[i] for i in range(self._width)]
+            some = [some[i] | some[i - step] if i >= step else some[i] for i in range(self._width)]
+            step *= 2
+        m.d.comb += lowest.eq(Cat(bit & ~before for bit, before in zip(source, [C(0, 1), *some], strict=False)))
+        with m.If(self.load | self.drop):
+            m.d.sync += [
+                self.one.eq(lowest), rest.eq(source & ~lowest), self.some.eq(some[-1]), self.more.eq(many[-1]),
+                self.number.eq(Cat(Cat(lowest[i] for i in range(self._width) if i >> n & 1).any() for n in range(len(self.number)))),
+            ]
+        return m
 
 
 class ShortList(wiring.Component):
@@ -25,7 +73,7 @@ class ShortList(wiring.Component):
     one word of the memory. A new entry takes the place of the least and sinks. Ids come in rising order, so an
     entry that equals the least logit never enters.
 
-    Throughput: a scan takes `acc_parts` cycles per V rows, and acc_read_latency + 2 and one for each entry it queues for a word that
+    Throughput: a scan takes `acc_parts` cycles per V rows, and acc_read_latency + 4 and one for each entry it queues for a word that
     has any; more while the queue is full. The heap drops an entry in a cycle, takes one in up to 2*log2(count) + 1
     (`entry_cycles`), and hands one out in as many; count/2 + 2 cycles empty it.
 
@@ -101,41 +149,35 @@ class ShortList(wiring.Component):
         m.d.comb += [self.acc_read.en.eq(issue), self.acc_read.addr.eq(origin + address), last_part.eq(part == self._parts - 1)]
         tag = data.StructLayout({"valid": 1, "address": self._address})
 
-        # Stage n of `tags` belongs to the address given n cycles ago; then the word in a register, then what of it passes.
-        tags = [Signal(tag, name=f"tag{n}") for n in range(self._latency + 3)]
+        # Stage n of `tags` belongs to the address given n cycles ago; then the word in a register, then what of it is above the least,
+        # then the lowest of these, which goes into the queue, and the rest.
+        tags = [Signal(tag, name=f"tag{n}") for n in range(self._latency + 4)]
         word_layout = data.ArrayLayout(signed(self._acc_bits), self._width)
-        word, held = Signal(word_layout, reset_less=True), Signal(word_layout, reset_less=True)
-        passing = Signal(self._width)
+        words = [Signal(word_layout, name=f"word{n}", reset_less=True) for n in range(3)]
         m.d.comb += [tags[0].valid.eq(issue & last_part), tags[0].address.eq(address)]
         for before, after in zip(tags, tags[1:], strict=False):
             m.d.sync += [after.eq(before), after.valid.eq(before.valid & ~restart)]
-        read, chosen = tags[-2], tags[-1]
-        m.d.sync += Value.cast(word).eq(self.acc_read.data)
+        read, chosen = tags[-3], tags[-1]
         first_row = Signal(16 + lane_bits)
         m.d.comb += first_row.eq(read.address << lane_bits)
-        waiting = Signal()
-        with m.If(~waiting):
-            m.d.sync += held.eq(word)
-            m.d.sync += [passing[i].eq(read.valid & ~restart & (word[i][:self._logit_bits].as_signed() > least) & (first_row + i < rows))
-                         for i in range(self._width)]
-
-        # The lowest of those that pass goes into the queue.
-        one, more = Signal(self._width), Signal()
-        m.d.comb += [one.eq(Cat(passing[i] & ~passing[:i].any() for i in range(self._width))), more.eq(_several(passing))]
-        lane = Signal(lane_bits)
-        with m.Switch(one):
-            for i in range(self._width):
-                with m.Case(1 << i):
-                    m.d.comb += [lane.eq(i), queue.payload.logit.eq(held[i][:self._logit_bits].as_signed())]
-        here = Signal(self._address)
-        m.d.comb += queue.payload.id.eq(base + Cat(lane, here))
+        above, queueing, found = Signal(self._width), Signal(), Signal()  # `queueing`: a register, high in QUEUE
+        m.d.sync += [Value.cast(words[0]).eq(self.acc_read.data), words[1].eq(words[0])]
+        m.d.sync += [above[i].eq(read.valid & ~restart & (words[0][i][:self._logit_bits].as_signed() > least) & (first_row + i < rows))
+                     for i in range(self._width)]
+        m.submodules.picker = picker = Picker(width=self._width)
+        m.d.comb += [found.eq(chosen.valid & picker.some & ~queueing), picker.load.eq(~queueing & ~found), picker.bits.eq(above),
+                     picker.drop.eq(queueing & queue.ready)]
+        with m.If(picker.load):
+            m.d.sync += words[2].eq(words[1])
+        logit = reduce(or_, (words[2][i][:self._logit_bits] & bit.replicate(self._logit_bits) for i, bit in enumerate(picker.one)))
+        stopped = Signal(self._address)
+        m.d.comb += [queue.payload.id.eq(base + Cat(picker.number, stopped)), queue.payload.logit.eq(logit.as_signed())]
 
         def done():
             m.d.sync += [base.eq(base + rows), ended.eq(base + rows >= self._vocab)]
             m.next = "IDLE"
 
-        m.d.comb += [self.busy.eq(1), here.eq(chosen.address)]
-        stopped = Signal(self._address)
+        m.d.comb += self.busy.eq(1)
         with m.FSM():
             with m.State("IDLE"):
                 m.d.comb += [self.busy.eq(0), self.cmd.ready.eq(1)]
@@ -154,27 +196,21 @@ class ShortList(wiring.Component):
             with m.State("SCAN"):
                 m.d.comb += issue.eq(1)
                 m.d.sync += [part.eq(Mux(last_part, 0, part + 1)), address.eq(address + last_part)]
-                with m.If(chosen.valid & passing.any()):
-                    m.d.comb += [waiting.eq(1), restart.eq(1)]
-                    m.d.sync += stopped.eq(chosen.address)
-                    self._queue_one(m, queue, passing, one)
+                with m.If(found):
+                    m.d.comb += restart.eq(1)
+                    m.d.sync += [stopped.eq(chosen.address), queueing.eq(1)]
                     m.next = "QUEUE"
                 with m.Elif(chosen.valid & (chosen.address == last_address)):
                     m.d.comb += restart.eq(1)
                     done()
             with m.State("QUEUE"):
-                m.d.comb += [waiting.eq(1), restart.eq(1), here.eq(stopped)]
+                m.d.comb += [restart.eq(1), queue.valid.eq(1)]
                 m.d.sync += [address.eq(stopped + 1), part.eq(0)]
-                self._queue_one(m, queue, passing, one)
-                with m.If(~more & (queue.ready | ~passing.any())):
+                with m.If(~picker.more & queue.ready):
+                    m.d.sync += queueing.eq(0)
                     m.next = "SCAN"
                     with m.If(stopped == last_address):
                         done()
-
-    def _queue_one(self, m, queue, passing, one):
-        m.d.comb += queue.valid.eq(passing.any())
-        with m.If(queue.ready):
-            m.d.sync += passing.eq(passing & ~one)
 
     def _heap(self, m, entries, least, clear, cleared, empty, ended):
         count, bits = self._count, self._logit_bits
@@ -257,12 +293,3 @@ class ShortList(wiring.Component):
     def _less(self, a, b):
         """Whether entry a goes before b: a lesser logit, or an equal one of a higher id."""
         return Cat(~a.id, a.logit).as_signed() < Cat(~b.id, b.logit).as_signed()
-
-
-def _several(bits: Value) -> Value:
-    """Whether two bits or more are set, as a tree: no carry."""
-    pairs = [(bit, C(0, 1)) for bit in bits]
-    while len(pairs) > 1:
-        joined = [(a | b, many | more | (a & b)) for (a, many), (b, more) in zip(pairs[::2], pairs[1::2], strict=False)]
-        pairs = joined + pairs[2 * len(joined) :]
-    return pairs[0][1]

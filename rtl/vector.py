@@ -253,6 +253,8 @@ class VectorUnit(wiring.Component):
     def _registers(self):
         lanes = self._lanes
         self.command = Signal(COMMAND)
+        # A register for each operation: the command's is decoded once.
+        self.operation = {op: Signal(init=op == 0, name=f"is_{op.name.lower()}") for op in VectorOp}
         self.slot, self.remaining = Signal(self._slot), Signal(8)
         self.position, self.address = Signal(32), Signal(32)
         self.words = Signal(range(self._max_inputs // lanes + 1))
@@ -300,7 +302,7 @@ class VectorUnit(wiring.Component):
         return Array([(i // lanes * self._token_lanes + i % lanes) * words for i in range(self._slots)])
 
     def _is(self, *ops):
-        return reduce(or_, (self.command.op == op for op in ops))
+        return reduce(or_, (self.operation[op] for op in ops))
 
     def _quiet(self, first, last):
         """No valid word in stages `first` to `last`."""
@@ -339,8 +341,9 @@ class VectorUnit(wiring.Component):
         ]
         with m.If(self.acc_read.en):
             m.d.sync += self.part.eq(Mux(self.last_part, 0, self.part + 1))
-        last_word = Signal()
-        m.d.comb += last_word.eq(word == self.words - 1)
+        last_word, last = Signal(), Signal.like(self.words)
+        m.d.sync += last.eq(self.words - 1)
+        m.d.comb += last_word.eq(word == last)
 
         def issue_word(second=0):
             m.d.comb += [
@@ -481,10 +484,16 @@ class VectorUnit(wiring.Component):
         idle = Signal(init=1)  # a register, high in IDLE
         m.d.sync += self.coefficient_write.mask.eq(0)
         m.d.comb += [self.busy.eq(~idle), self.cmd.ready.eq(idle)]
-        m.d.comb += [self.read_request.valid.eq(requesting), self.read_request.payload.addr.eq(self.address)]
+        # Of an embedding first the scale is read, then the row. Registers: they stand when a read is requested.
+        scale_read, beats, of_scale = Signal(), Signal(16), self._is(VectorOp.EMBED) & ~embed_row
+        row_beats = Mux(self._is(VectorOp.EMBED), self._head_row // self._bytes, self._rope_row // self._bytes)
+        m.d.sync += [scale_read.eq(of_scale), beats.eq(Mux(of_scale, 1, row_beats))]
+        m.d.comb += [self.read_request.valid.eq(requesting), self.read_request.payload.addr.eq(self.address),
+                     self.read_request.payload.beats.eq(beats)]
         m.d.comb += [kv.chunk_address.eq(self.address), kv.row.eq(self.position[:4])]
         with m.FSM():
             with m.State("IDLE"):
+                m.d.sync += [is_op.eq(given.op == op) for op, is_op in self.operation.items()]
                 m.d.sync += [
                     command.eq(given),
                     self.slot.eq(given.slot),
@@ -560,9 +569,6 @@ class VectorUnit(wiring.Component):
                         m.d.sync += requesting.eq(0)
                         m.next = "SLOT ADDRESS"
             with m.State("REQUEST"):
-                scale_read = self._is(VectorOp.EMBED) & ~embed_row
-                row_beats = Mux(self._is(VectorOp.EMBED), self._head_row // self._bytes, self._rope_row // self._bytes)
-                m.d.comb += self.read_request.payload.beats.eq(Mux(scale_read, 1, row_beats))
                 with m.If(self.read_request.ready):
                     m.d.sync += [requesting.eq(0), writing_beat.eq(self._is(VectorOp.ROPE)),
                                  fetching.eq(self._is(VectorOp.EMBED) & embed_row)]
@@ -622,20 +628,19 @@ class VectorUnit(wiring.Component):
                 m.d.sync += [glu_end.eq(glu_first + self.words), gate_word.eq(command.b), up_word.eq(command.b + 1)]
                 with m.If(self._is(VectorOp.GLU)):
                     m.d.sync += place.eq(base + glu_first)
-                with m.Switch(command.op):
-                    with m.Case(VectorOp.NORMQ):
-                        m.next = "FIRST PASS"
-                    with m.Case(VectorOp.RESID):
-                        m.d.comb += [scales.start.eq(1), scales.program.eq(Program.RESIDUAL)]
-                        m.next = "RESIDUAL SCALE"
-                    with m.Case(VectorOp.QKV):
-                        m.d.comb += kv.begin.eq(1)
-                        m.next = "QKV"
-                    with m.Default():
-                        m.d.comb += [scales.start.eq(1), scales.program.eq(Program.SILU if silu else Program.RELU2)]
-                        m.next = "GATE SCALE" if silu else "GLU"
-                        if not silu:
-                            m.d.sync += [reading.eq(1), gluing.eq(1)]
+                with m.If(self._is(VectorOp.NORMQ)):
+                    m.next = "FIRST PASS"
+                with m.Elif(self._is(VectorOp.RESID)):
+                    m.d.comb += [scales.start.eq(1), scales.program.eq(Program.RESIDUAL)]
+                    m.next = "RESIDUAL SCALE"
+                with m.Elif(self._is(VectorOp.QKV)):
+                    m.d.comb += kv.begin.eq(1)
+                    m.next = "QKV"
+                with m.Else():
+                    m.d.comb += [scales.start.eq(1), scales.program.eq(Program.SILU if silu else Program.RELU2)]
+                    m.next = "GATE SCALE" if silu else "GLU"
+                    if not silu:
+                        m.d.sync += [reading.eq(1), gluing.eq(1)]
             with m.State("NEXT SLOT"):
                 m.d.sync += [self.remaining.eq(self.remaining - 1), self.slot.eq(self.slot + 1), self.position.eq(self.position + 1)]
                 with m.If(self.position[:4] == 15):
