@@ -62,6 +62,7 @@ _WIDER: dict[str, Any] = {"lanes": 2, "mem_bytes": 8, "vector_lanes": 4, "attent
 CONFIGURATIONS = (
     Configuration("large, 16 lanes", "xcup", "bitnet_b1_58-large", "kv260", 2048, {}),
     Configuration("large, 8 lanes", "xcup", "bitnet_b1_58-large", "kv260", 2048, {"lanes": 8}),
+    Configuration("large, 8 texts", "xcup", "bitnet_b1_58-large", "kv260", 256, {"sequences": 8}),
     Configuration("large, 4 lanes, one group", "xcup", "bitnet_b1_58-large", "kv260", 2048,
                   {"lanes": 4, "groups": 1, "attention_lanes": 0, "block_rows": 0, "result_parts": 1, "ultra_ram": False}),
     Configuration("2B-4T, 16 lanes", "xcup", "bitnet-b1.58-2B-4T", "kv260", 4096, {"lanes": 16}),

@@ -10,6 +10,7 @@ of one thing would bring.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from math import ceil, log, log2
 from typing import Any
@@ -54,8 +55,12 @@ class FitResult:
                 "predicted": self.predicted, "available": self.available, "memory_bytes": self.memory_map.total_bytes}
 
 
-def cycles_per_pass(config: BuildConfig, context: int, tokens: int, head: bool) -> dict[str, float]:
-    """Projected cycles per unit of one pass of `tokens` tokens, the last at position context-1; `head`: with the token after them."""
+def cycles_per_pass(config: BuildConfig, context: int, tokens: int, *, answers: int, shared: int | None = None) -> dict[str, float]:
+    """Projected cycles per unit of one pass of `tokens` tokens up to position context-1: of one text, or, if `shared` is given, one each
+    of as many texts that have their first `shared` positions in common.
+
+    `answers`: tokens whose successors are chosen: none, the last, or all.
+    """
     c, s = config, config.shape
     build = {"symmetric14": BUILD_CYCLES, "full27": 2 * BUILD_CYCLES, "addsub": 0}[c.table_form]
 
@@ -79,12 +84,16 @@ def cycles_per_pass(config: BuildConfig, context: int, tokens: int, head: bool) 
     qkv = queries + keys
     chunks = ceil(context / CHUNK)
 
-    def attend(count: int) -> float:
-        """Of the tokens that the dot engine takes at once."""
-        passes = s.kv_heads * (ceil(s.group / c.dot_lanes) if count == 1 else s.group)
-        # A chunk: its rows, two blocks of scales, and the cycles between its three jobs.
+    def visible(positions: int) -> float:
+        """Of a pass over some positions of a cache: their rows, and of each chunk two blocks of scales and what is between its jobs."""
         chunk = 2 * c.kv_scale_block_bytes / c.mem_bytes + 5
-        return passes * (2 * context * s.head_dim / c.attention_macs + chunk * chunks + 40) + 200
+        return 2 * positions * s.head_dim / c.attention_macs + chunk * ceil(positions / CHUNK)
+
+    def attend(count: int) -> float:
+        """Of the tokens that the dot engine takes at once: of several texts, each has positions of its own behind those that all share."""
+        passes = s.kv_heads * (ceil(s.group / c.dot_lanes) if count == 1 else s.group)
+        positions = visible(context) if not shared else visible(shared) + count * visible(context - shared)
+        return passes * (positions + 40) + 200
 
     # The vector unit follows the matrices of one group: keys and values beside the queries' matrix, the first token's words beside the
     # last tile, activation beside all blocks but the last.
@@ -99,7 +108,8 @@ def cycles_per_pass(config: BuildConfig, context: int, tokens: int, head: bool) 
     # Vector work after each matrix of a layer, for a group: all of it, and what of it attention is.
     after, attention = [], 0.0
     for count in groups:
-        turns = [min(c.dot_lanes, count - start) for start in range(0, count, c.dot_lanes)]
+        together = 1 if shared == 0 else c.dot_lanes
+        turns = [min(together, count - start) for start in range(0, count, together)]
         wait = sum(max(attend(turn), turn * (at_once + norm[s.q_size])) for turn in turns) + turns[0] * at_once
         alone = count * (at_once + norm[s.q_size])
         attention = max(attention, wait - alone)
@@ -121,17 +131,21 @@ def cycles_per_pass(config: BuildConfig, context: int, tokens: int, head: bool) 
         # Attention is beside the other group's matrices, but reads from the same memory.
         reads = sum(ceil(count / c.dot_lanes) for count in groups) * s.kv_heads * chunks * 2 * c.kv_half_bytes / c.mem_bytes
         layer = {"matmul": sum(map(sum, streams)), "vector": gate_a + waits + sum(parameters), "attention": reads}
-    # Of the last layer, tokens leave keys and values; only the last one takes the rest.
-    result = {unit: (s.layers - 1) * cycles for unit, cycles in layer.items()}
-    result["matmul"] += sum(stream[0] for stream in streams)
-    result["vector"] += tokens * qkv
-    if head:
-        result["matmul"] += sum(matmul(*matrix, 1) for matrix in matrices[1:])
-        result["vector"] += sum(parameters) + 2 * (resid + norm[s.hidden]) + norm[s.q_size] + parts * 2 * s.ffn / v + 20 + norm[s.ffn]
-        result["attention"] += attend(1)
-    if head and not c.shortlist:
-        result["head"] = ceil(s.vocab / c.group_rows) * (1 + c.group_rows * s.hidden / c.attention_macs)
-    elif head:
+    if answers == tokens:
+        result = {unit: s.layers * cycles for unit, cycles in layer.items()}
+    else:  # Of the last layer, tokens leave keys and values; only the last one takes the rest.
+        result = {unit: (s.layers - 1) * cycles for unit, cycles in layer.items()}
+        result["matmul"] += sum(stream[0] for stream in streams)
+        result["vector"] += tokens * qkv
+        if answers:
+            result["matmul"] += sum(matmul(*matrix, 1) for matrix in matrices[1:])
+            result["vector"] += sum(parameters) + 2 * (resid + norm[s.hidden]) + norm[s.q_size] + parts * 2 * s.ffn / v + 20 + norm[s.ffn]
+            result["attention"] += attend(1)
+    if answers and not c.shortlist:
+        # The head's rows are streamed for as many tokens as the dot engine has lanes; logits leave one by one.
+        sets = [min(c.dot_lanes, answers - start) for start in range(0, answers, c.dot_lanes)]
+        result["head"] = sum(ceil(s.vocab / c.group_rows) * (1 + c.group_rows * max(s.hidden / c.attention_macs, count)) for count in sets)
+    elif answers:
         # In random order this many rows enter the heap one after the other; each stops the scan for a few cycles.
         entries = c.shortlist * (1 + log(s.vocab / c.shortlist))
         rescored = c.shortlist * max(c.head_row_bytes / c.attention_macs + 3, 2 * log2(c.shortlist) + 2, 8)
@@ -147,28 +161,38 @@ def prompt_cycles(config: BuildConfig, layout: MemoryMap, board: Board, prompt: 
         count = min(config.groups * config.lanes, prompt - done)
         done += count
         last = done == prompt
-        one = sum(cycles_per_pass(config, done, count, head=last).values())
+        one = sum(cycles_per_pass(config, done, count, answers=int(last)).values())
         beats = layout.pass_beats(count > config.lanes, last) + (config.shortlist_bytes // config.mem_bytes if last else 0)
         cycles += max(one, beats / efficiency)
     return cycles
+
+
+def batch_cycles(config: BuildConfig, layout: MemoryMap, board: Board, context: int, texts: int, shared: int = 0) -> float:
+    """Projected cycles in which each of `texts` texts at position context-1 gets a token, the first `shared` positions in common."""
+    efficiency = MEMORY_EFFICIENCY[board.timing] if config.memory == "axi" else 1.0
+    beats = layout.layers_beats + ceil(texts / config.dot_lanes) * layout.epilogue_beats
+    return max(sum(cycles_per_pass(config, context, texts, answers=texts, shared=shared).values()), beats / efficiency)
 
 
 def predict(config: BuildConfig, layout: MemoryMap, board: Board, context: int | None = None) -> tuple[dict[str, float], str]:
     """Projected decode speed and time to first token, and what bounds decode ("memory" or the busiest unit)."""
     context = min(CONTEXT_FOR_SPEED, config.shape.context) if context is None else context
     efficiency = MEMORY_EFFICIENCY[board.timing] if config.memory == "axi" else 1.0
-    token = cycles_per_pass(config, context, 1, head=True)
+    token = cycles_per_pass(config, context, 1, answers=1)
     token_beats = layout.token_beats + config.shortlist_bytes // config.mem_bytes
     beats = token_beats / efficiency
     units = sum(token.values())
     decode = max(beats, units)
     first = prompt_cycles(config, layout, board, min(PROMPT_FOR_SPEED, config.shape.context))
-    predicted = {
+    texts = min(config.sequences, config.lanes)
+    predicted: dict[str, float] = {
         "decode_cycles_per_token": decode,
         "decode_tokens_per_s": config.clock_hz / decode,
         "ttft_s": first / config.clock_hz,
         "memory_share": token_beats / decode,
     }
+    if texts > 1:
+        predicted["batch_tokens_per_s"] = texts * config.clock_hz / batch_cycles(config, layout, board, context, texts)
     binds = "memory" if beats > 0.8 * decode else max(token, key=lambda unit: token[unit])
     return predicted, binds
 
@@ -238,12 +262,10 @@ def fit(spec: ModelSpec, board: Board | str, **overrides: Any) -> FitResult:
         fixed.setdefault("sampler_candidates", 16)
     packing = str(fixed.setdefault("packing", "trit5"))
 
-    def build(lanes: int, turns: int) -> FitResult:
+    def build(lanes: int, attention_lanes: int, turns: int) -> FitResult:
         found: list[tuple[float, BuildConfig, MemoryMap]] = []
         error: ConfigError | None = None
-        shared = {"lanes": lanes, "result_turns": turns}  # of the board's own prescriptions, those that so many lanes allow
-        if "attention_lanes" not in overrides:
-            shared["attention_lanes"] = min(fixed.get("attention_lanes", 0), lanes)
+        shared = {"lanes": lanes, "attention_lanes": attention_lanes, "result_turns": turns}
         if "groups" not in overrides and lanes == 1:
             shared["groups"] = 1
         pairs = _engine_shapes(fixed, packing, mem)
@@ -262,7 +284,7 @@ def fit(spec: ModelSpec, board: Board | str, **overrides: Any) -> FitResult:
             except ConfigError as problem:
                 error = problem
                 continue
-            found.append((cycles_per_pass(config, 1, 1, head=True)["matmul"], config, layout))
+            found.append((cycles_per_pass(config, 1, 1, answers=1)["matmul"], config, layout))
         if not found:
             raise error or ConfigError(f"no engine shape fits {mem} bytes per cycle")
         fewest = min(cycles for cycles, _, _ in found)
@@ -278,19 +300,38 @@ def fit(spec: ModelSpec, board: Board | str, **overrides: Any) -> FitResult:
 
     most, given = int(fixed.pop("lanes", 4)), "result_turns" in fixed
     turns = int(fixed.pop("result_turns", 1))
-    lanes = [most] if overrides.get("lanes") is not None else [most, *(n for n in LANES if n < most)]
-    for n in lanes:
-        result = build(n, turns)
+    attention = int(fixed.pop("attention_lanes", 0))
+
+    def machine(lanes: int, attention_lanes: int) -> FitResult:
+        result = build(lanes, attention_lanes, turns)
         over = set(_over(board, result.predicted))
-        if not given and n > 1 and over and over <= {"bram", "uram"}:  # results of two turns take less memory
-            other = build(n, 2)
-            result = other if other.fits else result
-        if result.fits:
-            break
+        if given or lanes == 1 or not over or not over <= {"bram", "uram"}:
+            return result
+        other = build(lanes, attention_lanes, 2)  # results of two turns take less memory
+        return other if other.fits else result
+
+    lanes = [most] if overrides.get("lanes") is not None else [most, *(n for n in LANES if n < most)]
+    attending = [(n, attention if overrides.get("attention_lanes") is not None else min(attention, n)) for n in lanes]
+    result = _first_that_fits(machine(*pair) for pair in attending)
+    texts = int(fixed.get("sequences", 1))
+    enough = [n for n in lanes if n <= min((n for n in LANES if n >= texts), default=most)]
+    if texts > 1 and attention and enough and overrides.get("attention_lanes") is None:
+        # Texts together are answered as many at a time as the dot engine has lanes: rather a lane there for each, and fewer in all.
+        other = _first_that_fits(machine(n, 0) for n in enough)
+        if other.fits and other.predicted["batch_tokens_per_s"] > result.predicted["batch_tokens_per_s"]:
+            result = other
     return result
 
 
-def _over(board: Board, cost: dict[str, float]) -> list[str]:
+def _first_that_fits(results: Iterator[FitResult]) -> FitResult:
+    """The first that fits, or the last one."""
+    result = next(results)
+    while not result.fits and (other := next(results, None)):
+        result = other
+    return result
+
+
+def _over(board: Board, cost: Mapping[str, float]) -> list[str]:
     """The device's resources of which `cost` takes more than there are."""
     return [name for name, have in board.resources.items() if cost.get(name, 0) > have]
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from tritloom.firmware.config import BuildConfig, ConfigError
 from tritloom.firmware.layout import memory_map
 from tritloom.gen import calibrate, cost
 from tritloom.gen.checkpoint import open_checkpoint
-from tritloom.gen.fit import WORTH, cycles_per_pass, fit, predict, prompt_cycles, relaxations
+from tritloom.gen.fit import WORTH, batch_cycles, cycles_per_pass, fit, predict, prompt_cycles, relaxations
 from tritloom.gen.shapes import published
 from tritloom.sim import measure
 
@@ -136,7 +137,7 @@ def test_speed_follows_the_machine():
     assert slow.predicted["decode_cycles_per_token"] > 2 * fast.predicted["decode_cycles_per_token"]
     near, far = (predict(fast.config, fast.memory_map, device(32), context) for context in (1, 512))
     assert far[0]["decode_cycles_per_token"] >= near[0]["decode_cycles_per_token"]
-    one, four = (sum(cycles_per_pass(fast.config, 64, tokens, head=False).values()) for tokens in (1, 4))
+    one, four = (sum(cycles_per_pass(fast.config, 64, tokens, answers=0).values()) for tokens in (1, 4))
     assert one < four < 4 * one  # lanes share the weights
 
 
@@ -146,7 +147,7 @@ def test_rows_narrower_than_a_beat_take_the_dot_engine_no_longer():
     for width in (128, 256):
         board = dataclasses.replace(load("kv260-onchip"), mem_bytes=width, resources={})
         config = fit(s, board, attention_macs=32, attention_rows=1).config
-        steps[width] = cycles_per_pass(config, 128, 1, head=True)["head"]
+        steps[width] = cycles_per_pass(config, 128, 1, answers=1)["head"]
     rows = s.shape.vocab * s.shape.hidden / 32
     assert rows <= steps[256] < steps[128] <= rows * 1.01  # and a beat of scales for every 64 or 128 rows
 
@@ -241,21 +242,47 @@ def test_every_family_has_costs():
         cost.resources(config, "max10")
 
 
-SIMULATED = {path.stem: entry for path, entry, _ in measure.stored() if entry["what"] in ("decode", "prefill")}
+SIMULATED = {path.stem: entry for path, entry, _ in measure.stored() if entry["what"] != "synthesis"}
 
 
 @pytest.mark.parametrize("name", SIMULATED)
 def test_projected_cycles_are_near_the_simulated_ones(name):
-    """Within 10 % of every stored simulation of whole tokens and prompts."""
+    """Within 10 % of every stored simulation of whole tokens, prompts and batches; what drafts bring depends on the text, but a pass is
+    between one of no guesses and one of all."""
     entry = SIMULATED[name]
     config, board = BuildConfig.from_dict(entry["configuration"]), load(entry["board"])
-    layout = memory_map(config)
+    layout, measured = memory_map(config), entry["measured"]
+    if entry["what"].startswith("drafts"):
+        passed = measured["cycles"] * (measured["tokens"] - 1) / measured["passes"]
+        context = measured["prompt_tokens"] + measured["tokens"] // 2
+        none, all_ = (sum(cycles_per_pass(config, context, n, answers=n).values()) for n in (1, 1 + measured["drafts"]))
+        assert 0.9 * none < passed < 1.1 * all_
+        assert none == pytest.approx(measured["plain_cycles"], rel=0.1)
+        return
     if entry["what"] == "decode":
         projected = predict(config, layout, board, entry["count"])[0]["decode_cycles_per_token"]
-    else:
+    elif entry["what"] == "prefill":
         projected = prompt_cycles(config, layout, board, entry["count"])
-    assert projected == pytest.approx(entry["measured"]["cycles"], rel=0.1)
+    else:
+        projected = batch_cycles(config, layout, board, entry["count"], measured["texts"], measured["shared"])
+    assert projected == pytest.approx(measured["cycles"], rel=0.1)
 
 
 def test_there_are_simulations_to_compare_with():
-    assert {entry["what"] for entry in SIMULATED.values()} == {"decode", "prefill"} and len(SIMULATED) >= 6
+    found = Counter(entry["what"].partition("-")[0].rstrip("0123456789") for entry in SIMULATED.values())
+    assert found["decode"] >= 4 and found["prefill"] >= 2 and found["batch"] >= 4 and found["drafts"] >= 4
+
+
+def test_a_machine_for_several_texts_answers_them_together():
+    """Of eight texts a dot engine of four lanes streams the head's rows twice."""
+    s = published("bitnet_b1_58-large", 256)
+    alone, eight = fit(s, "kv260"), fit(s, "kv260", sequences=8)
+    assert "batch_tokens_per_s" not in alone.predicted
+    assert eight.fits and (eight.config.lanes, eight.config.dot_lanes) == (8, 8)
+    assert 5 < eight.predicted["batch_tokens_per_s"] / eight.predicted["decode_tokens_per_s"] < 8
+    given = fit(s, "kv260", sequences=8, attention_lanes=4)
+    assert given.config.dot_lanes == 4 and given.predicted["batch_tokens_per_s"] < eight.predicted["batch_tokens_per_s"]
+    assert fit(s, "kv260", sequences=8, lanes=16).config.lanes == 16
+    board = load("kv260")
+    cycles = [batch_cycles(eight.config, eight.memory_map, board, 128, 8, shared) for shared in (0, 64, 112)]
+    assert cycles == sorted(cycles, reverse=True) and cycles[2] < 0.9 * cycles[0]
