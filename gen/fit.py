@@ -18,6 +18,7 @@ from typing import Any
 from tritloom.boards.board import Board, load
 from tritloom.firmware.config import CHUNK, TRITS, BuildConfig, ConfigError, ModelShape
 from tritloom.firmware.layout import MemoryMap, head_row_blocks, memory_map
+from tritloom.firmware.programs import generation
 from tritloom.gen.cost import resources
 from tritloom.gen.spec import ModelSpec
 
@@ -34,6 +35,7 @@ NEAR = 1.01
 WORTH = 1.02
 """Gain in speed from which a relaxation is worth naming."""
 RELAXED_SHORTLIST = 256
+MOST_PROGRAM_WORDS = 1 << 15
 BUILD_CYCLES = 14
 """Cycles that building a symmetric table takes (full tables: twice)."""
 
@@ -290,6 +292,9 @@ def fit(spec: ModelSpec, board: Board | str, **overrides: Any) -> FitResult:
         fewest = min(cycles for cycles, _, _ in found)
         near = [entry for entry in found if entry[0] <= NEAR * fewest]
         _, config, layout = min(near, key=lambda entry: (entry[1].tables, entry[0]))
+        if "program_words" not in fixed:
+            words = len(generation(dataclasses.replace(config, program_words=MOST_PROGRAM_WORDS), layout))
+            config = dataclasses.replace(config, program_words=max(config.program_words, 1 << (words - 1).bit_length()))
         predicted, binds = predict(config, layout, board)
         cost = resources(config, board.family)
         over = _over(board, cost)

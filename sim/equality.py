@@ -46,7 +46,7 @@ MACHINES: dict[str, dict[str, Any]] = {
     "two ports": dict(lanes=4, tables=25, rows_per_cycle=4, vector_lanes=4, attention_macs=16, attention_rows=2, mem_bytes=64,
                       mem_ports=2, table_form="full27", packing="index5"),
     "two groups": dict(lanes=3, groups=2, attention_lanes=2, tables=13, rows_per_cycle=4, vector_lanes=8, attention_macs=16, mem_bytes=32,
-                       block_rows=64, result_parts=2, result_turns=2),
+                       block_rows=256, result_parts=2, result_turns=2),
     "narrow": dict(lanes=1, tables=7, rows_per_cycle=2, vector_lanes=16, attention_macs=16, mem_bytes=16, table_form="addsub"),
     "many rows": dict(lanes=3, tables=3, rows_per_cycle=16, vector_lanes=2, attention_macs=8, mem_bytes=32),
     "short-list": dict(lanes=2, tables=6, rows_per_cycle=8, vector_lanes=4, attention_macs=16, attention_rows=2, mem_bytes=32, mem_ports=2,

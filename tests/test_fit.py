@@ -92,6 +92,14 @@ def test_lanes_go_down_from_what_the_board_prescribes():
     assert (one.groups, one.dot_lanes) == (1, 1)
 
 
+def test_the_program_has_room():
+    """Blocks of few rows are many pieces of gate and up, each with commands of its own."""
+    s = spec("stories-4m")
+    assert fit(s, "kv260").config.program_words == 512
+    assert fit(s, "kv260", block_rows=64).config.program_words == 1024
+    assert fit(s, "kv260", block_rows=64, program_words=512).config.program_words == 512
+
+
 def test_results_take_two_turns_before_lanes_go_down():
     result = fit(published("bitnet-b1.58-2B-4T", 256), "kv260")
     assert result.fits and (result.config.lanes, result.config.result_turns) == (16, 2)

@@ -5,8 +5,9 @@ import json
 import pytest
 
 import random_machine
+from tritloom.boards.board import load as load_board
 from tritloom.gen.checkpoint import open_checkpoint
-from tritloom.sim import equality
+from tritloom.sim import equality, measure
 
 
 def test_equality_was_measured_with_this_code():
@@ -29,13 +30,25 @@ def test_every_stored_run_is_equal_and_long_enough():
             assert run["equal"] and run["generated_tokens"] >= 64
 
 
-def test_the_kv260_s_machine_fits_its_clock_and_its_peer_s_fabric():
-    """Run `tritloom bench --synth --model bitnet_b1_58-large --board kv260` when this fails: the code has changed, or no longer fits."""
-    entry = json.loads((equality.ROOT / "docs/results/kv260/bitnet_b1_58-large-synthesis.json").read_text("utf-8"))
+SYNTHESISED = [path for path, entry, _ in measure.stored() if entry["what"] == "synthesis"]
+
+
+@pytest.mark.parametrize("path", SYNTHESISED, ids=lambda path: path.stem)
+def test_every_machine_that_was_synthesised_fits_its_clock_and_its_device(path):
+    """Run the file's command when this fails: the code has changed, or no longer fits."""
+    entry = json.loads(path.read_text("utf-8"))
     assert entry["code"] == equality.code_digest()
     timing, total = entry["measured"]["timing"], entry["measured"]["total"]
     assert timing["failing"] == 0 and timing["paths"][0]["delay"] <= timing["period"]
+    available = load_board(entry["board"]).resources
+    blocks = {"lut": 1, "dsp": 1, "bram": 36, "uram": 288}
+    assert all(total[kind] * size <= available[kind] for kind, size in blocks.items())
+
+
+def test_the_kv260_s_machine_takes_no_more_than_its_peer():
+    total = json.loads((equality.ROOT / "docs/results/kv260/bitnet_b1_58-large-synthesis.json").read_text("utf-8"))["measured"]["total"]
     assert total["lut"] <= 98_000 and total["dsp"] <= 610 and total["bram"] <= 98.5 and total["uram"] <= 60  # TeLLMe v2's
+    assert len(SYNTHESISED) >= 4
 
 
 def test_random_machines_were_measured_with_this_code():
