@@ -28,6 +28,8 @@ PROMPT_FOR_SPEED = 128
 """Prompt length for which the time to the first token is predicted."""
 MEMORY_EFFICIENCY = {"ddr": 0.95, "ideal": 1.0, "kv260": 0.99, "kv260-optimistic": 0.99, "kv260-pessimistic": 0.8}
 """Share of the beat rate that long sequential reads reach (sim/memory.py)."""
+WRITE_CYCLES = {"axi": 14, "onchip": 2}
+"""Cycles that writing a beat of keys or values takes: heads lie far apart, and DRAM opens a row for each."""
 LANES = (16, 12, 8, 4, 2, 1)
 """Numbers of lanes that are tried, from what the board prescribes (4 if it does not) down."""
 NEAR = 1.01
@@ -78,24 +80,27 @@ def cycles_per_pass(config: BuildConfig, context: int, tokens: int, *, answers: 
     def gains(length: int) -> float:
         return length / v + ceil(32 / c.mem_bytes) + 4
 
-    v, parts = c.vector_lanes, c.result_parts
+    v = c.vector_lanes
+    parts = max(1, v // c.rows_per_cycle) // c.banks  # reads that V results take
     norm = {length: 2 * length / v + 60 for length in (s.hidden, s.q_size, s.ffn)}
     resid = parts * s.hidden / v + 15
     head_cycles = max(25, 2 * parts * s.head_dim / v + 10)
-    queries, keys = s.heads * head_cycles + 50, 2 * s.kv_heads * head_cycles + 50
+    written = WRITE_CYCLES[c.memory] * (ceil(s.head_dim * c.attention_rows / c.attention_macs) + 1)  # a head's words and their scale
+    queries, keys = s.heads * head_cycles + 50, 2 * s.kv_heads * max(head_cycles, written) + 50
     qkv = queries + keys
     chunks = ceil(context / CHUNK)
 
     def visible(positions: int) -> float:
-        """Of a pass over some positions of a cache: their rows, and of each chunk two blocks of scales and what is between its jobs."""
+        """Of a pass over some positions of a cache: the way there, their rows, and of each chunk two blocks of scales and what is
+        between its jobs."""
         chunk = 2 * c.kv_scale_block_bytes / c.mem_bytes + 5
-        return 2 * positions * s.head_dim / c.attention_macs + chunk * ceil(positions / CHUNK)
+        return 2 * positions * s.head_dim / c.attention_macs + chunk * ceil(positions / CHUNK) + 20 * (positions > 0)
 
     def attend(count: int) -> float:
         """Of the tokens that the dot engine takes at once: of several texts, each has positions of its own behind those that all share."""
         passes = s.kv_heads * (ceil(s.group / c.dot_lanes) if count == 1 else s.group)
-        positions = visible(context) if not shared else visible(shared) + count * visible(context - shared)
-        return passes * (positions + 40) + 200
+        positions = visible(context) if shared is None else visible(shared) + count * visible(context - shared)
+        return passes * (positions + 20) + 200
 
     # The vector unit follows the matrices of one group: keys and values beside the queries' matrix, the first token's words beside the
     # last tile, activation beside all blocks but the last.
@@ -107,12 +112,16 @@ def cycles_per_pass(config: BuildConfig, context: int, tokens: int, *, answers: 
     matrices = ((s.qkv_rows, s.hidden), (s.hidden, s.q_size), (2 * s.ffn, s.hidden), (s.hidden, s.ffn))
     sub = int(s.sub_norms)
     parameters = [gains(n) for n in (s.q_size * sub, s.hidden, s.ffn * sub, s.hidden)]
+    # Texts attend apart where that is quicker: the dot engine's lanes take heads of one then.
+    apart = shared is not None and attend(c.dot_lanes) > c.dot_lanes * attend(1)
+    together = 1 if apart else c.dot_lanes
     # Vector work after each matrix of a layer, for a group: all of it, and what of it attention is.
     after, attention = [], 0.0
     for count in groups:
-        together = 1 if shared == 0 else c.dot_lanes
+        # While the dot engine attends for a turn, the vector unit works on the ones before and after.
         turns = [min(together, count - start) for start in range(0, count, together)]
-        wait = sum(max(attend(turn), turn * (at_once + norm[s.q_size])) for turn in turns) + turns[0] * at_once
+        meanwhile = [before * norm[s.q_size] + behind * at_once for before, behind in zip([0, *turns[:-1]], [*turns[1:], 0], strict=True)]
+        wait = turns[0] * at_once + sum(map(max, map(attend, turns), meanwhile)) + turns[-1] * norm[s.q_size]
         alone = count * (at_once + norm[s.q_size])
         attention = max(attention, wait - alone)
         wait += max(0.0, count * keys - matmul(s.q_size, s.hidden, count)) if one else 0.0
