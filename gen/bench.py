@@ -551,7 +551,7 @@ def fit_rows(model: str | Path, board: str, settings: dict[str, Any] | None = No
 
     units = {"lut": "LUT", "ff": "FF", "bram": "Kibit", "dsp": "blocks", "uram": "Kibit", "decode_cycles_per_token": "cycles/token",
              "decode_tokens_per_s": "tokens/s", "ttft_s": "s", "memory_share": "of beat rate",
-             "batch_tokens_per_s": "tokens/s"}
+             "batch_tokens_per_s": "tokens/s", "batch_speed_up": "times"}
     result = fit(open_checkpoint(Path(model)).spec, board, **(settings or {}))
     name, command = f"{Path(model).name} on {board}", f"tritloom fit --model {model} --board {board}"
     return [row(f"{name}, {what}", value, units[what], "projected", command) for what, value in result.predicted.items()]

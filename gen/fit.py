@@ -29,7 +29,7 @@ PROMPT_FOR_SPEED = 128
 MEMORY_EFFICIENCY = {"ddr": 0.95, "ideal": 1.0, "kv260": 0.99, "kv260-optimistic": 0.99, "kv260-pessimistic": 0.8}
 """Share of the beat rate that long sequential reads reach (sim/memory.py)."""
 WRITE_CYCLES = {"axi": 14, "onchip": 2}
-"""Cycles that writing a beat of keys or values takes: heads lie far apart, and DRAM opens a row for each."""
+"""Cycles that writing a beat of keys or values takes: heads lie far apart, and DRAM may open a row for each."""
 LANES = (16, 12, 8, 4, 2, 1)
 """Numbers of lanes that are tried, from what the board prescribes (4 if it does not) down."""
 NEAR = 1.01
@@ -44,8 +44,9 @@ BUILD_CYCLES = 14
 
 @dataclass(frozen=True)
 class FitResult:
-    """`binds`: what limits it (an exceeded resource when it does not fit, else what bounds the decode speed);
-    `predicted`: projected resources and speed; `available`: the device's resources."""
+    """`binds`: what limits it (an exceeded resource when it does not fit, else what bounds the decode speed); `batch_binds`: what bounds
+    the speed of a full batch, None on a machine for one text; `predicted`: projected resources and speed; `available`: the
+    device's resources."""
 
     fits: bool
     binds: str
@@ -53,9 +54,11 @@ class FitResult:
     memory_map: MemoryMap
     predicted: dict[str, float]
     available: dict[str, int] = field(default_factory=dict)
+    batch_binds: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        return {"fits": self.fits, "binds": self.binds, "config": self.config.to_dict() | {"digest": f"{self.config.digest:08x}"},
+        return {"fits": self.fits, "binds": self.binds, "batch_binds": self.batch_binds,
+                "config": self.config.to_dict() | {"digest": f"{self.config.digest:08x}"},
                 "predicted": self.predicted, "available": self.available, "memory_bytes": self.memory_map.total_bytes}
 
 
@@ -164,48 +167,55 @@ def cycles_per_pass(config: BuildConfig, context: int, tokens: int, *, answers: 
     return result
 
 
+def _bound(units: dict[str, float], beats: float, config: BuildConfig, board: Board) -> tuple[float, str]:
+    """Cycles of a pass of so many beats from memory, and what bounds them: "memory" or the busiest unit."""
+    beats /= MEMORY_EFFICIENCY[board.timing] if config.memory == "axi" else 1.0
+    cycles = max(beats, sum(units.values()))
+    return cycles, "memory" if beats > 0.8 * cycles else max(units, key=lambda unit: units[unit])
+
+
 def prompt_cycles(config: BuildConfig, layout: MemoryMap, board: Board, prompt: int) -> float:
     """Projected cycles to the first token after `prompt` tokens."""
-    efficiency = MEMORY_EFFICIENCY[board.timing] if config.memory == "axi" else 1.0
     cycles, done = 0.0, 0
     while done < prompt:
         count = min(config.groups * config.lanes, prompt - done)
         done += count
         last = done == prompt
-        one = sum(cycles_per_pass(config, done, count, answers=int(last)).values())
         beats = layout.pass_beats(count > config.lanes, last) + (config.shortlist_bytes // config.mem_bytes if last else 0)
-        cycles += max(one, beats / efficiency)
+        cycles += _bound(cycles_per_pass(config, done, count, answers=int(last)), beats, config, board)[0]
     return cycles
 
 
-def batch_cycles(config: BuildConfig, layout: MemoryMap, board: Board, context: int, texts: int, shared: int = 0) -> float:
-    """Projected cycles in which each of `texts` texts at position context-1 gets a token, the first `shared` positions in common."""
-    efficiency = MEMORY_EFFICIENCY[board.timing] if config.memory == "axi" else 1.0
-    beats = layout.layers_beats + ceil(texts / config.dot_lanes) * layout.epilogue_beats
-    return max(sum(cycles_per_pass(config, context, texts, answers=texts, shared=shared).values()), beats / efficiency)
+def batch_cycles(config: BuildConfig, layout: MemoryMap, board: Board, context: int, tokens: int,
+                 shared: int | None = 0) -> tuple[float, str]:
+    """Projected cycles of a pass of `tokens` tokens up to position context-1, all of which are answered, and what bounds it: one each of
+    as many texts with their first `shared` positions in common, or, if `shared` is None, those of one text: a draft."""
+    turns = ceil(tokens / config.dot_lanes)
+    common = context if shared is None else shared
+    caches = turns * ceil(common / CHUNK) + tokens * ceil((context - common) / CHUNK)
+    cache_beats = config.shape.layers * config.shape.kv_heads * caches * 2 * config.kv_half_bytes // config.mem_bytes
+    beats = layout.layers_beats + turns * layout.epilogue_beats + cache_beats
+    return _bound(cycles_per_pass(config, context, tokens, answers=tokens, shared=shared), beats, config, board)
 
 
-def predict(config: BuildConfig, layout: MemoryMap, board: Board, context: int | None = None) -> tuple[dict[str, float], str]:
-    """Projected decode speed and time to first token, and what bounds decode ("memory" or the busiest unit)."""
+def predict(config: BuildConfig, layout: MemoryMap, board: Board, context: int | None = None) -> tuple[dict[str, float], str, str | None]:
+    """Projected decode speed and time to first token, what bounds decode, and what bounds a full batch, if there can be one."""
     context = min(CONTEXT_FOR_SPEED, config.shape.context) if context is None else context
-    efficiency = MEMORY_EFFICIENCY[board.timing] if config.memory == "axi" else 1.0
-    token = cycles_per_pass(config, context, 1, answers=1)
     token_beats = layout.token_beats + config.shortlist_bytes // config.mem_bytes
-    beats = token_beats / efficiency
-    units = sum(token.values())
-    decode = max(beats, units)
+    decode, binds = _bound(cycles_per_pass(config, context, 1, answers=1), token_beats, config, board)
     first = prompt_cycles(config, layout, board, min(PROMPT_FOR_SPEED, config.shape.context))
-    texts = min(config.sequences, config.lanes)
     predicted: dict[str, float] = {
         "decode_cycles_per_token": decode,
         "decode_tokens_per_s": config.clock_hz / decode,
         "ttft_s": first / config.clock_hz,
         "memory_share": token_beats / decode,
     }
-    if texts > 1:
-        predicted["batch_tokens_per_s"] = texts * config.clock_hz / batch_cycles(config, layout, board, context, texts)
-    binds = "memory" if beats > 0.8 * decode else max(token, key=lambda unit: token[unit])
-    return predicted, binds
+    texts = min(config.sequences, config.lanes)
+    if texts == 1 or config.shortlist:  # a machine with a short-list takes one text
+        return predicted, binds, None
+    batch, batch_binds = batch_cycles(config, layout, board, context, texts)
+    predicted |= {"batch_tokens_per_s": texts * config.clock_hz / batch, "batch_speed_up": texts * decode / batch}
+    return predicted, binds, batch_binds
 
 
 def _largest_power(limit: int, *multiples: int) -> int:
@@ -304,13 +314,13 @@ def fit(spec: ModelSpec, board: Board | str, **overrides: Any) -> FitResult:
         if "program_words" not in fixed:
             words = len(generation(dataclasses.replace(config, program_words=MOST_PROGRAM_WORDS), layout))
             config = dataclasses.replace(config, program_words=max(config.program_words, 1 << (words - 1).bit_length()))
-        predicted, binds = predict(config, layout, board)
+        predicted, binds, batch_binds = predict(config, layout, board)
         cost = resources(config, board.family)
         over = _over(board, cost)
         predicted = {**cost, **predicted}
         if over:
             binds = ", ".join(f"{name}: {cost[name]:.0f} of {board.resources[name]}" for name in over)
-        return FitResult(not over, binds, config, layout, predicted, board.resources)
+        return FitResult(not over, binds, config, layout, predicted, board.resources, batch_binds)
 
     most, given = int(fixed.pop("lanes", 4)), "result_turns" in fixed
     turns = int(fixed.pop("result_turns", 1))
@@ -332,7 +342,7 @@ def fit(spec: ModelSpec, board: Board | str, **overrides: Any) -> FitResult:
     if texts > 1 and attention and enough and overrides.get("attention_lanes") is None:
         # Texts together are answered as many at a time as the dot engine has lanes: rather a lane there for each, and fewer in all.
         other = _first_that_fits(machine(n, 0) for n in enough)
-        if other.fits and other.predicted["batch_tokens_per_s"] > result.predicted["batch_tokens_per_s"]:
+        if other.fits and other.predicted.get("batch_tokens_per_s", 0) > result.predicted.get("batch_tokens_per_s", 0):
             result = other
     return result
 
@@ -380,7 +390,7 @@ def relaxations(spec: ModelSpec, board: Board | str, result: FitResult, **overri
              (f"{2 * c.vector_lanes} vector lanes", spec, board, engine | {"vector_lanes": 2 * c.vector_lanes}),
              (f"{2 * c.attention_macs} multipliers a lane", spec, board, engine | {
                  "vector_lanes": c.vector_lanes, "attention_macs": 2 * c.attention_macs, "attention_rows": 2 * c.attention_rows})]
-    if not c.shortlist and s.vocab >= 4 * RELAXED_SHORTLIST:
+    if not c.shortlist and c.sequences == 1 and s.vocab >= 4 * RELAXED_SHORTLIST:
         ways.append((f"a short-list of {RELAXED_SHORTLIST}", spec, board, same | {"shortlist": RELAXED_SHORTLIST}))
     if not result.fits:
         shorter = dataclasses.replace(spec, shape=dataclasses.replace(s, context=s.context // 2))

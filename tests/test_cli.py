@@ -194,6 +194,13 @@ def test_fit(tritloom):
     assert "predicted lut" in tritloom("fit", "--model", MODEL)[1]
 
 
+def test_fit_shows_a_full_batch(tritloom):
+    several = ("fit", "--model", MODEL, "--set", "sequences=2")
+    data = json.loads(tritloom(*several, "--json")[1])
+    assert data["batch_binds"] and {"batch_tokens_per_s", "batch_speed_up"} <= set(data["predicted"])
+    assert f"a full batch bound by {data['batch_binds']}" in " ".join(tritloom(*several)[1].split())
+
+
 def test_what_does_not_fit_is_status_1(tritloom, monkeypatch):
     from tritloom.gen import fit
 

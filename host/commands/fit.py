@@ -44,9 +44,11 @@ def command(
         result = fit(spec, board, **fixed)
         more = relaxations(spec, board, result, **fixed)
     config = result.config.to_dict() | {"digest": f"{result.config.digest:08x}"} if result.config else None
-    data = {"fits": result.fits, "binds": result.binds, "config": config, "predicted": result.predicted,
+    data = {"fits": result.fits, "binds": result.binds, "batch_binds": result.batch_binds, "config": config, "predicted": result.predicted,
             "relaxations": [each.to_dict() for each in more]}
     rows: list[tuple[str, Any]] = [("fits", "yes" if result.fits else "no"), ("bound by", result.binds)]
+    if result.batch_binds:
+        rows.append(("a full batch bound by", result.batch_binds))
     if config:
         rows += [(name, value) for name, value in config.items() if name != "shape"]
     rows += [(f"predicted {name}", _shown(value)) for name, value in (result.predicted or {}).items()]
