@@ -442,8 +442,7 @@ def drafted(model: str | Path, board: str, drafts: int, *, tokens: int = 64, pro
 
 def _report(results: Iterable[tuple[dict[str, Any], str]]) -> Report:
     listed = list(results)
-    cycles = [(entry, state) for entry, state in listed if entry["kind"] != "synthesised"]
-    return Report([item for entry, state in listed for item in entry_rows(entry, state)], cycles)
+    return Report([item for entry, state in listed for item in entry_rows(entry, state)], listed)
 
 
 def entry_rows(entry: dict[str, Any], state: str) -> list[Row]:

@@ -124,7 +124,9 @@ def bounds(entry: Mapping[str, Any]) -> Bounds:
 
 
 def page(rows: Sequence[Mapping[str, Any]], results: Sequence[tuple[Mapping[str, Any], str]]) -> str:
-    """The HTML of measured `rows`, and of `results`: entries as sim/measure.py keeps them, each with its state."""
+    """The HTML of measured `rows`, and of `results`: entries as sim/measure.py keeps them, each with its state. Of machines that were
+    synthesised the comparison has the resources."""
+    synthesised = [entry for entry, _ in results if entry["what"] == "synthesis"]
     results = [(entry, state) for entry, state in results if entry["what"] in ("decode", "prefill")]
     titles = [_title(entry) for entry, _ in results]
     heading = titles[0] if len(titles) == 1 else "Measured tokens" if titles else "Measured numbers"
@@ -136,7 +138,7 @@ def page(rows: Sequence[Mapping[str, Any]], results: Sequence[tuple[Mapping[str,
         else:
             each = (_result(*result, title) for result, title in zip(results, titles, strict=True))
             parts += ["<section><h2>Each result</h2>", *each, "</section>"]
-        parts.append(_comparison(results))
+        parts.append(_comparison(results, synthesised))
     parts.append(_rows(rows, bool(results)))
     return ('<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"/>'
             '<meta name="viewport" content="width=device-width, initial-scale=1"/>'
@@ -146,8 +148,9 @@ def page(rows: Sequence[Mapping[str, Any]], results: Sequence[tuple[Mapping[str,
 
 def _title(entry: Mapping[str, Any]) -> str:
     lanes = entry["configuration"]["lanes"]
+    head = f"short-list of {k}, " if (k := entry["configuration"]["shortlist"]) else ""
     what = f"decode at {entry['count']:,} positions" if entry["what"] == "decode" else f"prefill of {entry['count']:,} tokens"
-    return f"{entry['model']} on {entry['board']}, {lanes} lane{'s' if lanes > 1 else ''}, {what}"
+    return f"{entry['model']} on {entry['board']}, {lanes} lane{'s' if lanes > 1 else ''}, {head}{what}"
 
 
 def _lead(results: Sequence[tuple[Mapping[str, Any], str]]) -> str:
@@ -398,7 +401,22 @@ def _table(head: Iterable[str], lines: Iterable[str], kind: str) -> str:
             f'<thead><tr>{cells}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>')
 
 
-def _comparison(results: Sequence[tuple[Mapping[str, Any], str]]) -> str:
+def _resources(entry: Mapping[str, Any], synthesised: Sequence[Mapping[str, Any]]) -> str:
+    """What the machine of a result takes, by the stored synthesis of one that differs in the context alone."""
+    def machine(of: Mapping[str, Any]) -> dict[str, Any]:
+        config = dict(of["configuration"])
+        return config | {"shape": config["shape"] | {"context": 0}}
+
+    for other in synthesised:
+        if machine(other) == machine(entry):
+            total = other["measured"]["total"]
+            kinds = (("lut", "LUT"), ("dsp", "DSP"), ("bram", "BRAM"), ("uram", "URAM"))
+            return (f"{', '.join(f'{total[kind]:,g} {name}' if kind == 'bram' else f'{total[kind]:,} {name}' for kind, name in kinds)} "
+                    f'<span class="mark">{escape(other["kind"])}</span>')
+    return "–"
+
+
+def _comparison(results: Sequence[tuple[Mapping[str, Any], str]], synthesised: Sequence[Mapping[str, Any]]) -> str:
     lines = []
     for entry, state in results:
         m, decode = entry["measured"], entry["what"] == "decode"
@@ -412,7 +430,8 @@ def _comparison(results: Sequence[tuple[Mapping[str, Any], str]]) -> str:
             f"<td>{escape(entry['board'])}, {entry['clock_hz'] / 1e6:g} MHz, simulated<small>memory {escape(str(entry['timing']))}; "
             f"{lanes} lane{'s' if lanes > 1 else ''}, {escape(_machine(entry))}</small></td>"
             f'<td>{escape(entry["model"])}<small>{escape(entry["weights"])} weights</small></td>'
-            f"<td>{speed if decode else '–'}</td><td>{'–' if decode else first}</td><td>–</td><td>–</td><td>{achieved:.3g} GB/s {mark}</td>"
+            f"<td>{speed if decode else '–'}</td><td>{'–' if decode else first}</td><td>–</td><td>{_resources(entry, synthesised)}</td>"
+            f"<td>{achieved:.3g} GB/s {mark}</td>"
             f'<td class="{_state_class(state)}">{escape(_state(entry, state))}</td></tr>')
     for d in DESIGNS:
         figures = "".join(f"<td>{_figures(f)}</td>" for f in (d.decode, d.prefill, d.power, d.resources, d.memory))
@@ -421,7 +440,8 @@ def _comparison(results: Sequence[tuple[Mapping[str, Any], str]]) -> str:
     head = ("design", "platform", "model", "decode", "prefill", "power", "resources", "memory", "source, state")
     marks = "; ".join(f"[{mark}] {meaning}" for mark, meaning in MARKS.items())
     return (f"<section><h2>Beside what others have published</h2><p>Rows of tritloom are cycles of the simulated RTL at the clock that "
-            f"the configuration names: no board, no placed design, no power. The others ran on hardware as their authors say. "
+            f"the configuration names, and resources by synthesis: no board, no placed design, no power. The others ran on hardware as "
+            f"their authors say. "
             f"Models differ from row to row. {marks}.</p>{_table(head, lines, 'wide')}</section>")
 
 

@@ -52,6 +52,23 @@ def test_page_is_well_formed_and_has_every_value(kept, words):
     assert text.count("[P]") > 10 and "rtl-simulated" in text and result["command"] in text
 
 
+def test_comparison_has_the_resources_of_a_machine_that_was_synthesised():
+    synthesis = json.loads(RESULT.with_name("bitnet_b1_58-large-synthesis.json").read_text())
+    total = synthesis["measured"]["total"]
+    lut = f"{total['lut']:,} LUT, {total['dsp']} DSP"
+    assert lut in text_of(page([], [(entry(), "measured"), (synthesis, "measured")]))
+    other = entry()
+    other["configuration"] |= {"lanes": 8}
+    assert lut not in text_of(page([], [(other, "measured"), (synthesis, "measured")]))
+
+
+def test_titles_name_the_short_list():
+    listed = entry()
+    listed["configuration"] |= {"shortlist": 256}
+    text = text_of(page([], [(entry(), "measured"), (listed, "measured")]))
+    assert "16 lanes, short-list of 256, decode at 128" in text and "16 lanes, decode at 128" in text
+
+
 def test_page_of_several_results_marks_the_stale_ones():
     html = page([], [(entry(), "measured"), (entry(), "stale: the machine's code changed since then")])
     assert len(ElementTree.fromstring(html).findall(".//details[@class='result']")) == 2
