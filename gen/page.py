@@ -125,8 +125,8 @@ def bounds(entry: Mapping[str, Any]) -> Bounds:
 
 def page(rows: Sequence[Mapping[str, Any]], results: Sequence[tuple[Mapping[str, Any], str]]) -> str:
     """The HTML of measured `rows`, and of `results`: entries as sim/measure.py keeps them, each with its state. Of machines that were
-    synthesised the comparison has the resources."""
-    synthesised = [entry for entry, _ in results if entry["what"] == "synthesis"]
+    synthesised the comparison has the resources, unless they are stale."""
+    synthesised = [entry for entry, state in results if entry["what"] == "synthesis" and _state_class(state) != _state_class("stale")]
     results = [(entry, state) for entry, state in results if entry["what"] in ("decode", "prefill")]
     titles = [_title(entry) for entry, _ in results]
     heading = titles[0] if len(titles) == 1 else "Measured tokens" if titles else "Measured numbers"

@@ -57,6 +57,7 @@ def test_comparison_has_the_resources_of_a_machine_that_was_synthesised():
     total = synthesis["measured"]["total"]
     lut = f"{total['lut']:,} LUT, {total['dsp']} DSP"
     assert lut in text_of(page([], [(entry(), "measured"), (synthesis, "measured")]))
+    assert lut not in text_of(page([], [(entry(), "measured"), (synthesis, "stale: the machine's code changed since then")]))
     other = entry()
     other["configuration"] |= {"lanes": 8}
     assert lut not in text_of(page([], [(other, "measured"), (synthesis, "measured")]))
