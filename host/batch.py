@@ -116,7 +116,7 @@ def _chunks_read(pieces: Sequence[_Piece], config: BuildConfig) -> int:
 
 def _together(segments: Sequence[_Segment], config: BuildConfig) -> list[list[_Piece]]:
     """The pieces of all segments, in order; those that attend together stand in one list: as many with one prefix as the dot engine has
-    lanes, unless it reads less for each alone."""
+    lanes, unless it reads less for each alone, or no more if the first and the last are alone."""
     groups: list[list[_Piece]] = []
     for segment in segments:
         for at in range(0, len(segment.tokens), config.dot_lanes):
@@ -129,7 +129,13 @@ def _together(segments: Sequence[_Segment], config: BuildConfig) -> list[list[_P
 
     def apart(pieces: list[_Piece]) -> list[list[_Piece]]:
         alone = [[piece] for piece in pieces]
-        return [pieces] if _chunks_read(pieces, config) <= sum(_chunks_read(each, config) for each in alone) else alone
+        # The first one's queries are soon ready, and the last one's norm is soon done: the vector unit does the others' beside attention.
+        some = [pieces[:1], pieces[1:-1], pieces[-1:]] if len(pieces) > 2 else [pieces]
+
+        def read(groups: list[list[_Piece]]) -> int:
+            return sum(_chunks_read(group, config) for group in groups)
+
+        return min(some, [pieces], alone, key=read)
 
     return [part for pieces in groups for part in apart(pieces)]
 
