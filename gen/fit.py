@@ -123,6 +123,8 @@ def cycles_per_pass(config: BuildConfig, context: int, tokens: int, *, answers: 
     for count in groups:
         # While the dot engine attends for a turn, the vector unit works on the ones before and after.
         turns = [min(together, count - start) for start in range(0, count, together)]
+        if turns == [count] and count > 2 and shared == 0 and s.group == 1:
+            turns = [1, count - 2, 1]
         meanwhile = [before * norm[s.q_size] + behind * at_once for before, behind in zip([0, *turns[:-1]], [*turns[1:], 0], strict=True)]
         wait = turns[0] * at_once + sum(map(max, map(attend, turns), meanwhile)) + turns[-1] * norm[s.q_size]
         alone = count * (at_once + norm[s.q_size])
@@ -283,10 +285,10 @@ def fit(spec: ModelSpec, board: Board | str, **overrides: Any) -> FitResult:
         fixed.setdefault("sampler_candidates", 16)
     packing = str(fixed.setdefault("packing", "trit5"))
 
-    def build(lanes: int, attention_lanes: int, turns: int) -> FitResult:
+    def build(lanes: int, attention_lanes: int, turns: int, **more: int) -> FitResult:
         found: list[tuple[float, BuildConfig, MemoryMap]] = []
         error: ConfigError | None = None
-        shared = {"lanes": lanes, "attention_lanes": attention_lanes, "result_turns": turns}
+        shared = {"lanes": lanes, "attention_lanes": attention_lanes, "result_turns": turns} | more
         if "groups" not in overrides and lanes == 1:
             shared["groups"] = 1
         pairs = _engine_shapes(fixed, packing, mem)
@@ -326,12 +328,12 @@ def fit(spec: ModelSpec, board: Board | str, **overrides: Any) -> FitResult:
     turns = int(fixed.pop("result_turns", 1))
     attention = int(fixed.pop("attention_lanes", 0))
 
-    def machine(lanes: int, attention_lanes: int) -> FitResult:
-        result = build(lanes, attention_lanes, turns)
+    def machine(lanes: int, attention_lanes: int, **more: int) -> FitResult:
+        result = build(lanes, attention_lanes, turns, **more)
         over = set(_over(board, result.predicted))
         if given or lanes == 1 or not over or not over <= {"bram", "uram"}:
             return result
-        other = build(lanes, attention_lanes, 2)  # results of two turns take less memory
+        other = build(lanes, attention_lanes, 2, **more)  # results of two turns take less memory
         return other if other.fits else result
 
     lanes = [most] if overrides.get("lanes") is not None else [most, *(n for n in LANES if n < most)]
@@ -340,8 +342,12 @@ def fit(spec: ModelSpec, board: Board | str, **overrides: Any) -> FitResult:
     texts = int(fixed.get("sequences", 1))
     enough = [n for n in lanes if n <= min((n for n in LANES if n >= texts), default=most)]
     if texts > 1 and attention and enough and overrides.get("attention_lanes") is None:
-        # Texts together are answered as many at a time as the dot engine has lanes: rather a lane there for each, and fewer in all.
-        other = _first_that_fits(machine(n, 0) for n in enough)
+        # Texts together are answered as many at a time as the dot engine has lanes: rather a lane there for each, and fewer in all, or
+        # half the vector lanes.
+        ways: list[dict[str, int]] = [{}]
+        if overrides.get("vector_lanes") is None and fixed["vector_lanes"] > 2:
+            ways.append({"vector_lanes": fixed["vector_lanes"] // 2})
+        other = _first_that_fits(machine(n, 0, **more) for n in enough for more in ways)
         if other.fits and other.predicted.get("batch_tokens_per_s", 0) > result.predicted.get("batch_tokens_per_s", 0):
             result = other
     return result

@@ -296,6 +296,10 @@ def test_a_machine_for_several_texts_answers_them_together():
     given = fit(s, "kv260", sequences=8, attention_lanes=4)
     assert given.config.dot_lanes == 4 and given.predicted["batch_tokens_per_s"] < eight.predicted["batch_tokens_per_s"]
     assert fit(s, "kv260", sequences=8, lanes=16).config.lanes == 16
+    large = published("bitnet-b1.58-2B-4T", 256)  # eight lanes in both engines fit beside eight vector lanes only
+    result = fit(large, "kv260", sequences=8)
+    assert result.fits and (result.config.lanes, result.config.dot_lanes, result.config.vector_lanes) == (8, 8, 8)
+    assert result.predicted["batch_speed_up"] > 6 > fit(large, "kv260", sequences=8, vector_lanes=16).predicted["batch_speed_up"]
     board = load("kv260")
     cycles = [batch_cycles(eight.config, eight.memory_map, board, 128, 8, shared)[0] for shared in (0, 64, 112)]
     assert cycles == sorted(cycles, reverse=True) and cycles[2] < 0.9 * cycles[0]
