@@ -339,7 +339,7 @@ def whole_tokens(model: str | Path, board: str, *, context: int | None = None, p
         check_passes(config)
     if batch and batch > min(config.lanes, config.sequences):
         raise BenchError(f"{batch} texts need as many lanes and caches, this machine has {config.lanes} and {config.sequences}: "
-                         f"--set lanes={batch}")
+                         + " ".join(f"--set {name}={batch}" for name in ("lanes", "sequences") if getattr(config, name) < batch))
     changes = _changes(settings, timing if timing != target.timing else None)
     labels = settings | ({"timing-": timing} if timing != target.timing else {})
     files = {what: measure.result_path(board, name, f"{what}-{count}", labels) for what, count in wanted}

@@ -124,3 +124,11 @@ def test_tlmm_rows(monkeypatch):
     rows = bench.tlmm_synth()
     assert rows[0] == {"measure": "tlmm symmetric14 xcup T=16 Q=4 lane", "value": 6.5, "unit": "LUT/weight/cycle", "kind": "synthesised",
                        "command": "tritloom bench --unit tlmm --synth"}
+
+
+@pytest.mark.parametrize("settings, missing", [
+    ({"lanes": 4}, "--set lanes=5"), ({"lanes": 4, "sequences": 4}, "--set lanes=5 --set sequences=5"),
+    ({"sequences": 4}, "--set sequences=5")])
+def test_a_batch_for_which_the_machine_is_too_small_says_what_to_set(settings, missing):
+    with pytest.raises(bench.BenchError, match=f"5 texts need as many lanes and caches.*: {missing}$"):
+        bench.whole_tokens("TriLM-99M", "kv260", context=128, batch=5, settings={"lanes": 8} | settings)
