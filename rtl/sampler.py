@@ -219,12 +219,15 @@ class Sampler(wiring.Component):
         command = self.cmd.payload
         # The slots of the commands under way: `at` hands its token over next, `latest` was named last.
         at, latest = Signal(self._slot), Signal(self._slot)
-        begun, noisy, walking = Signal(), Signal(), Signal()
+        taking, noisy, walking = Signal(init=1), Signal(), Signal()  # `taking`: a register, whether a command may come
         left, due = Signal(range(self._slots * self._logits + 1)), Signal()  # logits to come, and whether there are any
 
         # Settings: `given` by the command, kept per slot, `setting` of the entry at stage 0.
         given, setting = Signal(self._setting), Signal(self._setting)
-        noise_start, prepared = Signal(32), Signal()
+        noise_start, prepared, hashed = Signal(32), Signal(), Signal()  # `hashed`: a register, the key is there
+        plain = Signal(1 << len(at))  # of each slot whether it is greedy: known sooner than from memory
+        with m.If(prepared):
+            m.d.sync += plain.bit_select(latest, 1).eq(given.greedy)
         keep, known = self._per_slot(m, "settings", self._setting)
         m.d.comb += [keep.addr.eq(latest), keep.en.eq(prepared), keep.data.eq(given)]  # but for the key
         self._scale(m, given)
@@ -302,7 +305,8 @@ class Sampler(wiring.Component):
         wait = Signal(range(max(self.drain, Mix32.latency, 17) + 2))
         looked_at = Signal(self._slot)
         m.d.comb += [self.busy.eq(1), self.logits_i.ready.eq(self.abandon), looked_at.eq(Mux(due, self.logits_i.payload.slot, at)),
-                     known.addr.eq(looked_at), levels.addr.eq(looked_at)]
+                     known.addr.eq(looked_at), levels.addr.eq(looked_at),
+                     self.cmd.ready.eq(taking & ~self.abandon)]
         with m.If(self.token_o.ready):
             m.d.sync += self.token_o.valid.eq(0)
 
@@ -311,7 +315,11 @@ class Sampler(wiring.Component):
             with m.State(name):
                 yield
                 with m.If(self.abandon):
-                    m.next = "IDLE"
+                    idle()
+
+        def idle():
+            m.d.sync += taking.eq(1)
+            m.next = "IDLE"
 
         def accept():
             """Take a command."""
@@ -322,27 +330,36 @@ class Sampler(wiring.Component):
                 given.greedy.eq(is_greedy), given.listed.eq(~is_greedy & ((top_k != 0) | (top_p != TOP_P_OFF))),
                 given.cut.eq(top_p != TOP_P_OFF), given.top_p.eq(top_p + 1),
                 given.limit.eq(Mux((top_k == 0) | (top_k > self._candidates), self._candidates, top_k)),
-                noise_start.eq(command.noise), latest.eq(command.slot), wait.eq(Mix32.latency),
+                noise_start.eq(command.noise), latest.eq(command.slot), wait.eq(Mix32.latency), taking.eq(~self.cmd.valid),
             ]
             return is_greedy
 
         with m.FSM():
             with state("IDLE"):
-                m.d.comb += [self.busy.eq(0), self.cmd.ready.eq(~self.abandon)]
+                m.d.comb += self.busy.eq(0)
                 is_greedy = accept()
-                m.d.sync += [begun.eq(0), walking.eq(0), noisy.eq(~is_greedy), at.eq(command.slot), left.eq(self._logits), due.eq(1)]
+                m.d.sync += [walking.eq(0), noisy.eq(~is_greedy), at.eq(command.slot), left.eq(self._logits), due.eq(1)]
                 with m.If(self.cmd.valid & self.cmd.ready):
                     m.next = "PREPARE"
             with state("PREPARE"):  # the scale, and the noise's key
                 m.d.comb += preparing.eq(1)
                 m.d.sync += wait.eq(wait - 1)
-                with m.If(given.greedy | (wait == 0)):
+                m.d.sync += hashed.eq(wait == 0)
+                with m.If(given.greedy | hashed):
+                    m.d.sync += hashed.eq(0)
                     m.d.comb += [prepared.eq(1), levels_write.en.eq(1)]
+                    m.d.sync += taking.eq(1)
                     m.next = "TAKE"
             with state("TAKE"):
-                arriving, found = self.logits_i.payload, known.data
-                clash = found.greedy & contests[self.NOISE_LATENCY - 1]
-                m.d.comb += self.cmd.ready.eq(~begun & ~self.abandon)
+                arriving, found, is_plain = self.logits_i.payload, known.data, Signal()
+                m.d.comb += is_plain.eq(plain.bit_select(arriving.slot, 1))
+                clash = is_plain & contests[self.NOISE_LATENCY - 1]
+                # What is there, whether it is taken or not.
+                m.d.sync += [
+                    entry.logit.eq(arriving.logit), entry.id.eq(arriving.id), entry_slot.eq(arriving.slot), setting.eq(found),
+                    filled.eq(levels.data.filled), least.eq(levels.data.least),
+                    place.eq(Mux(levels.data.filled == found.limit, found.limit - 1, levels.data.filled)),
+                ]
                 with m.If(self.cmd.valid & self.cmd.ready):
                     is_greedy = accept()
                     m.d.sync += [noisy.eq(noisy | ~is_greedy), left.eq(left + self._logits)]
@@ -351,12 +368,8 @@ class Sampler(wiring.Component):
                     m.d.comb += self.logits_i.ready.eq(self.abandon | ~clash)
                     m.d.sync += wait.eq(Mux(noisy, self.drain, 1))
                     with m.If(self.logits_i.valid & ~clash):
-                        m.d.comb += [greedy.eq(found.greedy), contest.eq(~found.greedy & ~found.listed), weigh.eq(found.listed)]
-                        m.d.sync += [
-                            entry.logit.eq(arriving.logit), entry.id.eq(arriving.id), entry_slot.eq(arriving.slot), setting.eq(found),
-                            filled.eq(levels.data.filled), least.eq(levels.data.least), begun.eq(1), left.eq(left - 1), due.eq(left != 1),
-                            place.eq(Mux(levels.data.filled == found.limit, found.limit - 1, levels.data.filled)),
-                        ]
+                        m.d.comb += [greedy.eq(is_plain), contest.eq(~is_plain & ~found.listed), weigh.eq(found.listed)]
+                        m.d.sync += [taking.eq(0), left.eq(left - 1), due.eq(left != 1)]
                         with m.If(found.listed):
                             m.next = "CHECK"
                         with m.Elif(left == 1):
@@ -405,7 +418,7 @@ class Sampler(wiring.Component):
                     m.d.sync += [self.token_o.payload.eq(best.data.id), self.token_o.valid.eq(1), at.eq(at + 1)]
                     m.next = "DRAIN"
                     with m.If(at == latest):
-                        m.next = "IDLE"
+                        idle()
         return m
 
     def _scale(self, m: Module, given: Value) -> None:

@@ -215,14 +215,15 @@ class ShortList(wiring.Component):
     def _heap(self, m, entries, least, clear, cleared, empty, ended):
         count, bits = self._count, self._logit_bits
         m.submodules.heap = store = memory.Memory(shape=data.ArrayLayout(self._entry, 2), depth=max(2, count // 2), init=[])
-        write, read = store.write_port(granularity=1), store.read_port()
+        write, read = store.write_port(granularity=1), store.read_port(domain="comb")
         item = Signal(self._entry)
         hole, at_root = Signal(range(count)), Signal(init=1)  # `at_root`: a register, whether `hole` is node 0
         lost, handed_out = C(-(1 << bits), bits + 1), C((1 << bits) - 1, bits + 1)
 
-        # The lesser child, which is the only one below node 0.
-        child, side = Signal(self._entry), Signal()
-        m.d.comb += [side.eq(at_root | self._less(read.data[1], read.data[0])), child.eq(Mux(side, read.data[1], read.data[0]))]
+        # The lesser child of the hole of the cycle before, which is the only one below node 0.
+        child, side, second = Signal(self._entry), Signal(), Signal()
+        m.d.comb += second.eq(at_root | self._less(read.data[1], read.data[0]))
+        m.d.sync += [side.eq(second), child.eq(Mux(second, read.data[1], read.data[0]))]
 
         def put(entry):
             """Write the node at the hole."""

@@ -47,7 +47,9 @@ class Slice(wiring.Component):
             with m.Else():
                 m.d.sync += self.o.payload.eq(self.i.payload)
         with m.Elif(self.i.valid & self.i.ready):
-            m.d.sync += [held.eq(self.i.payload), full.eq(1)]
+            m.d.sync += full.eq(1)
+        with m.If(~full):  # whether it is needed or not: `o.ready` decides about one bit only
+            m.d.sync += held.eq(self.i.payload)
         return m
 
 
