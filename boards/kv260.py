@@ -16,6 +16,7 @@ BOARD = Board(
     # 144 block RAMs of 36 Kibit and 64 UltraRAMs of 288 Kibit.
     resources={"lut": 117_120, "ff": 234_240, "bram": 144 * 36, "uram": 64 * 288, "dsp": 1248},
     # A data read takes some 115 cycles from request to beat. The results of 16 lanes are 36 UltraRAMs wide, a bank; two parts spare one.
+    # While weights stream, DRAM takes few writes: keys and values wait in a block RAM's depth.
     parameters={"lanes": 16, "groups": 2, "attention_lanes": 4, "block_rows": 1792, "result_parts": 2, "ultra_ram": True,
-                "read_fifo_beats": 256},
+                "read_fifo_beats": 256, "write_fifo_beats": 512},
 )

@@ -131,7 +131,7 @@ class BuildConfig:
     model on the chip in UltraRAM, or else the large memories of the units.
     `sequences`: texts whose caches the memory holds at once, each of up to `shape.context` positions.
     `weight_fifo_beats`, `read_fifo_beats`: beats that are asked for ahead, of weights and of data; to keep the memory
-    busy they must cover its latency.
+    busy they must cover its latency. `write_fifo_beats`: beats of keys and values that may wait to be written.
     `shortlist`: 0 for an LM head of int8 rows over the whole vocabulary; K for a ternary head whose K greatest logits are
     computed again with the int8 rows. It changes which token is chosen; no other generator's parameter does.
     """
@@ -159,6 +159,7 @@ class BuildConfig:
     packing: str = "trit5"
     weight_fifo_beats: int = 256
     read_fifo_beats: int = 128
+    write_fifo_beats: int = 32
     sampler_candidates: int = 64
     program_words: int = 512
     shortlist: int = 0
@@ -167,7 +168,8 @@ class BuildConfig:
     def __post_init__(self) -> None:
         s = self.shape
         for name in ("clock_hz", "lanes", "tables", "rows_per_cycle", "vector_lanes", "attention_macs", "attention_rows",
-                     "mem_bytes", "mem_ports", "weight_fifo_beats", "read_fifo_beats", "sampler_candidates", "program_words", "sequences"):
+                     "mem_bytes", "mem_ports", "weight_fifo_beats", "read_fifo_beats", "write_fifo_beats", "sampler_candidates",
+                     "program_words", "sequences"):
             value = getattr(self, name)
             _require(isinstance(value, int) and value > 0, f"{name} must be a positive integer, not {value!r}")
         for name in ("rows_per_cycle", "vector_lanes", "attention_macs", "attention_rows", "mem_bytes", "mem_ports", "weight_fifo_beats",
@@ -217,6 +219,8 @@ class BuildConfig:
                      f"vector_lanes ({self.vector_lanes}) must divide {name} ({getattr(s, name)})")
         _require((CHUNK * s.head_dim) % self.mem_bytes == 0,
                  f"mem_bytes ({self.mem_bytes}) must divide {CHUNK}*head_dim ({CHUNK * s.head_dim})")
+        _require(self.kv_write_rows >= 1,
+                 f"write_fifo_beats ({self.write_fifo_beats}) must hold a row of keys of {s.head_dim} bytes: raise it")
         _require(s.max_inputs * 127 < 2**22, f"activation vectors of {s.max_inputs} overflow the 23-bit accumulator")
         _require(127 * 127 * s.hidden * 65535 < 1 << (LOGIT_BITS - 1),
                  f"hidden ({s.hidden}) is too wide: its logits could overflow the head's {LOGIT_BITS} bits")
@@ -344,6 +348,13 @@ class BuildConfig:
     def kv_half_bytes(self) -> int:
         """Bytes of the key (or value) half of a chunk block: scales, then CHUNK rows of head_dim bytes (layout.cache_rows)."""
         return self.kv_scale_block_bytes + CHUNK * self.shape.head_dim
+
+    @property
+    def kv_write_rows(self) -> int:
+        """Rows of keys and values that may wait to be written: a row's beats are those of its words, or those from its first byte on."""
+        word = self.attention_macs // self.attention_rows
+        beats = min(self.shape.head_dim // word, self.shape.head_dim * self.attention_rows // self.mem_bytes + 2)
+        return self.write_fifo_beats // beats
 
     @property
     def kv_head_bytes(self) -> int:

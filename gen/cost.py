@@ -104,7 +104,6 @@ def memory_cost(family: str, memory: Memory) -> Stored:
 
 def memories(config: BuildConfig) -> dict[str, list[Memory]]:
     """The memories of each unit, as rtl/ declares them."""
-    from tritloom.rtl.kv_writer import ROWS
     from tritloom.rtl.tlmm import RESULT_LANES
     from tritloom.rtl.vector import KEPT_BITS
 
@@ -131,7 +130,7 @@ def memories(config: BuildConfig) -> dict[str, list[Memory]]:
     vector = [
         Memory(16 * v, ceil((gains + slots * s.head_dim) / v / beat_words), beat_words),
         Memory(32 * v, slots * ceil(s.hidden / v), ultra=ultra), Memory(32 * v, p * ceil(max(s.ffn, s.q_size) / v), ultra=ultra),
-        Memory(9 * m + 33, 1 << (ROWS * (s.head_dim * c.attention_rows // m + 2) - 1).bit_length()), Memory(64, ROWS),
+        Memory(9 * m + 33, c.write_fifo_beats), Memory(64, c.kv_write_rows),
         Memory(28, slots), Memory(28, p), Memory(5, slots), Memory(28, 4, 5), Memory(12, 4),
     ]
     if c.result_parts > 1:

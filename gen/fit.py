@@ -88,7 +88,9 @@ def cycles_per_pass(config: BuildConfig, context: int, tokens: int, *, answers: 
     norm = {length: 2 * length / v + 60 for length in (s.hidden, s.q_size, s.ffn)}
     resid = parts * s.hidden / v + 15
     head_cycles = max(25, 2 * parts * s.head_dim / v + 10)
-    written = WRITE_CYCLES[c.memory] * (ceil(s.head_dim * c.attention_rows / c.attention_macs) + 1)  # a head's words and their scale
+    # A head's words and their scale, but for those that may wait.
+    rows = 2 * s.kv_heads * max(groups)
+    written = WRITE_CYCLES[c.memory] * (ceil(s.head_dim * c.attention_rows / c.attention_macs) + 1) * max(0, rows - c.kv_write_rows) / rows
     queries, keys = s.heads * head_cycles + 50, 2 * s.kv_heads * max(head_cycles, written) + 50
     qkv = queries + keys
     chunks = ceil(context / CHUNK)
@@ -279,6 +281,8 @@ def fit(spec: ModelSpec, board: Board | str, **overrides: Any) -> FitResult:
     macs, rows = _dot_shape(s, mem, fixed)
     fixed |= {"attention_macs": macs, "attention_rows": rows}
     fixed.setdefault("vector_lanes", _largest_power(min(max(8, mem // 4), macs // rows), s.hidden, s.ffn, s.head_dim))
+    # A row of keys must find room: at most a beat for each of its words.
+    fixed.setdefault("write_fifo_beats", max(BuildConfig.write_fifo_beats, 1 << (s.head_dim * rows // macs - 1).bit_length()))
     if board.memory == "onchip":
         fixed.setdefault("weight_fifo_beats", 16)
         fixed.setdefault("read_fifo_beats", 16)

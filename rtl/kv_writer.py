@@ -13,8 +13,6 @@ __all__ = ["KvWriter", "write_layout"]
 
 CHUNK = 16
 SCALE_BYTES = 4
-ROWS = 6
-"""Rows that may be on their way: while weights stream, the memory takes writes in batches."""
 
 
 def write_layout(mem_bytes: int) -> data.StructLayout:
@@ -40,6 +38,8 @@ class KvWriter(wiring.Component):
     vector_lanes, mem_bytes, kv_heads, head_dim, attention_macs, attention_rows : int
     kv_scale_block_bytes, kv_half_bytes, kv_head_bytes : int
         As in `BuildConfig`.
+    rows, fifo_beats : int
+        Rows that may be on their way, and their beats: memory takes few writes while weights stream.
 
     Members
     -------
@@ -63,9 +63,12 @@ class KvWriter(wiring.Component):
         kv_scale_block_bytes: int,
         kv_half_bytes: int,
         kv_head_bytes: int,
+        rows: int,
+        fifo_beats: int,
     ):
         self._lanes, self._bytes, self._heads, self._dim = vector_lanes, mem_bytes, kv_heads, head_dim
         self._macs, self._rows, self._word = attention_macs, attention_rows, attention_macs // attention_rows
+        self._waiting, self._fifo_beats = rows, fifo_beats
         self._scale_block, self._half, self._head = kv_scale_block_bytes, kv_half_bytes, kv_head_bytes
         super().__init__(
             {
@@ -86,11 +89,10 @@ class KvWriter(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         beat_bits = (self._bytes - 1).bit_length()
-        beats = self._dim * self._rows // self._bytes + 2  # a row may start and end within a beat
         row_layout = data.StructLayout({"write": write_layout(self._bytes), "last": 1})
         scale_layout = data.StructLayout({"addr": 32, "word": 32})
-        m.submodules.rows = rows = Fifo(row_layout, 1 << (ROWS * beats - 1).bit_length())
-        m.submodules.scales = scales = Fifo(scale_layout, ROWS)
+        m.submodules.rows = rows = Fifo(row_layout, self._fifo_beats)
+        m.submodules.scales = scales = Fifo(scale_layout, self._waiting)
         m.submodules.slice = out = LightSlice(write_layout(self._bytes))
 
         # Where the present row goes: `half` is its head's key or value half, `offset` the byte within.
@@ -156,30 +158,29 @@ class KvWriter(wiring.Component):
             scales.i.payload.word.eq(scale_word),
         ]
 
-        # Rows go first; scales fill the gaps.
+        # A row's scale goes behind it: memory has their page open then.
+        scale_next = Signal()
+        with m.If(rows.o.valid & rows.o.ready):
+            m.d.sync += scale_next.eq(rows.o.payload.last)
+        with m.If(scales.o.valid & scales.o.ready):
+            m.d.sync += scale_next.eq(0)
         scale_part = scales.o.payload.addr[2:beat_bits] if beat_bits > 2 else C(0, 1)
         m.d.comb += [
-            rows.o.ready.eq(out.i.ready),
-            scales.o.ready.eq(out.i.ready & ~rows.o.valid),
-            out.i.valid.eq(rows.o.valid | scales.o.valid),
+            rows.o.ready.eq(out.i.ready & ~scale_next),
+            scales.o.ready.eq(out.i.ready & scale_next),
+            out.i.valid.eq(Mux(scale_next, scales.o.valid, rows.o.valid)),
         ]
-        with m.If(rows.o.valid):
-            m.d.comb += out.i.payload.eq(rows.o.payload.write)
-        with m.Else():
+        with m.If(scale_next):
             m.d.comb += [
                 out.i.payload.addr.eq(Cat(C(0, beat_bits), scales.o.payload.addr[beat_bits:])),
                 out.i.payload.data.eq(scales.o.payload.word.replicate(self._bytes // SCALE_BYTES)),
                 out.i.payload.strb.eq(C(15, SCALE_BYTES) << (scale_part << 2)),
             ]
+        with m.Else():
+            m.d.comb += out.i.payload.eq(rows.o.payload.write)
         wiring.connect(m, out.o, wiring.flipped(self.o))
 
-        # Credit, for rows and scales apart.
-        row_count, scale_count = Signal(range(ROWS + 1)), Signal(range(ROWS + 1))
-        row_done = rows.o.valid & rows.o.ready & rows.o.payload.last
-        scale_done = scales.o.valid & scales.o.ready
-        m.d.sync += [row_count.eq(row_count + self.reserve - row_done), scale_count.eq(scale_count + self.reserve - scale_done)]
-        m.d.comb += [
-            self.free.eq((row_count != ROWS) & (scale_count != ROWS)),
-            self.busy.eq((row_count != 0) | (scale_count != 0) | self.o.valid),
-        ]
+        count = Signal(range(self._waiting + 1))
+        m.d.sync += count.eq(count + self.reserve - (scales.o.valid & scales.o.ready))
+        m.d.comb += [self.free.eq(count != self._waiting), self.busy.eq((count != 0) | self.o.valid)]
         return m

@@ -78,7 +78,8 @@ class Accelerator(wiring.Component):
             lanes=c.lanes, groups=c.groups, vector_lanes=c.vector_lanes, mem_bytes=c.mem_bytes, hidden=s.hidden, ffn=s.ffn, heads=s.heads,
             kv_heads=s.kv_heads, head_dim=s.head_dim, activation=s.activation, acc_bits=c.acc_bits, attention_macs=c.attention_macs,
             attention_rows=c.attention_rows, **head_layout,
-            head_group_bytes=c.head_group_bytes, rope_row_bytes=c.rope_row_bytes, **kv_layout, sub_norms=s.sub_norms,
+            head_group_bytes=c.head_group_bytes, rope_row_bytes=c.rope_row_bytes, **kv_layout, kv_write_rows=c.kv_write_rows,
+            write_fifo_beats=c.write_fifo_beats, sub_norms=s.sub_norms,
             acc_read_latency=matmul.acc_read_latency, acc_parts=matmul.parts, ultra=c.ultra_units)
         m.submodules.dot = dot = DotEngine(
             lanes=c.dot_lanes, slots=c.lanes, macs=c.attention_macs, rows=c.attention_rows, vector_lanes=c.vector_lanes,
@@ -191,7 +192,7 @@ class Accelerator(wiring.Component):
         wiring.connect(m, sequencer.token_o, registers.token_i)
         for source, sink in ((registers.program, sequencer.program), (registers.descriptor, memory.descriptor)):
             m.d.comb += [getattr(sink, name).eq(getattr(source, name)) for name in source.signature.members]
-        busy = Cat(vector.busy, matmul.busy | scanning, dot.busy, sampler.busy, memory.writes_pending | memory.write.valid)
+        busy = Cat(vector.busy, matmul.busy | scanning, dot.busy, sampler.busy, vector.writing | memory.writes_pending | memory.write.valid)
         m.d.comb += [
             memory.flush.eq(sequencer.flush),
             sequencer.flushing.eq(memory.flushing),

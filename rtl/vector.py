@@ -81,7 +81,7 @@ class VectorUnit(wiring.Component):
         Lanes, and groups of them.
     vector_lanes, mem_bytes, hidden, ffn, heads, kv_heads, head_dim, activation, acc_bits : int (str)
     attention_macs, attention_rows, group_rows, head_row_bytes, head_group_bytes, rope_row_bytes : int
-    kv_scale_block_bytes, kv_half_bytes, kv_head_bytes : int
+    kv_scale_block_bytes, kv_half_bytes, kv_head_bytes, kv_write_rows, write_fifo_beats : int
         As in `BuildConfig`.
     sub_norms : bool
         Whether there are gains for the attention's output and the gated activations.
@@ -92,7 +92,8 @@ class VectorUnit(wiring.Component):
 
     Members
     -------
-    cmd : In(stream of COMMAND), busy : Out
+    cmd : In(stream of COMMAND), busy : Out, writing : Out
+        `writing`: keys or values wait to be written, which is no matter of the next command.
     weights_i : In(stream), read_request : Out(stream), read_data : In(stream), kv_write : Out(stream)
     acc_read : Out {en, slot, addr, part, data}
     matrices : In of tlmm.progress_signature
@@ -126,6 +127,8 @@ class VectorUnit(wiring.Component):
         kv_scale_block_bytes: int,
         kv_half_bytes: int,
         kv_head_bytes: int,
+        kv_write_rows: int,
+        write_fifo_beats: int,
         sub_norms: bool,
         acc_read_latency: int = 1,
         acc_parts: int = 1,
@@ -170,6 +173,8 @@ class VectorUnit(wiring.Component):
             kv_scale_block_bytes=kv_scale_block_bytes,
             kv_half_bytes=kv_half_bytes,
             kv_head_bytes=kv_head_bytes,
+            rows=kv_write_rows,
+            fifo_beats=write_fifo_beats,
         )
         self._max_inputs = max(hidden, heads * head_dim, ffn)
         max_rows = max((heads + 2 * kv_heads) * head_dim, hidden, 2 * ffn)
@@ -193,6 +198,7 @@ class VectorUnit(wiring.Component):
             {
                 "cmd": In(stream.Signature(COMMAND)),
                 "busy": Out(1),
+                "writing": Out(1),
                 "weights_i": In(stream.Signature(8 * mem_bytes)),
                 "read_request": Out(stream.Signature(data.StructLayout({"addr": 32, "beats": 16}))),
                 "read_data": In(stream.Signature(8 * mem_bytes)),
@@ -317,6 +323,7 @@ class VectorUnit(wiring.Component):
             m.d.sync += after.eq(before)
         m.submodules.kv = kv = KvWriter(vector_lanes=self._lanes, mem_bytes=self._bytes, **self._kv)
         wiring.connect(m, kv.o, wiring.flipped(self.kv_write))
+        m.d.comb += self.writing.eq(kv.busy)
         self.kv = kv
 
         word, place = Signal(self._word), Signal(self._place)
@@ -713,7 +720,7 @@ class VectorUnit(wiring.Component):
                     m.next = "NEXT SLOT"
 
             with m.State("DRAIN"):
-                with m.If(self._quiet(1, len(stage) - 1) & ~self.tracking & ~kv.busy & ~scales.busy & ~scales.done):
+                with m.If(self._quiet(1, len(stage) - 1) & ~self.tracking & ~scales.busy & ~scales.done):
                     m.d.sync += idle.eq(1)
                     m.next = "IDLE"
 

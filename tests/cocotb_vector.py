@@ -148,7 +148,7 @@ class Machine:
         assert dut.busy.value == 1
         beside = cocotb.start_soon(work) if work is not None else None
         count = 0
-        while dut.busy.value == 1:
+        while dut.busy.value == 1 or dut.writing.value == 1:
             await FallingEdge(dut.clk)
             count += 1
             assert count < 30000, f"{op.name} {fields} never ends\n{self.bench.state()}"

@@ -82,6 +82,8 @@ def parameters_of(c):
         kv_scale_block_bytes=c.kv_scale_block_bytes,
         kv_half_bytes=c.kv_half_bytes,
         kv_head_bytes=c.kv_head_bytes,
+        kv_write_rows=c.kv_write_rows,
+        write_fifo_beats=c.write_fifo_beats,
     )
 
 
