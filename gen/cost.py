@@ -21,7 +21,7 @@ from tritloom.firmware.isa import SCRATCH_WORDS
 
 __all__ = ["COEFFICIENTS", "FAMILIES", "KINDS", "UNITS", "Memory", "memories", "memory_cost", "resources", "terms", "unit_resources"]
 
-UNITS = ("matmul", "vector", "dot", "sampler", "memory", "control")
+UNITS = ("matmul", "vector", "dot", "sampler", "memory", "control", "shortlist")
 """Top-level units; control is the sequencer, the registers, the routers and what joins all."""
 KINDS = ("lut", "ff", "dsp")
 FAMILIES = ("xcup", "ecp5", "gowin", "ice40")
@@ -157,7 +157,12 @@ def memories(config: BuildConfig) -> dict[str, list[Memory]]:
         port = m // c.mem_ports
         memory += [Memory(8 * port + 2, c.weight_fifo_beats, c.mem_ports), Memory(8 * port, c.read_fifo_beats, c.mem_ports),
                    Memory(3, 16, c.mem_ports)]
-    return {"matmul": matmul, "vector": vector, "dot": dot, "sampler": sampler, "memory": memory, "control": control}
+    shortlist = []
+    if c.shortlist:
+        row = id_bits + (127 * s.hidden).bit_length() + 2
+        shortlist = [Memory(row, c.shortlist_queue), Memory(2 * row, max(2, c.shortlist // 2), at_once=True), Memory(id_bits, 64)]
+    return {"matmul": matmul, "vector": vector, "dot": dot, "sampler": sampler, "memory": memory, "control": control,
+            "shortlist": shortlist}
 
 
 def terms(config: BuildConfig) -> dict[str, dict[str, float]]:
@@ -172,20 +177,13 @@ def terms(config: BuildConfig) -> dict[str, dict[str, float]]:
         "sampler": {"candidate": c.sampler_candidates, "one": 1},
         "memory": {"beat": m, "port": c.mem_ports if c.memory == "axi" else 0, "kibit": c.onchip_bytes / 128, "one": 1},
         "control": {"beat": m, "one": 1},
+        "shortlist": {"element": v, "one": 1} if c.shortlist else {"element": 0, "one": 0},
     }
 
 
 COEFFICIENTS: dict[str, dict[str, dict[str, dict[str, float]]]] = json.loads(
     (Path(__file__).resolve().parent / "coefficients.json").read_text(encoding="utf-8"))["coefficients"]
 """By family, unit and kind: coefficient of each term. Made by `python -m tritloom.gen.calibrate`."""
-
-SHORT_LIST: dict[str, dict[str, dict[str, float]]] = {
-    "ecp5": {"lut": {"element": 229.5, "one": 412.0}, "ff": {"element": 41.5, "one": 368.0}},
-    "xcup": {"lut": {"element": 32.625, "one": 456.0}, "ff": {"element": 30.625, "one": 360.0}},
-}
-"""Of rtl.shortlist, which the machines of docs/results/unit_costs.json lack: `gen.synth.synthesise` at V = 16, K = 256 and V = 8, K = 64
-(xcup: 978 LUTs, 850 flip-flops; 765, of them 48 LUT RAM, 605), V = 4, K = 64 and V = 2, K = 16 (ecp5: 1,546 with 216, 534;
-979 with 108, 451). Gowin and ice40 take ecp5's."""
 
 FORM_LUTS = {"symmetric14": 1.0, "full27": 1.0, "addsub": 1.0}
 """Logic of a look-up in other table forms, relative to symmetric14 (docs/results: bench --unit tlmm --synth)."""
@@ -201,8 +199,6 @@ def unit_resources(config: BuildConfig, family: str) -> dict[str, dict[str, floa
         # A term that is new has no coefficient until the model is fitted again.
         cost = {kind: sum(COEFFICIENTS[family][unit][kind].get(name, 0) * value for name, value in grows[unit].items()) for kind in KINDS}
         result[unit] = _with_memories(family, cost, kept[unit])
-    if config.shortlist:
-        result["shortlist"] = _short_list_resources(config, family)
     return result
 
 
@@ -215,15 +211,6 @@ def _with_memories(family: str, logic: dict[str, float], kept: Iterable[Memory])
     spent = stored(family, kept)
     return {"lut": logic["lut"] + spent.lut, "ff": logic["ff"] + spent.ff, "bram": spent.bram * BLOCK_KIBIT[family],
             "uram": spent.uram * ULTRA_KIBIT, "dsp": logic["dsp"]}
-
-
-def _short_list_resources(config: BuildConfig, family: str) -> dict[str, float]:
-    s = config.shape
-    logic = {kind: part["element"] * config.vector_lanes + part["one"]
-             for kind, part in SHORT_LIST[family if family in SHORT_LIST else "ecp5"].items()}
-    entry = (s.vocab - 1).bit_length() + (127 * s.hidden).bit_length() + 2
-    kept = (Memory(entry, config.shortlist_queue), Memory(2 * entry, max(2, config.shortlist // 2)), Memory((s.vocab - 1).bit_length(), 64))
-    return _with_memories(family, logic | {"dsp": 0}, kept)
 
 
 def resources(config: BuildConfig, family: str) -> dict[str, int]:
