@@ -36,7 +36,8 @@ NEAR = 1.01
 """Cycles of the engine shapes that are as good as the fastest one, as a multiple of its cycles."""
 WORTH = 1.02
 """Gain in speed from which a relaxation is worth naming."""
-RELAXED_SHORTLIST = 256
+SHORTLIST = 256
+"""Candidates of a short-list where none are named."""
 MOST_PROGRAM_WORDS = 1 << 15
 BUILD_CYCLES = 14
 """Cycles that building a symmetric table takes (full tables: twice)."""
@@ -400,8 +401,8 @@ def relaxations(spec: ModelSpec, board: Board | str, result: FitResult, **overri
              (f"{2 * c.vector_lanes} vector lanes", spec, board, engine | {"vector_lanes": 2 * c.vector_lanes}),
              (f"{2 * c.attention_macs} multipliers a lane", spec, board, engine | {
                  "vector_lanes": c.vector_lanes, "attention_macs": 2 * c.attention_macs, "attention_rows": 2 * c.attention_rows})]
-    if not c.shortlist and c.sequences == 1 and s.vocab >= 4 * RELAXED_SHORTLIST:
-        ways.append((f"a short-list of {RELAXED_SHORTLIST}", spec, board, same | {"shortlist": RELAXED_SHORTLIST}))
+    if not c.shortlist and c.sequences == 1 and s.vocab >= 4 * SHORTLIST:
+        ways.append((f"a short-list of {SHORTLIST}", spec, board, same | {"shortlist": SHORTLIST}))
     if not result.fits:
         shorter = dataclasses.replace(spec, shape=dataclasses.replace(s, context=s.context // 2))
         ways.append((f"a context of {s.context // 2}", shorter, board, {}))

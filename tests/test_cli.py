@@ -142,6 +142,7 @@ def one_line(err):
         (["fit", "--model", "/nowhere"], "/nowhere"),
         (["generate", "--model", str(MODEL), "--out", str(MODEL / "config.json")], "is a file; give --out a folder"),
         (["bench"], "nothing to measure"),
+        (["bench", "--model", "stories-1m", "--head", "shortlist", "--set", "shortlist=64"], "both name the head"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(tritloom, arguments, message):
@@ -269,6 +270,18 @@ def test_bench(tritloom, monkeypatch):
     status, out, _ = tritloom("bench", "--unit", "tlmm", "--synth", "--json")
     assert status == 0 and json.loads(out) == [row]
     assert "symmetric14" in tritloom("bench", "--unit", "tlmm", "--synth")[1]
+
+
+@pytest.mark.parametrize("head, settings", [
+    (None, {"lanes": 2}), ("int8", {"lanes": 2}), ("shortlist", {"lanes": 2, "shortlist": 256}),
+])
+def test_bench_takes_a_head_by_name(tritloom, monkeypatch, head, settings):
+    from tritloom.gen import bench
+
+    seen = []
+    monkeypatch.setattr(bench, "report", lambda **options: seen.append(options["settings"]) or bench.Report([]))
+    named = ["--head", head] if head else []
+    assert tritloom("bench", "--model", "bitnet_b1_58-large", *named, "--set", "lanes=2", "--json")[0] == 0 and seen == [settings]
 
 
 def test_build_reports_a_missed_clock_as_status_1(tritloom, monkeypatch, tmp_path):

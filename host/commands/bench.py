@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,11 @@ import typer
 from tritloom.host.backend import InputError
 from tritloom.host.commands.common import JsonOption, SettingsOption, settings_of
 from tritloom.host.console import Console
+
+
+class Head(StrEnum):
+    INT8 = "int8"
+    SHORTLIST = "shortlist"
 
 
 def command(
@@ -42,6 +48,9 @@ def command(
         int | None,
         typer.Option("--tokens", min=1, metavar="N", help="Tokens to generate after a text, without --context (8, with --drafts 64)."),
     ] = None,
+    head: Annotated[
+        Head | None, typer.Option("--head", help="LM head: int8 rows (the default), or the same as --set shortlist=256.")
+    ] = None,
     timing: Annotated[
         str | None, typer.Option("--timing", metavar="PRESET", help="Simulated memory (the board's by default; see sim/memory.py).")
     ] = None,
@@ -55,15 +64,21 @@ def command(
 ) -> None:
     """Measure a unit or the whole machine."""
     from tritloom.gen.bench import report, table
+    from tritloom.gen.fit import SHORTLIST
 
     console = Console(json=as_json)
     if unit is None and model is None and not stored:
         raise InputError("nothing to measure: give --model NAME, or --unit tlmm --synth")
     if html is not None:
         _check_writable(html)
+    fields = settings_of(settings)
+    if head and "shortlist" in fields:
+        raise InputError(f"--head {head} and --set shortlist={fields['shortlist']} both name the head: give one of them")
+    if head is Head.SHORTLIST:
+        fields["shortlist"] = SHORTLIST
     measured = report(unit=unit, synth=synth, model=model, board=board, tokens=tokens or (64 if drafts else 8), context=context,
                       prefill=prefill, batch=batch, shared=shared, drafts=drafts, prompt=prompt, timing=timing, resume=resume,
-                      stored=stored, settings=settings_of(settings), console=console)  # fmt: skip
+                      stored=stored, settings=fields, console=console)  # fmt: skip
     if html is not None:
         from tritloom.gen.generate import write_atomically
         from tritloom.gen.page import page
