@@ -572,6 +572,8 @@ def report(*, unit: str | None = None, synth: bool = False, model: str | Path | 
     from tritloom.host.console import Console
 
     console = console or Console(json=True)
+    if settings and (stored or unit is not None):
+        raise BenchError("--set and --head are of a machine: leave them out with --stored and --unit")
     if stored:
         return stored_report()
     if unit is not None:

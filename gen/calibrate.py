@@ -91,6 +91,7 @@ CONFIGURATIONS = (
     Configuration("4m, 8 bytes, 4 lanes", "ice40", "stories-4m", "sim", 256,
                   {"lanes": 4, "mem_bytes": 8, "vector_lanes": 4, "attention_macs": 4}),
     Configuration("1m, 4 bytes, short-list", "ice40", "stories-1m", "sim", 256, {"lanes": 1, "mem_bytes": 4, **_TINY, "shortlist": 16}),
+    Configuration("4m, 8 bytes, short-list", "ice40", "stories-4m", "sim", 256, {**_WIDER, "shortlist": 64}),
     Configuration("260k, on chip, 8 bytes", "ice40", "stories-260k", "ecp5-85f", 64, {"lanes": 2, "mem_bytes": 8}),
 )
 

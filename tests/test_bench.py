@@ -104,6 +104,8 @@ def test_a_device_without_a_clock_is_refused():
 
 @pytest.mark.parametrize("arguments, words", [
     ({"unit": "adder", "synth": True}, "adder"), ({"unit": "tlmm"}, "--synth"), ({}, "--model"),
+    ({"stored": True, "settings": {"lanes": 2}}, "leave them out with --stored"),
+    ({"unit": "tlmm", "synth": True, "settings": {"shortlist": 256}}, "leave them out with --stored and --unit"),
     ({"model": "TriLM-99M", "synth": True, "batch": 2}, "leave --prefill, --batch"),
     ({"model": "TriLM-99M", "drafts": 2, "context": 8}, "leave --context"),
     ({"model": "TriLM-99M", "prompt": "Tom", "context": 8}, "give --drafts N too"),

@@ -172,7 +172,7 @@ def test_a_short_list_saves_the_head_s_bytes_and_costs_a_unit():
     assert short.predicted["decode_tokens_per_s"] > 1.15 * whole.predicted["decode_tokens_per_s"]
     assert 0.99 < short.predicted["decode_cycles_per_token"] * short.predicted["memory_share"] / (
         short.memory_map.token_beats + 256 * (1 + 1536 // 64)) < 1.01
-    assert 1100 < short.predicted["lut"] - whole.predicted["lut"] < 1500
+    assert 1200 < short.predicted["lut"] - whole.predicted["lut"] < 1400
     with pytest.raises(ConfigError, match="must not exceed the vocabulary"):
         fit(s, "kv260", shortlist=1 << 16)
 
