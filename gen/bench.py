@@ -102,9 +102,9 @@ def machine_synth(model: str | Path, board: str, *, context: int | None = None, 
     """
     from tritloom.boards.board import load as load_board
     from tritloom.gen import depth, parts
-    from tritloom.gen.checkpoint import open_checkpoint
     from tritloom.gen.fit import fit
-    from tritloom.gen.shapes import published
+    from tritloom.gen.models import open_checkpoint
+    from tritloom.gen.models.shapes import published
     from tritloom.host.console import Console
     from tritloom.sim import measure
 
@@ -308,14 +308,14 @@ def whole_tokens(model: str | Path, board: str, *, context: int | None = None, p
     With `batch`, instead of one decode token, a token each of so many texts at `context` positions, of which they have `shared` in common,
     beside the token of one.
 
-    `model`: a checkpoint's folder or file, or a name of gen.shapes (random weights). sim/measure.py says what exactly is
+    `model`: a checkpoint's folder or file, or a name of gen.models.shapes (random weights). sim/measure.py says what exactly is
     measured. Results are stored below docs/results; with `resume`, a stored result of the same configuration, code,
     memory model and timing is taken instead. `console` shows how far it is.
     """
     from tritloom.boards.board import load as load_board
-    from tritloom.gen.checkpoint import open_checkpoint
     from tritloom.gen.fit import predict, prompt_cycles
-    from tritloom.gen.shapes import published
+    from tritloom.gen.models import open_checkpoint
+    from tritloom.gen.models.shapes import published
     from tritloom.host.commands import common
     from tritloom.host.console import Console
     from tritloom.host.session import Session, check_passes
@@ -545,8 +545,8 @@ def fidelity(model: str | Path, text: str, tokens: int, *, floor: bool = True, p
 
 def fit_rows(model: str | Path, board: str, settings: dict[str, Any] | None = None) -> list[Row]:
     """What `fit` projects."""
-    from tritloom.gen.checkpoint import open_checkpoint
     from tritloom.gen.fit import fit
+    from tritloom.gen.models import open_checkpoint
 
     units = {"lut": "LUT", "ff": "FF", "bram": "Kibit", "dsp": "blocks", "uram": "Kibit", "decode_cycles_per_token": "cycles/token",
              "decode_tokens_per_s": "tokens/s", "ttft_s": "s", "memory_share": "of beat rate",
@@ -602,7 +602,7 @@ def report(*, unit: str | None = None, synth: bool = False, model: str | Path | 
     if resume:
         raise BenchError("--resume takes up a stored measurement of whole tokens: give --context N or --prefill N")
     if not Path(model).exists():
-        from tritloom.gen.shapes import SHAPES
+        from tritloom.gen.models.shapes import SHAPES
 
         if str(model) in SHAPES:
             raise BenchError(f"{model} is a shape without a text to continue: give --context N or --prefill N")

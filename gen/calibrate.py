@@ -44,9 +44,9 @@ class Configuration:
     settings: dict[str, Any]
 
     def build(self) -> BuildConfig:
-        from tritloom.gen.checkpoint import open_checkpoint
         from tritloom.gen.fit import fit
-        from tritloom.gen.shapes import SHAPES, published
+        from tritloom.gen.models import open_checkpoint
+        from tritloom.gen.models.shapes import SHAPES, published
 
         if self.model in SHAPES:
             spec = published(self.model, self.context)

@@ -20,7 +20,7 @@ from tritloom.firmware.config import CHUNK, TRITS, BuildConfig, ConfigError, Mod
 from tritloom.firmware.layout import MemoryMap, head_row_blocks, memory_map
 from tritloom.firmware.programs import generation
 from tritloom.gen.cost import resources
-from tritloom.gen.spec import ModelSpec
+from tritloom.gen.models import ModelSpec
 
 CONTEXT_FOR_SPEED = 128
 """Positions in the cache for which decode speed is predicted."""

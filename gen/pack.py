@@ -20,8 +20,8 @@ from tritloom.firmware.integer import ROPE_BITS, UFloat, uf_from_float, uf_pack,
 from tritloom.firmware.layout import Block, MemoryMap, memory_map, stream_blocks
 from tritloom.firmware.packing import pack_matrix
 from tritloom.firmware.programs import generation
-from tritloom.gen.checkpoint import SUB_NORMS, Checkpoint, CheckpointError
-from tritloom.gen.spec import ModelSpec
+from tritloom.gen.models import Checkpoint, CheckpointError, ModelSpec
+from tritloom.gen.models.checkpoint import SUB_NORMS
 
 Trits = NDArray[np.int8]
 Bytes = NDArray[np.uint8]

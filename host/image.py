@@ -111,7 +111,7 @@ def write_image(
 
 @dataclass(frozen=True)
 class Image:
-    """An open image. `spec` is the model's record as plain data (names as in tritloom.gen.spec.ModelSpec)."""
+    """An open image. `spec` is the model's record as plain data (names as in tritloom.gen.models.ModelSpec)."""
 
     path: Path
     config: BuildConfig

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from tritloom.firmware.config import BuildConfig
-from tritloom.gen.checkpoint import Checkpoint, open_checkpoint
 from tritloom.gen.fit import fit
 from tritloom.gen.generate import cached_verilog
+from tritloom.gen.models import Checkpoint, open_checkpoint
 from tritloom.gen.pack import pack, quantise
 from tritloom.host.image import Image, write_image
 from tritloom.host.tokenizer import Tokenizer

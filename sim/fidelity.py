@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tritloom.firmware.integer import ternary_ranks
-from tritloom.gen.checkpoint import Checkpoint, open_checkpoint
+from tritloom.gen.models import Checkpoint, open_checkpoint
 from tritloom.gen.pack import quantise
 from tritloom.sim.integer_model import IntegerModel
 

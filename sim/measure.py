@@ -41,8 +41,8 @@ from tritloom.firmware.programs import generation
 from tritloom.gen import parts
 from tritloom.gen.bench import CycleShares
 from tritloom.gen.cost import BLOCK_KIBIT, ULTRA_KIBIT
-from tritloom.gen.shapes import memory_pieces
-from tritloom.gen.spec import ModelSpec
+from tritloom.gen.models import ModelSpec
+from tritloom.gen.models.shapes import memory_pieces
 from tritloom.gen.timeline import view
 from tritloom.host.backend import InputError
 from tritloom.host.image import Image

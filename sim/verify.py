@@ -20,8 +20,8 @@ from tritloom.boards.board import load
 from tritloom.firmware.emulator import TraceEvent
 from tritloom.firmware.integer import GREEDY, Sampling
 from tritloom.firmware.isa import TraceUnit
-from tritloom.gen.checkpoint import open_checkpoint
 from tritloom.gen.fit import fit
+from tritloom.gen.models import open_checkpoint
 from tritloom.gen.pack import pack, quantise
 from tritloom.host.backend import InputError
 from tritloom.host.image import Image, write_image

@@ -22,8 +22,8 @@ import synthetic
 from tritloom.firmware.config import BuildConfig, ConfigError, ModelShape
 from tritloom.firmware.integer import GREEDY, Sampling
 from tritloom.firmware.layout import memory_map
-from tritloom.gen.checkpoint import Checkpoint, open_checkpoint
 from tritloom.gen.generate import cached_verilog, write_atomically
+from tritloom.gen.models import Checkpoint, open_checkpoint
 from tritloom.gen.pack import pack, quantise
 from tritloom.host.backend import Backend, DeviceError
 from tritloom.host.image import Image, write_image

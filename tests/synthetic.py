@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from tritloom.firmware.config import ModelShape
-from tritloom.gen.checkpoint import MATRICES, NORMS, SUB_NORMS, matrix_shape, norm_length
+from tritloom.gen.models.checkpoint import MATRICES, NORMS, SUB_NORMS, matrix_shape, norm_length
 
 TINY = ModelShape(hidden=32, ffn=48, layers=2, heads=4, kv_heads=2, head_dim=8, vocab=70, context=64, activation="relu2", sub_norms=True)
 LLAMA = ModelShape(

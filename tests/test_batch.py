@@ -9,7 +9,7 @@ import harness
 from synthetic import TINY, hugging_face
 from tritloom.firmware.config import BuildConfig, ConfigError
 from tritloom.firmware.layout import memory_map
-from tritloom.gen.checkpoint import open_checkpoint
+from tritloom.gen.models import open_checkpoint
 from tritloom.gen.pack import pack
 from tritloom.host.backend import DeviceBusy, InputError
 from tritloom.host.batch import _Prefix, _Segment, _together

@@ -9,8 +9,8 @@ from safetensors.numpy import load_file, save_file
 
 from synthetic import LLAMA, TINY, gguf, gguf_i2s, hugging_face, hugging_face_tensors, weights, write_tokenizer
 from tritloom.firmware.config import ConfigError
-from tritloom.gen.checkpoint import MATRICES, NORMS, SUB_NORMS, CheckpointError, check, open_checkpoint
-from tritloom.gen.spec import ModelSpec
+from tritloom.gen.models import CheckpointError, ModelSpec, check, open_checkpoint
+from tritloom.gen.models.checkpoint import MATRICES, NORMS, SUB_NORMS
 
 MODELS = ("stories-260k", "stories-1m", "stories-4m", "stories-27m")
 BITLINEAR = {"quantization_config": {"quant_method": "bitnet"}}

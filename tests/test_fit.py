@@ -12,9 +12,9 @@ from tritloom.boards.board import Board, BoardError, load
 from tritloom.firmware.config import BuildConfig, ConfigError
 from tritloom.firmware.layout import memory_map
 from tritloom.gen import calibrate, cost
-from tritloom.gen.checkpoint import open_checkpoint
 from tritloom.gen.fit import WORTH, batch_cycles, cycles_per_pass, fit, predict, prompt_cycles, relaxations
-from tritloom.gen.shapes import published
+from tritloom.gen.models import open_checkpoint
+from tritloom.gen.models.shapes import published
 from tritloom.sim import measure
 
 MODELS = Path(__file__).resolve().parent.parent / "models"

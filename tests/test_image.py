@@ -6,9 +6,8 @@ import pytest
 
 from tritloom.firmware.config import BuildConfig, ModelShape
 from tritloom.firmware.layout import memory_map
-from tritloom.gen.checkpoint import open_checkpoint
+from tritloom.gen.models import ModelSpec, open_checkpoint
 from tritloom.gen.pack import pack
-from tritloom.gen.spec import ModelSpec
 from tritloom.host.image import Image, ImageError, differing_fields, write_image
 
 SHAPE = ModelShape(hidden=32, ffn=48, layers=2, heads=4, kv_heads=2, head_dim=8, vocab=70, context=64, activation="relu2", sub_norms=True)

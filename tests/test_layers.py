@@ -135,7 +135,7 @@ def test_violations_are_seen(module, source):
     [
         ("rtl/tlmm.py", "from .tables import Table\nfrom ..firmware import isa\nfrom tritloom import firmware\nimport math"),
         ("host/commands/run.py", "def f():\n    from tritloom.sim.backends import SimBackend"),
-        ("host/commands/run.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from tritloom.gen.spec import ModelSpec"),
+        ("host/commands/run.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from tritloom.gen.models.spec import ModelSpec"),
         ("sim/fidelity.py", "def f():\n    import torch"),
     ],
 )

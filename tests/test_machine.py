@@ -11,8 +11,8 @@ import pytest
 import oracle
 from tritloom.firmware.config import BuildConfig
 from tritloom.firmware.integer import GREEDY
-from tritloom.gen.checkpoint import open_checkpoint
 from tritloom.gen.generate import cached_verilog
+from tritloom.gen.models import open_checkpoint
 from tritloom.gen.pack import pack, quantise
 from tritloom.host.backend import DeviceError, InputError
 from tritloom.host.image import Image, write_image

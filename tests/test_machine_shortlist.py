@@ -7,8 +7,8 @@ import pytest
 
 from tritloom.firmware.config import BuildConfig
 from tritloom.firmware.layout import head_row_blocks
-from tritloom.gen.checkpoint import open_checkpoint
 from tritloom.gen.generate import cached_verilog
+from tritloom.gen.models import open_checkpoint
 from tritloom.gen.pack import pack, quantise
 from tritloom.host.image import Image, write_image
 from tritloom.host.session import Session, sampling

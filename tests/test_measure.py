@@ -9,8 +9,8 @@ import pytest
 import oracle
 from tritloom.firmware.config import BuildConfig
 from tritloom.gen import bench
-from tritloom.gen.checkpoint import open_checkpoint
 from tritloom.gen.generate import cached_verilog
+from tritloom.gen.models import open_checkpoint
 from tritloom.gen.pack import pack
 from tritloom.gen.timeline import unpack
 from tritloom.host.backend import InputError
@@ -163,7 +163,7 @@ def test_resume_takes_what_is_stored_and_measures_what_is_stale(entry, tmp_path,
 
 def bench_config(name, **settings):
     from tritloom.gen.fit import fit
-    from tritloom.gen.shapes import published
+    from tritloom.gen.models.shapes import published
 
     return fit(published(name, 256), "kv260", **settings).config
 

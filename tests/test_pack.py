@@ -10,7 +10,7 @@ from tritloom.firmware.config import PARAM_HEADER_BYTES, BuildConfig, ConfigErro
 from tritloom.firmware.isa import Descriptor, DescriptorOp, Destination
 from tritloom.firmware.layout import MemoryMap, flat_memory, memory_map, stream_blocks
 from tritloom.firmware.packing import unpack_matrix
-from tritloom.gen.checkpoint import open_checkpoint
+from tritloom.gen.models import open_checkpoint
 from tritloom.gen.pack import adjacent_pairs, interleave, pack, quantise, quantise_gains, rotary_frequencies
 
 TINY_CONFIG = BuildConfig(shape=TINY, tables=5, rows_per_cycle=4, vector_lanes=4, attention_macs=8, mem_bytes=16)

@@ -6,8 +6,8 @@ import pytest
 
 from tritloom.gen import bench, depth, parts, synth
 from tritloom.gen.fit import fit
+from tritloom.gen.models.shapes import published
 from tritloom.gen.page import page
-from tritloom.gen.shapes import published
 from tritloom.sim import measure
 
 CONFIG = fit(published("TriLM-99M", 256), "kv260", lanes=2).config

@@ -6,7 +6,7 @@ import pytest
 
 import random_machine
 from tritloom.boards.board import load as load_board
-from tritloom.gen.checkpoint import open_checkpoint
+from tritloom.gen.models import open_checkpoint
 from tritloom.sim import equality, measure
 
 

@@ -12,7 +12,7 @@ import oracle
 from tritloom.firmware.assembler import assemble
 from tritloom.firmware.config import BuildConfig
 from tritloom.firmware.registers import FIFO_DEPTH
-from tritloom.gen.checkpoint import open_checkpoint
+from tritloom.gen.models import open_checkpoint
 from tritloom.gen.pack import pack, quantise
 from tritloom.host.backend import DeviceBusy, DeviceError, DeviceFault, DeviceTimeout, InputError
 from tritloom.host.drafting import COST, CREEP, SLACK, Budget, PromptLookup

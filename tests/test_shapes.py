@@ -9,7 +9,7 @@ from synthetic import LLAMA, TINY
 from tritloom.firmware.config import BuildConfig, ConfigError
 from tritloom.firmware.layout import memory_map
 from tritloom.gen.fit import fit
-from tritloom.gen.shapes import SHAPES, memory_pieces, published
+from tritloom.gen.models.shapes import SHAPES, memory_pieces, published
 from tritloom.host.session import Session
 from tritloom.sim.backends import EmulatorBackend
 from tritloom.sim.measure import RandomImage

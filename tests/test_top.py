@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 import harness
 from tritloom.firmware.config import BuildConfig
-from tritloom.gen.checkpoint import open_checkpoint
+from tritloom.gen.models import open_checkpoint
 from tritloom.gen.pack import pack, quantise
 from tritloom.host.image import write_image
 from tritloom.rtl.top import Accelerator

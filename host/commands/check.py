@@ -33,7 +33,7 @@ def command(
     as_json: JsonOption = False,
 ) -> None:
     """Check a checkpoint: description, shapes and every weight."""
-    from tritloom.gen.checkpoint import check
+    from tritloom.gen.models import check
 
     console = Console(json=as_json)
     with console.step("Reading the weights") as update:

@@ -22,9 +22,8 @@ from tritloom.host.console import QUIET_SECONDS, Console, Update
 from tritloom.host.image import Image, ImageError
 
 if TYPE_CHECKING:
-    from tritloom.gen.checkpoint import Checkpoint
     from tritloom.gen.fit import FitResult
-    from tritloom.gen.spec import ModelSpec
+    from tritloom.gen.models import Checkpoint, ModelSpec
     from tritloom.sim.backends import SimBackend
 
 ModelOption = Annotated[Path, typer.Option("--model", metavar="DIR", help="Model folder (Hugging Face) or .gguf file.")]
@@ -71,14 +70,14 @@ def settings_of(pairs: Iterable[str] | None) -> dict[str, Any]:
 
 
 def open_model(model: Path, context: int | None = None) -> Checkpoint:
-    from tritloom.gen.checkpoint import open_checkpoint
+    from tritloom.gen.models import open_checkpoint
 
     return open_checkpoint(model, context=context)
 
 
 def spec_of(model: Path, context: int | None = None) -> ModelSpec:
     """The dimensions of a checkpoint, or of a published model by its name: enough where no weights are needed."""
-    from tritloom.gen.shapes import SHAPES, published
+    from tritloom.gen.models.shapes import SHAPES, published
 
     return published(str(model), context) if str(model) in SHAPES and not model.exists() else open_model(model, context).spec
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tritloom.firmware.config import CHUNK, KV_SCALE_BYTES, BuildConfig, ConfigError, ModelShape
 from tritloom.firmware.integer import UFloat, uf_from_float, uf_pack, uf_unpack
 from tritloom.firmware.layout import MemoryMap, stream_blocks
+from tritloom.gen.models import ModelSpec
 from tritloom.gen.pack import (
     LOG2_E,
     Bytes,
@@ -25,7 +26,6 @@ from tritloom.gen.pack import (
     rotary_tables,
     table_bytes,
 )
-from tritloom.gen.spec import ModelSpec
 
 __all__ = ["SHAPES", "memory_pieces", "published"]
 

@@ -1,13 +1,8 @@
-"""Tensor files, memory-mapped: safetensors (with shards) and GGUF.
-
-Both readers take nothing for granted: every offset is checked against the file before it is used.
-"""
+"""GGUF files: metadata, tensors and their block formats; every offset is checked against the file before it is used."""
 
 from __future__ import annotations
 
-import json
 import struct
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -15,137 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-
-class CheckpointError(Exception):
-    """A checkpoint that cannot be used: `subject` (tensor, key or file), `cause`, and `fix`, in one line."""
-
-    def __init__(self, subject: str, cause: str, fix: str) -> None:
-        super().__init__(f"{subject}: {cause}; {fix}")
-        self.subject, self.cause, self.fix = subject, cause, fix
-
-
-AGAIN = "copy or download the file again"
-HEADER_LIMIT = 100 << 20
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """One stored tensor: rows first; `dtype` as the container names it; `data` its raw bytes."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    data: NDArray[np.uint8]
-
-    def floats(self) -> NDArray[np.float32]:
-        """float32 values of a BF16, F16, F32 or F64 tensor."""
-        if self.dtype == "BF16":
-            return (self.data.view("<u2").astype(np.uint32) << 16).view(np.float32).reshape(self.shape)
-        dtype = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}.get(self.dtype)
-        if dtype is None:
-            raise CheckpointError(
-                self.name, f"stored as {self.dtype}, where floating point is expected", "convert it to bfloat16 or float32"
-            )
-        return self.data.view(dtype).astype(np.float32).reshape(self.shape)
-
-    def rows(self, start: int, stop: int) -> Tensor:
-        """Rows start..stop-1 alone (whole bytes a row)."""
-        size = len(self.data) // self.shape[0]
-        return Tensor(self.name, self.dtype, (stop - start, *self.shape[1:]), self.data[start * size : stop * size])
-
-    @property
-    def floating(self) -> bool:
-        return self.dtype in ("BF16", "F16", "F32", "F64")
-
-
-def map_file(path: Path) -> NDArray[np.uint8]:
-    if not path.is_file():
-        raise CheckpointError(str(path), "no such file", "check the path, or " + AGAIN)
-    if path.stat().st_size == 0:
-        raise CheckpointError(str(path), "the file is empty", AGAIN)
-    return np.memmap(path, np.uint8, "r")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise CheckpointError(str(path), "no such file", "give the folder of a Hugging Face model, with all its files")
-    try:
-        data = json.loads(path.read_text("utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(str(path), f"not JSON ({error})", AGAIN) from None
-    if not isinstance(data, dict):
-        raise CheckpointError(str(path), "not a JSON object", AGAIN)
-    return data
-
-
-SAFETENSORS_BYTES = {
-    "F64": 8,
-    "I64": 8,
-    "U64": 8,
-    "F32": 4,
-    "I32": 4,
-    "U32": 4,
-    "F16": 2,
-    "BF16": 2,
-    "I16": 2,
-    "U16": 2,
-    "I8": 1,
-    "U8": 1,
-    "BOOL": 1,
-}
-
-
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of one file: u64 header length, JSON header, data."""
-    file = map_file(path)
-    length = int.from_bytes(file[:8].tobytes(), "little")
-    if len(file) < 8 or not 2 <= length <= HEADER_LIMIT:
-        raise CheckpointError(str(path), "not a safetensors file", "give a model.safetensors file")
-    if 8 + length > len(file):
-        raise CheckpointError(str(path), f"truncated: the header wants {8 + length} bytes, the file has {len(file)}", AGAIN)
-    try:
-        header = json.loads(file[8 : 8 + length].tobytes())
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        raise CheckpointError(str(path), "not a safetensors file (its header is not JSON)", "give a model.safetensors file") from None
-    tensors = {}
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        try:
-            dtype, shape, (start, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        except (KeyError, TypeError, ValueError):
-            raise CheckpointError(name, f"damaged entry in the header of {path.name}", AGAIN) from None
-        if 8 + length + stop > len(file):
-            raise CheckpointError(str(path), f"truncated: {name} ends at byte {8 + length + stop}, the file has {len(file)}", AGAIN)
-        if not 0 <= start <= stop:
-            raise CheckpointError(name, f"damaged entry in the header of {path.name}", AGAIN)
-        if dtype in SAFETENSORS_BYTES and prod(shape) * SAFETENSORS_BYTES[dtype] != stop - start:
-            raise CheckpointError(name, f"{stop - start} bytes do not hold {dtype} {list(shape)}", AGAIN)
-        tensors[name] = Tensor(name, dtype, shape, file[8 + length + start : 8 + length + stop])
-    return tensors
-
-
-def read_safetensors_folder(folder: Path) -> dict[str, Tensor]:
-    """Tensors of model.safetensors, or of every shard that model.safetensors.index.json names."""
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        path = folder / "model.safetensors"
-        if not path.is_file():
-            other = [p.name for p in sorted(folder.glob("*.bin")) + sorted(folder.glob("*.safetensors"))]
-            found = f" (found {', '.join(other[:3])})" if other else ""
-            raise CheckpointError(str(path), f"no such file{found}", "download the model in safetensors form")
-        return read_safetensors(path)
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict):
-        raise CheckpointError(str(index), "has no weight_map", AGAIN)
-    shards = {name: read_safetensors(folder / name) for name in sorted(set(weight_map.values()))}
-    for tensor, shard in weight_map.items():
-        if tensor not in shards[shard]:
-            raise CheckpointError(tensor, f"the index places it in {shard}, which lacks it", AGAIN)
-    return {tensor: shards[shard][tensor] for tensor, shard in weight_map.items()}
-
-
-# GGUF --------------------------------------------------------------------------------------------
+from tritloom.gen.models.files import AGAIN, Tensor, map_file
+from tritloom.gen.models.problems import CheckpointError
 
 GGUF_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 GGUF_STRING, GGUF_ARRAY = 8, 9

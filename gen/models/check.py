@@ -1,0 +1,211 @@
+"""Checkpoints opened and checked before anything is built.
+
+`check` lists everything that is wrong with a checkpoint; `open_checkpoint` raises the first of it. A value is
+never guessed: what a file leaves open (GGUF `bitnet` activations, I2_S layouts) has to be said.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tritloom.gen.models.checkpoint import INCOMPLETE, MATRICES, NORMS, SUB_NORMS, Checkpoint, matrix_shape, norm_length
+from tritloom.gen.models.files import read_json
+from tritloom.gen.models.gguf import GGUF_ARCHITECTURES, I2S_BLOCKS, GgufCheckpoint, gguf_spec
+from tritloom.gen.models.gguf_file import read_gguf
+from tritloom.gen.models.huggingface import HuggingFaceCheckpoint, hugging_face_spec
+from tritloom.gen.models.problems import CheckpointError, Problem, Problems
+from tritloom.gen.models.safetensors import read_safetensors_folder
+from tritloom.gen.models.spec import ModelSpec
+
+TOKENIZER_FIX = (
+    "put the model's tokenizer.json there, or name it (--tokenizer); for older models transformers' AutoTokenizer.save_pretrained writes it"
+)
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What `check` found; `spec` is there as soon as the description of the model can be read."""
+
+    problems: list[Problem]
+    spec: ModelSpec | None
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "ok": self.ok,
+            "problems": [dataclasses.asdict(p) for p in self.problems],
+            "spec": self.spec.to_dict() if self.spec else None,
+        }
+
+
+def check_shapes(checkpoint: Checkpoint, problems: Problems) -> None:
+    """Every expected tensor is there with the shape that the description gives it, and no other."""
+    s = checkpoint.spec.shape
+    expected: dict[str, tuple[int, ...]] = {
+        checkpoint.embedding_name: (s.vocab, s.hidden),
+        checkpoint.final_norm_name: (s.hidden,),
+        checkpoint.head_table: (s.vocab, s.hidden),
+    }
+    matrices: dict[str, tuple[int, int]] = {}
+    for layer in range(s.layers):
+        expected |= {checkpoint.norm_name(layer, n): (norm_length(s, n),) for n in NORMS if s.sub_norms or n not in SUB_NORMS}
+        matrices |= {checkpoint.matrix_name(layer, n): matrix_shape(s, n) for n in MATRICES}
+    missing = [name for name in (*expected, *matrices) if name not in checkpoint.tensors]
+    if missing:
+        others = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        problems.add(missing[0], f"missing{others}", INCOMPLETE)
+    for name, shape in (expected | matrices).items():
+        if name not in checkpoint.tensors:
+            continue
+        stored = checkpoint.tensors[name].shape if name in expected else checkpoint.stored_matrix_shape(checkpoint.tensors[name])
+        if stored != shape:
+            problems.add(
+                name,
+                f"has shape {list(stored)}, but the model's description says {list(shape)}",
+                "config and weights are of different models: take both from one place",
+            )
+    strange = [name for name in checkpoint.tensors if name not in expected and name not in matrices and not checkpoint.known(name)]
+    if strange:
+        others = f" (and {len(strange) - 1} more)" if len(strange) > 1 else ""
+        problems.add(
+            strange[0],
+            f"not part of a supported model{others}",
+            "biases, adapters, experts and extra norms cannot be built: use a model without them",
+        )
+
+
+def check_tokenizer(checkpoint: Checkpoint, problems: Problems) -> None:
+    data = problems.catch(lambda: read_tokenizer(checkpoint.tokenizer))
+    if data is None:
+        return
+    vocabulary = data.get("model", {}).get("vocab", {})
+    ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else [len(vocabulary) - 1]
+    top = max([*ids, *(t.get("id", 0) for t in data.get("added_tokens", []))], default=-1)
+    if top >= checkpoint.spec.shape.vocab:
+        problems.add(
+            str(checkpoint.tokenizer),
+            f"has token id {top}, but the model's vocabulary ends at {checkpoint.spec.shape.vocab - 1}",
+            "take tokenizer.json from the same model",
+        )
+    for key, token in [("bos_token_id", checkpoint.spec.bos_id), *(("eos_token_id", e) for e in checkpoint.spec.eos_ids)]:
+        if token is not None and not 0 <= token < checkpoint.spec.shape.vocab:
+            problems.add(key, f"{token} is outside the vocabulary of {checkpoint.spec.shape.vocab}", "correct it in config.json")
+
+
+def check_values(checkpoint: Checkpoint, problems: Problems, progress: Callable[[int, int], None] | None = None) -> None:
+    """Read everything once; one problem a tensor."""
+    s = checkpoint.spec.shape
+    for layer in range(s.layers):
+        for name in MATRICES:
+            problems.catch(partial(checkpoint.ternary, layer, name))
+        for name in NORMS:
+            if s.sub_norms or name not in SUB_NORMS:
+                problems.catch(partial(checkpoint.norm, layer, name))
+        if progress:
+            progress(layer + 1, s.layers + 1)
+    problems.catch(checkpoint.final_norm)
+    for table in {checkpoint.embedding_name, checkpoint.head_table}:
+        problems.catch(lambda t=table: [None for _ in checkpoint.blocks(t)])
+    if progress:
+        progress(s.layers + 1, s.layers + 1)
+
+
+def read_tokenizer(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise CheckpointError(str(path), "no such file", TOKENIZER_FIX)
+    return read_json(path)
+
+
+def _starts_with(path: Path, magic: bytes) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(magic)) == magic
+
+
+def _load(path: Path, problems: Problems, activation: str | None, i2s: str | None, tokenizer: Path | None) -> Checkpoint | None:
+    """The checkpoint with its description and shapes checked, or None."""
+    if path.is_dir():
+        if not (path / "config.json").is_file() and (ggufs := sorted(path.glob("*.gguf"))):
+            problems.add(str(path), "holds no config.json, but GGUF files", f"give the file itself, such as {ggufs[0]}")
+            return None
+        tensors = problems.catch(lambda: read_safetensors_folder(path))
+        spec = hugging_face_spec(path, tensors, problems)
+        if spec is None or tensors is None:
+            return None
+        checkpoint: Checkpoint = HuggingFaceCheckpoint(spec, tensors, tokenizer or path / "tokenizer.json")
+    elif path.suffix == ".gguf" or (path.is_file() and _starts_with(path, b"GGUF")):
+        content = problems.catch(lambda: read_gguf(path))
+        if content is None:
+            return None
+        metadata, tensors = content
+        if i2s is None and any(t.dtype == "I2_S" for t in tensors.values()):
+            problems.add(
+                str(path),
+                "I2_S weights are laid out as the converting machine liked, and the file does not say how",
+                "name that machine (--i2s x86 or --i2s arm), or convert to TQ2_0",
+            )
+        elif i2s is not None and i2s not in I2S_BLOCKS:
+            problems.add("i2s", f"{i2s!r} is not a layout", f"choose {' or '.join(I2S_BLOCKS)}")
+        spec = gguf_spec(path, metadata, tensors, activation, problems)
+        if spec is None or problems.found:
+            return None
+        permuted = GGUF_ARCHITECTURES[metadata["general.architecture"]][2]
+        checkpoint = GgufCheckpoint(spec, tensors, tokenizer or path.with_name("tokenizer.json"), permuted, I2S_BLOCKS.get(i2s or "", 128))
+    elif path.suffix == ".safetensors" and path.is_file():
+        problems.add(str(path), "a weight file alone lacks the model's description", f"give its folder, {path.parent}")
+        return None
+    else:
+        problems.add(
+            str(path),
+            "no such checkpoint" if not path.exists() else "neither a model folder nor a GGUF file",
+            "give the folder of a Hugging Face model or a .gguf file",
+        )
+        return None
+    check_shapes(checkpoint, problems)
+    check_tokenizer(checkpoint, problems)
+    return checkpoint
+
+
+def open_checkpoint(
+    path: str | Path,
+    *,
+    context: int | None = None,
+    activation: str | None = None,
+    i2s: str | None = None,
+    tokenizer: str | Path | None = None,
+) -> Checkpoint:
+    """Open a checkpoint; raises CheckpointError at the first problem of its description or shapes.
+
+    `context` shortens the KV cache; `activation` and `i2s` ("x86", "arm") settle what a GGUF file leaves open;
+    `tokenizer` is the path of tokenizer.json where it is not beside the weights.
+    """
+    problems = Problems()
+    checkpoint = _load(Path(path), problems, activation, i2s, Path(tokenizer) if tokenizer else None)
+    if problems.found or checkpoint is None:
+        first = problems.found[0]
+        raise CheckpointError(first.subject, first.cause, first.fix)
+    return checkpoint.with_context(context)
+
+
+def check(
+    path: str | Path,
+    *,
+    activation: str | None = None,
+    i2s: str | None = None,
+    tokenizer: str | Path | None = None,
+    values: bool = True,
+    progress: Callable[[int, int], None] | None = None,
+) -> CheckReport:
+    """Everything that is wrong with a checkpoint; with `values`, every weight is read."""
+    problems = Problems()
+    checkpoint = _load(Path(path), problems, activation, i2s, Path(tokenizer) if tokenizer else None)
+    if checkpoint is not None and values and not problems.found:
+        check_values(checkpoint, problems, progress)
+    return CheckReport(problems.found, checkpoint.spec if checkpoint else None)

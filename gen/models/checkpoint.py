@@ -1,0 +1,155 @@
+"""A readable model whatever its container: names and sizes of its tensors, values read and checked on demand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from copy import copy
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tritloom.firmware.config import ModelShape
+from tritloom.gen.models.files import Tensor
+from tritloom.gen.models.problems import CheckpointError
+from tritloom.gen.models.spec import ModelSpec
+
+Trits = NDArray[np.int8]
+Floats = NDArray[np.float32]
+
+MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+SUB_NORMS = ("attn_sub_norm", "ffn_sub_norm")
+NORMS = ("input_layernorm", "attn_sub_norm", "post_attention_layernorm", "ffn_sub_norm")
+ABSMEAN_MIN = 1e-5
+ROW_BLOCK = 8192
+"""Embedding rows handled at once, so that a large table never stands in memory as float32 twice."""
+
+AGAIN = "the checkpoint is damaged: download it again"
+INCOMPLETE = "the checkpoint is incomplete or of another architecture than it says: download it again"
+MASTER = "give the packed (offline) checkpoint, or one with a bitnet quantization_config"
+
+
+def matrix_shape(shape: ModelShape, name: str) -> tuple[int, int]:
+    """(rows, inputs) of a ternary matrix."""
+    return {
+        "q_proj": (shape.q_size, shape.hidden),
+        "k_proj": (shape.kv_size, shape.hidden),
+        "v_proj": (shape.kv_size, shape.hidden),
+        "o_proj": (shape.hidden, shape.q_size),
+        "gate_proj": (shape.ffn, shape.hidden),
+        "up_proj": (shape.ffn, shape.hidden),
+        "down_proj": (shape.hidden, shape.ffn),
+    }[name]
+
+
+def norm_length(shape: ModelShape, name: str) -> int:
+    return {"attn_sub_norm": shape.q_size, "ffn_sub_norm": shape.ffn}.get(name, shape.hidden)
+
+
+class Checkpoint:
+    """A readable model: `spec`, `tokenizer` (path of tokenizer.json) and tensors, read and checked on demand."""
+
+    def __init__(self, spec: ModelSpec, tensors: dict[str, Tensor], tokenizer: Path) -> None:
+        self.spec, self.tensors, self.tokenizer = spec, tensors, tokenizer
+
+    # What a container provides -------------------------------------------------------------------
+
+    def matrix_name(self, layer: int, name: str) -> str:
+        raise NotImplementedError
+
+    def norm_name(self, layer: int, name: str) -> str:
+        raise NotImplementedError
+
+    embedding_name = final_norm_name = head_name = ""
+
+    def ternary(self, layer: int, name: str) -> tuple[Trits, float]:
+        """Trits [rows, inputs] of a matrix (rows in Hugging Face order) and the scale that multiplies them."""
+        raise NotImplementedError
+
+    def stored_matrix_shape(self, tensor: Tensor) -> tuple[int, ...]:
+        """(rows, inputs) of a matrix as the stored tensor has it."""
+        return tensor.shape
+
+    def known(self, name: str) -> bool:
+        """Whether a tensor beside the expected ones is understood, or carries nothing."""
+        return False
+
+    def floats(self, tensor: Tensor) -> Floats:
+        return tensor.floats()
+
+    # Tensors -------------------------------------------------------------------------------------
+
+    def tensor(self, name: str) -> Tensor:
+        if name not in self.tensors:
+            raise CheckpointError(name, "missing", INCOMPLETE)
+        return self.tensors[name]
+
+    def _finite(self, name: str, values: Floats) -> Floats:
+        if not np.isfinite(values).all():
+            raise CheckpointError(name, f"{int((~np.isfinite(values)).sum())} values are NaN or infinite", AGAIN)
+        return values
+
+    def norm(self, layer: int, name: str) -> Floats:
+        """Gains of one of NORMS."""
+        tensor = self.tensor(self.norm_name(layer, name))
+        return self._finite(tensor.name, self.floats(tensor))
+
+    def final_norm(self) -> Floats:
+        return self._finite(self.final_norm_name, self.floats(self.tensor(self.final_norm_name)))
+
+    def blocks(self, name: str) -> Iterator[tuple[int, Floats]]:
+        """(first row, rows) of a large table, ROW_BLOCK rows at a time."""
+        tensor = self.tensor(name)
+        for start in range(0, tensor.shape[0], ROW_BLOCK):
+            yield start, self._finite(name, self.floats(tensor.rows(start, min(start + ROW_BLOCK, tensor.shape[0]))))
+
+    def embedding(self) -> Floats:
+        """Embedding table [vocab, hidden]."""
+        return np.concatenate([rows for _, rows in self.blocks(self.embedding_name)])
+
+    def head(self) -> Floats:
+        """Output head [vocab, hidden]: the embedding table when they are tied."""
+        return np.concatenate([rows for _, rows in self.blocks(self.head_table)])
+
+    @property
+    def head_table(self) -> str:
+        """Name of the tensor that serves as head."""
+        return self.embedding_name if self.spec.tied_embeddings else self.head_name
+
+    def with_context(self, context: int | None) -> Checkpoint:
+        """The same checkpoint with a shorter KV cache."""
+        other = copy(self)
+        other.spec = self.spec.with_context(context)
+        return other
+
+
+def scale_of(name: str, value: float, divide: bool = False) -> float:
+    if not math.isfinite(value) or value <= 0:
+        raise CheckpointError(
+            name, f"scale is {value}", "a scale must be positive and finite; the checkpoint is damaged: download it again"
+        )
+    return 1 / value if divide else value
+
+
+def single_magnitude(name: str, w: Floats) -> tuple[Trits, float]:
+    """Trits and scale of floats that are -s, 0 and s already."""
+    scale = scale_of(name, float(np.abs(w).max(initial=0)))
+    trits = np.rint(w / scale).astype(np.int8)
+    if (np.abs(w - trits * scale) > scale * 2**-10).any():
+        values = len(np.unique(np.abs(w)))
+        raise CheckpointError(name, f"not ternary: {values} different magnitudes", MASTER)
+    return trits, scale
+
+
+def absmean(name: str, w: Floats) -> tuple[Trits, float]:
+    """Ternary weights of master weights: mean|W|, rounded half to even, clamped to -1..1."""
+    scale = max(float(np.abs(w).mean(dtype=np.float64)), ABSMEAN_MIN)
+    return np.clip(np.rint(w / np.float32(scale)), -1, 1).astype(np.int8), scale_of(name, scale)
+
+
+def unpack_rows(name: str, packed: NDArray[np.uint8]) -> Trits:
+    """Trits [4*n, inputs] of packed [n, inputs]: row r + i*n in bits 2i..2i+1, stored as t + 1."""
+    if (packed & packed >> 1 & 0x55).any():
+        raise CheckpointError(name, "not ternary: holds code 3", "the checkpoint is damaged or packed another way: download it again")
+    return np.concatenate([(packed >> 2 * i & 3).astype(np.int8) - 1 for i in range(4)])
