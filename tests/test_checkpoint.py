@@ -9,7 +9,7 @@ from safetensors.numpy import load_file, save_file
 
 from synthetic import LLAMA, TINY, gguf, gguf_i2s, hugging_face, hugging_face_tensors, weights, write_tokenizer
 from tritloom.firmware.config import ConfigError
-from tritloom.gen.models import CheckpointError, ModelSpec, check, open_checkpoint
+from tritloom.gen.models import CheckpointError, ModelSpec, check, open_checkpoint, open_shape
 from tritloom.gen.models.checkpoint import MATRICES, NORMS, SUB_NORMS
 
 MODELS = ("stories-260k", "stories-1m", "stories-4m", "stories-27m")
@@ -247,3 +247,27 @@ def test_spec():
         spec.with_context(65)
     with pytest.raises(ConfigError, match="rope_scaling"):
         dataclasses.replace(spec, rope_scaling={"rope_type": "yarn"})
+
+
+@pytest.mark.parametrize("changes", [{}, {"architectures": ["BitnetForCausalLM"], "hidden_act": "silu"}, {"quantization_config": None}])
+def test_a_description_without_weights_is_a_shape(tmp_path, changes):
+    path = hugging_face(tmp_path / "m", TINY, config=changes)
+    for file in path.iterdir():
+        if file.name != "config.json":
+            file.unlink()
+    spec = open_shape(path, context=32)
+    assert spec.shape == dataclasses.replace(TINY, activation=changes.get("hidden_act", "relu2"), context=32)
+    assert_problem(path, "model.safetensors", "the weights are missing")
+    assert check(path).spec.with_context(32) == spec
+
+
+def test_a_shape_needs_no_tokenizer_but_weights_that_match(tmp_path):
+    path = hugging_face(tmp_path / "m")
+    (path / "tokenizer.json").unlink()
+    assert open_shape(path).shape == TINY
+    file = gguf(tmp_path / "m.gguf")
+    (tmp_path / "tokenizer.json").unlink()
+    assert open_shape(file).shape == LLAMA
+    (path / "config.json").write_text((path / "config.json").read_text().replace('"num_hidden_layers": 2', '"num_hidden_layers": 3'))
+    with pytest.raises(CheckpointError, match="layers.2"):
+        open_shape(path)

@@ -19,12 +19,14 @@ from tritloom.gen.models.gguf import GGUF_ARCHITECTURES, I2S_BLOCKS, GgufCheckpo
 from tritloom.gen.models.gguf_file import read_gguf
 from tritloom.gen.models.huggingface import HuggingFaceCheckpoint, hugging_face_spec
 from tritloom.gen.models.problems import CheckpointError, Problem, Problems
-from tritloom.gen.models.safetensors import read_safetensors_folder
+from tritloom.gen.models.safetensors import read_safetensors_folder, without_weights
 from tritloom.gen.models.spec import ModelSpec
 
 TOKENIZER_FIX = (
     "put the model's tokenizer.json there, or name it (--tokenizer); for older models transformers' AutoTokenizer.save_pretrained writes it"
 )
+
+WEIGHTS_FIX = "download them; fit, generate and bench do with config.json alone"
 
 
 @dataclass(frozen=True)
@@ -129,48 +131,64 @@ def _starts_with(path: Path, magic: bytes) -> bool:
         return file.read(len(magic)) == magic
 
 
-def _load(path: Path, problems: Problems, activation: str | None, i2s: str | None, tokenizer: Path | None) -> Checkpoint | None:
-    """The checkpoint with its description and shapes checked, or None."""
+def _hugging_face(folder: Path, problems: Problems, tokenizer: Path | None) -> tuple[ModelSpec | None, Checkpoint | None]:
+    if not (folder / "config.json").is_file() and (ggufs := sorted(folder.glob("*.gguf"))):
+        problems.add(str(folder), "holds no config.json, but GGUF files", f"give the file itself, such as {ggufs[0]}")
+        return None, None
+    if without_weights(folder):
+        spec = hugging_face_spec(folder, None, problems)
+        problems.add(str(folder / "model.safetensors"), "no such file: the weights are missing", WEIGHTS_FIX)
+        return spec, None
+    tensors = problems.catch(lambda: read_safetensors_folder(folder))
+    spec = hugging_face_spec(folder, tensors, problems)
+    if spec is None or tensors is None:
+        return spec, None
+    return spec, HuggingFaceCheckpoint(spec, tensors, tokenizer or folder / "tokenizer.json")
+
+
+def _gguf(
+    path: Path, problems: Problems, activation: str | None, i2s: str | None, tokenizer: Path | None
+) -> tuple[ModelSpec | None, Checkpoint | None]:
+    content = problems.catch(lambda: read_gguf(path))
+    if content is None:
+        return None, None
+    metadata, tensors = content
+    if i2s is None and any(t.dtype == "I2_S" for t in tensors.values()):
+        problems.add(
+            str(path),
+            "I2_S weights are laid out as the converting machine liked, and the file does not say how",
+            "name that machine (--i2s x86 or --i2s arm), or convert to TQ2_0",
+        )
+    elif i2s is not None and i2s not in I2S_BLOCKS:
+        problems.add("i2s", f"{i2s!r} is not a layout", f"choose {' or '.join(I2S_BLOCKS)}")
+    spec = gguf_spec(path, metadata, tensors, activation, problems)
+    if spec is None or problems.found:
+        return spec, None
+    permuted = GGUF_ARCHITECTURES[metadata["general.architecture"]][2]
+    return spec, GgufCheckpoint(spec, tensors, tokenizer or path.with_name("tokenizer.json"), permuted, I2S_BLOCKS.get(i2s or "", 128))
+
+
+def _load(
+    path: Path, problems: Problems, activation: str | None, i2s: str | None, tokenizer: Path | None
+) -> tuple[ModelSpec | None, Checkpoint | None]:
+    """The description of a model, and its checkpoint with names and shapes of all tensors checked; None for what could not be read."""
     if path.is_dir():
-        if not (path / "config.json").is_file() and (ggufs := sorted(path.glob("*.gguf"))):
-            problems.add(str(path), "holds no config.json, but GGUF files", f"give the file itself, such as {ggufs[0]}")
-            return None
-        tensors = problems.catch(lambda: read_safetensors_folder(path))
-        spec = hugging_face_spec(path, tensors, problems)
-        if spec is None or tensors is None:
-            return None
-        checkpoint: Checkpoint = HuggingFaceCheckpoint(spec, tensors, tokenizer or path / "tokenizer.json")
+        spec, checkpoint = _hugging_face(path, problems, tokenizer)
     elif path.suffix == ".gguf" or (path.is_file() and _starts_with(path, b"GGUF")):
-        content = problems.catch(lambda: read_gguf(path))
-        if content is None:
-            return None
-        metadata, tensors = content
-        if i2s is None and any(t.dtype == "I2_S" for t in tensors.values()):
-            problems.add(
-                str(path),
-                "I2_S weights are laid out as the converting machine liked, and the file does not say how",
-                "name that machine (--i2s x86 or --i2s arm), or convert to TQ2_0",
-            )
-        elif i2s is not None and i2s not in I2S_BLOCKS:
-            problems.add("i2s", f"{i2s!r} is not a layout", f"choose {' or '.join(I2S_BLOCKS)}")
-        spec = gguf_spec(path, metadata, tensors, activation, problems)
-        if spec is None or problems.found:
-            return None
-        permuted = GGUF_ARCHITECTURES[metadata["general.architecture"]][2]
-        checkpoint = GgufCheckpoint(spec, tensors, tokenizer or path.with_name("tokenizer.json"), permuted, I2S_BLOCKS.get(i2s or "", 128))
+        spec, checkpoint = _gguf(path, problems, activation, i2s, tokenizer)
     elif path.suffix == ".safetensors" and path.is_file():
         problems.add(str(path), "a weight file alone lacks the model's description", f"give its folder, {path.parent}")
-        return None
+        return None, None
     else:
         problems.add(
             str(path),
             "no such checkpoint" if not path.exists() else "neither a model folder nor a GGUF file",
             "give the folder of a Hugging Face model or a .gguf file",
         )
-        return None
-    check_shapes(checkpoint, problems)
-    check_tokenizer(checkpoint, problems)
-    return checkpoint
+        return None, None
+    if checkpoint is not None:
+        check_shapes(checkpoint, problems)
+    return spec, checkpoint
 
 
 def open_checkpoint(
@@ -181,17 +199,33 @@ def open_checkpoint(
     i2s: str | None = None,
     tokenizer: str | Path | None = None,
 ) -> Checkpoint:
-    """Open a checkpoint; raises CheckpointError at the first problem of its description or shapes.
+    """Open a checkpoint; raises CheckpointError at the first problem of its description, shapes or tokenizer.
 
     `context` shortens the KV cache; `activation` and `i2s` ("x86", "arm") settle what a GGUF file leaves open;
     `tokenizer` is the path of tokenizer.json where it is not beside the weights.
     """
     problems = Problems()
-    checkpoint = _load(Path(path), problems, activation, i2s, Path(tokenizer) if tokenizer else None)
-    if problems.found or checkpoint is None:
-        first = problems.found[0]
-        raise CheckpointError(first.subject, first.cause, first.fix)
+    _, checkpoint = _load(Path(path), problems, activation, i2s, Path(tokenizer) if tokenizer else None)
+    if checkpoint is not None:
+        check_tokenizer(checkpoint, problems)
+    problems.raise_first()
+    assert checkpoint is not None
     return checkpoint.with_context(context)
+
+
+def open_shape(path: str | Path, *, context: int | None = None, activation: str | None = None, i2s: str | None = None) -> ModelSpec:
+    """What a checkpoint is, for work that reads neither weights nor tokenizer.
+
+    A folder may hold a config.json alone; weights that are there must match it. Arguments and errors are open_checkpoint's.
+    """
+    path, problems = Path(path), Problems()
+    if path.is_dir() and (path / "config.json").is_file() and without_weights(path):
+        spec = hugging_face_spec(path, None, problems)
+    else:
+        spec, _ = _load(path, problems, activation, i2s, None)
+    problems.raise_first()
+    assert spec is not None
+    return spec.with_context(context)
 
 
 def check(
@@ -205,7 +239,9 @@ def check(
 ) -> CheckReport:
     """Everything that is wrong with a checkpoint; with `values`, every weight is read."""
     problems = Problems()
-    checkpoint = _load(Path(path), problems, activation, i2s, Path(tokenizer) if tokenizer else None)
-    if checkpoint is not None and values and not problems.found:
-        check_values(checkpoint, problems, progress)
-    return CheckReport(problems.found, checkpoint.spec if checkpoint else None)
+    spec, checkpoint = _load(Path(path), problems, activation, i2s, Path(tokenizer) if tokenizer else None)
+    if checkpoint is not None:
+        check_tokenizer(checkpoint, problems)
+        if values and not problems.found:
+            check_values(checkpoint, problems, progress)
+    return CheckReport(problems.found, spec)

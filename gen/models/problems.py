@@ -41,3 +41,9 @@ class Problems:
         except CheckpointError as error:
             self.add(error.subject, error.cause, error.fix)
             return None
+
+    def raise_first(self) -> None:
+        """The first problem as a CheckpointError, if there is one."""
+        if self.found:
+            first = self.found[0]
+            raise CheckpointError(first.subject, first.cause, first.fix)

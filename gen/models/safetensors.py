@@ -58,6 +58,11 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def without_weights(folder: Path) -> bool:
+    """Whether a folder holds no weights at all, in whatever form."""
+    return not any(folder.glob("*.safetensors*")) and not any(folder.glob("*.bin"))
+
+
 def read_safetensors_folder(folder: Path) -> dict[str, Tensor]:
     """Tensors of model.safetensors, or of every shard that model.safetensors.index.json names."""
     index = folder / "model.safetensors.index.json"
