@@ -9,7 +9,7 @@
 Texts are added and closed at any time, also between two tokens. Each has a cache of its own, and is bit for bit what the
 session would generate of it alone: neither the others nor guesses change it. A text that begins as another one does reads only the rest
 of its prompt: the chunks that both have lie in the other's cache, which is not free before both are done, and are read once for all
-texts that attend together.
+texts that attend together. A new text waits for a cache where beginnings of finished ones hold them all.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Text:
 
     `unread`: tokens that the device has not read, the first of them at `position`; `left`: tokens to generate; `tokens`: those
     generated; `cache`: which of the device's; `closed`: nobody wants more of it. `prompt`: what it begins with, if nothing stands
-    before it; `begun`: the device has read some of it, or is about to. Its first `shared` positions, whole chunks, are those of
-    another text and lie in the cache `prefix`.
+    before it; `begun`: it has a cache, and the device has read some of it or is about to. Its first `shared` positions, whole chunks, are
+    those of another text and lie in the cache `prefix`.
     """
 
     unread: list[int]
@@ -276,24 +276,25 @@ class Batch:
         `position`: as if the device had read so many tokens before, with the cache as it lies, for measuring; `shared`, whole chunks:
         so many of these are those of the text `like`.
 
-        Raises `InputError` for what the device cannot do; so when all caches are taken (`sequences` of its configuration): those of
-        texts that are not done, and those of which such a text shares the beginning.
+        It also waits while no cache is free because texts under way share the beginning of one that is done.
+
+        Raises `InputError` for what the device cannot do; so when as many texts are under way as it has caches (`sequences` of its
+        configuration).
         """
         session = self._session
         session.require_batch(self)
         tokens = session.checked(prompt, max_new_tokens, sampling, stop_ids, drafts, position)
         self._collect()
-        cache = next((cache for cache, users in enumerate(self._users) if not users), None)
-        if cache is None:
+        # A text that begins in the middle begins now.
+        if len(self._texts) == session.config.sequences or (position and self._free is None):
             raise InputError(f"all {session.config.sequences} caches of this machine are taken: close a text, or build the machine with "
                              "more `sequences`")
         lookup = PromptLookup(tokens, drafts) if drafts else None
-        if shared % CHUNK or shared > position or (shared and not like):
+        if shared % CHUNK or shared > position or (shared and not (like and like.begun)):
             raise InputError(f"a text shares whole chunks of {CHUNK} of its {position} positions with another one, not {shared}")
-        text = Text(tokens, max_new_tokens, position, cache, sampling, tuple(stop_ids), lookup, prompt=() if position else tuple(tokens))
-        self._users[cache] += 1
-        if position:
-            self._begin(text, shared, like.cache if like else 0)
+        text = Text(tokens, max_new_tokens, position, 0, sampling, tuple(stop_ids), lookup, prompt=() if position else tuple(tokens))
+        if position and (cache := self._free) is not None:
+            self._begin(text, cache, shared, like.cache if like else 0)
         self._texts.append(text)
         self._read += tokens
         return text
@@ -301,23 +302,33 @@ class Batch:
     def _collect(self) -> None:
         """Free the caches of texts that are done."""
         for text in self._texts:
-            if text.done:
+            if text.done and text.begun:
                 self._users[text.cache] -= 1
                 if text.shared:
                     self._users[text.prefix] -= 1
         self._texts = [text for text in self._texts if not text.done]
 
-    def _begin(self, text: Text, shared: int, prefix: int) -> None:
-        """It has been read up to `shared`, or further, and has so much in the cache `prefix`."""
-        text.begun, text.shared, text.prefix, text.position = True, shared, prefix, max(text.position, shared)
+    @property
+    def _free(self) -> int | None:
+        """A cache in which nobody has anything, if there is one."""
+        return next((cache for cache, users in enumerate(self._users) if not users), None)
+
+    def _begin(self, text: Text, cache: int, shared: int, prefix: int) -> None:
+        """It gets `cache`; it has been read up to `shared`, or further, and has so much in the cache `prefix`."""
+        text.begun, text.cache, text.shared, text.prefix, text.position = True, cache, shared, prefix, max(text.position, shared)
+        self._users[cache] += 1
         if shared:
             self._users[prefix] += 1
             text.unread = text.unread[shared:] if text.prompt else text.unread
 
     def _ready(self, text: Text) -> bool:
-        """Whether a pass may read some of it: it has begun, or begins now, unless a text under way is reading what both begin with."""
+        """Whether a pass may read some of it: it has begun, or begins now, unless there is no cache for it yet or a text under way is
+        reading what both begin with."""
         if text.begun:
             return True
+        cache = self._free
+        if cache is None:
+            return False
         best, coming = (0, 0), 0
         for other in self._texts:
             if not other.begun or not other.prompt:
@@ -329,7 +340,7 @@ class Batch:
             coming = max(coming, min(common, len(other.prompt)) // CHUNK * CHUNK)
         if coming > best[0]:
             return False
-        self._begin(text, *best)
+        self._begin(text, cache, *best)
         return True
 
     def __iter__(self) -> Iterator[tuple[Text, int]]:

@@ -52,6 +52,8 @@ PUSH_CYCLES = 1 << 10
 PATIENCE = 64
 """A token may take so many times the cycles that its memory traffic alone needs."""
 PATIENCE_CYCLES = 2_000_000
+LONGEST = 64
+"""A wait ends after so many times the patience, whatever the device reads or writes meanwhile."""
 UNITS = ("VECTOR", "MATMUL", "DOT", "SAMPLER")
 """Units with a BUSY counter."""
 
@@ -194,21 +196,35 @@ class _Generation:
 
 
 class _Watch:
-    """A bounded wait: `step` lets the device run for a while, and raises when it had time enough."""
+    """A bounded wait for one thing: `step` lets the device run for a while, and raises when it had time enough.
+
+    That is the session's patience after the last beat that the device counted, and `LONGEST` times as much in all: a program
+    that reads weights for ever comes to an end too.
+    """
 
     def __init__(self, session: Session, what: str) -> None:
         self._session, self._what = session, what
-        self._cycles, self._deadline = session.patience, time.monotonic() + session.timeout_s
+        self._left = LONGEST * session.patience
+        self._beats: tuple[int, int] | None = None
+        self._renew()
+
+    def _renew(self) -> None:
+        self._cycles, self._deadline = min(self._session.patience, self._left), time.monotonic() + self._session.timeout_s
 
     def step(self, cycles: int = STEP_CYCLES) -> None:
+        b = self._session.backend
+        beats = b.read("WEIGHT_BEATS_LOW"), b.read("DATA_BEATS")
+        if beats != self._beats:
+            if self._beats is not None:
+                self._renew()
+            self._beats = beats
         if self._cycles <= 0 or time.monotonic() > self._deadline:
             s = self._session
-            limit = f"{s.patience} cycles" if self._cycles <= 0 else f"{s.timeout_s:g} s"
-            raise DeviceTimeout(
-                f"the {s.backend.name} device did not come to {self._what} within {limit}; reset the session and try again", s.state()
-            )
-        passed = self._session.backend.advance(min(cycles, self._cycles))
-        self._cycles -= max(passed, 1)
+            limit = f"{s.timeout_s:g} s" if self._cycles > 0 else f"{LONGEST * s.patience if self._left <= 0 else s.patience} cycles"
+            raise DeviceTimeout(f"the {b.name} device did not come to {self._what} within {limit}; reset the session and try again",
+                                s.state())
+        passed = max(b.advance(min(cycles, self._cycles)), 1)
+        self._cycles, self._left = self._cycles - passed, self._left - passed
 
 
 class _Lock:
@@ -242,7 +258,7 @@ class Session:
 
     `backend`: the device; `image`: what to load, which must have been packed for this very device. `position`:
     tokens that the device remembers; generation goes on from there until `reset`. `timeout_s`: real time that
-    the device may take without progress, `patience` the same in device cycles.
+    the device may take without progress, `patience` the same in device cycles; a token taken or given is progress, and a beat read.
     """
 
     def __init__(self, backend: Backend, image: Image, *, timeout_s: float = 1800.0) -> None:
@@ -434,8 +450,8 @@ class Session:
 
     @property
     def remaining(self) -> int:
-        """Tokens that the context still takes."""
-        return self.config.shape.context - self.position - (self._pending is not None)
+        """Tokens that the context still takes, the newest one that the device has not read left out: 0 when it is full."""
+        return max(self.config.shape.context - self.position - (self._pending is not None), 0)
 
     @property
     def _place(self) -> tuple[int, int | None]:
@@ -560,18 +576,17 @@ class Session:
         """Prompt tokens in; generated tokens out, with their cycle stamps, until the device has halted."""
         b, waiting, got = self.backend, deque(generation.prompt), 0
         goal = "a token" if generation.new else "the end of the prompt"
-        watch, room = _Watch(self, goal), -1
+        watch, taken = _Watch(self, goal), -1
         while self._active is generation:
             status = b.read("STATUS")
-            running, before, room = STATUS["RUNNING"].get(status), room, STATUS["PROMPT_ROOM"].get(status)
+            running, room = STATUS["RUNNING"].get(status), STATUS["PROMPT_ROOM"].get(status)
+            before, taken = taken, len(generation.prompt) - len(waiting) - (FIFO_DEPTH - room)
             for _ in range(min(room, len(waiting))):
                 b.write("TOKEN_IN", waiting.popleft())
-                room -= 1
-            if room != before:
+            if taken != before:
                 watch = _Watch(self, goal)
                 if progress:
-                    unread = len(waiting) + FIFO_DEPTH - room
-                    progress(max(len(generation.prompt) - unread, 0), len(generation.prompt))
+                    progress(max(taken, 0), len(generation.prompt))
             while self._active is generation and b.read("TOKEN_LEVEL"):
                 stamp, token = b.read("TOKEN_CYCLE"), TOKEN_OUT["TOKEN"].get(b.read("TOKEN_OUT"))
                 got += 1

@@ -135,23 +135,28 @@ def test_a_beginning_stays_until_nobody_needs_it(session):
         first = batch.add(head, 2)
         run = iter(batch)
         next(run)
-        second, third = batch.add([*head[:32], 5], 9), batch.add(head[:20], 6)
+        second, third = batch.add([*head[:32], 5], 14), batch.add(head[:20], 6)
         next(iter_until(run, second))
         first.close()
         assert (second.shared, second.prefix, third.shared) == (32, first.cache, 16)
         others = [batch.add([n], 12) for n in range(SEQUENCES - 3)]
+        waiting = batch.add([1], 4)
         with pytest.raises(InputError, match="all 5 caches"):
             batch.add([1], 1)
-        fourth = None
-        for text, _ in run:
-            if text is second and second.done:
+        for _text, _ in run:
+            if third.done:
                 break
-        third.close()
-        next(run)
+            assert not waiting.begun, "the first one's cache is not free"
+        next(iter_until(run, waiting))
+        assert waiting.cache == third.cache and not second.done
+        for _text, _ in run:
+            if second.done:
+                break
         fourth = batch.add([*head[:32], 9], 2)
         list(run)
         assert fourth.shared == 0 and all(other.done for other in others)
-    assert second.tokens == alone(session, dict(prompt=[*head[:32], 5], max_new_tokens=9))
+    assert second.tokens == alone(session, dict(prompt=[*head[:32], 5], max_new_tokens=14))
+    assert waiting.tokens == alone(session, dict(prompt=[1], max_new_tokens=4))
     assert fourth.tokens == alone(session, dict(prompt=[*head[:32], 9], max_new_tokens=2))
 
 

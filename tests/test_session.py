@@ -17,7 +17,7 @@ from tritloom.gen.pack import pack, quantise
 from tritloom.host.backend import DeviceBusy, DeviceError, DeviceFault, DeviceTimeout, InputError
 from tritloom.host.drafting import COST, CREEP, SLACK, Budget, PromptLookup
 from tritloom.host.image import Image, ImageError, write_image
-from tritloom.host.session import Session, sampling
+from tritloom.host.session import LONGEST, STEP_CYCLES, Session, sampling
 from tritloom.host.tokenizer import Tokenizer
 from tritloom.sim.backends import EmulatorBackend, NullBackend, SimBackend
 from tritloom.sim.integer_model import IntegerModel
@@ -245,10 +245,43 @@ def test_prompts_longer_than_the_fifo(image):
     assert seen == sorted(seen) and seen[-1][1] == len(prompt)
 
 
+def test_a_prompt_is_read_however_long_it_takes(checkpoint, tmp_path):
+    """485 tokens for devices whose FIFO is full all the time, with patience for fewer."""
+    long = packed(open_checkpoint(MODEL), tmp_path / "long.img", lanes=16)
+    prompt = [token % 512 for token in range(485)]
+    with Session(EmulatorBackend(long.config, long.map.total_bytes), long) as session:
+        session.patience = 4 * STEP_CYCLES
+        assert len(list(session.generate(prompt, 2))) == 2
+    with Session(null(long, token_cycles=1000), long) as session:
+        session.patience = 4000
+        assert list(session.generate(prompt, 3)) == [7, 8, 9]
+
+
+class Counting(NullBackend):
+    """Answers only after `beats` beats, one a look."""
+
+    beats = 0
+
+    def advance(self, limit):
+        self.hang = self.registers["DATA_BEATS"] < self.beats
+        self.registers["DATA_BEATS"] += 1
+        return super().advance(limit)
+
+
+def test_a_device_that_reads_makes_progress_but_not_for_ever(image):
+    backend = Counting(image.config)
+    with Session(backend, image) as session:
+        session.patience, backend.beats = 4000, LONGEST - 4
+        assert list(session.generate([1], 1)) == [0]
+        backend.beats = 2 * LONGEST
+        with pytest.raises(DeviceTimeout, match=f"did not come to a token within {LONGEST * 4000} cycles"):
+            list(session.generate((), 1))
+
+
 def test_the_context_can_be_filled_to_its_end(image):
     with Session(null(image), image) as session:
         assert len(list(session.generate([1], CONTEXT))) == CONTEXT
-        assert session.position == CONTEXT
+        assert session.position == CONTEXT and session.remaining == 0
         with pytest.raises(InputError, match="longer than the context"):
             session.generate((), 1)
 
