@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from amaranth import Array, C, Cat, Module, Mux, Signal, unsigned
+from amaranth.hdl import Assert
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for
@@ -20,7 +21,7 @@ from tritloom.rtl.tables import (
     table_address_bits,
 )
 
-__all__ = ["TableControl", "TernaryMatmul", "progress_signature"]
+__all__ = ["TableControl", "TernaryMatmul", "WordControl", "progress_signature"]
 
 PARTIAL_READ_LATENCY = 2
 ROW_RETURNS_AFTER = 4
@@ -211,6 +212,113 @@ class TableControl(wiring.Component):
         ]
 
 
+def _command_layout(max_inputs: int, max_steps: int, places: int, lanes: int, groups: int) -> data.StructLayout:
+    slot_bits = (lanes - 1).bit_length() + (groups - 1).bit_length()
+    return data.StructLayout({"inputs": bits_for(max_inputs), "steps": bits_for(max_steps), "slot": max(1, slot_bits),
+                              "count": bits_for(lanes), "at": index_shape(places)})
+
+
+class WordControl(wiring.Component):
+    """Take the words of commands tile by tile, as tables get ready, and say what each word is while it passes the lanes.
+
+    A step's partial sum that is fetched must have been written: a step is taken ROW_RETURNS_AFTER cycles or more after the same
+    step of the tile before. Tiles of fewer steps therefore wait after their last step, however the words of either come:
+    the steps of a tile are at least a cycle apart, so that the first one's wait covers them all.
+
+    Latency: none; `words[n]` is what was taken n cycles before.
+
+    Throughput: a word a cycle; between commands a cycle is lost.
+
+    Parameters
+    ----------
+    span : int
+        Inputs of a tile.
+    max_inputs, max_steps, places : int
+        Longest vector, steps of the longest block, steps of all results.
+    lanes, groups : int
+        Lanes of a group, and groups.
+    upper_lane : int or None
+        First lane whose results are written in a second turn.
+    depth : int
+        Cycles that a word is followed for.
+
+    Members
+    -------
+    cmd : In(stream of {inputs, steps, slot, count, at})
+        As TernaryMatmul's.
+    prepared : In(1)
+        A tile's tables may be read from the second cycle after this one.
+    valid : In(1), ready : Out(1)
+        A word is there, and is taken.
+    words : Out(array of depth+1)
+        Whether there is a word; whether it is of its tile's first or last step, of its command's first or last tile, for lanes
+        from `upper_lane` on; its step, its place in the results, its group.
+    """
+
+    def __init__(self, *, span: int, max_inputs: int, max_steps: int, places: int, lanes: int, groups: int, upper_lane: int | None,
+                 depth: int):
+        self._span, self._upper_lane, self._lane_bits = span, upper_lane, (lanes - 1).bit_length()
+        flags = ("valid", "first_step", "last_step", "first_tile", "last_tile", "upper")
+        self.word = data.StructLayout({name: 1 for name in flags} | {
+            "step": bits_for(max_steps), "place": index_shape(places), "group": bits_for(groups - 1)})
+        super().__init__({
+            "cmd": In(stream.Signature(_command_layout(max_inputs, max_steps, places, lanes, groups))),
+            "prepared": In(1),
+            "valid": In(1),
+            "ready": Out(1),
+            "words": Out(data.ArrayLayout(self.word, depth + 1)),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        command = self.cmd.payload
+        steps, step, inputs = (Signal.like(command.steps, name="steps"), Signal.like(command.steps, name="step"),
+                               Signal.like(command.inputs, name="inputs"))
+        place, at = Signal.like(command.at, name="place"), Signal.like(command.at, name="at")
+        group = Signal.like(self.words[0].group, name="group")
+        active, ready_tiles = Signal(), Signal(2)
+        wait, spacing = Signal(range(ROW_RETURNS_AFTER)), Signal(range(ROW_RETURNS_AFTER))
+        first_step, first_tile, last_tile = Signal(init=1), Signal(), Signal()
+        upper, pause = Signal(), Signal()
+        taken, last_step = Signal(), Signal()
+        m.d.comb += [
+            self.ready.eq(active & ~pause & (~first_step | ((ready_tiles != 0) & (spacing == 0)))),
+            taken.eq(self.valid & self.ready),
+            last_step.eq(step == steps), last_tile.eq(inputs <= self._span),
+            self.cmd.ready.eq(~active),
+        ]
+        m.d.sync += ready_tiles.eq(ready_tiles + self.prepared - (taken & first_step))
+        with m.If(spacing != 0):
+            m.d.sync += spacing.eq(spacing - 1)
+        with m.If(self.cmd.valid & self.cmd.ready):
+            m.d.sync += [
+                active.eq(1), steps.eq(command.steps - 1), step.eq(0), inputs.eq(command.inputs), at.eq(command.at), place.eq(command.at),
+                group.eq(command.slot[self._lane_bits :]), first_step.eq(1), first_tile.eq(1),
+                wait.eq(Mux(command.steps < ROW_RETURNS_AFTER, ROW_RETURNS_AFTER - command.steps, 0)),
+            ]
+            if self._upper_lane is not None:
+                m.d.sync += upper.eq(command.slot[: self._lane_bits] + command.count > self._upper_lane)
+        m.d.sync += pause.eq(taken & last_tile & upper)
+        with m.If(taken):
+            m.d.sync += [step.eq(step + 1), place.eq(place + 1), first_step.eq(last_step)]
+            with m.If(last_step):
+                m.d.sync += [step.eq(0), place.eq(at), inputs.eq(inputs - self._span), first_tile.eq(0), active.eq(~last_tile),
+                             spacing.eq(wait)]
+
+        words = [Signal(self.word, name=f"word_{i}", reset_less=i > 0) for i in range(len(self.words))]
+        m.d.comb += [words[0][name].eq(value) for name, value in (
+            ("valid", taken), ("first_step", first_step), ("last_step", last_step), ("first_tile", first_tile), ("last_tile", last_tile),
+            ("upper", upper), ("step", step), ("place", place), ("group", group))]
+        for before, after in zip(words, words[1:], strict=False):
+            m.d.sync += after.eq(before)
+        m.d.comb += [out.eq(word) for out, word in zip(self.words, words, strict=True)]
+        if platform == "formal":  # what a proof by induction must know of the registers
+            with m.If(active):
+                m.d.comb += [Assert(step <= steps), Assert(first_step == (step == 0)),
+                             Assert(wait == Mux(steps < ROW_RETURNS_AFTER - 1, ROW_RETURNS_AFTER - 1 - steps, 0))]
+        return m
+
+
 class TernaryMatmul(wiring.Component):
     """Multiply a ternary matrix, streamed as packed words, by the int8 activations of all lanes.
 
@@ -303,16 +411,19 @@ class TernaryMatmul(wiring.Component):
         self.parts = parts // result_banks
 
         reduction = Reduction(table_form, tables)
-        self._partial_due = Recoder.latency + reduction.total_latency
-        self._result_due = self._partial_due + 1
+        partial_due = Recoder.latency + reduction.total_latency
+        self.partial_fetch = partial_due - PARTIAL_READ_LATENCY
+        self.partial_write = partial_due + 1
         self._load_words = (3 * tables + vector_lanes - 2) // vector_lanes + 1
-        self._written = self._result_due + result_turns - 1
+        self._written = self.partial_write + result_turns - 1
         self.latency = self._written + 1
+        sizes = {"max_inputs": max_inputs, "max_steps": -(-block_rows // rows_per_cycle), "places": self._steps,
+                 "lanes": lanes, "groups": groups}
+        self.word_parameters = sizes | {"span": 3 * tables, "upper_lane": self._turn_lanes if result_turns > 1 else None,
+                                        "depth": self._written}
         slot = unsigned(max(1, self._lane_bits + self._group_bits))
         super().__init__({
-            "cmd": In(stream.Signature(data.StructLayout({
-                "inputs": bits_for(max_inputs), "steps": bits_for(-(-block_rows // rows_per_cycle)), "slot": slot,
-                "count": bits_for(lanes), "at": index_shape(self._steps)}))),
+            "cmd": In(stream.Signature(_command_layout(**sizes))),
             "busy": Out(1),
             "progress": Out(progress_signature(-(-max_rows // vector_lanes))),
             "weights_i": In(stream.Signature(8 * mem_bytes)),
@@ -363,7 +474,10 @@ class TernaryMatmul(wiring.Component):
         m.d.comb += [to_tables.i.payload[name].eq(command[name]) for name in ("inputs", "slot", "count")]
         m.d.comb += [fifo.i.valid.eq(self.cmd.valid & self.cmd.ready) for fifo in (to_tables, to_words)]
 
-        flags = self._stream_words(m, to_words.o, control.prepared)
+        m.submodules.words = words = WordControl(**self.word_parameters)
+        wiring.connect(m, to_words.o, words.cmd)
+        m.d.comb += [words.prepared.eq(control.prepared), words.valid.eq(self.weights_i.valid), self.weights_i.ready.eq(words.ready)]
+        flags = words.words
         m.d.comb += [recoder.word.eq(self.weights_i.payload), recoder.enable.eq(self.weights_i.valid & self.weights_i.ready)]
         under_way, done = self.progress.under_way, Signal()
         m.d.sync += [under_way.eq(under_way + (self.cmd.valid & self.cmd.ready) - done), self.progress.done.eq(done)]
@@ -381,8 +495,7 @@ class TernaryMatmul(wiring.Component):
         else:
             m.d.comb += control.release.eq(selecting.valid & selecting.last_step)
 
-        fetching = flags[self._partial_due - PARTIAL_READ_LATENCY]
-        writing, written = flags[self._result_due], flags[self._written]
+        fetching, writing, written = flags[self.partial_fetch], flags[self.partial_write], flags[self._written]
         m.d.comb += done.eq(written.valid & written.last_step & written.last_tile)
         after = Signal(len(written.place) + 1)
         m.d.comb += self.progress.words.eq(after * self._rows // self._vector_lanes)
@@ -418,7 +531,7 @@ class TernaryMatmul(wiring.Component):
                 partial.write_data.eq(lane.result),
             ]
             results.append(lane.result)
-        self._results(m, flags[self._result_due - 1 :], results)
+        self._results(m, [flags[n] for n in range(self.partial_write - 1, self._written + 1)], results)
         return m
 
     def _codes(self, m, control, bases):
@@ -435,52 +548,6 @@ class TernaryMatmul(wiring.Component):
         turned = Signal(8 * self._vector_lanes, reset_less=True)
         m.d.sync += turned.eq(Cat(read.data, read.data) >> (control.turn << 3))
         return turned
-
-    def _stream_words(self, m, commands, prepared):
-        """Take words tile by tile as tables get ready; return what each word is, per cycle after it was taken."""
-        span = 3 * self._tables
-        command = commands.payload
-        steps, step, inputs = (Signal.like(command.steps, name="steps"), Signal.like(command.steps, name="step"),
-                               Signal.like(command.inputs, name="inputs"))
-        place, at = Signal.like(command.at, name="place"), Signal.like(command.at, name="at")
-        group = Signal(max(1, self._group_bits))
-        active, ready_tiles, spacing = Signal(), Signal(2), Signal(range(ROW_RETURNS_AFTER))
-        first_step, first_tile, last_tile = Signal(init=1), Signal(), Signal()
-        upper, pause = Signal(), Signal()
-        taken, last_step = Signal(), Signal()
-        m.d.comb += [
-            self.weights_i.ready.eq(active & ~pause & (~first_step | ((ready_tiles != 0) & (spacing == 0)))),
-            taken.eq(self.weights_i.valid & self.weights_i.ready),
-            last_step.eq(step == steps), last_tile.eq(inputs <= span),
-            commands.ready.eq(~active),
-        ]
-        m.d.sync += ready_tiles.eq(ready_tiles + prepared - (taken & first_step))
-        with m.If(spacing != 0):
-            m.d.sync += spacing.eq(spacing - 1)
-        with m.If(commands.valid & commands.ready):
-            m.d.sync += [
-                active.eq(1), steps.eq(command.steps - 1), step.eq(0), inputs.eq(command.inputs), at.eq(command.at), place.eq(command.at),
-                group.eq(command.slot[self._lane_bits :]), first_step.eq(1), first_tile.eq(1),
-            ]
-            if self._turns > 1:
-                m.d.sync += upper.eq(command.slot[: self._lane_bits] + command.count > self._turn_lanes)
-        m.d.sync += pause.eq(taken & last_tile & upper)
-        with m.If(taken):
-            m.d.sync += [step.eq(step + 1), place.eq(place + 1), first_step.eq(last_step)]
-            with m.If(first_step):
-                m.d.sync += spacing.eq(ROW_RETURNS_AFTER - 1)
-            with m.If(last_step):
-                m.d.sync += [step.eq(0), place.eq(at), inputs.eq(inputs - span), first_tile.eq(0), active.eq(~last_tile)]
-
-        layout = data.StructLayout({name: 1 for name in ("valid", "first_step", "last_step", "first_tile", "last_tile", "upper")}
-                                   | {"step": len(step), "place": len(place), "group": len(group)})
-        flags = [Signal(layout, name=f"word_{i}", reset_less=i > 0) for i in range(self._written + 1)]
-        m.d.comb += [flags[0][name].eq(value) for name, value in (
-            ("valid", taken), ("first_step", first_step), ("last_step", last_step), ("first_tile", first_tile), ("last_tile", last_tile),
-            ("upper", upper), ("step", step), ("place", place), ("group", group))]
-        for before, after in zip(flags, flags[1:], strict=False):
-            m.d.sync += after.eq(before)
-        return flags
 
     def _results(self, m, words, results):
         """The last tile's sums, kept by slot; some lanes share a memory. `words`: the word before that of `results`, and this one."""

@@ -6,10 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from amaranth import Elaboratable, Module
+from amaranth.hdl import Assert, Assume
 
+import formal
 import harness
 from tritloom.firmware.packing import pack_matrix
-from tritloom.rtl.tlmm import TernaryMatmul
+from tritloom.rtl.tlmm import TernaryMatmul, WordControl
 
 MAX_INPUTS, MAX_ROWS, ACC_BITS = 120, 88, 16
 
@@ -148,6 +151,46 @@ def test_commands_that_wait_follow_each_other():
 def test_few_steps_never_overtake_their_own_partial_sums():
     """Tiles of 1 to 9 steps where loading is quickest (addsub, one table)."""
     check(engine("addsub", "index5", tables=1, rows=1, lanes=1, vector_lanes=2), [job(steps, 60, lanes=1) for steps in range(1, 10)])
+
+
+@pytest.mark.parametrize("form, lanes", [("addsub", 1), ("symmetric14", 2)])
+def test_few_steps_never_overtake_their_own_partial_sums_when_words_come_late(form, lanes):
+    """Tiles of 1 to 5 steps whose words stall inside a tile, with tables ready for the next."""
+    check(engine(form, "index5", tables=1, rows=1, lanes=lanes, vector_lanes=16), [
+        job(steps, 114, stall, lanes=lanes) for steps in range(1, 6) for stall in ("rare", "random", "periodic")])
+
+
+def test_a_matrix_of_two_steps_under_a_rare_stall():
+    check(engine(vector_lanes=16), [job(8, 114, "rare", seed=seed) for seed in range(6)])
+
+
+class Overtaking(Elaboratable):
+    """A step's partial sum is never fetched while an earlier word's sum of the same step is on its way to the memory."""
+
+    def __init__(self, engine: TernaryMatmul):
+        self.words, self.fetch, self.write = WordControl(**engine.word_parameters), engine.partial_fetch, engine.partial_write
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.words = control = self.words
+        command, words = control.cmd.payload, control.words
+        m.d.comb += Assume((command.steps > 0) & (command.inputs > 0))
+        fetched = words[self.fetch]
+        for cycles in range(self.fetch + 1, self.write + 1):
+            due = words[cycles]
+            m.d.comb += Assert(~(fetched.valid & ~fetched.first_tile & due.valid & ~due.last_tile & (due.step == fetched.step)))
+        return m
+
+
+@pytest.mark.parametrize("lanes, turns", [(1, 1), (2, 2)])
+@pytest.mark.filterwarnings("ignore::amaranth.hdl.UnusedElaboratable")
+def test_no_partial_sum_is_fetched_before_it_is_written_whatever_stalls(lanes, turns, tmp_path):
+    parameters = engine(tables=1, rows=1, lanes=lanes, vector_lanes=2, result_turns=turns) | {
+        "max_inputs": 15, "max_rows": 8, "block_rows": 8}
+    design = Overtaking(TernaryMatmul(**parameters))
+    gc.collect()  # while the filter holds
+    words = design.words
+    formal.prove(design, [words.cmd.valid, words.cmd.payload, words.prepared, words.valid], tmp_path, depth=16)
 
 
 @pytest.mark.parametrize("change, message", [
