@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,7 +63,8 @@ class Emission:
             raise EmissionError("an Emission converts one design")
         self._top = component
         self._names.add(name)
-        top = self._convert(Fragment.get(component, self), component, name)
+        with _without_collection():
+            top = self._convert(Fragment.get(component, self), component, name)
         return "".join([top.text, *(module.text for known in self._modules.values() for _, module in known)])
 
     def instance(self, component: Any, elaborate: Callable[[], Any]) -> Any:
@@ -119,6 +122,18 @@ class Emission:
                                         f"which do not reach into the shared module {inner.type}")
             else:
                 self._check(inner, f"{name}.{inner_name}")
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Without garbage collection: it looks at millions of objects that all are in use, and takes two fifths of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _ports(component: Any) -> dict[str, tuple[Value, PortDirection]]:
