@@ -21,10 +21,11 @@ from tritloom.firmware.isa import Unit
 from tritloom.gen.timeline import view
 
 if TYPE_CHECKING:
+    from tritloom.host.commands.common import Source
     from tritloom.host.console import Console
     from tritloom.host.session import Session
 
-__all__ = ["KINDS", "BenchError", "CycleShares", "Report", "Row", "decode", "entry_rows", "fidelity", "fit_rows", "measure_session",
+__all__ = ["KINDS", "BenchError", "CycleShares", "Report", "Row", "decode", "entry_rows", "measure_session",
            "machine_synth", "number", "report", "routed", "stored_report", "table", "tlmm_synth", "whole_tokens"]
 
 KINDS = ("rtl-simulated", "synthesised", "routed", "host-measured", "projected")
@@ -93,9 +94,9 @@ def tlmm_synth(progress: Progress | None = None) -> list[Row]:
     return result
 
 
-def machine_synth(model: str | Path, board: str, *, context: int | None = None, settings: dict[str, Any] | None = None,
+def machine_synth(source: Source, board: str, *, context: int | None = None, settings: dict[str, Any] | None = None,
                   resume: bool = False, console: Console | None = None) -> Report:
-    """Synthesise the whole machine for `model` on `board`, part by part, and store what every unit costs and the slowest paths.
+    """Synthesise the whole machine for `source` on `board`, part by part, and store what every unit costs and the slowest paths.
 
     `context`: positions of the cache (the model's own by default). Unlike elsewhere, the machine need not fit the board. With
     `resume`, a stored result of the same configuration and code is taken instead.
@@ -103,15 +104,12 @@ def machine_synth(model: str | Path, board: str, *, context: int | None = None, 
     from tritloom.boards.board import load as load_board
     from tritloom.gen import depth, parts
     from tritloom.gen.fit import fit
-    from tritloom.gen.models import open_checkpoint
-    from tritloom.gen.models.shapes import published
     from tritloom.host.console import Console
     from tritloom.sim import measure
 
     console = console or Console(json=True)
-    target, settings, path = load_board(board), settings or {}, Path(model)
-    spec = open_checkpoint(path, context=context).spec if path.exists() else published(str(model), context)
-    config, name = fit(spec, target, **settings).config, path.name
+    target, settings, name = load_board(board), settings or {}, source.path.name
+    config = fit(source.spec(context), target, **settings).config
     labels = settings | ({"context-": context} if context else {})
     file = measure.result_path(board, name, "synthesis", labels)
     entry = measure.load(file) if resume else None
@@ -122,7 +120,8 @@ def machine_synth(model: str | Path, board: str, *, context: int | None = None, 
         if target.family == depth.FAMILY:
             with console.step("Following its paths"):
                 timing = depth.worst_paths(config)
-        command = f"tritloom bench --synth --model {model} --board {board}{f' --context {context}' if context else ''}{_changes(settings)}"
+        command = (f"tritloom bench --synth --model {source.path}{source.words} --board {board}"
+                   f"{f' --context {context}' if context else ''}{_changes(settings)}")
         entry = measure.record_synthesis(found, model=name, config=config, family=target.family, resources=target.resources,
                                          timing=timing, command=command)
         measure.store(entry, file)
@@ -256,7 +255,7 @@ def measured_rows(name: str, m: Measured, command: str) -> list[Row]:
             row(f"{name} simulation rate in decode", len(m.decode_cycles) / m.wall_s, "tokens/s", "host-measured", command)]
 
 
-def decode(model: str | Path, board: str = "sim", tokens: int = 8, *, prompt: str = PROMPT, settings: dict[str, Any] | None = None,
+def decode(source: Source, board: str = "sim", tokens: int = 8, *, prompt: str = PROMPT, settings: dict[str, Any] | None = None,
            context: int | None = None, timing: str | None = None, progress: Progress | None = None) -> Report:
     """Run `tokens` tokens of decode through the simulated RTL; rows of cycles, memory use and where the idle beats went."""
     from tritloom.boards.board import load
@@ -266,16 +265,15 @@ def decode(model: str | Path, board: str = "sim", tokens: int = 8, *, prompt: st
     from tritloom.host.tokenizer import Tokenizer
     from tritloom.sim import measure
 
-    path, quiet = Path(model), Console(json=True)
+    path, quiet = source.path, Console(json=True)
     tell = progress or (lambda *_: None)
-    changes = "".join(f" --set {name}={value}" for name, value in (settings or {}).items())
-    command = f"tritloom bench --model {model} --board {board} --tokens {tokens}{changes}{f' --timing {timing}' if timing else ''}"
+    command = f"tritloom bench --model {source.path}{source.words} --board {board} --tokens {tokens}{_changes(settings or {}, timing)}"
     tell(0, tokens, "preparing the machine")
-    checkpoint = common.open_model(path, context)
+    checkpoint = source.open(context)
     spec = checkpoint.spec
     ids = Tokenizer.from_file(checkpoint.tokenizer, spec.bos_id).encode(prompt)[: max(1, spec.shape.context - tokens - 1)]
     config = common.configuration(spec, board, settings or {})
-    image = common.image_of(path, checkpoint, config, quiet)
+    image = common.image_of(source, checkpoint, config, quiet)
     timing = timing or load(board).timing
     backend = common.open_simulation(config, image.map.total_bytes, timing, quiet)
     try:
@@ -301,21 +299,19 @@ def _mean_token(m: Measured, parts: dict[str, int], useful: int, beat_bytes: int
             "bytes": parts, "roofline_share": useful / (cycles * beat_bytes), "timeline": m.timeline}
 
 
-def whole_tokens(model: str | Path, board: str, *, context: int | None = None, prefill: int | None = None, batch: int | None = None,
+def whole_tokens(source: Source, board: str, *, context: int | None = None, prefill: int | None = None, batch: int | None = None,
                  shared: int = 0, settings: dict[str, Any] | None = None, timing: str | None = None, resume: bool = False,
                  console: Console | None = None) -> Report:
     """Measure a decode token at `context` positions and the first token after `prefill` prompt tokens, on the simulated RTL.
     With `batch`, instead of one decode token, a token each of so many texts at `context` positions, of which they have `shared` in common,
     beside the token of one.
 
-    `model`: a checkpoint's folder or file, or a name of gen.models.shapes (random weights). sim/measure.py says what exactly is
+    `source`: a checkpoint, or a shape without weights (random ones are made). sim/measure.py says what exactly is
     measured. Results are stored below docs/results; with `resume`, a stored result of the same configuration, code,
     memory model and timing is taken instead. `console` shows how far it is.
     """
     from tritloom.boards.board import load as load_board
     from tritloom.gen.fit import predict, prompt_cycles
-    from tritloom.gen.models import open_checkpoint
-    from tritloom.gen.models.shapes import published
     from tritloom.host.commands import common
     from tritloom.host.console import Console
     from tritloom.host.session import Session, check_passes
@@ -323,18 +319,18 @@ def whole_tokens(model: str | Path, board: str, *, context: int | None = None, p
     from tritloom.sim.memory import PRESETS
 
     console = console or Console(json=True)
-    target, settings, path = load_board(board), settings or {}, Path(model)
+    target, settings, path = load_board(board), settings or {}, source.path
     timing = timing or target.timing
     if timing not in PRESETS:
         raise BenchError(f"no memory timing {timing!r}: choose {', '.join(PRESETS)}")
     several = f"batch{batch}" + (f"-shared{shared}" if shared else "")
     wanted = [(what, count) for what, count in ((several if batch else "decode", context), ("prefill", prefill)) if count is not None]
     settings = {"sequences": batch} | settings if batch else settings
-    folder = path.exists()
-    spec = open_checkpoint(path).spec if folder else published(str(model))
+    folder = not source.shape_only
+    spec = source.spec()
     spec = spec.with_context(measure.capacity(max(2, *(count for _, count in wanted)), spec.shape.context))
     fitted = common.fitted(spec, board, settings)
-    config, name = fitted.config, path.name if folder else str(model)
+    config, name = fitted.config, path.name
     if batch:
         check_passes(config)
     if batch and batch > min(config.lanes, config.sequences):
@@ -358,7 +354,7 @@ def whole_tokens(model: str | Path, board: str, *, context: int | None = None, p
     missing = [(what, count) for what, count in wanted if what not in entries]
     if missing:
         if folder:
-            image = common.image_of(path, open_checkpoint(path, context=config.shape.context), config, console)
+            image = common.image_of(source, source.open(config.shape.context), config, console)
         else:
             image = measure.RandomImage.of(spec, config)
         backend = common.open_simulation(config, image.map.total_bytes, timing, console)
@@ -379,7 +375,7 @@ def whole_tokens(model: str | Path, board: str, *, context: int | None = None, p
                             measured = getattr(measure, what)(session, count, expected=expected, progress=update, timeline=True)
                     together = (f" --batch {batch}" if batch else "") + (f" --shared {shared}" if shared else "")
                     asked = f"--prefill {count}" if what == "prefill" else f"--context {count}{together}"
-                    command = f"tritloom bench --model {model} --board {board} {asked}{changes}"
+                    command = f"tritloom bench --model {source.path}{source.words} --board {board} {asked}{changes}"
                     entries[what] = measure.record(measured, model=name, what=what, count=count, config=config, timing=timing,
                                                    weights="checkpoint" if folder else "random", command=command)
                     measure.store(entries[what], files[what])
@@ -394,7 +390,7 @@ REWRITTEN_TOKENS, OPENING_TOKENS = 96, 24
 """Of the story that is written twice, and of its second writing's beginning, which the prompt gives."""
 
 
-def drafted(model: str | Path, board: str, drafts: int, *, tokens: int = 64, prompt: str | None = None,
+def drafted(source: Source, board: str, drafts: int, *, tokens: int = 64, prompt: str | None = None,
             settings: dict[str, Any] | None = None, timing: str | None = None, console: Console | None = None) -> Report:
     """Measure drafts on the simulated RTL: a text that goes on freely from `prompt`, and one that rewrites what the model wrote
     (`sim.measure.rewriting`). The results are stored."""
@@ -405,10 +401,10 @@ def drafted(model: str | Path, board: str, drafts: int, *, tokens: int = 64, pro
     from tritloom.host.tokenizer import Tokenizer
     from tritloom.sim import measure
 
-    console, settings, path = console or Console(json=True), settings or {}, Path(model)
+    console, settings, path = console or Console(json=True), settings or {}, source.path
     target = load_board(board)
     timing = timing or target.timing
-    checkpoint = common.open_model(path)
+    checkpoint = source.open()
     spec = checkpoint.spec
     config = common.configuration(spec, board, settings)
     check_drafts(drafts, config)
@@ -416,9 +412,9 @@ def drafted(model: str | Path, board: str, drafts: int, *, tokens: int = 64, pro
     story, most = min(REWRITTEN_TOKENS, spec.shape.context // 3), spec.shape.context // 3
     if max(len(ids), tokens) > most:
         raise BenchError(f"a prompt of {len(ids)} tokens and {tokens} tokens to write: at most {most} each fit the context written twice")
-    image = common.image_of(path, checkpoint, config, console)
+    image = common.image_of(source, checkpoint, config, console)
     changes = (f' --prompt "{prompt}"' if prompt else "") + _changes(settings, timing if timing != target.timing else None)
-    command = f"tritloom bench --model {model} --board {board} --drafts {drafts} --tokens {tokens}{changes}"
+    command = f"tritloom bench --model {source.path}{source.words} --board {board} --drafts {drafts} --tokens {tokens}{changes}"
     entries = []
     backend = common.open_simulation(config, image.map.total_bytes, timing, console)
     try:
@@ -528,34 +524,6 @@ def stored_report(board: str | None = None) -> Report:
     return _report((entry, f"stored on {entry['date']}" if state == measure.CURRENT else state) for _, entry, state in found)
 
 
-def fidelity(model: str | Path, text: str, tokens: int, *, floor: bool = True, progress: Progress | None = None) -> list[Row]:
-    """How far the integers are from the float model over `tokens` tokens of `text`."""
-    from tritloom.sim.fidelity import measure
-
-    result = measure(model, text, tokens, floor=floor, progress=progress)
-    name, command = Path(model).name, f"tritloom verify --model {model} --tokens {tokens}"
-    named = [
-        ("perplexity, float", result.perplexity, ""), ("perplexity, integer", result.integer_perplexity, ""),
-        ("perplexity change", result.perplexity_change, "relative"), ("argmax agreement", result.argmax_agreement, "of tokens"),
-        ("argmax agreement of the noise floor", result.argmax_floor, "of tokens"), ("worst logit error", result.max_logit_error, "logits"),
-        ("tokens compared", result.tokens, "tokens"),
-    ]
-    return [row(f"{name} {measure}", value, unit, "host-measured", command) for measure, value, unit in named if value is not None]
-
-
-def fit_rows(model: str | Path, board: str, settings: dict[str, Any] | None = None) -> list[Row]:
-    """What `fit` projects."""
-    from tritloom.gen.fit import fit
-    from tritloom.gen.models import open_checkpoint
-
-    units = {"lut": "LUT", "ff": "FF", "bram": "Kibit", "dsp": "blocks", "uram": "Kibit", "decode_cycles_per_token": "cycles/token",
-             "decode_tokens_per_s": "tokens/s", "ttft_s": "s", "memory_share": "of beat rate",
-             "batch_tokens_per_s": "tokens/s", "batch_speed_up": "times"}
-    result = fit(open_checkpoint(Path(model)).spec, board, **(settings or {}))
-    name, command = f"{Path(model).name} on {board}", f"tritloom fit --model {model} --board {board}"
-    return [row(f"{name}, {what}", value, units[what], "projected", command) for what, value in result.predicted.items()]
-
-
 def routed(report: str | Path, command: str = "tritloom build") -> list[Row]:
     """Rows of a build's report.json."""
     data = json.loads(Path(report).read_text(encoding="utf-8"))
@@ -564,7 +532,7 @@ def routed(report: str | Path, command: str = "tritloom build") -> list[Row]:
     return [row(f"{name} Fmax", data["fmax_mhz"], "MHz", "routed", command), *used]
 
 
-def report(*, unit: str | None = None, synth: bool = False, model: str | Path | None = None, board: str = "sim", tokens: int = 8,
+def report(*, unit: str | None = None, synth: bool = False, source: Source | None = None, board: str = "sim", tokens: int = 8,
            context: int | None = None, prefill: int | None = None, batch: int | None = None, shared: int | None = None,
            drafts: int | None = None, prompt: str | None = None, timing: str | None = None, resume: bool = False, stored: bool = False,
            settings: dict[str, Any] | None = None, console: Console | None = None) -> Report:
@@ -581,12 +549,12 @@ def report(*, unit: str | None = None, synth: bool = False, model: str | Path | 
             raise BenchError(f"no measurement of unit {unit}{'' if synth else ' without --synth'}: there is --unit tlmm --synth")
         with console.step("Synthesising") as update:
             return Report(tlmm_synth(update))
-    if model is None:
+    if source is None:
         raise BenchError("nothing to measure: give --model NAME, or --unit tlmm --synth")
     if synth:
         if any(option is not None for option in (prefill, batch, shared, drafts, timing)):
             raise BenchError("--synth measures no cycles: leave --prefill, --batch, --shared, --drafts and --timing out")
-        return machine_synth(model, board, context=context, settings=settings, resume=resume, console=console)
+        return machine_synth(source, board, context=context, settings=settings, resume=resume, console=console)
     if drafts is not None and any(option is not None for option in (context, prefill, batch)):
         raise BenchError("--drafts measures texts that are written: leave --context, --prefill and --batch out")
     if drafts is None and prompt is not None:
@@ -597,19 +565,16 @@ def report(*, unit: str | None = None, synth: bool = False, model: str | Path | 
         raise BenchError(f"--shared {shared} is what the texts of --batch have in common before the token that is measured: whole chunks "
                          f"of {CHUNK} positions, at most the --context less 2")
     if context is not None or prefill is not None:
-        return whole_tokens(model, board, context=context, prefill=prefill, batch=batch, shared=shared or 0, settings=settings,
+        return whole_tokens(source, board, context=context, prefill=prefill, batch=batch, shared=shared or 0, settings=settings,
                             timing=timing, resume=resume, console=console)
     if resume:
         raise BenchError("--resume takes up a stored measurement of whole tokens: give --context N or --prefill N")
-    if not Path(model).exists():
-        from tritloom.gen.models.shapes import SHAPES
-
-        if str(model) in SHAPES:
-            raise BenchError(f"{model} is a shape without a text to continue: give --context N or --prefill N")
+    if source.shape_only:
+        raise BenchError(f"{source.path} is a shape without a text to continue: give --context N or --prefill N")
     if drafts is not None:
-        return drafted(model, board, drafts, tokens=tokens, prompt=prompt, settings=settings, timing=timing, console=console)
+        return drafted(source, board, drafts, tokens=tokens, prompt=prompt, settings=settings, timing=timing, console=console)
     with console.step("Measuring") as update:
-        return decode(model, board, tokens, settings=settings, timing=timing, progress=update)
+        return decode(source, board, tokens, settings=settings, timing=timing, progress=update)
 
 
 # For people ---------------------------------------------------------------------------------------------

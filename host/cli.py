@@ -18,6 +18,7 @@ from typing import Annotated
 import typer
 
 from tritloom.host.commands import bench, build, check, doctor, fit, generate, pack, run, verify
+from tritloom.host.commands.common import with_options
 
 INTERRUPTED, TERMINATED = 130, 143
 BAD_INPUT = 2
@@ -60,7 +61,7 @@ def options(
 
 
 for verb in (doctor, check, fit, generate, build, pack, run, verify, bench):
-    app.command(verb.__name__.rpartition(".")[2])(verb.command)
+    app.command(verb.__name__.rpartition(".")[2])(with_options(verb.command))
 
 
 def explain(error: BaseException) -> tuple[str, int]:

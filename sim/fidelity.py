@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tritloom.firmware.integer import ternary_ranks
-from tritloom.gen.models import Checkpoint, open_checkpoint
+from tritloom.gen.models import Checkpoint
 from tritloom.gen.pack import quantise
 from tritloom.sim.integer_model import IntegerModel
 
@@ -169,11 +169,10 @@ def short_list_quality(checkpoint: Checkpoint, text: str, tokens: int, shortlist
     return ShortListQuality(shortlist, len(ranks), count, int((rank >= shortlist).sum()), int(rank.max()), float(rank.mean()))
 
 
-def measure(model: str | Path, text: str, tokens: int, *, floor: bool = False,
+def measure(checkpoint: Checkpoint, path: Path, text: str, tokens: int, *, floor: bool = False,
             progress: Callable[[int, int], None] | None = None) -> Fidelity:
-    """Compare the integer model with the float reference over at least `tokens` tokens of `text`."""
-    path = Path(model)
-    checkpoint = open_checkpoint(path)
+    """Compare the integer model of a checkpoint, which was opened at `path`, with the float reference over at least `tokens` tokens
+    of `text`."""
     spec = checkpoint.spec
     if not spec.eos_ids:
         raise FidelityError(f"{path} names no end token: the comparison runs whole stories")

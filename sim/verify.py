@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,6 @@ from tritloom.firmware.emulator import TraceEvent
 from tritloom.firmware.integer import GREEDY, Sampling
 from tritloom.firmware.isa import TraceUnit
 from tritloom.gen.fit import fit
-from tritloom.gen.models import open_checkpoint
 from tritloom.gen.pack import pack, quantise
 from tritloom.host.backend import InputError
 from tritloom.host.image import Image, write_image
@@ -30,6 +29,9 @@ from tritloom.host.tokenizer import Tokenizer
 from tritloom.sim.backends import EmulatorBackend, SimBackend
 from tritloom.sim.integer_model import IntegerModel
 from tritloom.sim.verilated import default_build_dir
+
+if TYPE_CHECKING:
+    from tritloom.host.commands.common import Source
 
 PROMPT_TOKENS = 24
 """Prompt of `verify`: the first tokens of the text."""
@@ -180,7 +182,7 @@ def default_text(model: Path) -> Path | None:
     return path if path.is_file() else None
 
 
-def verify(model: Path, text: Path | None, tokens: int, progress: Progress | None = None, *, board: str = "sim",
+def verify(source: Source, text: Path | None, tokens: int, progress: Progress | None = None, *, board: str = "sim",
            settings: dict[str, Any] | None = None, float_tokens: int = 1000, floor: bool = False) -> dict[str, Any]:
     """What `tritloom verify` reports: RTL = emulator = integer model over `tokens` generated tokens, and the
     integer model against the float model over `float_tokens` tokens of `text` (0: leave that out); with a short-list,
@@ -189,11 +191,11 @@ def verify(model: Path, text: Path | None, tokens: int, progress: Progress | Non
     from tritloom.sim.fidelity import measure, short_list_quality
 
     done = progress or (lambda fraction, total, text: None)
-    checkpoint = open_checkpoint(model)
+    checkpoint = source.open()
     spec = checkpoint.spec
     result = fit(spec, board, **(settings or {}))
-    source = text or default_text(model)
-    words = source.read_text("utf-8") if source else "Once upon a time"
+    file = text or default_text(source.path)
+    words = file.read_text("utf-8") if file else "Once upon a time"
     tokenizer = Tokenizer.from_file(checkpoint.tokenizer, spec.bos_id)
     prompt = tokenizer.encode(words[:400])[:PROMPT_TOKENS]
     room = spec.shape.context - len(prompt) + 1
@@ -214,9 +216,10 @@ def verify(model: Path, text: Path | None, tokens: int, progress: Progress | Non
         finally:
             backend.close()
     fidelity = missed = None
-    if float_tokens and source:
-        fidelity = measure(model, words, float_tokens, floor=floor, progress=lambda n, total: done(n, total, "float model")).to_dict()
-    if float_tokens and source and result.config.shortlist:
+    if float_tokens and file:
+        fidelity = measure(checkpoint, source.path, words, float_tokens, floor=floor,
+                           progress=lambda n, total: done(n, total, "float model")).to_dict()
+    if float_tokens and file and result.config.shortlist:
         missed = short_list_quality(checkpoint, words, float_tokens, result.config.shortlist,
                                     progress=lambda n, total: done(n, total, "short-list")).to_dict()
     return {"equal": found.equal, "compared_tokens": found.compared_tokens, "first_difference": found.first_difference(),

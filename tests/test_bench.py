@@ -1,11 +1,16 @@
 """Measured numbers: their rows, the share of every unit, the table and what is refused."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from tritloom.firmware.isa import Unit
 from tritloom.gen import bench
 from tritloom.gen.bench import CycleShares, Measured
+from tritloom.host.commands.common import Source
+
+SHAPE = Source(model=Path("TriLM-99M"))
 
 
 def histogram():
@@ -106,13 +111,13 @@ def test_a_device_without_a_clock_is_refused():
     ({"unit": "adder", "synth": True}, "adder"), ({"unit": "tlmm"}, "--synth"), ({}, "--model"),
     ({"stored": True, "settings": {"lanes": 2}}, "leave them out with --stored"),
     ({"unit": "tlmm", "synth": True, "settings": {"shortlist": 256}}, "leave them out with --stored and --unit"),
-    ({"model": "TriLM-99M", "synth": True, "batch": 2}, "leave --prefill, --batch"),
-    ({"model": "TriLM-99M", "drafts": 2, "context": 8}, "leave --context"),
-    ({"model": "TriLM-99M", "prompt": "Tom", "context": 8}, "give --drafts N too"),
-    ({"model": "TriLM-99M", "batch": 2, "prefill": 8}, "give --context N too"),
-    ({"model": "TriLM-99M", "context": 40, "shared": 16}, "what the texts of --batch have in common"),
-    ({"model": "TriLM-99M", "context": 40, "batch": 2, "shared": 24}, "whole chunks of 16"),
-    ({"model": "TriLM-99M", "context": 40, "batch": 2, "shared": 48}, "at most the --context less 2"),
+    ({"source": SHAPE, "synth": True, "batch": 2}, "leave --prefill, --batch"),
+    ({"source": SHAPE, "drafts": 2, "context": 8}, "leave --context"),
+    ({"source": SHAPE, "prompt": "Tom", "context": 8}, "give --drafts N too"),
+    ({"source": SHAPE, "batch": 2, "prefill": 8}, "give --context N too"),
+    ({"source": SHAPE, "context": 40, "shared": 16}, "what the texts of --batch have in common"),
+    ({"source": SHAPE, "context": 40, "batch": 2, "shared": 24}, "whole chunks of 16"),
+    ({"source": SHAPE, "context": 40, "batch": 2, "shared": 48}, "at most the --context less 2"),
 ])
 def test_what_cannot_be_measured_is_refused(arguments, words):
     with pytest.raises(bench.BenchError, match=words):
@@ -133,4 +138,4 @@ def test_tlmm_rows(monkeypatch):
     ({"sequences": 4}, "--set sequences=5")])
 def test_a_batch_for_which_the_machine_is_too_small_says_what_to_set(settings, missing):
     with pytest.raises(bench.BenchError, match=f"5 texts need as many lanes and caches.*: {missing}$"):
-        bench.whole_tokens("TriLM-99M", "kv260", context=128, batch=5, settings={"lanes": 8} | settings)
+        bench.whole_tokens(SHAPE, "kv260", context=128, batch=5, settings={"lanes": 8} | settings)

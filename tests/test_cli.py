@@ -256,7 +256,7 @@ def test_verify(tritloom, monkeypatch, equal):
     monkeypatch.setattr(verify, "verify", lambda *a, **options: calls.append((*a, options)) or result)
     status, out, _ = tritloom("verify", "--model", MODEL, "--tokens", 5, "--float-tokens", 30, "--set", "lanes=1", "--json")
     assert status == (0 if equal else 1) and json.loads(out) == result
-    assert calls[0][:3] == (MODEL, None, 5) and callable(calls[0][3])
+    assert calls[0][0].path == MODEL and calls[0][1:3] == (None, 5) and callable(calls[0][3])
     assert calls[0][4] == {"board": "sim", "settings": {"lanes": 1}, "float_tokens": 30, "floor": False}
     assert ("layer 3" in tritloom("verify", "--model", MODEL, "--tokens", 5)[1]) is not equal
     assert "no such text file" in one_line(tritloom("verify", "--model", MODEL, "--text", "/nowhere.txt")[2])

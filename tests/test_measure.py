@@ -14,6 +14,7 @@ from tritloom.gen.models import open_checkpoint
 from tritloom.gen.pack import pack
 from tritloom.gen.timeline import unpack
 from tritloom.host.backend import InputError
+from tritloom.host.commands.common import Source
 from tritloom.host.image import Image, write_image
 from tritloom.host.session import Session
 from tritloom.sim import measure
@@ -21,6 +22,7 @@ from tritloom.sim.backends import SimBackend
 
 ROOT = Path(__file__).parents[1]
 MODEL = ROOT / "models" / "stories-260k"
+SHAPE = Source(model=Path("TriLM-99M"))
 
 
 @pytest.fixture(scope="module")
@@ -151,14 +153,14 @@ def test_resume_takes_what_is_stored_and_measures_what_is_stale(entry, tmp_path,
                             command="the command")
     measure.store(stored, measure.result_path("kv260", "TriLM-99M", "decode-40", {"lanes": 1}))
     options = dict(context=40, settings={"lanes": 1}, resume=True)
-    rows = bench.whole_tokens("TriLM-99M", "kv260", **options).rows
+    rows = bench.whole_tokens(SHAPE, "kv260", **options).rows
     assert rows[0]["value"] == entry["measured"]["cycles"] and rows[0]["command"] == "the command"
     for changes in ({"resume": False}, {"settings": {"lanes": 2}}, {"timing": "kv260-pessimistic"}, {"context": 41}, {"prefill": 3}):
         with pytest.raises(Started):
-            bench.whole_tokens("TriLM-99M", "kv260", **(options | changes))
+            bench.whole_tokens(SHAPE, "kv260", **(options | changes))
     monkeypatch.setattr(measure, "code_digest", lambda: "other")
     with pytest.raises(Started):
-        bench.whole_tokens("TriLM-99M", "kv260", **options)
+        bench.whole_tokens(SHAPE, "kv260", **options)
 
 
 def bench_config(name, **settings):
@@ -169,9 +171,9 @@ def bench_config(name, **settings):
 
 
 @pytest.mark.parametrize("options, words", [
-    (dict(model="gpt", context=40), "no model called 'gpt'"), (dict(model="TriLM-99M"), "give --context N"),
-    (dict(model="TriLM-99M", context=4096), "from 2 to 2047"), (dict(model="TriLM-99M", resume=True), "give --context N"),
-    (dict(model="TriLM-99M", context=40, timing="fast"), "choose ideal, ddr, kv260"),
+    (dict(source=Source(model=Path("gpt")), context=40), "no model called 'gpt'"), (dict(source=SHAPE), "give --context N"),
+    (dict(source=SHAPE, context=4096), "from 2 to 2047"), (dict(source=SHAPE, resume=True), "give --context N"),
+    (dict(source=SHAPE, context=40, timing="fast"), "choose ideal, ddr, kv260"),
 ])
 def test_what_cannot_be_measured_is_refused(options, words):
     with pytest.raises((bench.ConfigError, InputError), match=words):

@@ -1,6 +1,7 @@
 """A machine in parts: what is shared is counted as often as it occurs, and every part is synthesised once."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -8,9 +9,12 @@ from tritloom.gen import bench, depth, parts, synth
 from tritloom.gen.fit import fit
 from tritloom.gen.models.shapes import published
 from tritloom.gen.page import page
+from tritloom.host.commands.common import Source
 from tritloom.sim import measure
 
 CONFIG = fit(published("TriLM-99M", 256), "kv260", lanes=2).config
+
+SHAPE = Source(model=Path("TriLM-99M"))
 
 
 def counted(design, family, **_):
@@ -49,14 +53,14 @@ def test_the_synthesis_of_a_machine_is_stored(monkeypatch, tmp_path):
     path = {"unit": "dot", "start": "a", "end": "b", "delay": 3.0, "logic": 1.0, "nets": 2.0, "cells": ["FDRE", "2xLUT6"], "count": 7}
     timing = {"period": 3.965, "failing": 0, "paths": [path], "units": {"dot": 3.0}, "delays": {}, "allowance": ""}
     monkeypatch.setattr(depth, "worst_paths", lambda config: timing)
-    measured = bench.report(model="TriLM-99M", synth=True, board="kv260", context=256, settings={"lanes": 2})
+    measured = bench.report(source=SHAPE, synth=True, board="kv260", context=256, settings={"lanes": 2})
     whole = next(row for row in measured.rows if row["measure"].endswith("whole, lut"))
     assert whole["unit"] == "LUT of 117,120"
     assert measured.rows[-1]["measure"].endswith("path a to b (FDRE 2xLUT6), 7 of them") and measured.rows[-1]["unit"] == "ns of 3.965"
     assert whole["command"] == "tritloom bench --synth --model TriLM-99M --board kv260 --context 256 --set lanes=2"
     assert [path.name for path in (tmp_path / "kv260").iterdir()] == ["TriLM-99M-synthesis-context-256-lanes2.json"]
     monkeypatch.setattr(synth, "cells_of", None)
-    again = bench.report(model="TriLM-99M", synth=True, board="kv260", context=256, settings={"lanes": 2}, resume=True)
+    again = bench.report(source=SHAPE, synth=True, board="kv260", context=256, settings={"lanes": 2}, resume=True)
     assert [row["value"] for row in again.rows] == [row["value"] for row in measured.rows]
     assert [entry["what"] for entry, _ in again.results] == ["synthesis"]
     assert "Measured numbers" in page(again.rows, again.results)  # a page of rows alone: there are no cycles to draw
@@ -64,4 +68,4 @@ def test_the_synthesis_of_a_machine_is_stored(monkeypatch, tmp_path):
     monkeypatch.setattr(measure, "code_digest", lambda: "other")
     assert bench.stored_report().rows[0]["state"].startswith("stale: the machine's code changed")
     with pytest.raises(bench.BenchError, match="measures no cycles"):
-        bench.report(model="TriLM-99M", synth=True, board="kv260", prefill=4)
+        bench.report(source=SHAPE, synth=True, board="kv260", prefill=4)

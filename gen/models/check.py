@@ -161,11 +161,21 @@ def _gguf(
         )
     elif i2s is not None and i2s not in I2S_BLOCKS:
         problems.add("i2s", f"{i2s!r} is not a layout", f"choose {' or '.join(I2S_BLOCKS)}")
+    elif i2s is not None and not any(t.dtype == "I2_S" for t in tensors.values()):
+        problems.add(str(path), f"holds no I2_S weights, and so no layout of {i2s}", "leave --i2s out")
     spec = gguf_spec(path, metadata, tensors, activation, problems)
     if spec is None or problems.found:
         return spec, None
     permuted = GGUF_ARCHITECTURES[metadata["general.architecture"]][2]
     return spec, GgufCheckpoint(spec, tensors, tokenizer or path.with_name("tokenizer.json"), permuted, I2S_BLOCKS.get(i2s or "", 128))
+
+
+def check_said(folder: Path, spec: ModelSpec | None, problems: Problems, activation: str | None, i2s: str | None) -> None:
+    """A Hugging Face folder leaves nothing open: what is said nevertheless must be so."""
+    if spec is not None and activation not in (None, spec.shape.activation):
+        problems.add("activation", f"{activation!r} contradicts config.json, which has {spec.shape.activation}", "leave --activation out")
+    if i2s is not None:
+        problems.add(str(folder), f"holds no I2_S weights, and so no layout of {i2s}", "leave --i2s out")
 
 
 def _load(
@@ -174,6 +184,7 @@ def _load(
     """The description of a model, and its checkpoint with names and shapes of all tensors checked; None for what could not be read."""
     if path.is_dir():
         spec, checkpoint = _hugging_face(path, problems, tokenizer)
+        check_said(path, spec, problems, activation, i2s)
     elif path.suffix == ".gguf" or (path.is_file() and _starts_with(path, b"GGUF")):
         spec, checkpoint = _gguf(path, problems, activation, i2s, tokenizer)
     elif path.suffix == ".safetensors" and path.is_file():
@@ -221,6 +232,7 @@ def open_shape(path: str | Path, *, context: int | None = None, activation: str 
     path, problems = Path(path), Problems()
     if path.is_dir() and (path / "config.json").is_file() and without_weights(path):
         spec = hugging_face_spec(path, None, problems)
+        check_said(path, spec, problems, activation, i2s)
     else:
         spec, _ = _load(path, problems, activation, i2s, None)
     problems.raise_first()
@@ -234,14 +246,16 @@ def check(
     activation: str | None = None,
     i2s: str | None = None,
     tokenizer: str | Path | None = None,
+    need_tokenizer: bool = True,
     values: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> CheckReport:
-    """Everything that is wrong with a checkpoint; with `values`, every weight is read."""
+    """Everything that is wrong with a checkpoint; with `values`, every weight is read; without `need_tokenizer`, no tokenizer is."""
     problems = Problems()
     spec, checkpoint = _load(Path(path), problems, activation, i2s, Path(tokenizer) if tokenizer else None)
     if checkpoint is not None:
-        check_tokenizer(checkpoint, problems)
+        if need_tokenizer:
+            check_tokenizer(checkpoint, problems)
         if values and not problems.found:
             check_values(checkpoint, problems, progress)
     return CheckReport(problems.found, spec)

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from tritloom.host.backend import InputError
-from tritloom.host.commands.common import JsonOption, SettingsOption, settings_of
+from tritloom.host.commands.common import JsonOption, SettingsOption, Source, settings_of
 from tritloom.host.console import Console
 
 
@@ -20,13 +20,11 @@ class Head(StrEnum):
 
 
 def command(
+    source: Source,
     unit: Annotated[
         str | None, typer.Option("--unit", metavar="NAME", help="Measure one unit, such as tlmm, instead of the machine.")
     ] = None,
     synth: Annotated[bool, typer.Option("--synth", help="Synthesise --unit tlmm or all of --model's machine.")] = False,
-    model: Annotated[
-        str | None, typer.Option("--model", metavar="NAME", help="Model folder, or a published shape such as bitnet_b1_58-large.")
-    ] = None,
     board: Annotated[str, typer.Option("--board", metavar="NAME")] = "sim",
     context: Annotated[
         int | None, typer.Option("--context", min=2, metavar="N", help="Measure a decode token that reads N positions of the cache.")
@@ -67,7 +65,7 @@ def command(
     from tritloom.gen.fit import SHORTLIST
 
     console = Console(json=as_json)
-    if unit is None and model is None and not stored:
+    if unit is None and not source.given and not stored:
         raise InputError("nothing to measure: give --model NAME, or --unit tlmm --synth")
     if html is not None:
         _check_writable(html)
@@ -76,9 +74,9 @@ def command(
         raise InputError(f"--head {head} and --set shortlist={fields['shortlist']} both name the head: give one of them")
     if head is Head.SHORTLIST:
         fields["shortlist"] = SHORTLIST
-    measured = report(unit=unit, synth=synth, model=model, board=board, tokens=tokens or (64 if drafts else 8), context=context,
-                      prefill=prefill, batch=batch, shared=shared, drafts=drafts, prompt=prompt, timing=timing, resume=resume,
-                      stored=stored, settings=fields, console=console)  # fmt: skip
+    measured = report(unit=unit, synth=synth, source=source if source.given else None, board=board,
+                      tokens=tokens or (64 if drafts else 8), context=context, prefill=prefill, batch=batch, shared=shared, drafts=drafts,
+                      prompt=prompt, timing=timing, resume=resume, stored=stored, settings=fields, console=console)  # fmt: skip
     if html is not None:
         from tritloom.gen.generate import write_atomically
         from tritloom.gen.page import page

@@ -13,16 +13,15 @@ from tritloom.host.commands.common import (
     ContextOption,
     JsonOption,
     SettingsOption,
-    ShapeOption,
+    Source,
     configuration,
     settings_of,
-    spec_of,
 )
 from tritloom.host.console import Console
 
 
 def command(
-    model: ShapeOption,
+    source: Source,
     board: BoardOption,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the results; made if needed.")] = Path("build"),
     seeds: Annotated[
@@ -37,7 +36,7 @@ def command(
     from tritloom.gen.build import TimingFailure, build, report_text
 
     console = Console(json=as_json)
-    config = configuration(spec_of(model, context), board, settings_of(settings), config_file)
+    config = configuration(source.spec(context), board, settings_of(settings), config_file)
     try:
         with console.step(f"Building for {board}") as update:
             report = build(config, out, update, board=board, seeds=seeds or [1])

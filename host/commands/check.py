@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from tritloom.host.commands.common import JsonOption, table
+from tritloom.host.commands.common import JsonOption, Source, table
 from tritloom.host.console import Console
 
 
@@ -25,19 +24,14 @@ def _problem(problem: dict[str, Any]) -> dict[str, Any]:
 
 
 def command(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder (Hugging Face) or .gguf file.")],
-    activation: Annotated[
-        str | None, typer.Option("--activation", help="Activation of a GGUF file that does not say: relu2 or silu.")
-    ] = None,
-    i2s: Annotated[str | None, typer.Option("--i2s", help="Layout of I2_S weights: x86 or arm.")] = None,
+    source: Source,
+    no_tokenizer: Annotated[bool, typer.Option("--no-tokenizer", help="Leave the tokenizer out: it is needed for texts only.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Check a checkpoint: description, shapes and every weight."""
-    from tritloom.gen.models import check
-
     console = Console(json=as_json)
     with console.step("Reading the weights") as update:
-        report = check(model, activation=activation, i2s=i2s, progress=update)
+        report = source.check(need_tokenizer=not no_tokenizer, progress=update)
     data = report.to_dict()
     data["problems"] = [_problem(p) for p in data["problems"]]
     if report.ok and report.spec is not None:

@@ -6,13 +6,16 @@ Nothing of the generator or the simulator is imported before a function here is 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
+import inspect
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
@@ -23,10 +26,9 @@ from tritloom.host.image import Image, ImageError
 
 if TYPE_CHECKING:
     from tritloom.gen.fit import FitResult
-    from tritloom.gen.models import Checkpoint, ModelSpec
+    from tritloom.gen.models import Checkpoint, CheckReport, ModelSpec
     from tritloom.sim.backends import SimBackend
 
-ModelOption = Annotated[Path, typer.Option("--model", metavar="DIR", help="Model folder (Hugging Face) or .gguf file.")]
 BoardOption = Annotated[str, typer.Option("--board", metavar="NAME", help="Board to build for.")]
 ContextOption = Annotated[
     int | None, typer.Option("--context", min=1, metavar="N", help="Positions of the KV cache (the model's by default).")
@@ -38,13 +40,136 @@ ConfigOption = Annotated[
     Path | None,
     typer.Option("--config", metavar="FILE", help="Take this configuration (config.json of `generate`) instead of fitting one."),
 ]
-ShapeOption = Annotated[
-    Path, typer.Option("--model", metavar="DIR", help="Model folder or .gguf file, or a published shape such as bitnet_b1_58-large.")
-]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
 FITTED_FIELDS = {f.name: f.type for f in dataclasses.fields(BuildConfig) if f.name not in ("shape", "board")}
 """Names and types of what `--set` may fix."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A model as the command line names it, with what may be said of it that its files leave open.
+
+    Every verb that opens a model has these options, through `with_options`.
+    """
+
+    folder: Annotated[Path | None, typer.Argument(metavar="[MODEL]", help="The same as --model.")] = None
+    model: Annotated[
+        Path | None,
+        typer.Option("--model", metavar="DIR", help="Model folder (Hugging Face) or .gguf file; where no weights are needed, also a "
+                                                    "published shape such as bitnet_b1_58-large."),
+    ] = None  # fmt: skip
+    activation: Annotated[
+        Literal["relu2", "silu"] | None, typer.Option("--activation", help="Activation of a GGUF file that does not say.")
+    ] = None
+    i2s: Annotated[
+        Literal["x86", "arm"] | None, typer.Option("--i2s", help="Machine whose layout a GGUF file's I2_S weights have.")
+    ] = None
+    tokenizer: Annotated[
+        Path | None, typer.Option("--tokenizer", metavar="FILE", help="The model's tokenizer.json, if it is not beside the weights.")
+    ] = None
+
+    @property
+    def given(self) -> bool:
+        """Whether a model is named at all."""
+        return self.folder is not None or self.model is not None
+
+    @property
+    def path(self) -> Path:
+        """What was named. Raises `InputError` for none or two."""
+        path = self.model or self.folder
+        if path is None or (self.folder is not None and self.model is not None):
+            raise InputError("give one model: a folder or .gguf file, as --model DIR or alone")
+        return path
+
+    @property
+    def said(self) -> dict[str, Any]:
+        """What was said besides the path, as `open_checkpoint` and `check` take it."""
+        said = {"activation": self.activation, "i2s": self.i2s, "tokenizer": self.tokenizer}
+        return {name: value for name, value in said.items() if value is not None}
+
+    @property
+    def words(self) -> str:
+        """The same as it is written on the command line, each with a space before it."""
+        return "".join(f" --{name} {value}" for name, value in self.said.items())
+
+    @property
+    def published(self) -> bool:
+        """Whether it is a shape known by its name, without weights. Raises `InputError` if something is said of its weights."""
+        from tritloom.gen.models.shapes import SHAPES
+
+        if str(self.path) not in SHAPES or self.path.exists():
+            return False
+        if self.said:
+            raise InputError(f"{self.path} is a shape without weights: leave{self.words} out")
+        return True
+
+    @property
+    def shape_only(self) -> bool:
+        """Whether there are dimensions and no weights: a published shape, or a folder with a config.json alone."""
+        from tritloom.gen.models.safetensors import without_weights
+
+        return self.published or (self.path.is_dir() and (self.path / "config.json").is_file() and without_weights(self.path))
+
+    def open(self, context: int | None = None) -> Checkpoint:
+        """The checkpoint, with a cache of `context` positions."""
+        from tritloom.gen.models import open_checkpoint
+
+        if self.published:
+            raise InputError(f"{self.path} is a shape without weights, which are needed here: give a model folder or .gguf file")
+        return open_checkpoint(self.path, context=context, **self.said)
+
+    def check(self, *, need_tokenizer: bool = True, progress: Callable[[int, int], None] | None = None) -> CheckReport:
+        """Everything that is wrong with the checkpoint."""
+        from tritloom.gen.models import check
+
+        return check(self.path, need_tokenizer=need_tokenizer, progress=progress, **self.said)
+
+    def spec(self, context: int | None = None) -> ModelSpec:
+        """The model's dimensions, of a checkpoint or of a published shape: enough where neither weights nor tokenizer are needed."""
+        from tritloom.gen.models import open_shape
+        from tritloom.gen.models.shapes import published
+
+        a_name = not self.path.exists() and self.path.name == str(self.path) and self.path.suffix != ".gguf"
+        if self.published or a_name:
+            return published(str(self.path), context)
+        return open_shape(self.path, context=context, **{name: value for name, value in self.said.items() if name != "tokenizer"})
+
+    def key(self) -> str:
+        """Digest of the model's files and of what was said: contents, or size and time of files too large to read each time."""
+        digest = hashlib.sha256(repr(sorted(self.said.items())).encode())
+        path = self.path
+        if path.is_dir():
+            files = sorted(p for p in path.iterdir() if p.suffix in (".json", ".safetensors", ".model", ".jinja"))
+        else:
+            files = [path, path.with_name("tokenizer.json")]
+        for file in [*files, *([self.tokenizer] if self.tokenizer else [])]:
+            if file.is_file():
+                status = file.stat()
+                digest.update(f"{file.resolve()} {status.st_size} {status.st_mtime_ns}".encode())
+                if status.st_size < 64 << 20:
+                    digest.update(file.read_bytes())
+        return digest.hexdigest()
+
+
+def with_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """A command whose parameter of type `Source` typer sees as that class's options."""
+    signature = inspect.signature(command, eval_str=True)
+    hints = get_type_hints(Source, include_extras=True)
+    names = [field.name for field in dataclasses.fields(Source)]
+    group = next((p.name for p in signature.parameters.values() if p.annotation is Source), None)
+    if group is None:
+        return command
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    options = [inspect.Parameter(f.name, keyword, default=f.default, annotation=hints[f.name]) for f in dataclasses.fields(Source)]
+    others = [p.replace(kind=keyword) for p in signature.parameters.values() if p.name != group]
+
+    @functools.wraps(command)
+    def expanded(**given: Any) -> Any:
+        return command(**{group: Source(**{name: given.pop(name) for name in names})}, **given)
+
+    expanded.__signature__ = signature.replace(parameters=[*options, *others])  # type: ignore[attr-defined]
+    return expanded
 
 
 class DoesNotFit(HostError):
@@ -67,19 +192,6 @@ def settings_of(pairs: Iterable[str] | None) -> dict[str, Any]:
             raise InputError(f"--set {pair}: {name} is true or false")
         settings[name] = int(value) if kind == "int" else value == "true" if kind == "bool" else value
     return settings
-
-
-def open_model(model: Path, context: int | None = None) -> Checkpoint:
-    from tritloom.gen.models import open_checkpoint
-
-    return open_checkpoint(model, context=context)
-
-
-def spec_of(model: Path, context: int | None = None) -> ModelSpec:
-    """The dimensions of a checkpoint, or of a published model by its name: enough where no weights are needed."""
-    from tritloom.gen.models.shapes import SHAPES, published
-
-    return published(str(model), context) if str(model) in SHAPES and not model.exists() else open_model(model, context).spec
 
 
 def configuration(spec: ModelSpec, board: str, settings: dict[str, Any], file: Path | None = None) -> BuildConfig:
@@ -145,27 +257,10 @@ def _sources_key(*packages: str) -> str:
     return digest.hexdigest()
 
 
-def _model_key(model: Path) -> str:
-    """Digest of a model's files: their contents, or size and time of those too large to read each time."""
-    digest = hashlib.sha256()
-    files = (
-        sorted(p for p in model.iterdir() if p.suffix in (".json", ".safetensors"))
-        if model.is_dir()
-        else [model, model.with_name("tokenizer.json")]
-    )
-    for path in files:
-        if path.is_file():
-            status = path.stat()
-            digest.update(f"{path.resolve()} {status.st_size} {status.st_mtime_ns}".encode())
-            if status.st_size < 64 << 20:
-                digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-def image_of(model: Path, checkpoint: Checkpoint, config: BuildConfig, console: Console) -> Image:
+def image_of(source: Source, checkpoint: Checkpoint, config: BuildConfig, console: Console) -> Image:
     """The weight image, from the cache if neither model nor packer has changed."""
     folder = cache_folder("images")
-    content = hashlib.sha256(f"{config.to_json()}{checkpoint.spec.to_json()}{_model_key(model)}".encode()).hexdigest()[:16]
+    content = hashlib.sha256(f"{config.to_json()}{checkpoint.spec.to_json()}{source.key()}".encode()).hexdigest()[:16]
     name = f"{config.digest:08x}-{content}"
     path = folder / f"{name}-{_sources_key('gen', 'firmware')[:16]}.img"
     if path.is_file():

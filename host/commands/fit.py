@@ -11,9 +11,8 @@ from tritloom.host.commands.common import (
     ContextOption,
     JsonOption,
     SettingsOption,
-    ShapeOption,
+    Source,
     settings_of,
-    spec_of,
     table,
 )
 from tritloom.host.console import Console
@@ -29,7 +28,7 @@ def _gain(more: dict[str, Any]) -> str:
 
 
 def command(
-    model: ShapeOption,
+    source: Source,
     board: BoardOption = "sim",
     context: ContextOption = None,
     settings: SettingsOption = None,
@@ -40,7 +39,7 @@ def command(
 
     console = Console(json=as_json)
     with console.step("Fitting"):
-        spec, fixed = spec_of(model, context), settings_of(settings)
+        spec, fixed = source.spec(context), settings_of(settings)
         result = fit(spec, board, **fixed)
         more = relaxations(spec, board, result, **fixed)
     config = result.config.to_dict() | {"digest": f"{result.config.digest:08x}"} if result.config else None

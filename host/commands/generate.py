@@ -14,17 +14,16 @@ from tritloom.host.commands.common import (
     ContextOption,
     JsonOption,
     SettingsOption,
-    ShapeOption,
+    Source,
     configuration,
     settings_of,
-    spec_of,
     table,
 )
 from tritloom.host.console import Console
 
 
 def command(
-    model: ShapeOption,
+    source: Source,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the files; made if needed.")],
     board: BoardOption = "sim",
     context: ContextOption = None,
@@ -38,7 +37,7 @@ def command(
     console = Console(json=as_json)
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file; give --out a folder")
-    config = configuration(spec_of(model, context), board, settings_of(settings), config_file)
+    config = configuration(source.spec(context), board, settings_of(settings), config_file)
     with console.step("Generating Verilog") as update:
         paths = write_machine(config, out, update)
     data = {"digest": f"{config.digest:08x}", "files": [str(path) for path in paths]}

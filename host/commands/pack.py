@@ -12,10 +12,9 @@ from tritloom.host.commands.common import (
     ConfigOption,
     ContextOption,
     JsonOption,
-    ModelOption,
     SettingsOption,
+    Source,
     configuration,
-    open_model,
     settings_of,
     table,
     write_image_of,
@@ -25,7 +24,7 @@ from tritloom.host.image import Image
 
 
 def command(
-    model: ModelOption,
+    source: Source,
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The image to write.")],
     board: BoardOption = "sim",
     context: ContextOption = None,
@@ -35,7 +34,7 @@ def command(
 ) -> None:
     """Pack a model's weights, tables, firmware and tokenizer into an image."""
     console = Console(json=as_json)
-    checkpoint = open_model(model, context)
+    checkpoint = source.open(context)
     config = configuration(checkpoint.spec, board, settings_of(settings), config_file)
     write_image_of(out, checkpoint, config, console)
     image = Image.open(out)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import time
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -18,9 +17,9 @@ from tritloom.host.commands.common import (
     ContextOption,
     JsonOption,
     SettingsOption,
+    Source,
     configuration,
     image_of,
-    open_model,
     open_simulation,
     seconds,
     settings_of,
@@ -39,8 +38,7 @@ DEFAULT_PROMPT = "Once upon a time"
 
 
 def command(
-    folder: Annotated[Path | None, typer.Argument(metavar="[MODEL]", help="The same as --model.")] = None,
-    model: Annotated[Path | None, typer.Option("--model", metavar="DIR", help="Model folder (Hugging Face) or .gguf file.")] = None,
+    source: Source,
     prompt: Annotated[
         list[str] | None, typer.Option("--prompt", metavar="TEXT", help="Text to go on from; several of them are written together.")
     ] = None,
@@ -67,16 +65,12 @@ def command(
 ) -> None:
     """Generate text."""
     console = Console(json=as_json)
-    if (folder is None) == (model is None):
-        raise InputError("give one model: `tritloom run --model DIR`")
     if backend not in BACKENDS:
         raise InputError(f"no backend {backend}: choose {' or '.join(BACKENDS)}")
     choice = sampling(temperature, top_k, top_p, seed)
-    path = model or folder
-    assert path is not None
     prompts = prompt or [DEFAULT_PROMPT]
     with console.step("Reading the model"):
-        checkpoint = open_model(path, context)
+        checkpoint = source.open(context)
         spec = checkpoint.spec
         tokenizer = Tokenizer.from_file(checkpoint.tokenizer, spec.bos_id)
         ids = [tokenizer.encode(text) for text in prompts]
@@ -88,7 +82,7 @@ def command(
         check_drafts(drafts, config)
         if len(prompts) > config.sequences:
             raise InputError(f"{len(prompts)} prompts need as many caches, this machine has {config.sequences}: give --set sequences=N")
-    image = image_of(path, checkpoint, config, console)
+    image = image_of(source, checkpoint, config, console)
     device = open_backend(backend, image, board, timing, console)
     try:
         with console.step("Loading the machine"):

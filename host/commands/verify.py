@@ -8,12 +8,12 @@ from typing import Annotated
 import typer
 
 from tritloom.host.backend import InputError
-from tritloom.host.commands.common import BoardOption, JsonOption, ModelOption, SettingsOption, settings_of, table
+from tritloom.host.commands.common import BoardOption, JsonOption, SettingsOption, Source, settings_of, table
 from tritloom.host.console import Console
 
 
 def command(
-    model: ModelOption,
+    source: Source,
     text: Annotated[
         Path | None, typer.Option("--text", metavar="FILE", help="Text to compare on (stories shipped with the models by default).")
     ] = None,
@@ -35,7 +35,7 @@ def command(
     if text is not None and not text.is_file():
         raise InputError(f"{text}: no such text file; give --text a UTF-8 file or leave it out")
     with console.step("Verifying") as update:
-        result = verify(model, text, tokens, update, board=board, settings=settings_of(settings), float_tokens=float_tokens, floor=floor)
+        result = verify(source, text, tokens, update, board=board, settings=settings_of(settings), float_tokens=float_tokens, floor=floor)
     rows = [("equal", "yes" if result["equal"] else "no"), ("compared tokens", result["compared_tokens"])]
     if result["first_difference"]:
         rows.append(("first difference", ", ".join(f"{k} {v}" for k, v in result["first_difference"].items())))
