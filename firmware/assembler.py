@@ -547,9 +547,9 @@ def reference() -> str:
         "",
         "Operands of `dot`: " + ", ".join(_describe(operand) for operand in _DOT) + ".",
         "",
-        "Operands of `sample`: " + ", ".join(_describe(operand) for operand in _SAMPLE) + ". `noise` is seed + position, what the",
-        "noise is made of; `temperature` the packed temperature_scale (zero: greedy); `limits` top_k in bits 15:0 (0: off), top_p - 1 in",
-        "1/65536 in 31:16 (65535: off).",
+        "Operands of `sample`: " + ", ".join(_describe(operand) for operand in _SAMPLE) + ". `noise` is what the",
+        "noise is made of, `integer.noise_word` of seed and position; `temperature` the packed temperature_scale (zero: greedy); `limits`",
+        "top_k in bits 15:0 (0: off), top_p - 1 in 1/65536 in 31:16 (65535: off).",
         "",
         "Operands of `vector`, `matmul`, `dot`, `sample` and `scan` are written `name=value` and are zero when left out. Units of `wait`: "
         + ", ".join(f"`{str(unit.name).lower()}` {int(unit)}" for unit in Unit) + ".",

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tritloom.firmware import integer
 from tritloom.firmware.config import CHUNK, KV_SCALE_BYTES, PARAM_HEADER_BYTES, TRITS, BuildConfig, round_up
-from tritloom.firmware.integer import UF_ONE, AttentionState, Int, Sampling, UFloat, uf_mul, uf_unpack
+from tritloom.firmware.integer import UF_ONE, AttentionState, Int, Sampling, Saturations, UFloat, uf_mul, uf_unpack
 from tritloom.firmware.isa import (
     BANK_SHIFT,
     SCRATCH_WORDS,
@@ -79,7 +79,7 @@ class Emulator:
     prompt: deque[int] = field(default_factory=deque)
     trace: Callable[[TraceEvent], None] | None = None
     halt_code: int | None = None
-    saturations: int = 0
+    saturations: Saturations = field(default_factory=Saturations)
     instructions: int = 0
     weight_beats: int = 0
 
@@ -107,7 +107,7 @@ class Emulator:
         self._shared: tuple[int, int] = 0, 0
         self._segments: deque[list[int]] = deque()
         self._scratch = [0] * (SCRATCH_WORDS * c.lanes)
-        self._samples: deque[tuple[int, Sampling]] = deque()
+        self._samples: deque[tuple[int, Sampling, int]] = deque()
         self._logits: dict[int, tuple[Int, Int | None]] = {}
         self._ternary_logits: list[Int] = []
         self._matrices: dict[tuple[int, int, int], NDArray[np.float32]] = {}
@@ -185,7 +185,7 @@ class Emulator:
             elif i.op == Op.SCAN:
                 self._scan(r[i.rd] & 0xFF, i.imm & 0xFFFF, a, first=i.flags & 1)
             elif i.op == Op.SAMPLE:
-                self._samples.append((self._lane(r[i.rd] & 0xFF), Sampling.of_words(b, r[i.ru], a)))
+                self._samples.append((self._lane(r[i.rd] & 0xFF), Sampling.of_words(b, r[i.ru]), a))
             elif i.op == Op.TOKEN:
                 r[i.rd] = self._sample()
             elif i.op == Op.LOAD:
@@ -293,7 +293,7 @@ class Emulator:
                 self._norm_quantise(s, length, parameters, bank, source=i.flags >> 3 & 1, norm=i.flags >> 4 & 1, dest=i.flags >> 5 & 3)
             elif op == VectorOp.RESID:
                 scale = uf_mul(self._code_scale[s], parameters.scales[0])
-                self._x[s, :length] = integer.residual_add(self._x[s, :length], self._accumulators[s][:length], scale)
+                self._x[s, :length] = integer.residual_add(self._x[s, :length], self._accumulators[s][:length], scale, self.saturations)
                 self._emit("residual", s, self._x[s, :length], bank)
             elif op == VectorOp.QKV:
                 self._qkv(s, a + s - slot, b, parameters, bank, dest=i.flags >> 5 & 3)
@@ -326,7 +326,7 @@ class Emulator:
         codes = self._read(address + c.mem_bytes + index * c.head_row_bytes, c.shape.hidden).view(np.int8).astype(np.int64)
         self._layer = self._layer_of_bank[bank] = -1
         self._layer_of_bank[0] = 0
-        self._x[slot] = integer.embed(codes, row_scale, parameters.scales[0])
+        self._x[slot] = integer.embed(codes, row_scale, parameters.scales[0], self.saturations)
         self._emit("residual", slot, self._x[slot], bank)
 
     def _norm_quantise(self, slot: int, length: int, p: _Parameters, bank: int, *, source: int, norm: int, dest: int) -> None:
@@ -390,7 +390,7 @@ class Emulator:
             m, e = integer.gated_relu2(gate, up)
             self._work_scale[lane] = uf_mul(uf_mul(s0, s0), s1)
         else:
-            m, e = integer.gated_silu(gate, up, s0)
+            m, e = integer.gated_silu(gate, up, s0, self.saturations)
             self._work_scale[lane] = s1
         part = slice(first, first + length)
         self._work[lane, part], self._work_exponent[lane, part] = m, e
@@ -437,7 +437,7 @@ class Emulator:
             visible = (chunk * CHUNK + np.arange(rows) <= positions[:, None])[:, None, None, :]
             visible = np.broadcast_to(visible, (count, s.kv_heads, group, rows))
             (k, ks), (v, vs) = halves
-            state = integer.attention_chunk(state, q, qs, k, ks, v, vs, visible)
+            state = integer.attention_chunk(state, q, qs, k, ks, v, vs, visible, self.saturations)
         m, e = integer.attention_finish(state)
         n = s.q_size
         self._work[slot: slot + count, :n], self._work_exponent[slot: slot + count, :n] = m.reshape(count, n), e.reshape(count, n)
@@ -490,6 +490,6 @@ class Emulator:
     def _sample(self) -> int:
         if not self._samples or self._samples[0][0] not in self._logits:
             raise EmulatorError("TOKEN without SAMPLE and head rows: the machine would wait for ever")
-        slot, sampling = self._samples.popleft()
+        slot, sampling, noise = self._samples.popleft()
         logits, ids = self._logits.pop(slot)
-        return integer.sample(logits, self._logit_scale[slot], sampling, 0, self.config.sampler_candidates, ids)
+        return integer.sample(logits, self._logit_scale[slot], sampling, noise, self.config.sampler_candidates, ids)

@@ -12,6 +12,7 @@ Formats
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import frexp
 from typing import NamedTuple
 
@@ -32,7 +33,10 @@ WEIGHT_DROP = 14
 """Bits dropped from probability * value-scale before it multiplies value codes."""
 LOGIT_DROP = 8
 SILU_BITS = 16
-LOG2_BITS = 20
+LOG2_BITS = 32
+LOG2_TABLE_BITS = 20
+NOISE_BITS = 16
+"""Fraction bits of base-2 logits and of the noise added to them."""
 EXPONENT_MIN = -512
 MANTISSA_BITS = 23
 """Magnitude bits of aligned activations and work mantissas (24 bits with sign)."""
@@ -143,9 +147,27 @@ def scale_to_fixed(v: Int, s: UFloat, bits: int) -> Int:
     return (((v * s.m) << 8) + (np.int64(1) << (k - 1))) >> k
 
 
-def saturate(v: Int, bits: int) -> Int:
-    """Clamp to signed `bits`."""
-    return np.clip(v, -(1 << (bits - 1)), (1 << (bits - 1)) - 1)
+@dataclass
+class Saturations:
+    """How many elements were clamped, which is what the register SATURATIONS counts (docs/numbers.md, "Overflow")."""
+
+    count: int = 0
+
+
+Flags = NDArray[np.bool_] | bool
+
+
+def saturate(v: Int, bits: int, seen: Saturations | None = None, counts: Flags = True, beyond: Flags = False) -> Int:
+    """Clamp to signed `bits`. `seen` is told how many elements that is: those that change, and all `beyond`, of those that count."""
+    clamped = np.clip(v, -(1 << (bits - 1)), (1 << (bits - 1)) - 1)
+    if seen is not None:
+        seen.count += int((((clamped != v) | beyond) & counts).sum())
+    return clamped
+
+
+def beyond_shift(s: UFloat, bits: int) -> NDArray[np.bool_]:
+    """Whether `scale_to_fixed` would have to shift left further than it does: then an element is less than it should be."""
+    return s.e + bits > 7
 
 
 # Quantisation --------------------------------------------------------------------------------
@@ -213,14 +235,15 @@ def ternary_matmul(codes: Int, trits: NDArray[np.int8] | NDArray[np.float32]) ->
     return (codes.astype(np.float32) @ trits.astype(np.float32, copy=False).T).astype(np.int64)
 
 
-def residual_add(x: Int, acc: Int, s: UFloat) -> Int:
+def residual_add(x: Int, acc: Int, s: UFloat, seen: Saturations | None = None) -> Int:
     """Residual + accumulators * scale [...], saturated to 32 bits."""
-    return saturate(x + scale_to_fixed(acc, UFloat(s.m[..., None], s.e[..., None]), RESIDUAL_BITS), 32)
+    s = UFloat(s.m[..., None], s.e[..., None])
+    return saturate(x + scale_to_fixed(acc, s, RESIDUAL_BITS), 32, seen, beyond=beyond_shift(s, RESIDUAL_BITS))
 
 
-def embed(codes: Int, row_scale: Int, embedding_scale: UFloat) -> Int:
+def embed(codes: Int, row_scale: Int, embedding_scale: UFloat, seen: Saturations | None = None) -> Int:
     """Residual from embedding codes [..., n] with u16 row scales [...]."""
-    return residual_add(np.zeros_like(codes), codes, uf_mul(uf_norm(row_scale), embedding_scale))
+    return residual_add(np.zeros_like(codes), codes, uf_mul(uf_norm(row_scale), embedding_scale), seen)
 
 
 def rotate(acc: Int, cos: Int, sin: Int) -> Int:
@@ -267,9 +290,10 @@ def silu(z: Int) -> Int:
     return np.maximum(z, 0) - tail
 
 
-def gated_silu(gate: Int, up: Int, gate_scale: UFloat) -> tuple[Int, Int]:
+def gated_silu(gate: Int, up: Int, gate_scale: UFloat, seen: Saturations | None = None) -> tuple[Int, Int]:
     """silu(gate * s) * up as work elements; their token scale is s*w_up (the 2**-16 is in the exponent)."""
-    z = saturate(scale_to_fixed(gate, UFloat(gate_scale.m[..., None], gate_scale.e[..., None]), SILU_BITS), 32)
+    s = UFloat(gate_scale.m[..., None], gate_scale.e[..., None])
+    z = saturate(scale_to_fixed(gate, s, SILU_BITS), 32, seen, beyond=beyond_shift(s, SILU_BITS))
     return work_norm(silu(z) * up, -SILU_BITS)
 
 
@@ -299,18 +323,18 @@ class AttentionState(NamedTuple):
 
 
 def attention_chunk(state: AttentionState, q: Int, q_scale: UFloat, k: Int, k_scale: UFloat,
-                    v: Int, v_scale: UFloat, visible: NDArray[np.bool_]) -> AttentionState:
+                    v: Int, v_scale: UFloat, visible: NDArray[np.bool_], seen: Saturations | None = None) -> AttentionState:
     """One chunk of at most CHUNK positions.
 
     q [..., d]; k, v [..., c, d]; k_scale, v_scale [..., c]; visible [..., c]. q_scale holds
     head_dim**-0.5 * log2(e). A chunk in which a query sees nothing leaves its state as it was.
     """
-    seen = visible.any(-1)
+    any_visible = visible.any(-1)
     dot = np.einsum("...d,...cd->...c", q.astype(np.float64), k.astype(np.float64)).astype(np.int64)
     s = uf_mul(UFloat(q_scale.m[..., None], q_scale.e[..., None]), k_scale)
-    score = saturate(scale_to_fixed(dot, s, SCORE_BITS), 22)
+    score = saturate(scale_to_fixed(dot, s, SCORE_BITS), 22, seen, visible)
     top = np.where(visible, score, -(1 << 21)).max(-1)
-    maximum = np.where(seen, np.maximum(state.maximum, (top + (1 << SCORE_BITS) - 1) >> SCORE_BITS), state.maximum)
+    maximum = np.where(any_visible, np.maximum(state.maximum, (top + (1 << SCORE_BITS) - 1) >> SCORE_BITS), state.maximum)
     exponent = np.maximum(state.exponent, np.where(visible, v_scale.e, EXPONENT_MIN).max(-1))
     shift_total = np.minimum(maximum - state.maximum, 63)
     shift_output = np.minimum(shift_total + exponent - state.exponent, 63)
@@ -330,7 +354,8 @@ def attention_finish(state: AttentionState) -> tuple[Int, Int]:
     return work_norm(state.output * inverse.m[..., None], e[..., None])
 
 
-def attention(q: Int, q_scale: UFloat, k: Int, k_scale: UFloat, v: Int, v_scale: UFloat, position: Int) -> tuple[Int, Int]:
+def attention(q: Int, q_scale: UFloat, k: Int, k_scale: UFloat, v: Int, v_scale: UFloat, position: Int,
+              seen: Saturations | None = None) -> tuple[Int, Int]:
     """Causal attention of queries [n, heads, d] at `position` [n] over a cache k, v [kv_heads, length, d],
     scales [kv_heads, length]. Returns work elements [n, heads, d]."""
     n, heads, d = q.shape
@@ -345,7 +370,7 @@ def attention(q: Int, q_scale: UFloat, k: Int, k_scale: UFloat, v: Int, v_scale:
         state = attention_chunk(
             state, q, qs, k[:, c][None, :, None], UFloat(k_scale.m[:, c], k_scale.e[:, c])[None, :, None],
             v[:, c][None, :, None], UFloat(v_scale.m[:, c], v_scale.e[:, c])[None, :, None],
-            np.broadcast_to(visible, (n, kv_heads, group, c.stop - c.start)))
+            np.broadcast_to(visible, (n, kv_heads, group, c.stop - c.start)), seen)
     m, e = attention_finish(state)
     return m.reshape(n, heads, d), e.reshape(n, heads, d)
 
@@ -370,8 +395,12 @@ def ternary_ranks(logits: Int, ids: Int) -> Int:
 
 
 def sampling_logits(logits: Int, s: UFloat) -> Int:
-    """Base-2 logits with 16 fraction bits: (logit >> LOGIT_DROP) * s; s = code scale * head scale * 2**LOGIT_DROP * log2(e)/temperature."""
-    return saturate(scale_to_fixed(logits >> LOGIT_DROP, s, 16), 32)
+    """Base-2 logits with NOISE_BITS fraction: (logit >> LOGIT_DROP) * s; s = code scale * head scale * 2**LOGIT_DROP * log2(e)/temperature.
+
+    59 bits hold any of them. The shift's limit changes no choice: where it holds s back, a step of the dropped logit is 64 or more, and
+    two tokens' noise differs by less than 37.
+    """
+    return scale_to_fixed(logits >> LOGIT_DROP, s, NOISE_BITS)
 
 
 def mix32(h: Int) -> Int:
@@ -384,22 +413,43 @@ def mix32(h: Int) -> Int:
     return (h ^ (h >> np.uint64(16))).astype(np.int64)
 
 
-LOG2_TABLE: Int = np.rint(np.log2(1 + np.arange(513) / 512) * 2**LOG2_BITS).astype(np.int64)
+LOG2_TABLE: Int = np.rint(np.log2(1 + np.arange(513) / 512) * 2**LOG2_TABLE_BITS).astype(np.int64)
 
 
 def log2_fixed(v: Int) -> Int:
-    """log2 of an integer 1 <= v < 2**32 with LOG2_BITS fraction: table of 512 with linear interpolation on 22 bits."""
+    """log2 of an integer 1 <= v < 2**38 with LOG2_BITS fraction: table of 512 with linear interpolation on 22 bits.
+
+    The interpolation's low bits are kept, so that -log2(u) keeps its relative precision for u next to one.
+    """
     n = bit_length(v) - 1
-    f = (v << (31 - n)) & 0x7FFFFFFF
+    f = ((v << (37 - n)) >> 6) & 0x7FFFFFFF
     i, r = f >> 22, f & 0x3FFFFF
-    return (n << LOG2_BITS) + LOG2_TABLE[i] + (((LOG2_TABLE[i + 1] - LOG2_TABLE[i]) * r) >> 22)
+    more = LOG2_BITS - LOG2_TABLE_BITS
+    return (n << LOG2_BITS) + (LOG2_TABLE[i] << more) + (((LOG2_TABLE[i + 1] - LOG2_TABLE[i]) * r) >> (22 - more))
 
 
-def gumbel(seed: int, position: int, token: Int) -> Int:
-    """Gumbel noise in base 2 (16 fraction bits) for each token id: -log2(-log2(u)), u = mix32(id ^ mix32(seed + position))."""
-    u = mix32(np.asarray(token, np.int64) ^ mix32(np.array((seed + position) & 0xFFFFFFFF))) | 1
-    nlog = np.maximum((32 << LOG2_BITS) - log2_fixed(u), 1)
-    return ((LOG2_BITS << LOG2_BITS) - log2_fixed(nlog)) >> (LOG2_BITS - 16)
+def noise_words(seed: int) -> tuple[int, int]:
+    """What a seed (32 bits) makes the noise of: the word of position 0, and the step from a position's to the next one's, modulo 2**32.
+
+    No two seeds have a stretch of words in common, at the same positions or others: their steps differ, or (two seeds to each step)
+    their words for positions less than 2**31 apart do.
+    """
+    mixed = int(mix32(np.array(seed)))
+    step = (2 * mixed + 1) & 0xFFFFFFFF
+    offset = (mixed & 0x80000000) | int(mix32(np.array(step))) >> 1
+    return step * offset & 0xFFFFFFFF, step
+
+
+def noise_word(seed: int, position: int) -> int:
+    """What the noise of the token at `position` is made of."""
+    start, step = noise_words(seed)
+    return (start + step * position) & 0xFFFFFFFF
+
+
+def gumbel(noise: int, token: Int) -> Int:
+    """Gumbel noise in base 2 (NOISE_BITS fraction) for each token id: -log2(-log2(u)), u = mix32(id ^ mix32(noise)); from -5 to 31."""
+    u = mix32(np.asarray(token, np.int64) ^ mix32(np.array(noise))) | 1
+    return ((32 << LOG2_BITS) - log2_fixed((32 << LOG2_BITS) - log2_fixed(u))) >> (LOG2_BITS - NOISE_BITS)
 
 
 class Sampling(NamedTuple):
@@ -420,15 +470,17 @@ class Sampling(NamedTuple):
         return int(uf_pack(self.temperature_scale)), self.top_k | max(self.top_p - 1, 0) << 16
 
     @classmethod
-    def of_words(cls, temperature: int, limits: int, seed: int) -> Sampling:
-        return cls(uf_unpack(temperature), limits & 0xFFFF, (limits >> 16) + 1, seed)
+    def of_words(cls, temperature: int, limits: int) -> Sampling:
+        """The settings of `words`, which have no seed."""
+        return cls(uf_unpack(temperature), limits & 0xFFFF, (limits >> 16) + 1, 0)
 
 
 GREEDY = Sampling(UFloat(np.array(0), np.array(EXPONENT_MIN)), 0, 65536, 0)
 
 
-def sample(logits: Int, logit_scale: UFloat, sampling: Sampling, position: int, candidates: int, ids: Int | None = None) -> int:
+def sample(logits: Int, logit_scale: UFloat, sampling: Sampling, noise: int, candidates: int, ids: Int | None = None) -> int:
     """The next token from integer logits [n] of the tokens `ids` [n], in the order in which they come (the vocabulary unless given).
+    `noise`: `noise_word` of the seed and the token's position.
 
     Greedy: the greatest logit, lowest id first. Otherwise Gumbel-max over base-2 logits z: over all of
     them, or, with top_k or top_p, over the list of the `candidates` greatest logits sorted by logit, then id, cut
@@ -440,23 +492,23 @@ def sample(logits: Int, logit_scale: UFloat, sampling: Sampling, position: int, 
         return int(ids[logits == logits.max()].min())
     z = sampling_logits(logits, uf_mul(logit_scale, sampling.temperature_scale))
     if not sampling.top_k and sampling.top_p >= 65536:
-        noisy = z + gumbel(sampling.seed, position, ids)
+        noisy = z + gumbel(noise, ids)
         return int(ids[noisy == noisy.max()].min())
     order = np.lexsort((ids, -logits))[: min(sampling.top_k or candidates, candidates)]
     zs = z[order]
     if sampling.top_p < 65536:
         maximum, total = sampling_mass(z)
-        p = exp2_negative(((maximum << 16) - zs) >> (16 - SCORE_BITS))
+        p = exp2_negative(((maximum << NOISE_BITS) - zs) >> (NOISE_BITS - SCORE_BITS))
         mass = np.cumsum(p)
         enough = (mass << 16) >= sampling.top_p * total
         order = order[: int(np.argmax(enough)) + 1] if enough.any() else order
-    return int(ids[order[np.argmax(z[order] + gumbel(sampling.seed, position, ids[order]))]])
+    return int(ids[order[np.argmax(z[order] + gumbel(noise, ids[order]))]])
 
 
 def sampling_mass(z: Int) -> tuple[int, int]:
-    """Integer maximum and total mass (PROBABILITY_BITS fraction) of base-2 logits z (16 fraction bits), in their order."""
-    running = np.maximum.accumulate((z + 0xFFFF) >> 16)
-    p = exp2_negative(((running << 16) - z) >> (16 - SCORE_BITS))
+    """Integer maximum and total mass (PROBABILITY_BITS fraction) of base-2 logits z (NOISE_BITS fraction), in their order."""
+    running = np.maximum.accumulate((z + (1 << NOISE_BITS) - 1) >> NOISE_BITS)
+    p = exp2_negative(((running << NOISE_BITS) - z) >> (NOISE_BITS - SCORE_BITS))
     total, maximum = 0, int(running[0])
     breaks = [0, *(np.flatnonzero(np.diff(running)) + 1).tolist(), len(z)]
     for a, b in zip(breaks, breaks[1:], strict=False):

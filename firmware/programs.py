@@ -15,6 +15,7 @@ from math import ceil
 
 from tritloom.firmware.assembler import assemble
 from tritloom.firmware.config import RESULT_BLOCKS, BuildConfig
+from tritloom.firmware.integer import Sampling, noise_word, noise_words
 from tritloom.firmware.isa import MOST_FOLLOWED, SCRATCH_WORDS
 from tritloom.firmware.layout import MemoryMap, head_row_blocks
 
@@ -23,31 +24,34 @@ NO_STOP_TOKEN = 0xFFFFFFFF
 ENTRY_GENERATION, ENTRY_PASSES = range(2)
 """Where the two programs begin."""
 
-ARG_PROMPT, ARG_TOKENS, ARG_POSITION, ARG_STOP, ARG_TEMPERATURE, ARG_LIMITS, ARG_SEED = range(7)
+ARG_PROMPT, ARG_TOKENS, ARG_POSITION, ARG_STOP, ARG_TEMPERATURE, ARG_LIMITS, ARG_NOISE, ARG_NOISE_STEP = range(8)
 """Arguments of the generation program: prompt length, tokens to generate (0: prefill only), position of the
-first prompt token, the token that ends a text (NO_STOP_TOKEN for none), and the sampling: `Sampling.words` and the seed.
+first prompt token, the token that ends a text (NO_STOP_TOKEN for none), and the sampling: `Sampling.words`, `integer.noise_word` of the
+first token to generate, and the step of `integer.noise_words`.
 
 `passes` has none. A pass is IN: its number of tokens (0 ends the program), and the first of them to answer (their number: none
 is); then, segment by segment, `segment_words` and the segment's tokens. OUT: the answers."""
 
 
+NOISE = 0
+"""Scratch word in which the generation program keeps the noise of the next token."""
 SEGMENT_WORDS, SLOT_WORDS = 5, 3
 """Words of the scratch memory for each segment and for each slot; a pass has as many of both as there are lanes, or fewer."""
 assert SEGMENT_WORDS + SLOT_WORDS <= SCRATCH_WORDS
 JOINS = 1
 
 
-def segment_words(cache: int, count: int, position: int, *, joins: bool, shared: int = 0, prefix: int = 0, noise: int, temperature: int,
-                  limits: int) -> tuple[int, ...]:
+def segment_words(cache: int, count: int, position: int, *, joins: bool, shared: int = 0, prefix: int = 0,
+                  sampling: Sampling) -> tuple[int, ...]:
     """A segment of `count` tokens, at most as many as the dot engine has lanes, the first at `position`, of the sequence whose cache
     begins at byte `cache`.
 
     `joins`: it attends together with the next segment; segments that do so are as many tokens as there are lanes or fewer, and have the
-    same first `shared` positions, whole chunks, in the cache at `prefix`; `cache` has those from there on. `noise`: seed + position of
-    the token after the first; `temperature`, `limits`: of `Sampling.words`.
+    same first `shared` positions, whole chunks, in the cache at `prefix`; `cache` has those from there on. `sampling`: of the answers.
     """
     last_shared = JOINS if joins else max(shared - 1, 0)
-    return cache, position - shared, count, prefix, last_shared, position, noise & 0xFFFFFFFF, temperature, limits
+    noise, (_, step) = noise_word(sampling.seed, position + 1), noise_words(sampling.seed)
+    return cache, position - shared, count, prefix, last_shared, position, noise, step, *sampling.words
 
 
 class _Layer:
@@ -409,12 +413,11 @@ def _embed_assembly(config: BuildConfig, layout: MemoryMap) -> str:
 
 def head_assembly(config: BuildConfig, layout: MemoryMap, slot: str, count: str, samples: str) -> str:
     """From the residual stream of `count` tokens from `slot` (registers) to the logits that the sampler takes; `samples`: commands
-    for the sampler. A short-list takes one token; its blocks of rows lie in one half of
+    for the sampler, which must wait for the vector unit. A short-list takes one token; its blocks of rows lie in one half of
     the results and the other in turn, and one is scanned while the next streams. Uses r5, r10, r12, r15."""
     s = config.shape
     text = f"""
         vector.normq slot={slot} count={count} length={s.hidden} norm=1 dest={2 if config.shortlist else 1}
-        wait    vector
         {samples.strip()}"""
     if not config.shortlist:
         return f"""{text}
@@ -479,10 +482,13 @@ def generation_assembly(config: BuildConfig, layout: MemoryMap) -> str:
     s, p = config.shape, _Layer(config)
     begin = _begin_assembly(config)
     sample = f"""
-        arg     r12, {ARG_SEED}
-        add     r12, r12, r1
+        load    r12, r0, {NOISE}
+        arg     r13, {ARG_NOISE_STEP}
+        add     r13, r12, r13
+        store   r13, r0, {NOISE}
         arg     r13, {ARG_TEMPERATURE}
         arg     r14, {ARG_LIMITS}
+        wait    vector
         sample  slot=r11 noise=r12 temperature=r13 limits=r14"""
     two_groups = "" if config.groups == 1 else f"""
         beq     r14, r0, one_group_layers
@@ -502,6 +508,8 @@ def generation_assembly(config: BuildConfig, layout: MemoryMap) -> str:
         arg     r1, {ARG_POSITION}
         arg     r2, {ARG_PROMPT}
         arg     r3, {ARG_TOKENS}
+        arg     r12, {ARG_NOISE}
+        store   r12, r0, {NOISE}
         beq     r2, r0, done
     prefill:
         {_count_assembly(config, layout).strip()}
@@ -665,6 +673,7 @@ def passes_assembly(config: BuildConfig, layout: MemoryMap) -> str:
         addi    r2, r2, {SEGMENT_WORDS}
         in      r1
         in      r13
+        in      r7
         in      r14
         in      r15
         add     r6, r6, r5
@@ -673,7 +682,7 @@ def passes_assembly(config: BuildConfig, layout: MemoryMap) -> str:
         store   r14, r3, 1
         store   r15, r3, 2
         addi    r3, r3, {SLOT_WORDS}
-        addi    r13, r13, 1
+        add     r13, r13, r7
         in      r8
         {_embed_token(layout, "r5", "r1")}
         addi    r1, r1, 1

@@ -105,7 +105,7 @@ REGISTERS: tuple[Register, ...] = (
     *_counter("CYCLES", 0x100, "cycles in which a program ran"),
     *_counter("WEIGHT_BEATS", 0x108, "beats of the weight stream read from memory"),
     Register("DATA_BEATS", 0x110, "ro", "beats of data read from memory"),
-    Register("SATURATIONS", 0x114, "ro", "operations that saturated a number"),
+    Register("SATURATIONS", 0x114, "ro", "elements clamped: residual stream, gates of SiLU, visible attention scores (numbers.md)"),
     Register("BUSY_VECTOR", 0x118, "ro", "cycles the vector unit was busy while a program ran"),
     Register("BUSY_MATMUL", 0x11C, "ro", "cycles the ternary matmul was busy while a program ran"),
     Register("BUSY_DOT", 0x120, "ro", "cycles the dot engine was busy while a program ran"),

@@ -144,8 +144,8 @@ def memories(config: BuildConfig) -> dict[str, list[Memory]]:
         Memory(10 + (CHUNK + d - 1).bit_length() + d, 16), Memory(s.context.bit_length() + 33 + d, d + 1),
     ]
     entry, kept = 44 + id_bits, max(2, p)
-    sampler = [Memory(16, 1024, rom=True), Memory(entry, p * c.sampler_candidates), Memory(32, 512, 2, rom=True), Memory(33 + id_bits, 32)]
-    sampler += [Memory(width, kept, at_once=True) for width in (78, entry, entry + 4, 26, 17, 16 + id_bits)]
+    sampler = [Memory(16, 1024, rom=True), Memory(entry, p * c.sampler_candidates), Memory(32, 512, 2, rom=True), Memory(60 + id_bits, 32)]
+    sampler += [Memory(width, kept, at_once=True) for width in (78, entry + 16, entry + 4, 26, 44, 16 + id_bits)]
     control = [Memory(64, c.program_words), Memory(32, 16, reads=4), Memory(32, SCRATCH_WORDS * p), Memory(32, 63), Memory(64, 63),
                Memory(17, 16), Memory(8 * m, 4)]
     memory = [Memory(64, 256), Memory(48, 8), Memory(8, 4)]

@@ -186,10 +186,8 @@ class Passes:
             for piece in pieces:
                 text, prefix = piece.segment.text, piece.segment.prefix
                 own = layout.cache_base(config, text.cache) + piece.shared // CHUNK * 2 * config.kv_half_bytes
-                temperature, limits = text.sampling.words
                 words += segment_words(own, len(piece.tokens), piece.position, joins=piece is not pieces[-1], shared=piece.shared,
-                                       prefix=layout.cache_base(config, prefix.cache) if prefix else 0,
-                                       noise=text.sampling.seed + piece.position + 1, temperature=temperature, limits=limits)  # fmt: skip
+                                       prefix=layout.cache_base(config, prefix.cache) if prefix else 0, sampling=text.sampling)
                 words += piece.tokens
         return words
 

@@ -25,12 +25,13 @@ from pathlib import Path
 from typing import Any
 
 from tritloom.firmware.config import BuildConfig
-from tritloom.firmware.integer import GREEDY, LOGIT_DROP, Sampling, uf_from_float
+from tritloom.firmware.integer import GREEDY, LOGIT_DROP, Sampling, noise_word, noise_words, uf_from_float
 from tritloom.firmware.programs import (
     ARG_LIMITS,
+    ARG_NOISE,
+    ARG_NOISE_STEP,
     ARG_POSITION,
     ARG_PROMPT,
-    ARG_SEED,
     ARG_STOP,
     ARG_TEMPERATURE,
     ARG_TOKENS,
@@ -64,8 +65,13 @@ Progress = Callable[[int, int], None]
 """Told (prompt tokens read, prompt tokens in all)."""
 
 
+LEAST_TEMPERATURE = 2.0**-126
+"""Below it a temperature is greedy: two different integer logits are then so far apart that no noise reverses their order, for they
+are steps of 2**-120 or more (gen/scaling.py refuses models of finer ones)."""
+
+
 def sampling(temperature: float | None = None, top_k: int | None = None, top_p: float | None = None, seed: int | None = None) -> Sampling:
-    """Sampler settings. No temperature means greedy, or 1 where top_k or top_p is given."""
+    """Sampler settings. No temperature means greedy, or 1 where top_k or top_p is given; one below LEAST_TEMPERATURE is greedy."""
     if temperature is None:
         temperature = 1.0 if top_k or top_p is not None else 0.0
     if not (math.isfinite(temperature) and 0 <= temperature <= 1000):
@@ -76,7 +82,7 @@ def sampling(temperature: float | None = None, top_k: int | None = None, top_p: 
         raise InputError(f"top-p must be above 0 and at most 1 (off), not {top_p}")
     if seed is not None and not 0 <= seed <= MASK32:
         raise InputError(f"the seed must be from 0 to {MASK32}, not {seed}")
-    if temperature == 0:
+    if temperature < LEAST_TEMPERATURE:
         return GREEDY
     scale = uf_from_float((1 << LOGIT_DROP) * math.log2(math.e) / temperature)
     return Sampling(scale, top_k or 0, 65536 if top_p is None else max(1, round(top_p * 65536)), seed or 0)
@@ -512,11 +518,12 @@ class Session:
             known, entry, arguments = (), ENTRY_PASSES, {}
             items = self._exchange_passes(generation, lambda passes: None if text.done else passes.step([text]), progress)
         else:
-            temperature, limits = sampling.words
+            (temperature, limits), noise = sampling.words, noise_word(sampling.seed, self.position + len(tokens))
             known, entry = stop_ids[1:], ENTRY_GENERATION
             arguments = {ARG_PROMPT: len(tokens), ARG_TOKENS: new, ARG_POSITION: self.position,
                          ARG_STOP: stop_ids[0] if stop_ids else NO_STOP_TOKEN,
-                         ARG_TEMPERATURE: temperature, ARG_LIMITS: limits, ARG_SEED: sampling.seed}  # fmt: skip
+                         ARG_TEMPERATURE: temperature, ARG_LIMITS: limits,
+                         ARG_NOISE: noise, ARG_NOISE_STEP: noise_words(sampling.seed)[1]}  # fmt: skip
             items = ((None, *item) for item in self._exchange(generation, progress))
         with closing(self._drive(generation, entry, arguments, items)) as run:
             for _, token in run:

@@ -7,7 +7,10 @@ from collections.abc import Callable
 from amaranth import C, Cat, Module, Mux, Signal, Value, unsigned
 from amaranth.utils import bits_for
 
-__all__ = ["DSP_UNSIGNED_BITS", "add", "chunks", "index_shape", "larger", "magnitude", "reduce_registered", "saturate", "sign_extend"]
+__all__ = [
+    "DSP_UNSIGNED_BITS", "add", "chunks", "count_registered", "index_shape", "larger", "magnitude", "reduce_registered", "saturate",
+    "sign_extend",
+]  # fmt: skip
 
 DSP_UNSIGNED_BITS = 17
 """Unsigned bits that fit the narrow port of a signed 18-bit multiplier."""
@@ -38,6 +41,12 @@ def add(a: Value, b: Value) -> Value:
 
 def larger(a: Value, b: Value) -> Value:
     return Mux(a > b, a, b)
+
+
+def count_registered(m: Module, bits: list[Value], name: str) -> Value:
+    """How many of `bits` are set, some cycles later: with a register behind each level of the sum."""
+    padded = [*bits, *([C(0, 1)] * ((1 << (len(bits) - 1).bit_length()) - len(bits)))]
+    return reduce_registered(m, padded, add, name)[0]
 
 
 def magnitude(value: Value) -> Value:

@@ -9,7 +9,7 @@ from amaranth.lib.wiring import In, Out
 from tritloom.firmware.config import CHUNK, KV_SCALE_BYTES
 from tritloom.firmware.isa import DotOp
 
-from .arith import index_shape
+from .arith import count_registered, index_shape
 from .dot import DotLane, accumulator_bits, delay, dot_bits, step_layout
 from .sampler import logit_layout
 from .softmax import LOGIT, Finish, ScoreLane, SoftmaxControl, SoftmaxLane, work_layout
@@ -561,8 +561,8 @@ class DotEngine(wiring.Component):
         Outputs; slots whose outputs begin anew.
     logits_o : Out(stream of sampler.logit_layout)
     candidates_i : In(stream of token ids), with a short-list
-    saturated : Out(1)
-        High for a cycle when a score saturated.
+    saturated : Out(range(lanes + 1))
+        Visible scores that were clamped, a few cycles before (`integer.Saturations`).
     """
 
     def __init__(self, *, lanes: int, slots: int, macs: int, rows: int, vector_lanes: int, mem_bytes: int, heads: int, kv_heads: int,
@@ -619,7 +619,7 @@ class DotEngine(wiring.Component):
                 "data": Out(work_layout(vector_lanes))})),
             "work_clear": Out(slots),
             "logits_o": Out(stream.Signature(logit_layout(vocab, slots))),
-            "saturated": Out(1),
+            "saturated": Out(range(lanes + 1)),
         } | ({"candidates_i": In(stream.Signature(index_shape(vocab)))} if short_list else {}))
 
     def _some(self, *names):
@@ -686,7 +686,7 @@ class DotEngine(wiring.Component):
                                                  3 + DotLane.output_delay(self._rows), "outputs_done"))
 
         saturated = Signal(self._lanes)
-        m.d.sync += self.saturated.eq(saturated.any())
+        m.d.comb += self.saturated.eq(count_registered(m, list(saturated), "saturated_sum"))
         sum_bits = dot_bits(max(self._p["head_dim"], self._p["hidden"]))
         scores = []
         for i in range(self._lanes):

@@ -67,8 +67,8 @@ class ControlRegisters(wiring.Component):
     memory_write : Out(stream({"addr", "data", "strb"}))
         Writes of 32 bits each.
     port_base : Out(array of 32)
-    unit_busy : In(5), weight_beat, data_beat, memory_error : In(1), saturated : In(2)
-        What is counted; `saturated` has a bit for each unit that reports it.
+    unit_busy : In(5), weight_beat, data_beat, memory_error : In(1), saturated : In(8)
+        What is counted; `saturated`: how many elements in this cycle.
     """
 
     latency = 3
@@ -97,7 +97,7 @@ class ControlRegisters(wiring.Component):
             "memory_write": Out(stream.Signature(data.StructLayout({"addr": 32, "data": 8 * mem_bytes, "strb": mem_bytes}))),
             "port_base": Out(data.ArrayLayout(32, mem_ports)),
             "unit_busy": In(UNITS),
-            "weight_beat": In(1), "data_beat": In(1), "memory_error": In(1), "saturated": In(2),
+            "weight_beat": In(1), "data_beat": In(1), "memory_error": In(1), "saturated": In(8),
         })
 
     def elaborate(self, platform):
@@ -236,7 +236,7 @@ class ControlRegisters(wiring.Component):
             return counter
 
         # Inputs are registered, so that far units add no path.
-        beats, data_beats, saturated, running, busy = Signal(), Signal(), Signal(2), Signal(), Signal(UNITS)
+        beats, data_beats, saturated, running, busy = Signal(), Signal(), Signal(8), Signal(), Signal(UNITS)
         m.d.sync += [beats.eq(self.weight_beat), data_beats.eq(self.data_beat), saturated.eq(self.saturated), running.eq(self.running),
                      busy.eq(self.unit_busy)]
         for name, amount in (("CYCLES", running), ("WEIGHT_BEATS", beats)):
@@ -244,7 +244,7 @@ class ControlRegisters(wiring.Component):
             read[f"{name}_LOW"] = counter[:32]
             read[f"{name}_HIGH"] = Signal(32, name=f"{name.lower()}_high")
         read["DATA_BEATS"] = count("DATA_BEATS", 32, data_beats)
-        read["SATURATIONS"] = count("SATURATIONS", 32, saturated[0] + saturated[1])
+        read["SATURATIONS"] = count("SATURATIONS", 32, saturated)
         for name in _COUNTED:
             read[f"BUSY_{name}"] = count(f"BUSY_{name}", 32, running & busy[exact_log2(Unit[name])])
         return read["CYCLES_NOW"]

@@ -9,7 +9,16 @@ from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from tritloom.firmware.config import LOGIT_BITS
-from tritloom.firmware.integer import EXP2_TABLE, LOG2_BITS, LOG2_TABLE, LOGIT_DROP, PROBABILITY_BITS, SCORE_BITS
+from tritloom.firmware.integer import (
+    EXP2_TABLE,
+    LOG2_BITS,
+    LOG2_TABLE,
+    LOG2_TABLE_BITS,
+    LOGIT_DROP,
+    NOISE_BITS,
+    PROBABILITY_BITS,
+    SCORE_BITS,
+)
 
 from .arith import index_shape
 from .shared import once
@@ -17,8 +26,10 @@ from .ufloat import UFLOAT, from_word
 
 __all__ = ["Log2", "Mix32", "Sampler", "logit_layout"]
 
-FRACTION_BITS = 16
-"""Fraction of base-2 logits and of the noise."""
+FIXED_BITS = LOGIT_BITS - LOGIT_DROP + 23
+"""Base-2 logits: the product with a 16-bit mantissa, shifted left by 7 at most."""
+WORD_BITS = 38
+"""What `Log2` takes: 32 with LOG2_BITS fraction, and less."""
 TOP_P_OFF = 0xFFFF
 """Upper half of a command's `limits` that keeps every token: top-p is one more, in 1/65536."""
 
@@ -75,7 +86,7 @@ class Mix32(wiring.Component):
 
 @once
 class Log2(wiring.Component):
-    """Take the base-2 logarithm of 32-bit integers from 1 up (`integer.log2_fixed`). Never stalls.
+    """Take the base-2 logarithm of 38-bit integers from 1 up (`integer.log2_fixed`). Never stalls.
 
     Latency: 7 cycles (`latency`).
 
@@ -83,42 +94,43 @@ class Log2(wiring.Component):
 
     Members
     -------
-    i : In(32), o : Out(25)
-        LOG2_BITS (20) bits of fraction.
+    i : In(38), o : Out(38)
+        LOG2_BITS (32) bits of fraction.
     """
 
     latency = 7
 
     def __init__(self):
-        super().__init__({"i": In(32), "o": Out(25)})
+        super().__init__({"i": In(WORD_BITS), "o": Out(WORD_BITS)})
 
     def elaborate(self, platform):
         m = Module()
-        # Cycles 1 to 3: normalise to a leading one in bit 31, counting.
-        value, lead = self.i, C(31, 5)
-        for stage, steps in enumerate(((16, 8), (4, 2), (1,)), 1):
+        # Cycles 1 to 3: normalise to a leading one in the top bit, counting.
+        value, lead = self.i, C(WORD_BITS - 1, 6)
+        for stage, steps in enumerate(((32, 16), (8, 4), (2, 1)), 1):
             for step in steps:
-                empty = value[32 - step:] == 0
-                value, lead = Mux(empty, Cat(C(0, step), value[:32 - step]), value), Mux(empty, lead - step, lead)[:5]
-            held, lead_held = Signal(32, name=f"s{stage}_value"), Signal(5, name=f"s{stage}_lead")
+                empty = value[WORD_BITS - step:] == 0
+                value, lead = Mux(empty, Cat(C(0, step), value[:WORD_BITS - step]), value), Mux(empty, lead - step, lead)[:6]
+            held, lead_held = Signal(WORD_BITS, name=f"s{stage}_value"), Signal(6, name=f"s{stage}_lead")
             m.d.sync += [held.eq(value), lead_held.eq(lead)]
             value, lead = held, lead_held
         # Cycle 4: the table holds each entry with the step to its successor.
-        entry = data.StructLayout({"base": LOG2_BITS, "step": 12})
-        table = [int(a) | int(b - a) << LOG2_BITS for a, b in zip(LOG2_TABLE, LOG2_TABLE[1:], strict=False)]
+        entry = data.StructLayout({"base": LOG2_TABLE_BITS, "step": 12})
+        table = [int(a) | int(b - a) << LOG2_TABLE_BITS for a, b in zip(LOG2_TABLE, LOG2_TABLE[1:], strict=False)]
         m.submodules.table = rom = memory.Memory(shape=unsigned(32), depth=512, init=table)
         read = rom.read_port()
         found = data.View(entry, read.data)
-        rest, s4_lead = Signal(22), Signal(5)
-        m.d.comb += read.addr.eq(value[22:31])
-        m.d.sync += [rest.eq(value[:22]), s4_lead.eq(lead)]
+        rest, s4_lead = Signal(22), Signal(6)
+        m.d.comb += read.addr.eq(value[WORD_BITS - 10:WORD_BITS - 1])
+        m.d.sync += [rest.eq(value[WORD_BITS - 32:WORD_BITS - 10]), s4_lead.eq(lead)]
         # Cycles 5 to 7: interpolate.
         s5_product, s6_product = Signal(34), Signal(34)
-        s5_base, s6_base = Signal(25), Signal(25)
+        s5_base, s6_base = Signal(26), Signal(26)
+        more = LOG2_BITS - LOG2_TABLE_BITS
         m.d.sync += [
             s5_product.eq(found.step * rest), s5_base.eq(Cat(found.base, s4_lead)),
             s6_product.eq(s5_product), s6_base.eq(s5_base),
-            self.o.eq(s6_base + s6_product[22:]),
+            self.o.eq(Cat(C(0, more), s6_base) + s6_product[22 - more:]),
         ]
         return m
 
@@ -170,7 +182,7 @@ class Sampler(wiring.Component):
     Members
     -------
     cmd : In(stream({"slot", "noise", "temperature", "limits"}))
-        `noise`: seed + position, what the noise is made of; `temperature`: temperature_scale of `integer.Sampling`, packed;
+        `noise`: what the noise is made of (`integer.noise_word`); `temperature`: temperature_scale of `integer.Sampling`, packed;
         `limits`: top_k in bits 15:0, top_p - 1 in 31:16. Ready until the first logit.
     busy : Out(1)
         From the first command to the last token's arrival in `token_o`.
@@ -253,7 +265,7 @@ class Sampler(wiring.Component):
         preparing = Signal()
         noise, mixed = self._noise(m, Mux(preparing, noise_start, entry.id ^ setting.key))
         m.d.comb += keep.data.key.eq(mixed)
-        tagged = data.StructLayout({"z": signed(32), "id": self._id, "slot": self._slot})
+        tagged = data.StructLayout({"z": signed(FIXED_BITS), "id": self._id, "slot": self._slot})
         m.submodules.delay = delay = _Delay(tagged.size, self.NOISE_LATENCY - self.SCALE_LATENCY)
         token_id = entry.id
         for stage in range(1, self.SCALE_LATENCY + 1):
@@ -264,13 +276,15 @@ class Sampler(wiring.Component):
         delayed = data.View(tagged, delay.o)
 
         # The challenge: greedy from stage 0, else from the noise (TAKE keeps them apart).
-        challenge, challenger = Signal(self._entry), Signal(self._slot)
+        contestant = data.StructLayout({"logit": signed(FIXED_BITS + 1), "id": self._id})
+        challenge, challenger = Signal(contestant), Signal(self._slot)
         challenging, chosen = Signal(), Signal(self._slots)
         noisy_one = contests[self.NOISE_LATENCY]
-        m.d.sync += [challenging.eq((noisy_one | direct) & ~self.abandon), challenge.eq(entry), challenger.eq(entry_slot)]
+        m.d.sync += [challenging.eq((noisy_one | direct) & ~self.abandon), challenge.logit.eq(entry.logit), challenge.id.eq(entry.id),
+                     challenger.eq(entry_slot)]
         with m.If(noisy_one):
             m.d.sync += [challenge.logit.eq(delayed.z + noise), challenge.id.eq(delayed.id), challenger.eq(delayed.slot)]
-        win, best = self._per_slot(m, "best", self._entry)
+        win, best = self._per_slot(m, "best", contestant)
         m.d.comb += [
             best.addr.eq(Mux(challenging, challenger, at)), win.addr.eq(challenger), win.data.eq(challenge),
             win.en.eq(challenging & (~chosen.bit_select(challenger, 1) | _better(challenge, best.data))),
@@ -442,16 +456,15 @@ class Sampler(wiring.Component):
     def _fixed(self, m: Module, logit: Value, mantissa: Value, shift: Value) -> Value:
         """integer.sampling_logits, SCALE_LATENCY cycles."""
         s1, s2 = (Signal(signed(LOGIT_BITS - LOGIT_DROP + 16)) for _ in range(2))
-        s3, s4, s5 = (Signal(signed(LOGIT_BITS - LOGIT_DROP + 24)) for _ in range(3))
+        s3, s4 = (Signal(signed(LOGIT_BITS - LOGIT_DROP + 24)) for _ in range(2))
         s1_shift, s2_shift, s3_shift = Signal(6), Signal(6), Signal(3)
-        z = Signal(signed(32))
+        s5, z = Signal(signed(FIXED_BITS)), Signal(signed(FIXED_BITS))
         scaled = Cat(C(0, 8), s2).as_signed()
         m.d.sync += [
             s1.eq((logit >> LOGIT_DROP) * mantissa), s2.eq(s1),
             s1_shift.eq(shift), s2_shift.eq(s1_shift), s3_shift.eq(s2_shift[:3]),
             s3.eq(scaled >> Cat(C(0, 3), s2_shift[3:])), s4.eq(s3 >> s3_shift),
-            s5.eq((s4 + 1) >> 1),
-            z.eq(Mux(s5 < -(1 << 31), -(1 << 31), Mux(s5 > (1 << 31) - 1, (1 << 31) - 1, s5))),
+            s5.eq((s4 + 1) >> 1), z.eq(s5),
         ]
         return z
 
@@ -460,11 +473,11 @@ class Sampler(wiring.Component):
         m.submodules.mix = mix = Mix32()
         m.submodules.inner = inner = Log2()
         m.submodules.outer = outer = Log2()
-        negative, noise = Signal(26), Signal(signed(22))
+        negative, noise = Signal(WORD_BITS), Signal(signed(NOISE_BITS + 6))
         m.d.comb += [mix.i.eq(word), inner.i.eq(mix.o | 1), outer.i.eq(negative)]
         m.d.sync += [
-            negative.eq((32 << LOG2_BITS) - inner.o),  # at least 1: the logarithm interpolates to below 32
-            noise.eq(((LOG2_BITS << LOG2_BITS) - outer.o) >> (LOG2_BITS - FRACTION_BITS)),
+            negative.eq((32 << LOG2_BITS) - inner.o),  # at least 2: the logarithm interpolates to below 32
+            noise.eq(((32 << LOG2_BITS) - outer.o) >> (LOG2_BITS - NOISE_BITS)),
         ]
         return noise, mix.o
 
@@ -475,32 +488,33 @@ class Sampler(wiring.Component):
         A slot's entries must come two cycles apart. `prepared`: slot `fresh` starts anew.
         """
         stage = self.SCALE_LATENCY
-        drop = FRACTION_BITS - SCORE_BITS
+        drop = NOISE_BITS - SCORE_BITS
         total_shape = unsigned((self._logits << PROBABILITY_BITS).bit_length())
         # Stage 7: the integer maximum. Stages 8 and 9: the distance to it, and how far it rose.
-        s7_ceiling, s7_z = Signal(signed(17)), Signal(signed(32))
-        s8_before, s8_after, s8_z = Signal(signed(17)), Signal(signed(17)), Signal(signed(32))
-        s9_distance, s9_step = Signal(33), Signal(6)
-        rise, after = Signal(18), Signal(signed(17))
-        raised, running = self._per_slot(m, "running", signed(17))
+        whole_bits = FIXED_BITS - NOISE_BITS + 1
+        s7_ceiling, s7_z = Signal(signed(whole_bits)), Signal(signed(FIXED_BITS))
+        s8_before, s8_after, s8_z = Signal(signed(whole_bits)), Signal(signed(whole_bits)), Signal(signed(FIXED_BITS))
+        s9_distance, s9_step = Signal(FIXED_BITS + 1), Signal(6)
+        rise, after = Signal(whole_bits + 1), Signal(signed(whole_bits))
+        raised, running = self._per_slot(m, "running", signed(whole_bits))
         m.d.comb += [
             running.addr.eq(slots[stage + 1]), after.eq(Mux(s7_ceiling > running.data, s7_ceiling, running.data)),
             raised.en.eq(prepared | weighs[stage + 1]), raised.addr.eq(Mux(prepared, fresh, slots[stage + 1])),
-            raised.data.eq(Mux(prepared, -(1 << 16), after)), rise.eq(s8_after - s8_before),
+            raised.data.eq(Mux(prepared, -(1 << (whole_bits - 1)), after)), rise.eq(s8_after - s8_before),
         ]
         m.d.sync += [
-            s7_ceiling.eq((z + 0xFFFF) >> FRACTION_BITS), s7_z.eq(z),
+            s7_ceiling.eq((z + ((1 << NOISE_BITS) - 1)) >> NOISE_BITS), s7_z.eq(z),
             s8_before.eq(running.data), s8_after.eq(after), s8_z.eq(s7_z),
-            s9_distance.eq((s8_after << FRACTION_BITS) - s8_z), s9_step.eq(Mux(rise > 63, 63, rise)),
+            s9_distance.eq((s8_after << NOISE_BITS) - s8_z), s9_step.eq(Mux(rise[6:].any(), 63, rise[:6])),
         ]
         # Stages 10 and 11: 2**-distance.
         m.submodules.exp2 = rom = memory.Memory(shape=unsigned(PROBABILITY_BITS + 1), depth=1 << SCORE_BITS, init=EXP2_TABLE.tolist())
         read = rom.read_port()
-        whole = s9_distance[FRACTION_BITS:]
+        whole = s9_distance[NOISE_BITS:]
         s10_shift, s10_step = Signal(5), Signal(6)
         s11_probability = Signal(PROBABILITY_BITS + 1)
-        m.d.comb += read.addr.eq(s9_distance[drop:FRACTION_BITS])
-        m.d.sync += [s10_shift.eq(Mux(whole > 31, 31, whole)), s10_step.eq(s9_step), s11_probability.eq(read.data >> s10_shift)]
+        m.d.comb += read.addr.eq(s9_distance[drop:NOISE_BITS])
+        m.d.sync += [s10_shift.eq(Mux(whole[5:].any(), 31, whole[:5])), s10_step.eq(s9_step), s11_probability.eq(read.data >> s10_shift)]
         # The total: read and shifted at stage 10, added to and written at stage 11.
         added, total = self._per_slot(m, "total", total_shape)
         s11_total = Signal(total_shape)

@@ -213,7 +213,7 @@ class Accelerator(wiring.Component):
             registers.weight_beat.eq(memory.weight_beat),
             registers.data_beat.eq(memory.data_beat),
             registers.memory_error.eq(memory.error),
-            registers.saturated.eq(Cat(vector.saturated, dot.saturated)),
+            registers.saturated.eq(vector.saturated + dot.saturated),
         ]
         m.d.comb += [sequencer.args[i].eq(registers.args[i]) for i in range(len(registers.args))]
 

@@ -18,7 +18,7 @@ from tritloom.firmware import integer
 from tritloom.firmware.config import PARAM_HEADER_BYTES
 from tritloom.firmware.isa import VectorOp
 
-from .arith import index_shape, larger, reduce_registered, saturate, sign_extend
+from .arith import count_registered, index_shape, larger, reduce_registered, saturate, sign_extend
 from .glu import WORK, GatedUnit
 from .kv_writer import KvWriter, write_layout
 from .quantise import NORMAL_BITS, SQUARE_BITS, Y_BITS, Quantiser
@@ -101,7 +101,9 @@ class VectorUnit(wiring.Component):
     q_scale_write : Out {valid, slot, head, scale}
     work_write : In {valid, slot, addr, data}, work_clear : In(lanes)
         Attention outputs by lane; lanes whose work vectors begin anew.
-    logit_scale_write : Out {valid, slot, scale}, saturated : Out, x_trace : Out {valid, slot, addr, data}
+    logit_scale_write : Out {valid, slot, scale}, x_trace : Out {valid, slot, addr, data}
+    saturated : Out(range(V + 1))
+        Elements that were clamped, a few cycles before (`integer.Saturations`): of the residual stream, and gates of SiLU.
     """
 
     def __init__(
@@ -232,7 +234,7 @@ class VectorUnit(wiring.Component):
                 ),
                 "work_clear": In(lanes),
                 "logit_scale_write": Out(wiring.Signature({"valid": Out(1), "slot": Out(self._slot), "scale": Out(UFLOAT)})),
-                "saturated": Out(1),
+                "saturated": Out(range(vector_lanes + 1)),
                 "x_trace": Out(
                     wiring.Signature(
                         {"valid": Out(1), "slot": Out(slot), "addr": Out(index_shape(self._x_words)), "data": Out(32 * vector_lanes)}
@@ -924,6 +926,9 @@ class VectorUnit(wiring.Component):
         """
         wanted = Signal(signed(14))
         amount, fine = Signal(6), Signal(2)
+        # Whether the shift to the left is not enough, of the word in stages 6 to 9.
+        self.beyond = [Signal(name=f"beyond{i}") for i in range(4)]
+        m.d.sync += Cat(self.beyond).eq(Cat(wanted < 0, self.beyond[:-1]))
         m.d.comb += wanted.eq(7 - integer.RESIDUAL_BITS - self.scales.t.e)
         m.d.sync += fine.eq(amount)
         with m.If(~self._is(VectorOp.QKV, VectorOp.NORMQ)):
@@ -960,7 +965,9 @@ class VectorUnit(wiring.Component):
         counted = stage[FIXED - 1].valid & (
             writing | (self._is(VectorOp.GLU) & (stage[FIXED - 1].kind == Kind.GATE) if self._activation == "silu" else 0)
         )
-        m.d.sync += self.saturated.eq(counted & Cat(overs).any())
+        clamped = Signal(lanes)
+        m.d.sync += clamped.eq(Mux(counted, Cat(overs) | self.beyond[-1].replicate(lanes), 0))
+        m.d.comb += self.saturated.eq(count_registered(m, list(clamped), "saturated"))
 
         written, tag = self.fixed, stage[FIXED]
         valid = tag.valid & writing

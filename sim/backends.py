@@ -246,7 +246,7 @@ class EmulatorBackend(_SoftDevice):
         machine.prompt = self.prompt
         machine.arguments = [r[f"ARG{i}"] for i in range(8)]
         self._before = (machine.instructions - self._cycles, machine.weight_beats - r["WEIGHT_BEATS_LOW"] - (r["WEIGHT_BEATS_HIGH"] << 32),
-                        machine.saturations - r["SATURATIONS"])  # fmt: skip
+                        machine.saturations.count - r["SATURATIONS"])  # fmt: skip
         self._steps = machine.run(r["ENTRY"])
 
     def _stop(self) -> None:
@@ -288,7 +288,7 @@ class EmulatorBackend(_SoftDevice):
         cycles, beats, saturations = self._before
         self._count("CYCLES", machine.instructions - cycles)
         self._count("WEIGHT_BEATS", machine.weight_beats - beats)
-        self.registers["SATURATIONS"] = machine.saturations - saturations & MASK32
+        self.registers["SATURATIONS"] = machine.saturations.count - saturations & MASK32
         self.registers["PC"] = pc
 
 

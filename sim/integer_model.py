@@ -113,11 +113,12 @@ class IntegerModel:
 
     def _choose(self, codes: Int, scale: UFloat, sampling: Sampling, candidates: int) -> int:
         """The token after those so far, from one token's codes [hidden]."""
+        noise = integer.noise_word(sampling.seed, self.position)
         if not self.shortlist:
-            return integer.sample(self.logits(codes), scale, sampling, self.position, candidates)
+            return integer.sample(self.logits(codes), scale, sampling, noise, candidates)
         head, ids = self.model.head, integer.short_list(self.ternary_logits(codes), self.shortlist)
         logits = integer.head_logits(codes, head.codes[ids], head.row_scale[ids].astype(np.int64))
-        return integer.sample(logits, scale, sampling, self.position, candidates, ids)
+        return integer.sample(logits, scale, sampling, noise, candidates, ids)
 
     def _layer(self, index: int, x: Int, positions: Int) -> Int:
         s, layer = self.model.shape, self.model.layers[index]

@@ -118,17 +118,20 @@ def first_difference(expected: Sequence[TraceEvent], got: TraceReader) -> Differ
 
 @dataclass(frozen=True)
 class Comparison:
-    """Tokens of the three, and the first difference between RTL and emulator vectors (None when there is none)."""
+    """Tokens of the three, the first difference between RTL and emulator vectors (None when there is none), and how many elements
+    each of these two clamped."""
 
     prompt: list[int]
     rtl: list[int]
     emulator: list[int]
     integer: list[int]
     difference: Difference | None
+    saturations: int
+    rtl_saturations: int
 
     @property
     def equal(self) -> bool:
-        return self.difference is None and self.rtl == self.emulator == self.integer
+        return self.difference is None and self.rtl == self.emulator == self.integer and self.rtl_saturations == self.saturations
 
     @property
     def compared_tokens(self) -> int:
@@ -143,6 +146,9 @@ class Comparison:
                 if expected != got:
                     return {"layer": None, "stage": "", "unit": f"token of the {name}", "slot": 0, "index": index,
                             "expected": expected, "got": got}
+        if self.rtl_saturations != self.saturations:
+            return {"layer": None, "stage": "", "unit": "SATURATIONS", "slot": 0, "index": 0,
+                    "expected": self.saturations, "got": self.rtl_saturations}
         return None
 
 
@@ -161,6 +167,7 @@ def compare(backend: SimBackend, image: Image, reference: IntegerModel, prompt: 
     software = EmulatorBackend(image.config, image.map.total_bytes, trace=events.append)
     with Session(software, image) as session:
         emulated = list(session.generate(prompt, tokens, sampling=sampling))
+        saturations = session.stats().saturations
     done(2 * tokens, total, "emulator")
     machine = backend.machine
     with Session(backend, image) as session:
@@ -170,10 +177,11 @@ def compare(backend: SimBackend, image: Image, reference: IntegerModel, prompt: 
         for token in session.generate(prompt, tokens, sampling=sampling):
             rtl.append(token)
             done(2 * tokens + len(rtl), total, "RTL")
+        rtl_saturations = session.stats().saturations
     machine.trace_enable(False)
     difference = first_difference(events, TraceReader(machine.trace(), image.config.vector_lanes))
     machine.trace(clear=True)
-    return Comparison(list(prompt), rtl, emulated, integer, difference)
+    return Comparison(list(prompt), rtl, emulated, integer, difference, saturations, rtl_saturations)
 
 
 def default_text(model: Path) -> Path | None:
@@ -184,7 +192,7 @@ def default_text(model: Path) -> Path | None:
 
 def verify(source: Source, text: Path | None, tokens: int, progress: Progress | None = None, *, board: str = "sim",
            settings: dict[str, Any] | None = None, float_tokens: int = 1000, floor: bool = False) -> dict[str, Any]:
-    """What `tritloom verify` reports: RTL = emulator = integer model over `tokens` generated tokens, and the
+    """What `tritloom verify` reports: RTL = emulator = integer model over `tokens` generated tokens, what they clamped, and the
     integer model against the float model over `float_tokens` tokens of `text` (0: leave that out); with a short-list,
     how often it misses the int8 head's choice over as many tokens."""
     from tritloom.gen.generate import cached_verilog
@@ -223,5 +231,6 @@ def verify(source: Source, text: Path | None, tokens: int, progress: Progress | 
         missed = short_list_quality(checkpoint, words, float_tokens, result.config.shortlist,
                                     progress=lambda n, total: done(n, total, "short-list")).to_dict()
     return {"equal": found.equal, "compared_tokens": found.compared_tokens, "first_difference": found.first_difference(),
+            "saturations": found.saturations,
             "config": result.config.to_dict() | {"digest": f"{result.config.digest:08x}"}, "float": fidelity,
             "short_list": missed}

@@ -42,6 +42,7 @@ class Machine:
         codes = self.memory[TABLE:ROPE].view(np.int8)
         codes[codes == -128] = 0
         self.cycles = {}
+        self.seen, self.counted = integer.Saturations(), 0
         self.unwritten = None
         """First word that the matrix in progress has not written."""
         self.full = False
@@ -109,6 +110,7 @@ class Machine:
 
     def _watch(self):
         dut = self.dut
+        self.counted += int(dut.saturated.value)
         for name, port in (("code", "code_write"), ("activation", "activation_write"), ("x", "x_trace")):
             if getattr(dut, port + "__valid").value == 1:
                 self.out[name].append(tuple(int(getattr(dut, f"{port}__{field}").value) for field in ("slot", "addr", "data")))
@@ -139,6 +141,11 @@ class Machine:
     def expect_nothing(self):
         for name, out in self.out.items():
             assert not out, f"{name}: unexpected {out[:3]}"
+
+    async def expect_count(self):
+        """As many elements were clamped as should have been."""
+        await streams.cycles(self.dut, 5)
+        assert self.counted == self.seen.count
 
     async def command(self, op, work=None, label=None, **fields):
         """Run one command, `work` beside it; nothing may be written outside."""
@@ -196,7 +203,7 @@ class Machine:
         at = base + c.mem_bytes + token % c.group_rows * c.head_row_bytes
         codes = self.memory[at : at + c.shape.hidden].view(np.int8).astype(np.int64)
         await self.command(VectorOp.EMBED, self._read(2), slot=slot, a=token, b=TABLE, bank=bank)
-        self.x[slot] = integer.embed(codes, np.int64(row_scale), self.of(bank)["scale0"])
+        self.x[slot] = integer.embed(codes, np.int64(row_scale), self.of(bank)["scale0"], self.seen)
         self.expect("x", 32, {slot: self.x[slot]})
 
     async def rope(self, slot, position):
@@ -243,7 +250,7 @@ class Machine:
         rows = {}
         for i in range(slot, slot + count):
             s = integer.uf_mul(self.code_scale[i], self.of(bank)["scale0"])
-            self.x[i] = rows[i] = integer.residual_add(self.x[i], self.acc[i, :n], s)
+            self.x[i] = rows[i] = integer.residual_add(self.x[i], self.acc[i, :n], s, self.seen)
         await self.follow(VectorOp.RESID, 0, n // self.config.vector_lanes, slot=slot, count=count, length=n, bank=bank)
         self.expect("x", 32, rows)
 
@@ -258,7 +265,7 @@ class Machine:
                 self.hm[lane, :ffn], self.he[lane, :ffn] = integer.gated_relu2(gate, up)
                 self.work_scale[lane] = integer.uf_mul(integer.uf_mul(s0, s0), s1)
             else:
-                self.hm[lane, :ffn], self.he[lane, :ffn] = integer.gated_silu(gate, up, s0)
+                self.hm[lane, :ffn], self.he[lane, :ffn] = integer.gated_silu(gate, up, s0, self.seen)
                 self.work_scale[lane] = s1
         await self.follow(VectorOp.GLU, 0, 2 * ffn // v, slot=slot, count=count, length=ffn, bank=bank)
 
@@ -411,6 +418,7 @@ async def layers(dut):
         await t.resid(slot, count, 3)
         await t.normq(slot, count, s.hidden, 0, 1, int(rng.integers(1, 3)), 0)
         position += count
+    await t.expect_count()
     streams.report(cycles=t.cycles)
 
 
@@ -445,6 +453,8 @@ async def extremes(dut):
     await t.glu(0, lanes, 0)
     await t.normq(0, lanes, s.ffn, 1, 0, 0, 0)
     await t.resid(0, lanes, 0)
+    await t.expect_count()
+    assert t.seen.count
 
 
 @cocotb.test()

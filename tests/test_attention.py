@@ -138,19 +138,19 @@ class Attend:
                                 f"got {got[tuple(wrong[0])]}, expected {expected[tuple(wrong[0])]}")
         assert len(result["writes"]) * s.vector_lanes == got.shape[0] * got.shape[1]
         assert result["clears"] == [(1 << self.count) - 1 << self.slot]
-        assert bool(result["saturated"]) == self.saturates()
+        assert result["saturated"] == self.saturated()
 
-    def saturates(self):
+    def saturated(self):
+        """Visible scores that do not fit."""
         last = self.position + self.count
-        group = self.shape.heads // self.shape.kv_heads
+        group, count = self.shape.heads // self.shape.kv_heads, 0
         for i in range(self.count):
             for h in range(self.shape.heads):
                 seen = slice(0, last - self.count + i + 1)
                 s = integer.uf_mul(self.q_scale[self.slot + i, h], self.k_scale[h // group, seen])
                 score = integer.scale_to_fixed(self.k[h // group, seen] @ self.q[self.slot + i, h], s, integer.SCORE_BITS)
-                if (np.abs(score * 2 + 1) > 1 << 22).any():
-                    return True
-        return False
+                count += int((np.abs(score * 2 + 1) > 1 << 22).sum())
+        return count
 
     def expected_cycles(self):
         """Two bytes per element and visible position, four beats of scales or more and three jobs per chunk, and what does not overlap."""
@@ -208,10 +208,10 @@ class Together:
     def check(self, result):
         count = sum(part.count for part in self.parts)
         assert result["clears"] == [(1 << count) - 1 << self.slot]
-        assert bool(result["saturated"]) == any(part.saturates() for part in self.parts)
+        assert result["saturated"] == sum(part.saturated() for part in self.parts)
         for part in self.parts:
             mine = [write for write in result["writes"] if part.slot <= write[0] < part.slot + part.count]
-            part.check({"writes": mine, "clears": [(1 << part.count) - 1 << part.slot], "saturated": part.saturates()})
+            part.check({"writes": mine, "clears": [(1 << part.count) - 1 << part.slot], "saturated": part.saturated()})
         assert len(result["writes"]) * self.shape.vector_lanes == count * self.shape.heads * self.shape.head_dim
 
     def expected_cycles(self):

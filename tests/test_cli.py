@@ -85,7 +85,7 @@ def test_run_samples_reproducibly(tritloom):
 def test_run_writes_several_texts_as_each_alone(tritloom):
     options = ("--tokens", 6, "--temperature", "0.9", "--json")
     prompts = ("Once upon a time", "One day", "Tom")
-    alone = [json.loads(tritloom(*RUN, "--prompt", prompt, "--seed", n << 16, *options)[1])["text"] for n, prompt in enumerate(prompts)]
+    alone = [json.loads(tritloom(*RUN, "--prompt", prompt, "--seed", n, *options)[1])["text"] for n, prompt in enumerate(prompts)]
     several = [part for prompt in prompts for part in ("--prompt", prompt)]
     status, out, err = tritloom(*RUN, *several, "--set", "lanes=3", "--drafts", 2, *options)
     data = json.loads(out)

@@ -205,7 +205,7 @@ async def control(dut):
     dut.memory_error.value = 0
 
     before = await read(dut, "CYCLES_LOW")
-    dut.running.value, dut.saturated.value, dut.weight_beat.value = 1, 3, 1
+    dut.running.value, dut.saturated.value, dut.weight_beat.value = 1, 33, 1
     await streams.cycles(dut, 100)
     dut.running.value, dut.saturated.value, dut.weight_beat.value, dut.unit_busy.value = 0, 0, 0, 0
     dut.data_beat.value = 1
@@ -214,12 +214,12 @@ async def control(dut):
     names = ("CYCLES_LOW", "CYCLES_HIGH", "WEIGHT_BEATS_LOW", "WEIGHT_BEATS_HIGH", "DATA_BEATS", "SATURATIONS",
              "BUSY_VECTOR", "BUSY_MATMUL", "BUSY_DOT", "BUSY_SAMPLER")
     assert before > 0
-    assert [await read(dut, name) for name in names] == [before + 100, 0, 100, 0, 7, 200, 100, 0, 100, 0]
+    assert [await read(dut, name) for name in names] == [before + 100, 0, 100, 0, 7, 3300, 100, 0, 100, 0]
     assert REGISTER["STATUS"]["MEMORY_ERROR"].get(await read(dut, "STATUS")) == 1
     dut.running.value = 1
     await write(dut, "CONTROL", 4)
     dut.running.value = 0
-    assert await read(dut, "SATURATIONS") == 200, "CLEAR is ignored while a program runs"
+    assert await read(dut, "SATURATIONS") == 3300, "CLEAR is ignored while a program runs"
     await write(dut, "CONTROL", 4)
     assert [await read(dut, name) for name in names] == [0] * len(names)
     assert REGISTER["STATUS"]["MEMORY_ERROR"].get(await read(dut, "STATUS")) == 0

@@ -65,19 +65,19 @@ def make(rng, vocab, mode, candidates, stall="none", order="random", logits=None
         logits = rng.choice(logits[:4], vocab)
     elif order != "random":
         logits = np.sort(logits)[:: -1 if order == "falling" else 1]
-    temperature = float(rng.choice([0.2, 0.7, 1.0, 3.0]))
+    temperature = float(rng.choice([1e-9, 1e-4, 0.2, 0.7, 1.0, 3.0, 1000.0]))
     top_k = int(rng.integers(1, candidates + 4)) if mode in ("top_k", "both") else 0
     top_p = int(rng.integers(1, 65536)) if mode in ("top_p", "both") else 65536
     heat = integer.GREEDY.temperature_scale
     if mode != "greedy":
         heat = integer.uf_from_float(2.0**integer.LOGIT_DROP * np.log2(np.e) / temperature)
-    seed, position = int(rng.integers(0, 1 << 32)), int(rng.integers(0, 1 << 20))
-    settings = integer.Sampling(heat, top_k, top_p, seed)
+    noise = int(rng.integers(0, 1 << 32))
+    settings = integer.Sampling(heat, top_k, top_p, 0)
     temperature, limits = settings.words
-    command = {"slot": 0, "noise": seed + position & 0xFFFFFFFF, "temperature": temperature, "limits": limits}
+    command = {"slot": 0, "noise": noise, "temperature": temperature, "limits": limits}
     case = {"slots": [{"command": command, "logit_scale": packed(scale)}], "stall": stall,
             "logits": [{"logit": int(logit), "id": i, "slot": 0} for i, logit in enumerate(logits)]}
-    return case, [integer.sample(logits, scale, settings, position, candidates)]
+    return case, [integer.sample(logits, scale, settings, noise, candidates)]
 
 
 def together(rng, pairs, first, shuffled):

@@ -311,6 +311,11 @@ def seconds(value: float) -> str:
     return f"{value * 1e3:.3g} ms" if value < 1 else f"{value:.3g} s"
 
 
+def saturation_text(count: int) -> str:
+    """What the counter SATURATIONS means for the text."""
+    return f"{count:,} numbers did not fit the machine's fixed point and were cut: the text may differ from the float model's"
+
+
 def table(rows: Iterable[tuple[str, Any]]) -> str:
     """Aligned name and value lines."""
     rows = list(rows)

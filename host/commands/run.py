@@ -21,6 +21,7 @@ from tritloom.host.commands.common import (
     configuration,
     image_of,
     open_simulation,
+    saturation_text,
     seconds,
     settings_of,
     table,
@@ -32,8 +33,6 @@ from tritloom.host.tokenizer import Tokenizer
 
 BACKENDS = ("sim", "emulator")
 DEFAULT_TOKENS = 64
-SEED_STEP = 1 << 16
-"""Between the seeds of texts written together: the noise is made of seed + position, so none is shared."""
 DEFAULT_PROMPT = "Once upon a time"
 
 
@@ -170,7 +169,7 @@ def together(
     console: Console,
 ) -> None:
     """Write the texts together, then show them and what they cost. Each is what it would be alone, the second and later ones with
-    seeds SEED_STEP apart."""
+    the seeds that follow."""
     start, total, done = time.monotonic(), sum(tokens), 0
 
     def written(text: Text) -> str:
@@ -180,7 +179,7 @@ def together(
     with session.batch() as batch, console.step(f"Writing {len(prompts)} texts") as update:
         texts = []
         for n, (each, count) in enumerate(zip(ids, tokens, strict=True)):
-            own = choice._replace(seed=choice.seed + n * SEED_STEP & 0xFFFFFFFF)
+            own = choice._replace(seed=choice.seed + n & 0xFFFFFFFF)
             texts.append(batch.add(each, count, sampling=own, stop_ids=stop_ids, drafts=drafts))
         for _ in batch:
             done += 1
@@ -230,5 +229,5 @@ def report(stats: Stats, data: dict[str, Any]) -> str:
         rows.append(("memory", f"{100 * stats.memory_share:.1f} % of the bandwidth used"))
     rows.append(("wall clock", f"{seconds(data['wall_s'])}, {data['wall_tokens_per_s']:.2f} tokens/s on backend {data['backend']}"))
     if stats.saturations:
-        rows.append(("saturations", stats.saturations))
+        rows.append(("saturations", saturation_text(stats.saturations)))
     return table(rows)

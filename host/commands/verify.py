@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from tritloom.host.backend import InputError
-from tritloom.host.commands.common import BoardOption, JsonOption, SettingsOption, Source, settings_of, table
+from tritloom.host.commands.common import BoardOption, JsonOption, SettingsOption, Source, saturation_text, settings_of, table
 from tritloom.host.console import Console
 
 
@@ -39,6 +39,8 @@ def command(
     rows = [("equal", "yes" if result["equal"] else "no"), ("compared tokens", result["compared_tokens"])]
     if result["first_difference"]:
         rows.append(("first difference", ", ".join(f"{k} {v}" for k, v in result["first_difference"].items())))
+    if result["saturations"]:
+        rows.append(("saturations", saturation_text(result["saturations"])))
     rows += [(f"float {name}", value) for name, value in (result.get("float") or {}).items()]
     rows += [(f"short-list {name}", value) for name, value in (result.get("short_list") or {}).items()]
     console.result(result, table(rows))
