@@ -105,7 +105,7 @@ def machine_synth(source: Source, board: str, *, context: int | None = None, set
     from tritloom.gen import depth, parts
     from tritloom.gen.fit import fit
     from tritloom.host.console import Console
-    from tritloom.sim import measure
+    from tritloom.sim import measure, stored
 
     console = console or Console(json=True)
     target, settings, name = load_board(board), settings or {}, source.path.name
@@ -113,9 +113,11 @@ def machine_synth(source: Source, board: str, *, context: int | None = None, set
     labels = settings | ({"context-": context} if context else {})
     file = measure.result_path(board, name, "synthesis", labels)
     entry = measure.load(file) if resume else None
-    if entry is None or entry["digest"] != f"{config.digest:08x}" or measure.state_of(entry) != measure.CURRENT:
+    if entry is None or stored.configuration_of(entry) != config or _state(entry, console) != stored.CURRENT:
+        with console.step("Generating Verilog"):
+            made = stored.digests("synthesis", config)
         with console.step("Synthesising the machine") as update:
-            found = parts.synthesise(config, target.family, lambda done, total, text: update(done, total, text))
+            found = parts.synthesise(parts.parts_of(config), target.family, lambda done, total, text: update(done, total, text))
         timing = None
         if target.family == depth.FAMILY:
             with console.step("Following its paths"):
@@ -123,10 +125,18 @@ def machine_synth(source: Source, board: str, *, context: int | None = None, set
         command = (f"tritloom bench --synth --model {source.path}{source.words} --board {board}"
                    f"{f' --context {context}' if context else ''}{_changes(settings)}")
         entry = measure.record_synthesis(found, model=name, config=config, family=target.family, resources=target.resources,
-                                         timing=timing, command=command)
+                                         timing=timing, command=command, made=made)
         measure.store(entry, file)
         return _report([(entry, "measured")])
     return _report([(entry, f"stored on {entry['date']}")])
+
+
+def _state(entry: dict[str, Any], console: Console) -> str:
+    """Whether a stored result holds; where its machine must be emitted to know, it is: that takes less than to measure again."""
+    from tritloom.sim import stored
+
+    with console.step("Looking whether the stored result holds"):
+        return stored.state_of(entry, emit=True)
 
 
 def _changes(settings: dict[str, Any], timing: str | None = None) -> str:
@@ -263,7 +273,7 @@ def decode(source: Source, board: str = "sim", tokens: int = 8, *, prompt: str =
     from tritloom.host.console import Console
     from tritloom.host.session import Session
     from tritloom.host.tokenizer import Tokenizer
-    from tritloom.sim import measure
+    from tritloom.sim import measure, stored
 
     path, quiet = source.path, Console(json=True)
     tell = progress or (lambda *_: None)
@@ -276,6 +286,7 @@ def decode(source: Source, board: str = "sim", tokens: int = 8, *, prompt: str =
     image = common.image_of(source, checkpoint, config, quiet)
     timing = timing or load(board).timing
     backend = common.open_simulation(config, image.map.total_bytes, timing, quiet)
+    made = stored.digests("decode", config, image, timing)
     try:
         with Session(backend, image) as session:
             measured = measure_session(session, ids, tokens, progress, timeline=True)
@@ -286,7 +297,7 @@ def decode(source: Source, board: str = "sim", tokens: int = 8, *, prompt: str =
              "cache": measure.cache_bytes(config, positions)}
     entry = measure.record(_mean_token(measured, parts, sum(parts.values()), config.mem_bytes),
                            model=path.name, what="decode", count=positions, config=config, timing=timing, weights="checkpoint",
-                           command=command)
+                           command=command, made=made)
     return Report(measured_rows(path.name, measured, command), [(entry, "measured")])
 
 
@@ -315,7 +326,7 @@ def whole_tokens(source: Source, board: str, *, context: int | None = None, pref
     from tritloom.host.commands import common
     from tritloom.host.console import Console
     from tritloom.host.session import Session, check_passes
-    from tritloom.sim import measure
+    from tritloom.sim import measure, stored
     from tritloom.sim.memory import PRESETS
 
     console = console or Console(json=True)
@@ -344,10 +355,10 @@ def whole_tokens(source: Source, board: str, *, context: int | None = None, pref
     states = {what: "measured" for what, _ in wanted}
     for what in states if resume else ():
         entry = measure.load(files[what])
-        if entry is None or (entry["digest"], entry["timing"]) != (f"{config.digest:08x}", timing):
+        if entry is None or entry["timing"] != timing or stored.configuration_of(entry) != config:
             continue
-        state = measure.state_of(entry)
-        if state == measure.CURRENT:
+        state = _state(entry, console)
+        if state == stored.CURRENT:
             entries[what], states[what] = entry, f"stored on {entry['date']}"
         else:
             states[what] = f"measured again, the stored result was {state}"
@@ -358,6 +369,7 @@ def whole_tokens(source: Source, board: str, *, context: int | None = None, pref
         else:
             image = measure.RandomImage.of(spec, config)
         backend = common.open_simulation(config, image.map.total_bytes, timing, console)
+        made = {what: stored.digests(what, config, image, timing) for what, _ in missing}
         try:
             with console.step("Loading the machine"):
                 session = Session(measure.Watched(backend), image, timeout_s=SESSION_TIMEOUT_S)
@@ -377,7 +389,7 @@ def whole_tokens(source: Source, board: str, *, context: int | None = None, pref
                     asked = f"--prefill {count}" if what == "prefill" else f"--context {count}{together}"
                     command = f"tritloom bench --model {source.path}{source.words} --board {board} {asked}{changes}"
                     entries[what] = measure.record(measured, model=name, what=what, count=count, config=config, timing=timing,
-                                                   weights="checkpoint" if folder else "random", command=command)
+                                                   weights="checkpoint" if folder else "random", command=command, made=made[what])
                     measure.store(entries[what], files[what])
         finally:
             backend.close()
@@ -399,7 +411,7 @@ def drafted(source: Source, board: str, drafts: int, *, tokens: int = 64, prompt
     from tritloom.host.console import Console
     from tritloom.host.session import Session, check_drafts
     from tritloom.host.tokenizer import Tokenizer
-    from tritloom.sim import measure
+    from tritloom.sim import measure, stored
 
     console, settings, path = console or Console(json=True), settings or {}, source.path
     target = load_board(board)
@@ -417,6 +429,7 @@ def drafted(source: Source, board: str, drafts: int, *, tokens: int = 64, prompt
     command = f"tritloom bench --model {source.path}{source.words} --board {board} --drafts {drafts} --tokens {tokens}{changes}"
     entries = []
     backend = common.open_simulation(config, image.map.total_bytes, timing, console)
+    made = stored.digests("drafts", config, image, timing)
     try:
         with Session(backend, image) as session:
             for kind in ("ordinary", "rewrite"):
@@ -426,7 +439,7 @@ def drafted(source: Source, board: str, drafts: int, *, tokens: int = 64, prompt
                         text = measure.rewriting(session, ids, max(story - len(ids), 2), OPENING_TOKENS, spec.eos_ids[0])
                     found = measure.drafted(session, text, tokens, drafts, spec.eos_ids)
                 entry = measure.record(found | {"prompt": kind}, model=path.name, what=f"drafts-{kind}", count=tokens, config=config,
-                                       timing=timing, weights="checkpoint", command=command)
+                                       timing=timing, weights="checkpoint", command=command, made=made)
                 if prompt is None:
                     labels = settings | {"drafts": drafts} | ({"timing-": timing} if timing != target.timing else {})
                     measure.store(entry, measure.result_path(board, path.name, f"{kind}-{tokens}", labels))
@@ -517,11 +530,12 @@ def _draft_rows(entry: dict[str, Any]) -> list[Row]:
 def stored_report(board: str | None = None) -> Report:
     """Every stored result; the rows' `state` says which are stale."""
     from tritloom.sim import measure
+    from tritloom.sim.stored import CURRENT
 
     found = measure.stored(board)
     if not found:
         raise BenchError(f"no stored results{f' of board {board}' if board else ''}: measure with --model NAME --board NAME --context N")
-    return _report((entry, f"stored on {entry['date']}" if state == measure.CURRENT else state) for _, entry, state in found)
+    return _report((entry, f"stored on {entry['date']}" if state == CURRENT else state) for _, entry, state in found)
 
 
 def routed(report: str | Path, command: str = "tritloom build") -> list[Row]:

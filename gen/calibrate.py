@@ -1,8 +1,9 @@
 """Measure whole machines by synthesis and fit the cost model to them: `python -m tritloom.gen.calibrate`.
 
 CONFIGURATIONS are synthesised part by part (gen.parts; unchanged parts come from the cache), docs/results/unit_costs.json keeps
-the points and how far the projections of the new gen/coefficients.json are from each. Names given as arguments limit what is
-measured, for example `python -m tritloom.gen.calibrate ecp5`; the other points stay as they are stored, with their state.
+the points and how far the projections of the new gen/coefficients.json are from each. A point keeps a digest of the design that was
+synthesised, and is measured again only once its machine has another. Names given as arguments limit what is measured, for example
+`python -m tritloom.gen.calibrate ecp5`; the other points stay as they are stored.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 
 from tritloom.firmware.config import BuildConfig, ConfigError
 from tritloom.gen import cost, parts
-from tritloom.gen.generate import source_digest, write_atomically
+from tritloom.gen.generate import write_atomically
 from tritloom.gen.synth import SynthesisError
 
 __all__ = ["CONFIGURATIONS", "POINTS", "calibrate", "compare", "fit_coefficients", "measure"]
@@ -96,18 +97,22 @@ CONFIGURATIONS = (
 )
 
 
-def measure(what: Configuration, progress: Callable[[str], None] | None = None) -> dict[str, Any]:
-    """The point of a configuration: what each unit costs by synthesis."""
+def measure(what: Configuration, progress: Callable[[str], None] | None = None, known: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The point of a configuration: what each unit costs by synthesis. `known`, the stored one, if it is of the same design and Yosys."""
     config = what.build()
     tell = progress or (lambda text: None)
-    found = parts.synthesise(config, what.family, lambda done, total, part: tell(f"{part} ({done + 1} of {total})"))
+    tell("emitting")
+    designs = parts.parts_of(config)
+    made = {"config": config.to_dict(), "design": parts.digest_of(designs), "yosys": version("pyosys")}
+    if known is not None and {name: known.get(name) for name in ("design", "yosys")} == {name: made[name] for name in ("design", "yosys")}:
+        return known | made
+    found = parts.synthesise(designs, what.family, lambda done, total, part: tell(f"{part} ({done + 1} of {total})"))
     units = {unit: dict.fromkeys((*cost.KINDS, "lut_ram", "bram"), 0.0) for unit in cost.UNITS}
     for name, spent in parts.by_unit(found).items():
         unit = units[name if name in units else "control"]
         for kind in unit:
             unit[kind] += spent[kind]
-    return {"name": what.name, "family": what.family, "config": config.to_dict(), "units": units, "code": source_digest()[:16],
-            "yosys": version("pyosys"), "date": datetime.now(UTC).date().isoformat()}
+    return {"name": what.name, "family": what.family, "units": units, **made, "date": datetime.now(UTC).date().isoformat()}
 
 
 def fit_coefficients(points: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
@@ -170,10 +175,10 @@ def calibrate(wanted: Iterable[str] = (), progress: Callable[[str], None] | None
     for what in CONFIGURATIONS:
         if wanted and what.name not in wanted and what.family not in wanted:
             continue
+        older = next((p for p in points if (p["name"], p["family"]) == (what.name, what.family)), None)
         try:
-            point = measure(what, lambda part, what=what: progress(f"{what.family}, {what.name}: {part}") if progress else None)
+            point = measure(what, lambda part, what=what: progress(f"{what.family}, {what.name}: {part}") if progress else None, older)
         except SynthesisError as error:  # the other points are good without it
-            older = any((p["name"], p["family"]) == (what.name, what.family) for p in points)
             state = "its older point stays" if older else "it has no point"
             failed.append(f'{what.family}, {what.name}: {error}; {state}. Once mended: python -m tritloom.gen.calibrate "{what.name}"')
             continue

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 from tritloom.firmware.config import BuildConfig
 from tritloom.gen import synth
+from tritloom.gen.digests import digest
 
-__all__ = ["KINDS", "Part", "Synthesised", "parts_of", "synthesise", "totals"]
+__all__ = ["KINDS", "Part", "Synthesised", "digest_of", "parts_of", "synthesise", "totals"]
 
 KINDS = ("lut", "lut_ram", "ff", "dsp", "bram", "uram")
 """What is counted: LUTs (those used as RAM among them), flip-flops, multipliers, block RAMs of the family, UltraRAMs."""
@@ -68,6 +69,11 @@ def parts_of(config: BuildConfig) -> dict[str, Part]:
     return found
 
 
+def digest_of(parts: dict[str, Part]) -> str:
+    """Digest of what Yosys reads of a machine: two of the same have the same cost."""
+    return digest(*(text for name in sorted(parts) for text in (name, parts[name].design)))
+
+
 def _renumbered(design: str) -> str:
     """The same design whatever was emitted before it: Amaranth counts all modules' repeated names together."""
     numbers: dict[str, str] = {}
@@ -80,9 +86,8 @@ def _box(module: str, name: str) -> str:
     return f"attribute \\blackbox 1\nmodule \\{name}\n{''.join(wires)}end\n"
 
 
-def synthesise(config: BuildConfig, family: str, progress: Progress | None = None) -> list[Synthesised]:
-    """Cost of every part of a machine, units and what they hold together. A SynthesisError names the part."""
-    parts = parts_of(config)
+def synthesise(parts: dict[str, Part], family: str, progress: Progress | None = None) -> list[Synthesised]:
+    """Cost of every part of a machine (`parts_of`), units and what they hold together. A SynthesisError names the part."""
     done: dict[str, tuple[dict[str, float], dict[str, int]]] = {}
     for number, part in enumerate(parts.values()):
         if progress:

@@ -1,15 +1,13 @@
 """The long equality run: several machines, two models, prompts of awkward lengths, every traced vector compared.
 
 `python -m tritloom.sim.equality` (make equality) writes docs/results/equality.json, which holds one entry per model
-and machine, with the digest of the code it was measured with; entries of this very code are kept, so a run can be
-resumed. tests/test_results.py fails when the code has changed since.
+and machine, with digests of what was compared (sim/stored.py); entries that still hold are kept, so a run can be
+resumed. tests/test_results.py fails when one holds no more.
 """
 
 from __future__ import annotations
 
-import ast
 import fcntl
-import hashlib
 import json
 import logging
 import os
@@ -28,6 +26,7 @@ from tritloom.gen.models import Checkpoint, open_checkpoint
 from tritloom.gen.pack import pack, quantise
 from tritloom.host.image import Image, write_image
 from tritloom.host.tokenizer import Tokenizer
+from tritloom.sim import stored
 from tritloom.sim.backends import SimBackend
 from tritloom.sim.integer_model import IntegerModel
 from tritloom.sim.verify import compare
@@ -53,27 +52,6 @@ MACHINES: dict[str, dict[str, Any]] = {
                        shortlist=64),
 }
 """What differs from BuildConfig's defaults."""
-
-SHOWN = ("lanes", "groups", "attention_lanes", "block_rows", "result_parts", "result_turns", "tables", "rows_per_cycle", "vector_lanes",
-         "attention_macs", "attention_rows", "mem_bytes", "mem_ports", "memory", "table_form", "packing", "shortlist")
-
-_SOURCES = ("rtl", "firmware", "gen/pack.py", "gen/generate.py", "gen/emit.py", "sim/integer_model.py")
-
-
-def code_digest() -> str:
-    """Digest of the code that makes the machine and its reference; comments and docstrings do not count."""
-    digest = hashlib.sha256()
-    for name in _SOURCES:
-        path = ROOT / name
-        for file in sorted(path.glob("*.py")) if path.is_dir() else [path]:
-            tree = ast.parse(file.read_text("utf-8"))
-            for node in ast.walk(tree):
-                body = getattr(node, "body", None)
-                if isinstance(body, list):
-                    kept = [n for n in body if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))]
-                    node.body = kept  # type: ignore[attr-defined]
-            digest.update(f"{file.relative_to(ROOT)}\0{ast.dump(tree)}\0".encode())
-    return digest.hexdigest()[:16]
 
 
 def machine(checkpoint: Checkpoint, name: str) -> BuildConfig:
@@ -117,19 +95,29 @@ def measure(model: str, name: str, report: Callable[[str], None]) -> dict[str, A
         write_image(path, config=config, spec=checkpoint.spec.to_dict(), sections=packed.sections)
         backend = SimBackend.build(config, verilog, memory_bytes=packed.map.total_bytes, timing="ddr", build_dir=cache)
         report(f"{model}, {name}: compiled after {time.monotonic() - started:.0f} s")
+        image = Image.open(path)
+        made = stored.digests(None, config, image)
         try:
             for prompt in prompts(checkpoint, config):
-                found = compare(backend, Image.open(path), reference, prompt, TOKENS)
+                found = compare(backend, image, reference, prompt, TOKENS)
                 runs.append({"prompt_tokens": len(prompt), "generated_tokens": found.compared_tokens, "equal": found.equal,
                              "first_difference": found.first_difference()})
                 report(f"{model}, {name}: prompt of {len(prompt)}: {'equal' if found.equal else found.first_difference()} "
                        f"after {time.monotonic() - started:.0f} s")
         finally:
             backend.close()
-    return {"model": model, "machine": name, "digest": f"{config.digest:08x}",
-            "configuration": {n: getattr(config, n) for n in SHOWN}, "runs": runs,
-            "equal": all(run["equal"] for run in runs), "seconds": round(time.monotonic() - started),
-            "date": datetime.now(UTC).date().isoformat(), "code": code_digest()}
+    return {"model": model, "machine": name, "runs": runs, "equal": all(run["equal"] for run in runs),
+            "seconds": round(time.monotonic() - started), "date": datetime.now(UTC).date().isoformat()} | made
+
+
+def holds(entry: dict[str, Any], *, emit: bool = False) -> str:
+    """stored.CURRENT, or why an entry is not what would be measured today; `emit` as `stored.state_of` takes it."""
+    config = machine(open_checkpoint(ROOT / "models" / entry["model"]), entry["machine"])
+    if stored.configuration_of(entry) != config:
+        return "stale: the machine of this name is another one today"
+    if [run["prompt_tokens"] for run in entry["runs"]] != prompt_lengths(config):
+        return "stale: prompts of other lengths are run today"
+    return stored.state_of(entry, emit=emit)
 
 
 def load(path: Path = RESULTS) -> dict[str, Any]:
@@ -157,14 +145,13 @@ def main(arguments: list[str] | None = None) -> int:
     """Run what is not yet in the results file; arguments choose models or machines by name."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     wanted = sys.argv[1:] if arguments is None else arguments
-    code, failed = code_digest(), False
+    failed = False
     for model, name in pairs():
         if wanted and not {model, name} & set(wanted):
             continue
-        config = machine(open_checkpoint(ROOT / "models" / model), name)
-        known = [e for e in load()["entries"] if (e["model"], e["machine"], e["code"], e["digest"]) == (
-            model, name, code, f"{config.digest:08x}") and [run["prompt_tokens"] for run in e["runs"]] == prompt_lengths(config)]
-        entry = known[0] if known else measure(model, name, logging.getLogger(__name__).info)
+        entry = next((e for e in load()["entries"] if (e["model"], e["machine"]) == (model, name)), None)
+        if entry is None or holds(entry, emit=True) != stored.CURRENT:
+            entry = measure(model, name, logging.getLogger(__name__).info)
         store(entry)
         failed |= not entry["equal"]
     return int(failed)

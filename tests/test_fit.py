@@ -235,7 +235,7 @@ def test_what_calibration_measures_is_enough():
 
 
 def test_a_machine_that_is_not_measured_keeps_its_point(monkeypatch):
-    def fails(what, progress):
+    def fails(what, progress, known):
         raise calibrate.SynthesisError("vector: Yosys failed: ERROR: no such cell (log: build/synth/x.log)")
 
     monkeypatch.setattr(calibrate, "measure", fails)
@@ -244,6 +244,17 @@ def test_a_machine_that_is_not_measured_keeps_its_point(monkeypatch):
     assert points == MEASURED and failed == [
         "ice40, 1m, 4 bytes, 2 lanes: vector: Yosys failed: ERROR: no such cell (log: build/synth/x.log); its older point stays. "
         'Once mended: python -m tritloom.gen.calibrate "1m, 4 bytes, 2 lanes"']
+
+
+def test_a_machine_is_synthesised_again_only_if_its_design_is_another(monkeypatch):
+    """A renaming that the design does not show costs no synthesis."""
+    what = next(c for c in calibrate.CONFIGURATIONS if c.family == "ice40" and c.name == "1m, 4 bytes")
+    monkeypatch.setattr(calibrate.parts, "parts_of", lambda config: {"dot": calibrate.parts.Part("dot", "dot", "module", ())})
+    monkeypatch.setattr(calibrate.parts, "synthesise", lambda *_: [])
+    first = calibrate.measure(what)
+    assert calibrate.measure(what, known=first | {"units": "kept"})["units"] == "kept"
+    for other in ({"design": "other"}, {"yosys": "other"}):
+        assert calibrate.measure(what, known=first | other | {"units": "kept"})["units"] == first["units"]
 
 
 def test_every_family_has_costs():

@@ -9,15 +9,17 @@ import pytest
 import oracle
 from tritloom.firmware.config import BuildConfig
 from tritloom.gen import bench
+from tritloom.gen.fit import fit
 from tritloom.gen.generate import cached_verilog
 from tritloom.gen.models import open_checkpoint
+from tritloom.gen.models.shapes import published
 from tritloom.gen.pack import pack
 from tritloom.gen.timeline import unpack
 from tritloom.host.backend import InputError
 from tritloom.host.commands.common import Source
 from tritloom.host.image import Image, write_image
 from tritloom.host.session import Session
-from tritloom.sim import measure
+from tritloom.sim import measure, stored
 from tritloom.sim.backends import SimBackend
 
 ROOT = Path(__file__).parents[1]
@@ -114,30 +116,39 @@ def test_positions_beyond_the_context_are_refused(session):
 
 
 @pytest.fixture
-def entry(session):
+def verilog(monkeypatch):
+    """The digest that every machine's Verilog has now: no machine is emitted for it."""
+    now = ["as measured"]
+    monkeypatch.setattr(stored, "emitted", lambda config: now[0])
+    monkeypatch.setattr(stored, "known", lambda config: now[0])
+    return now
+
+
+@pytest.fixture
+def entry(session, verilog):
     measured = measure.decode(session, 40)
     fixed = dict(model="m", what="decode", count=40, timing="ideal", weights="random", command="c")
-    return measure.record(measured, config=session.config, **fixed)
+    return measure.record(measured, config=session.config, made=stored.digests("decode", session.config, session.image, "ideal"), **fixed)
 
 
-def test_results_are_kept_whole_and_know_their_code(entry, tmp_path, monkeypatch):
+def test_results_are_kept_whole_and_know_their_machine(entry, verilog, tmp_path, monkeypatch):
     path = tmp_path / "kv260" / "m-decode-40.json"
     assert measure.load(path) is None
     measure.store(entry, path)
     assert measure.load(path) == json.loads(json.dumps(entry)) and list(path.parent.iterdir()) == [path]
-    assert measure.state_of(entry) == measure.CURRENT
+    assert stored.state_of(entry) == stored.CURRENT
     monkeypatch.setattr(measure, "RESULTS", tmp_path)
     assert {r["state"] for r in bench.stored_report().rows} == {f"stored on {entry['date']}"}
-    monkeypatch.setattr(measure, "code_digest", lambda: "other")
-    assert measure.state_of(entry).startswith("stale: the machine's code changed since 2")
+    verilog[0] = "other"
+    assert stored.state_of(entry).startswith("stale: its Verilog changed since 2")
     rows = bench.stored_report().rows
-    assert rows[0]["state"].startswith("stale") and "(stale: the machine's code" in bench.table(rows)
+    assert rows[0]["state"].startswith("stale") and "(stale: its Verilog" in bench.table(rows)
     path.write_text("{}")
     with pytest.raises(InputError, match="not a stored measurement"):
         bench.stored_report()
 
 
-def test_resume_takes_what_is_stored_and_measures_what_is_stale(entry, tmp_path, monkeypatch):
+def test_resume_takes_what_is_stored_and_measures_what_is_stale(entry, verilog, tmp_path, monkeypatch):
     from tritloom.host.commands import common
 
     class Started(Exception):
@@ -149,24 +160,22 @@ def test_resume_takes_what_is_stored_and_measures_what_is_stale(entry, tmp_path,
     monkeypatch.setattr(measure, "RESULTS", tmp_path)
     monkeypatch.setattr(common, "open_simulation", start)
     config = bench_config("TriLM-99M", lanes=1)
-    stored = measure.record(entry["measured"], model="TriLM-99M", what="decode", count=40, config=config, timing="kv260", weights="random",
-                            command="the command")
-    measure.store(stored, measure.result_path("kv260", "TriLM-99M", "decode-40", {"lanes": 1}))
+    made = stored.digests("decode", config, measure.RandomImage.of(published("TriLM-99M", 256), config), "kv260")
+    kept = measure.record(entry["measured"], model="TriLM-99M", what="decode", count=40, config=config, timing="kv260", weights="random",
+                          command="the command", made=made)
+    measure.store(kept, measure.result_path("kv260", "TriLM-99M", "decode-40", {"lanes": 1}))
     options = dict(context=40, settings={"lanes": 1}, resume=True)
     rows = bench.whole_tokens(SHAPE, "kv260", **options).rows
     assert rows[0]["value"] == entry["measured"]["cycles"] and rows[0]["command"] == "the command"
     for changes in ({"resume": False}, {"settings": {"lanes": 2}}, {"timing": "kv260-pessimistic"}, {"context": 41}, {"prefill": 3}):
         with pytest.raises(Started):
             bench.whole_tokens(SHAPE, "kv260", **(options | changes))
-    monkeypatch.setattr(measure, "code_digest", lambda: "other")
+    verilog[0] = "other"
     with pytest.raises(Started):
         bench.whole_tokens(SHAPE, "kv260", **options)
 
 
 def bench_config(name, **settings):
-    from tritloom.gen.fit import fit
-    from tritloom.gen.models.shapes import published
-
     return fit(published(name, 256), "kv260", **settings).config
 
 
@@ -182,13 +191,12 @@ def test_what_cannot_be_measured_is_refused(options, words):
 
 def test_stored_results_are_readable_and_say_whether_they_are_stale():
     """A stale result does not fail: it is shown as stale until it is measured again."""
-    for path, stored, state in measure.stored():
-        assert state == measure.CURRENT or state.startswith("stale: "), path
-        config = BuildConfig.from_dict(stored["configuration"])
-        assert path.parent.name == stored["board"] and (state != measure.CURRENT or config.digest == int(stored["digest"], 16))
-        simulated = stored["kind"] == "rtl-simulated"
-        assert (simulated or stored["kind"] == "synthesised") and stored["command"].startswith("tritloom bench")
-        assert stored["versions"]["verilator" if simulated else "pyosys"]
-        assert not simulated or stored["measured"]["saturations"] == 0
-        if state != measure.CURRENT:
+    for path, entry, state in measure.stored():
+        assert state == stored.CURRENT or state.startswith("stale: "), path
+        assert path.parent.name == entry["board"] and stored.configuration_of(entry) is not None
+        simulated = entry["kind"] == "rtl-simulated"
+        assert (simulated or entry["kind"] == "synthesised") and entry["command"].startswith("tritloom bench")
+        assert entry["versions"]["verilator" if simulated else "pyosys"]
+        assert not simulated or entry["measured"]["saturations"] == 0
+        if state != stored.CURRENT:
             print(f"{path.name}: {state}")

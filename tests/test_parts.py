@@ -10,7 +10,7 @@ from tritloom.gen.fit import fit
 from tritloom.gen.models.shapes import published
 from tritloom.gen.page import page
 from tritloom.host.commands.common import Source
-from tritloom.sim import measure
+from tritloom.sim import measure, stored
 
 CONFIG = fit(published("TriLM-99M", 256), "kv260", lanes=2).config
 
@@ -33,7 +33,7 @@ def test_the_parts_are_the_units_and_what_lanes_share():
 
 def test_shared_modules_are_counted_as_often_as_they_occur(monkeypatch):
     monkeypatch.setattr(synth, "cells_of", counted)
-    found = {(part.unit, part.name): part for part in parts.synthesise(CONFIG, "xcup")}
+    found = {(part.unit, part.name): part for part in parts.synthesise(parts.parts_of(CONFIG), "xcup")}
     assert found["dot", "dot_lane"].count == 2 and found["top", "top"].count == 1
     assert parts.totals(list(found.values()))["lut"] == sum(part.count for part in found.values())
     assert sum(unit["lut"] for unit in parts.by_unit(list(found.values())).values()) == sum(part.count for part in found.values())
@@ -50,6 +50,8 @@ def test_a_part_does_not_depend_on_the_others():
 def test_the_synthesis_of_a_machine_is_stored(monkeypatch, tmp_path):
     monkeypatch.setattr(synth, "cells_of", counted)
     monkeypatch.setattr(measure, "RESULTS", tmp_path)
+    for name in ("emitted", "known"):
+        monkeypatch.setattr(stored, name, lambda config: "as measured")
     path = {"unit": "dot", "start": "a", "end": "b", "delay": 3.0, "logic": 1.0, "nets": 2.0, "cells": ["FDRE", "2xLUT6"], "count": 7}
     timing = {"period": 3.965, "failing": 0, "paths": [path], "units": {"dot": 3.0}, "delays": {}, "allowance": ""}
     monkeypatch.setattr(depth, "worst_paths", lambda config: timing)
@@ -65,7 +67,7 @@ def test_the_synthesis_of_a_machine_is_stored(monkeypatch, tmp_path):
     assert [entry["what"] for entry, _ in again.results] == ["synthesis"]
     assert "Measured numbers" in page(again.rows, again.results)  # a page of rows alone: there are no cycles to draw
     assert {row["state"] for row in bench.stored_report().rows} == {row["state"] for row in again.rows}
-    monkeypatch.setattr(measure, "code_digest", lambda: "other")
-    assert bench.stored_report().rows[0]["state"].startswith("stale: the machine's code changed")
+    monkeypatch.setattr(stored, "known", lambda config: "other")
+    assert bench.stored_report().rows[0]["state"].startswith("stale: its Verilog changed")
     with pytest.raises(bench.BenchError, match="measures no cycles"):
         bench.report(source=SHAPE, synth=True, board="kv260", prefill=4)

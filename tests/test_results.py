@@ -1,4 +1,4 @@
-"""Stored long results are of this very code, and say what the README says."""
+"""Stored long results hold for this very tree, and say what the README says."""
 
 import json
 
@@ -6,26 +6,36 @@ import pytest
 
 import random_machine
 from tritloom.boards.board import load as load_board
-from tritloom.gen.models import open_checkpoint
-from tritloom.sim import equality, measure
+from tritloom.gen.digests import syntax_digest, verilog_digest
+from tritloom.gen.generate import generate_verilog
+from tritloom.sim import equality, measure, stored
 
 
-def test_equality_was_measured_with_this_code():
-    """Run `make equality` when this fails: the machine has changed since the stored run."""
-    results = equality.load()
-    stored = {(e["model"], e["machine"]): e for e in results["entries"]}
-    assert set(stored) == set(equality.pairs())
-    assert {e["code"] for e in stored.values()} == {equality.code_digest()}
-    for (model, name), entry in stored.items():
-        config = equality.machine(open_checkpoint(equality.ROOT / "models" / model), name)
-        assert entry["digest"] == f"{config.digest:08x}", (model, name)
+def test_the_stored_digests_are_of_these_sources():
+    """Run `make digests` when this fails: it tells which results still hold."""
+    data = json.loads(stored.DIGESTS.read_text("utf-8"))
+    assert data["sources"] == syntax_digest() and set(data["verilog"]) == set(stored.machines())
+
+
+@pytest.mark.parametrize("seed", [7, 8])
+def test_the_stored_digests_are_those_of_the_verilog(seed):
+    """Of two small machines; `make digests` makes all."""
+    config = random_machine.case(seed).config
+    data = json.loads(stored.DIGESTS.read_text("utf-8"))
+    assert data["verilog"][f"{config.digest:08x}"] == verilog_digest(generate_verilog(config), config)
+
+
+def test_equality_holds_for_this_tree():
+    """Run `make equality` when this fails: what was compared has changed since."""
+    entries = equality.load()["entries"]
+    assert {(e["model"], e["machine"]) for e in entries} == set(equality.pairs())
+    for entry in entries:
+        assert equality.holds(entry) == stored.CURRENT, (entry["model"], entry["machine"])
 
 
 def test_every_stored_run_is_equal_and_long_enough():
     for entry in equality.load()["entries"]:
         assert entry["equal"], entry
-        config = equality.machine(open_checkpoint(equality.ROOT / "models" / entry["model"]), entry["machine"])
-        assert [run["prompt_tokens"] for run in entry["runs"]] == equality.prompt_lengths(config)
         for run in entry["runs"]:
             assert run["equal"] and run["generated_tokens"] >= 64
 
@@ -34,10 +44,10 @@ SYNTHESISED = [path for path, entry, _ in measure.stored() if entry["what"] == "
 
 
 @pytest.mark.parametrize("path", SYNTHESISED, ids=lambda path: path.stem)
-def test_every_machine_that_was_synthesised_is_of_this_code_and_fits_its_device(path):
-    """Run the file's command when this fails: the code has changed, or no longer fits."""
+def test_every_machine_that_was_synthesised_is_today_s_and_fits_its_device(path):
+    """Run the file's command when this fails: the machine is another one, or no longer fits."""
     entry = json.loads(path.read_text("utf-8"))
-    assert entry["code"] == equality.code_digest()
+    assert stored.state_of(entry) == stored.CURRENT
     total, available = entry["measured"]["total"], load_board(entry["board"]).resources
     assert all(total[kind] * size <= available[kind] for kind, size in {"lut": 1, "dsp": 1, "bram": 36, "uram": 288}.items())
 
@@ -56,14 +66,12 @@ def test_machines_for_the_peer_s_model_take_no_more_than_the_peer(settings):
     assert len(SYNTHESISED) >= 4
 
 
-def test_random_machines_were_measured_with_this_code():
-    """Run `make random` when this fails: the machine has changed since the stored run."""
+def test_random_machines_hold_for_this_tree():
+    """Run `make random` when this fails: what was compared has changed since."""
     entries = random_machine.load()["entries"]
     assert {e["seed"] for e in entries} >= set(random_machine.SEEDS)
     for entry in entries:
-        assert entry["code"] == equality.code_digest() and entry["difference"] is None, f"seed {entry['seed']}"
-        now = random_machine.described(random_machine.case(entry["seed"]))
-        assert {name: entry[name] for name in now} == now, f"seed {entry['seed']}"
+        assert (random_machine.holds(entry), entry["difference"]) == (stored.CURRENT, None), f"seed {entry['seed']}"
 
 
 def test_random_machines_are_of_every_kind():
