@@ -39,6 +39,32 @@ PACKINGS = ("index5", "trit5")
 MEMORIES = ("axi", "onchip")
 
 
+MOST_PORTS = 8
+"""Memory ports that have a register for their base address."""
+
+MOST_BLOCKS = 1024
+"""Blocks of one ternary matrix of a layer: their commands must find room in the program."""
+
+MOST_HEAD_BLOCKS = 1 << 14
+"""Blocks of a ternary head, which the program takes in a loop."""
+
+STEP_LIMIT = 1 << 16
+"""Rows of a block over `rows_per_cycle` are fewer: what the matmul instruction counts."""
+
+SHAPE_LIMITS = {"hidden": 1 << 17, "ffn": 1 << 17, "layers": 4096, "heads": 1 << 16, "kv_heads": 1 << 16, "head_dim": 1 << 16,
+                "vocab": 1 << 20, "context": 1 << 24}
+"""Most of each dimension of a model: several times what any published model has."""
+
+LIMITS = {
+    "clock_hz": (1, 10**9), "lanes": (1, 64), "groups": (1, 2), "attention_lanes": (0, 64), "tables": (1, 1024),
+    "rows_per_cycle": (1, 512), "block_rows": (0, 1 << 18), "result_parts": (1, 2), "result_turns": (1, 2), "vector_lanes": (2, 512),
+    "attention_macs": (2, 512), "attention_rows": (1, CHUNK), "mem_bytes": (4, 512), "mem_ports": (1, MOST_PORTS),
+    "onchip_bytes": (0, 1 << 32), "weight_fifo_beats": (4, 1 << 16), "read_fifo_beats": (4, 4096), "write_fifo_beats": (1, 1 << 16),
+    "sampler_candidates": (1, 4096), "program_words": (2, 1 << 16), "shortlist": (0, 1 << 16), "sequences": (1, 1 << 16),
+}
+"""Least and most of each number of a configuration: what rtl/ takes, and no more than a fabric could hold."""
+
+
 class ConfigError(ValueError):
     """A configuration that cannot exist; the message names the field and the remedy."""
 
@@ -46,6 +72,25 @@ class ConfigError(ValueError):
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ConfigError(message)
+
+
+def _require_number(name: str, value: object, least: int, most: int) -> None:
+    """`value` is an integer from `least` to `most`."""
+    if most == least + 1:
+        what = f"{least} or {most}"
+    elif type(value) is not int or value < min(least, 1):
+        what = "a positive integer" if least else "a positive integer, or 0 for the default"
+    else:
+        what = f"from {least} to {most}"
+    _require(type(value) is int and least <= value <= most, f"{name} must be {what}, not {_shown(value)}")
+
+
+def _shown(value: object) -> str:
+    """A value in a message, cut if it is long."""
+    if isinstance(value, int) and abs(value) >= 10**20:
+        return f"a number of {value.bit_length()} bits"
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def _power_of_two(value: int) -> bool:
@@ -76,11 +121,10 @@ class ModelShape:
     sub_norms: bool
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.type == "int":
-                _require(isinstance(value, int) and value > 0, f"shape.{field.name} must be a positive integer, not {value!r}")
-        _require(self.activation in ACTIVATIONS, f"shape.activation must be one of {', '.join(ACTIVATIONS)}, not {self.activation!r}")
+        for name, most in SHAPE_LIMITS.items():
+            _require_number(f"shape.{name}", getattr(self, name), 1, most)
+        _require(self.activation in ACTIVATIONS, f"shape.activation must be one of {', '.join(ACTIVATIONS)}, not {_shown(self.activation)}")
+        _require(isinstance(self.sub_norms, bool), f"shape.sub_norms must be true or false, not {_shown(self.sub_norms)}")
         _require(self.heads % self.kv_heads == 0, f"shape.heads ({self.heads}) must be a multiple of shape.kv_heads ({self.kv_heads})")
         _require(self.head_dim % 2 == 0, f"shape.head_dim must be even for rotary embedding, not {self.head_dim}")
 
@@ -167,26 +211,17 @@ class BuildConfig:
 
     def __post_init__(self) -> None:
         s = self.shape
-        for name in ("clock_hz", "lanes", "tables", "rows_per_cycle", "vector_lanes", "attention_macs", "attention_rows",
-                     "mem_bytes", "mem_ports", "weight_fifo_beats", "read_fifo_beats", "write_fifo_beats", "sampler_candidates",
-                     "program_words", "sequences"):
-            value = getattr(self, name)
-            _require(isinstance(value, int) and value > 0, f"{name} must be a positive integer, not {value!r}")
+        for name, (least, most) in LIMITS.items():
+            _require_number(name, getattr(self, name), least, most)
         for name in ("rows_per_cycle", "vector_lanes", "attention_macs", "attention_rows", "mem_bytes", "mem_ports", "weight_fifo_beats",
                      "read_fifo_beats", "program_words"):
             _require(_power_of_two(getattr(self, name)), f"{name} must be a power of two, not {getattr(self, name)}")
-        _require(self.table_form in TABLE_FORMS, f"table_form must be one of {', '.join(TABLE_FORMS)}, not {self.table_form!r}")
-        _require(self.packing in PACKINGS, f"packing must be one of {', '.join(PACKINGS)}, not {self.packing!r}")
-        _require(self.memory in MEMORIES, f"memory must be one of {', '.join(MEMORIES)}, not {self.memory!r}")
-        _require(self.groups in (1, 2), f"groups must be 1 or 2, not {self.groups!r}")
+        for name, known in (("table_form", TABLE_FORMS), ("packing", PACKINGS), ("memory", MEMORIES)):
+            _require(getattr(self, name) in known, f"{name} must be one of {', '.join(known)}, not {_shown(getattr(self, name))}")
+        _require(isinstance(self.board, str), f"board must be a name, not {_shown(self.board)}")
         _require(self.groups == 1 or self.lanes > 1, "two groups of one lane do the work of one group of two: give lanes=2, or groups=1")
-        _require(self.result_parts in (1, 2), f"result_parts must be 1 or 2, not {self.result_parts!r}")
-        _require(self.result_turns in (1, 2), f"result_turns must be 1 or 2, not {self.result_turns!r}")
         _require(self.result_turns <= self.lanes, "results of one lane are written in one turn: give lanes=2, or result_turns=1")
-        for name in ("attention_lanes", "block_rows"):
-            value = getattr(self, name)
-            _require(isinstance(value, int) and value >= 0, f"{name} must be a positive integer, or 0 for the default, not {value!r}")
-        _require(isinstance(self.ultra_ram, bool), f"ultra_ram must be true or false, not {self.ultra_ram!r}")
+        _require(isinstance(self.ultra_ram, bool), f"ultra_ram must be true or false, not {_shown(self.ultra_ram)}")
         _require(self.attention_lanes <= self.lanes, f"attention_lanes ({self.attention_lanes}) must not exceed lanes ({self.lanes})")
         _require(self.block_rows % self.rows_per_cycle == 0,
                  f"block_rows ({self.block_rows}) must be a multiple of rows_per_cycle ({self.rows_per_cycle})")
@@ -195,7 +230,6 @@ class BuildConfig:
                  f"vector_lanes must be from 2 to attention_macs/attention_rows ({word}), not {self.vector_lanes}")
         _require(self.attention_macs <= self.mem_bytes,
                  f"attention_macs ({self.attention_macs}) must not exceed mem_bytes ({self.mem_bytes})")
-        _require(4 <= self.mem_bytes <= 512, f"mem_bytes must be from 4 to 512, not {self.mem_bytes}")
         _require(self.mem_bytes // self.mem_ports >= 4,
                  f"a memory port must be 4 bytes or wider: mem_bytes {self.mem_bytes} over {self.mem_ports} ports")
         _require(self.memory != "axi" or self.mem_bytes // self.mem_ports <= 128,
@@ -225,9 +259,19 @@ class BuildConfig:
         _require(127 * 127 * s.hidden * 65535 < 1 << (LOGIT_BITS - 1),
                  f"hidden ({s.hidden}) is too wide: its logits could overflow the head's {LOGIT_BITS} bits")
         k = self.shortlist
-        _require(isinstance(k, int) and (k == 0 or (k >= 2 and _power_of_two(k))),
-                 f"shortlist must be 0 (int8 head) or a power of two from 2, not {k!r}")
+        _require(k == 0 or (k >= 2 and _power_of_two(k)), f"shortlist must be 0 (int8 head) or a power of two from 2, not {k}")
         _require(k <= s.vocab, f"shortlist ({k}) must not exceed the vocabulary ({s.vocab})")
+        _require(ceil(self.longest_block / self.rows_per_cycle) < STEP_LIMIT,
+                 f"a block of {self.longest_block} rows takes more than {STEP_LIMIT - 1} steps of {self.rows_per_cycle} rows: "
+                 "raise rows_per_cycle, or lower block_rows")
+        blocks = ceil(s.max_rows / self.longest_block)
+        _require(blocks <= MOST_BLOCKS,
+                 f"block_rows ({self.block_rows}) cuts {s.max_rows} rows into {blocks} blocks: at most {MOST_BLOCKS}")
+        blocks = ceil(s.vocab / self.head_block_rows) if k else 0
+        _require(blocks <= MOST_HEAD_BLOCKS, f"block_rows ({self.block_rows}) cuts the head's {s.vocab} rows into {blocks} blocks: "
+                                             f"at most {MOST_HEAD_BLOCKS}")
+        _require(self.memory == "onchip" or not self.onchip_bytes,
+                 f"onchip_bytes ({self.onchip_bytes}) is of a memory on the chip: leave it out, or give memory=onchip")
         if self.memory == "onchip":
             _require(self.onchip_bytes > 0 and self.onchip_bytes % self.mem_bytes == 0,
                      f"onchip_bytes must be a positive multiple of mem_bytes ({self.mem_bytes}), not {self.onchip_bytes}")
@@ -403,12 +447,15 @@ class BuildConfig:
     def from_json(cls, text: str) -> BuildConfig:
         try:
             data = json.loads(text)
-        except json.JSONDecodeError as error:
+        except RecursionError:
+            raise ConfigError("configuration is not JSON: nested too deeply") from None
+        except ValueError as error:
             raise ConfigError(f"configuration is not JSON: {error}") from None
+        _require(isinstance(data, dict), "configuration is not a JSON object")
         config = cls.from_dict(data)
         if "digest" in data:
             _require(data["digest"] == f"{config.digest:08x}",
-                     f"configuration digest {data['digest']} does not match its fields ({config.digest:08x})")
+                     f"configuration digest {_shown(data['digest'])} does not match its fields ({config.digest:08x})")
         return config
 
     @property

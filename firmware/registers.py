@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tritloom.firmware.assembler import ARGUMENTS
+from tritloom.firmware.config import MOST_PORTS
 
 ADDRESS_BITS = 12
 IDENTIFIER = int.from_bytes(b"TRIT", "little")
@@ -17,7 +18,7 @@ MAP_VERSION = 2
 """Value of VERSION."""
 FIFO_DEPTH = 64
 """Tokens in each of the two token FIFOs."""
-PORTS = 8
+PORTS = MOST_PORTS
 """Memory ports with a base address."""
 
 

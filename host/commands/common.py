@@ -44,6 +44,8 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable outpu
 
 FITTED_FIELDS = {f.name: f.type for f in dataclasses.fields(BuildConfig) if f.name not in ("shape", "board")}
 """Names and types of what `--set` may fix."""
+MOST_DIGITS = 100
+"""Characters of a value of `--set`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +190,10 @@ def settings_of(pairs: Iterable[str] | None) -> dict[str, Any]:
         kind = FITTED_FIELDS[name]
         if kind == "int" and not value.removeprefix("-").isdecimal():
             raise InputError(f"--set {pair}: {name} is a number, such as --set {name}=2")
+        if len(value) > MOST_DIGITS:
+            raise InputError(f"--set {name}: {len(value):,} characters are more than any value has")
+        if name in settings:
+            raise InputError(f"--set {pair}: {name} is set twice; leave one of them out")
         if kind == "bool" and value not in ("true", "false"):
             raise InputError(f"--set {pair}: {name} is true or false")
         settings[name] = int(value) if kind == "int" else value == "true" if kind == "bool" else value

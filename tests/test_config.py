@@ -1,0 +1,55 @@
+"""What a configuration may be: numbers of any size are judged before anything is built."""
+
+import dataclasses
+import json
+
+import pytest
+
+from synthetic import TINY
+from tritloom.firmware.config import LIMITS, SHAPE_LIMITS, BuildConfig, ConfigError, ModelShape
+
+NUMBERS = [field.name for field in dataclasses.fields(BuildConfig) if field.type == "int"]
+GOOD = dict(shape=TINY, lanes=1, tables=5, rows_per_cycle=4, vector_lanes=4, attention_macs=8, mem_bytes=16)
+
+
+def test_every_number_has_limits():
+    assert set(LIMITS) == set(NUMBERS)
+    assert set(SHAPE_LIMITS) == {field.name for field in dataclasses.fields(ModelShape) if field.type == "int"}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_out_of_range_are_named(name):
+    for value in (-1, 2 * LIMITS[name][1], 1 << 32, 10**18, 1 << 20_000, 1.5, "4", None, True):
+        with pytest.raises(ConfigError, match=name) as error:
+            BuildConfig(**GOOD | {name: value})
+        assert len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize("name, values", [
+    ("vocab", (10**9, 1 << 20_000, 0)), ("hidden", (10**7,)), ("layers", (10**6,)), ("context", (10**9,)), ("ffn", (10**7, True)),
+    ("heads", (10**6, 1.0)), ("head_dim", (10**6, "64")), ("kv_heads", (10**6, 0)), ("sub_norms", (1,)), ("activation", (["silu"],)),
+])
+def test_models_of_absurd_size_are_refused(name, values):
+    for value in values:
+        with pytest.raises(ConfigError, match=f"shape.{name} must be"):
+            dataclasses.replace(TINY, **{name: value})
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"weight_fifo_beats": 2}, "weight_fifo_beats must be from 4"), ({"read_fifo_beats": 8192}, "read_fifo_beats must be from 4 to 4096"),
+    ({"program_words": 1}, "program_words must be from 2"), ({"onchip_bytes": 4096}, "leave it out, or give memory=onchip"),
+    ({"shape": dataclasses.replace(TINY, ffn=33_000), "rows_per_cycle": 1}, "takes more than 65535 steps of 1 rows"),
+    ({"shape": dataclasses.replace(TINY, ffn=33_000), "block_rows": 4}, "cuts 66000 rows into 16500 blocks: at most 1024"),
+    ({"shape": dataclasses.replace(TINY, vocab=1 << 20), "block_rows": 4, "shortlist": 2}, "head's 1048576 rows into 262144 blocks"),
+    ({"mem_bytes": 512, "mem_ports": 16}, "mem_ports must be from 1 to 8"),
+])
+def test_what_the_hardware_cannot_be_is_refused_here_and_not_in_the_middle_of_a_build(changes, words):
+    with pytest.raises(ConfigError, match=words):
+        BuildConfig(**GOOD | changes)
+
+
+@pytest.mark.parametrize("text", ["[" * 10_000, '{"lanes": 1' + "0" * 5000 + "}", "[]", "7", "{", '{"shape": 7}'])
+def test_what_is_no_configuration_is_said(text):
+    with pytest.raises(ConfigError):
+        BuildConfig.from_json(text)
+    assert BuildConfig.from_json(json.dumps(BuildConfig(**GOOD).to_dict())) == BuildConfig(**GOOD)
