@@ -529,7 +529,7 @@ def reference() -> str:
         "`in`, `out`, `token`, `stream`, `wait` or a unit command blocks: the commands issued so far finish (the sampler",
         "gives up), then prefetched weights are dropped. So the commands issued before any instruction must be able",
         "to finish without those after it: `stream` comes before the commands that take its weights, and commands",
-        "come in the order of the stream.",
+        "come in the order of the stream. An error of the memory ends a program in the same way, with HALT_CODE 0xfffffffe.",
         "",
         "| instruction | op | operands | effect |",
         "| --- | --- | --- | --- |",

@@ -14,12 +14,20 @@ from tritloom.firmware.config import MOST_PORTS
 ADDRESS_BITS = 12
 IDENTIFIER = int.from_bytes(b"TRIT", "little")
 """Value of ID: reads as the text TRIT in a memory dump."""
-MAP_VERSION = 2
+MAP_VERSION = 3
 """Value of VERSION."""
 FIFO_DEPTH = 64
 """Tokens in each of the two token FIFOs."""
 PORTS = MOST_PORTS
 """Memory ports with a base address."""
+PAGE_BYTES = 4096
+"""Memory ports' stripes begin at multiples of it, so that no burst crosses one."""
+WRITE_CYCLES = 4096
+"""Cycles that a write of MEMORY_DATA may wait for the memory."""
+UNKNOWN_INSTRUCTION = 0xFFFFFFFF
+"""HALT_CODE after a word that is no instruction."""
+MEMORY_FAILED = 0xFFFFFFFE
+"""HALT_CODE of a program that an error of the memory has ended."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,8 @@ class Field:
 
 @dataclass(frozen=True)
 class Register:
-    """`access`: "ro" (writes fail), "rw", or "wo" (reads fail). `halted`: writes fail while a program runs."""
+    """`access`: "ro" (writes fail), "rw", or "wo" (reads fail). `halted`: writes fail while a program runs, and during a reset.
+    Bits below `low` read 0, whatever is written."""
 
     name: str
     address: int
@@ -49,6 +58,7 @@ class Register:
     reset: int = 0
     fields: tuple[Field, ...] = field(default=())
     halted: bool = False
+    low: int = 0
 
     def __getitem__(self, name: str) -> Field:
         for item in self.fields:
@@ -76,18 +86,22 @@ REGISTERS: tuple[Register, ...] = (
         Field("START", 0, 1, "run the program from ENTRY; ignored while one runs"),
         Field("STOP", 1, 1, "end the program before its next instruction, finish commands, drop prefetched weights"),
         Field("CLEAR", 2, 1, "zero the counters, empty the token FIFOs, forget errors; ignored while a program runs"),
+        Field("RESET", 3, 1, "let transfers at the memory ports end, then reset every unit and empty the token FIFOs; what was loaded, the "
+                             "registers, counters and errors stay"),
     )),
     Register("STATUS", 0x014, "ro", "state of the machine", fields=(
         Field("RUNNING", 0, 1, "a program runs, or is being stopped"),
-        Field("HALTED", 1, 1, "the last program ended by HALT"),
+        Field("HALTED", 1, 1, "the last program ended by HALT, or by an error of the memory"),
         Field("STOPPED", 2, 1, "the last program ended by STOP"),
         Field("FLUSHING", 3, 1, "prefetched weights are being dropped"),
-        Field("MEMORY_ERROR", 4, 1, "the memory answered with an error since the last CLEAR"),
+        Field("MEMORY_ERROR", 4, 1, "the memory answered with an error since the last CLEAR: a running program ends, and pushes no token"),
+        Field("RESETTING", 5, 1, "a RESET is under way; until it ends, START and CLEAR are ignored and TOKEN_IN fails"),
         Field("UNIT_BUSY", 8, 8, "busy units, in the bits of WAIT"),
         Field("PROMPT_ROOM", 16, 16, "tokens TOKEN_IN takes now"),
     )),
     Register("ENTRY", 0x018, "rw", "address of a program's first instruction"),
-    Register("HALT_CODE", 0x01C, "ro", "operand of the last HALT; 0xffffffff after an unknown instruction"),
+    Register("HALT_CODE", 0x01C, "ro", f"operand of the last HALT; {UNKNOWN_INSTRUCTION:#x} after an unknown instruction, "
+                                   f"{MEMORY_FAILED:#x} after an error of the memory"),
     Register("PC", 0x020, "ro", "address of the instruction under way"),
     Register("TOKEN_IN", 0x030, "wo", "push a prompt token; fails when STATUS.PROMPT_ROOM is 0"),
     Register("TOKEN_LEVEL", 0x034, "ro", "tokens waiting in TOKEN_OUT"),
@@ -100,8 +114,16 @@ REGISTERS: tuple[Register, ...] = (
     *_loader("PROGRAM", 0x060, "program memory word"),
     *_loader("DESCRIPTOR", 0x070, "weight streamer entry"),
     Register("MEMORY_ADDRESS", 0x080, "rw", "byte address MEMORY_DATA writes next, a multiple of 4; advances by 4 per write"),
-    Register("MEMORY_DATA", 0x084, "wo", "write 32 bits to the accelerator's memory; waits for the memory", halted=True),
-    *(Register(f"PORT_BASE{i}", 0x0C0 + 4 * i, "rw", f"byte address of memory port {i}'s stripe, a multiple of 4096")
+    Register("MEMORY_DATA", 0x084, "wo", f"write 32 bits to the accelerator's memory; waits for the memory, and fails after {WRITE_CYCLES} "
+                                       "cycles", halted=True),
+    Register("MEMORY_PORTS", 0x088, "ro", "what each memory port does, a bit for a port", fields=(
+        Field("READING", 0, PORTS, "reads are under way"),
+        Field("WRITING", 8, PORTS, "writes are under way"),
+        Field("READ_ERROR", 16, PORTS, "a read was answered with an error since the last CLEAR"),
+        Field("WRITE_ERROR", 24, PORTS, "a write was answered with an error since the last CLEAR"),
+    )),
+    *(Register(f"PORT_BASE{i}", 0x0C0 + 4 * i, "rw", f"byte address of memory port {i}'s stripe, a multiple of {PAGE_BYTES}: lower bits "
+                                                     "read 0", halted=True, low=PAGE_BYTES.bit_length() - 1)
       for i in range(PORTS)),
     *_counter("CYCLES", 0x100, "cycles in which a program ran"),
     *_counter("WEIGHT_BEATS", 0x108, "beats of the weight stream read from memory"),
@@ -123,6 +145,7 @@ def _check() -> None:
         assert register.address % 4 == 0 and register.address < 1 << ADDRESS_BITS, register.name
         assert register.access in ("ro", "rw", "wo"), register.name
         assert sum(item.mask for item in register.fields) < 1 << register.width, register.name
+        assert not register.reset & (1 << register.low) - 1, register.name
 
 
 _check()

@@ -52,6 +52,9 @@ class Backend(Protocol):
     `name` names the kind of backend; `device` names the device among processes (None: it lives in this
     one); `timed` says whether cycle counts mean anything; `config` is what the device was built from,
     where the backend knows. Registers go by their names in tritloom.firmware.registers.
+
+    A device whose memory does not begin at address 0 also has `port_bases`: the byte address of each memory port's stripe, multiples
+    of PAGE_BYTES, which a session writes to PORT_BASE.
     """
 
     @property

@@ -19,13 +19,14 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from tritloom.firmware.config import BuildConfig
 from tritloom.firmware.integer import GREEDY, LOGIT_DROP, Sampling, noise_word, noise_words, uf_from_float
+from tritloom.firmware.isa import Unit
 from tritloom.firmware.programs import (
     ARG_LIMITS,
     ARG_NOISE,
@@ -39,7 +40,7 @@ from tritloom.firmware.programs import (
     ENTRY_PASSES,
     NO_STOP_TOKEN,
 )
-from tritloom.firmware.registers import FIFO_DEPTH, IDENTIFIER, MAP_VERSION, REGISTER
+from tritloom.firmware.registers import FIFO_DEPTH, IDENTIFIER, MAP_VERSION, MEMORY_FAILED, PAGE_BYTES, REGISTER
 from tritloom.host.backend import Backend, DeviceBusy, DeviceError, DeviceFault, DeviceTimeout, InputError
 from tritloom.host.batch import Batch, Passes, Text
 from tritloom.host.drafting import PromptLookup
@@ -58,8 +59,8 @@ LONGEST = 64
 UNITS = ("VECTOR", "MATMUL", "DOT", "SAMPLER")
 """Units with a BUSY counter."""
 
-CONTROL, STATUS, TOKEN_OUT = REGISTER["CONTROL"], REGISTER["STATUS"], REGISTER["TOKEN_OUT"]
-START, STOP, CLEAR = (CONTROL[name].mask for name in ("START", "STOP", "CLEAR"))
+CONTROL, STATUS, TOKEN_OUT, MEMORY_PORTS = (REGISTER[name] for name in ("CONTROL", "STATUS", "TOKEN_OUT", "MEMORY_PORTS"))
+START, STOP, CLEAR, RESET = (CONTROL[name].mask for name in ("START", "STOP", "CLEAR", "RESET"))
 
 Progress = Callable[[int, int], None]
 """Told (prompt tokens read, prompt tokens in all)."""
@@ -233,6 +234,11 @@ class _Watch:
         self._cycles, self._left = self._cycles - passed, self._left - passed
 
 
+def _listed(bits: int) -> str:
+    """The numbers of the bits that are set: `0 and 2`."""
+    return " and ".join(str(bit) for bit in range(bits.bit_length()) if bits >> bit & 1)
+
+
 class _Lock:
     """At most one session per device: within this process by backend, among processes by the device's name."""
 
@@ -293,11 +299,15 @@ class Session:
     def __enter__(self) -> Session:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        try:
+            self.close()
+        except DeviceError:
+            if error is None:  # else the first error is the one to report
+                raise
 
     def close(self) -> None:
-        """Stop the device and let go of it (the backend stays open)."""
+        """Stop the device and let go of it (the backend stays open). Raises `DeviceFault` for an error that nobody has seen yet."""
         try:
             self.stop()
         finally:
@@ -319,13 +329,30 @@ class Session:
 
     def _load(self) -> None:
         b = self.backend
+        self._place_ports()
         for address, data in self.image.memory():
             b.load(address, data)
+        watch = _Watch(self, "the end of its memory's writes")
+        while STATUS["UNIT_BUSY"].get(self._look()) & Unit.WRITES:
+            watch.step()
+        self._look()
         for name, words in (("PROGRAM", self.image.program), ("DESCRIPTOR", self.image.descriptors)):
             b.write(f"{name}_ADDRESS", 0)
             for word in words:
                 b.write(f"{name}_LOW", word & MASK32)
                 b.write(f"{name}_HIGH", word >> 32)
+
+    def _place_ports(self) -> None:
+        """Tell the device where its memory ports' stripes begin."""
+        b = self.backend
+        bases = getattr(b, "port_bases", ()) or [0] * self.config.mem_ports
+        if self.config.memory != "axi":
+            return
+        if len(bases) != self.config.mem_ports or any(base % PAGE_BYTES or not 0 <= base <= MASK32 for base in bases):
+            raise DeviceError(f"the {b.name} device must name an address below 4 GiB, a multiple of {PAGE_BYTES}, for each of its "
+                              f"{self.config.mem_ports} memory ports, not {[hex(base) for base in bases]}")
+        for port, base in enumerate(bases):
+            b.write(f"PORT_BASE{port}", base)
 
     # Requests ------------------------------------------------------------------------------------
 
@@ -378,6 +405,7 @@ class Session:
         check_passes(self.config)
         if self._batch is not None or self._active is not None:
             raise DeviceBusy("a batch or a generation is under way: close it first")
+        self._require_seen()
         self.reset()
         self._batch = Batch(self)
         return self._batch
@@ -389,15 +417,23 @@ class Session:
     def end_batch(self, batch: object) -> None:
         """Stop what runs of it, and close it."""
         if self._batch is batch:
-            self.stop()
             self._batch = None
+            self.stop()
 
     def stop(self) -> None:
-        """End the generation under way, if any. What was taken of it stays part of the text."""
+        """End the generation under way, if any. What was taken of it stays part of the text.
+
+        Raises `DeviceFault` if the memory has failed, and `DeviceTimeout` if the device did not stop and had to be reset: then the
+        session must be reset too.
+        """
         if self._active is None:
+            self._require_seen()
             return
         try:
-            self._halt()
+            late = self._halt()
+            if late:
+                raise late
+            self._look()
         except DeviceError:
             self._failed = True
             raise
@@ -405,11 +441,14 @@ class Session:
             self._finish(completed=False)
 
     def reset(self) -> None:
-        """Forget the text, and whatever went wrong."""
+        """Forget the text, and whatever went wrong: a device that does not stop is reset. Raises `DeviceTimeout` if its memory does not
+        let it."""
         if self._active is not None:
             self._finish(completed=False)
         self._batch = None
-        self._halt()
+        failed, self._failed = self._failed, True
+        if not self._halt() and failed and STATUS["UNIT_BUSY"].get(self.backend.read("STATUS")):
+            self._reset_units("idle units")
         self.backend.write("CONTROL", CLEAR)
         self.position, self._pending, self._stats, self._failed = 0, None, None, False
 
@@ -420,6 +459,7 @@ class Session:
         """
         if not 0 <= position < self.config.shape.context:
             raise InputError(f"the position must be from 0 to {self.config.shape.context - 1}, not {position}")
+        self._require_seen()
         self.reset()
         self.position = position
 
@@ -452,6 +492,10 @@ class Session:
                                ("weight_beats", "WEIGHT_BEATS_LOW"), ("data_beats", "DATA_BEATS"), ("saturations", "SATURATIONS"),
                                *((f"busy_{unit.lower()}", f"BUSY_{unit}") for unit in UNITS)):  # fmt: skip
             look(name, register)
+        ports = look("memory_ports", "MEMORY_PORTS")
+        if ports is not None:
+            del state["memory_ports"]
+            state |= {f"ports_{item.name.lower()}": item.get(ports) for item in MEMORY_PORTS.fields}
         return state | {"position": self.position}
 
     @property
@@ -544,9 +588,15 @@ class Session:
                 if not text.closed:
                     yield text, token
 
+    def _require_seen(self) -> None:
+        """Whatever went wrong in the device since it was looked at is said now, before it is forgotten."""
+        if not self._failed:
+            self._look()
+
     def _require_idle(self) -> None:
         if self._failed:
             raise DeviceError("the device failed before: reset the session")
+        self._look()
         if self._active is not None:
             raise DeviceBusy("a generation is under way: take all its tokens or close it first")
 
@@ -569,15 +619,16 @@ class Session:
                     return
             if self._active is generation:
                 self._finish(completed=True)
-        except DeviceError:
-            self._failed = True
-            raise
-        finally:
+        except GeneratorExit:
             if self._active is generation:
-                try:
+                self.stop()
+            raise
+        except BaseException as error:
+            self._failed |= isinstance(error, DeviceError)
+            if self._active is generation:
+                with suppress(DeviceError):  # `_failed` keeps it; the first error is the one to report
                     self.stop()
-                except DeviceError:  # `_failed` keeps it; the first error is the one to report
-                    pass
+            raise
 
     def _exchange(self, generation: _Generation, progress: Progress | None) -> Iterator[tuple[int, int]]:
         """Prompt tokens in; generated tokens out, with their cycle stamps, until the device has halted."""
@@ -585,7 +636,7 @@ class Session:
         goal = "a token" if generation.new else "the end of the prompt"
         watch, taken = _Watch(self, goal), -1
         while self._active is generation:
-            status = b.read("STATUS")
+            status = self._look()
             running, room = STATUS["RUNNING"].get(status), STATUS["PROMPT_ROOM"].get(status)
             before, taken = taken, len(generation.prompt) - len(waiting) - (FIFO_DEPTH - room)
             for _ in range(min(room, len(waiting))):
@@ -596,6 +647,7 @@ class Session:
                     progress(max(taken, 0), len(generation.prompt))
             while self._active is generation and b.read("TOKEN_LEVEL"):
                 stamp, token = b.read("TOKEN_CYCLE"), TOKEN_OUT["TOKEN"].get(b.read("TOKEN_OUT"))
+                self._look()  # a token counts only if no error came before it
                 got += 1
                 if got > generation.new or token >= self.config.shape.vocab:
                     raise DeviceFault(f"the device sent {token} as token {got} of {generation.new}", self.state())
@@ -619,7 +671,7 @@ class Session:
             return
         self.push([0])
         watch = _Watch(self, "the end of its program")
-        while STATUS["RUNNING"].get(status := self.backend.read("STATUS")):
+        while STATUS["RUNNING"].get(status := self._look()):
             watch.step()
         self._check_end(status)
 
@@ -627,7 +679,7 @@ class Session:
         """Hand words to the program."""
         watch, at = _Watch(self, "room for a token"), 0
         while at < len(words):
-            status = self.backend.read("STATUS")
+            status = self._look()
             room = STATUS["PROMPT_ROOM"].get(status)
             for word in words[at : at + room]:
                 self.backend.write("TOKEN_IN", word)
@@ -651,26 +703,75 @@ class Session:
                 taken.append((token, stamp))
                 watch = _Watch(self, "a token")
             if len(taken) < count:
-                if not STATUS["RUNNING"].get(status := b.read("STATUS")) and not b.read("TOKEN_LEVEL"):
+                if not STATUS["RUNNING"].get(status := self._look()) and not b.read("TOKEN_LEVEL"):
                     self._check_end(status)
                     raise DeviceFault("the program ended before its last token", self.state())
                 watch.step()
+        self._look()
         return taken
 
+    def _look(self) -> int:
+        """STATUS. Raises `DeviceFault` if the memory has answered with an error."""
+        try:
+            status = self.backend.read("STATUS")
+            if STATUS["MEMORY_ERROR"].get(status):
+                self._raise_memory_error()
+            return status
+        except DeviceError:
+            self._failed = True
+            raise
+
+    def _raise_memory_error(self) -> NoReturn:
+        ports = self.backend.read("MEMORY_PORTS")
+        which = "; ".join(f"{what} at port {_listed(MEMORY_PORTS[field].get(ports))}"
+                          for what, field in (("reads", "READ_ERROR"), ("writes", "WRITE_ERROR")) if MEMORY_PORTS[field].get(ports))
+        raise DeviceFault(f"the device's memory answered with an error ({which or 'no port says which'}): check the memory's size and "
+                          "addresses, then reset the session", self.state())
+
     def _check_end(self, status: int) -> None:
-        if STATUS["MEMORY_ERROR"].get(status):
-            raise DeviceFault("the device's memory answered with an error; check the memory's size and addresses", self.state())
         code = self.backend.read("HALT_CODE")
+        if code == MEMORY_FAILED:
+            self._raise_memory_error()
         if not STATUS["HALTED"].get(status) or code:
             raise DeviceFault(f"the program ended with code 0x{code:x} instead of 0", self.state())
 
-    def _halt(self) -> None:
-        """Stop whatever program runs."""
-        if STATUS["RUNNING"].get(self.backend.read("STATUS")):
-            self.backend.write("CONTROL", STOP)
-            watch = _Watch(self, "a stop")
-            while STATUS["RUNNING"].get(self.backend.read("STATUS")):
+    def _halt(self) -> DeviceTimeout | None:
+        """Stop whatever program runs. A device that did not stop is reset: then the error that says so."""
+        b = self.backend
+        if not STATUS["RUNNING"].get(b.read("STATUS")):
+            return None
+        b.write("CONTROL", STOP)
+        watch = _Watch(self, "a stop")
+        try:
+            while STATUS["RUNNING"].get(b.read("STATUS")):
+                self._drop_tokens()
                 watch.step()
+        except DeviceTimeout as error:
+            self._reset_units("a stop")
+            return error
+        return None
+
+    def _drop_tokens(self) -> None:
+        """Nobody wants the tokens that wait; while one does, the device has something to say."""
+        for _ in range(self.backend.read("TOKEN_LEVEL")):
+            self.backend.read("TOKEN_OUT")
+
+    def _reset_units(self, missed: str) -> None:
+        """Reset the device's units once its memory has answered what it was asked; they did not come to what was `missed`."""
+        b = self.backend
+        b.write("CONTROL", RESET | STOP)
+        watch = _Watch(self, f"{missed}, nor to the end of a reset")
+        try:
+            while b.read("STATUS") & (STATUS["RESETTING"].mask | STATUS["RUNNING"].mask):
+                watch.step()
+        except DeviceTimeout as error:
+            self._failed = True
+            ports = b.read("MEMORY_PORTS")
+            waits = "; ".join(f"{what} of port {_listed(MEMORY_PORTS[field].get(ports))}"
+                              for what, field in (("reads", "READING"), ("writes", "WRITING")) if MEMORY_PORTS[field].get(ports))
+            raise DeviceTimeout(f"the {b.name} device did not come to {missed}, nor to the end of a reset: "
+                                + (f"its memory does not answer {waits}; check the memory, then load the device anew" if waits else
+                                   "no transfer of its memory is under way; load the device anew"), error.state) from None
 
     def _finish(self, *, completed: bool) -> None:
         """Take stock of the generation that has ended: the text is what was taken of it."""

@@ -11,6 +11,8 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
+from tritloom.firmware.registers import PAGE_BYTES
+
 from .shared import once
 from .stream import Fifo, Slice
 
@@ -18,9 +20,6 @@ __all__ = ["ADDRESS_BITS", "PAGE_BYTES", "AxiReader", "AxiWriter", "axi_members"
 
 ADDRESS_BITS = 40
 """Width of AXI addresses."""
-
-PAGE_BYTES = 4096
-"""AXI bursts never cross a multiple of this."""
 
 _INCR = 1
 _OKAY = 0
@@ -91,6 +90,8 @@ class AxiReader(wiring.Component):
         Empties the weight FIFO and drops arriving weight beats. `weights_outstanding` falls when none are left.
     weight_beat, data_beat : Out(1)
         A beat entered the respective FIFO.
+    busy : Out(1)
+        High from two cycles after a burst is accepted until its last beat has come.
     error : Out(1)
         A beat came with an error response.
     ar..., r... : AXI4
@@ -113,6 +114,7 @@ class AxiReader(wiring.Component):
             "weights_outstanding": Out(1),
             "weight_beat": Out(1),
             "data_beat": Out(1),
+            "busy": Out(1),
             "error": Out(1),
         } | _read_members(data_bytes))
 
@@ -167,6 +169,7 @@ class AxiReader(wiring.Component):
         left = beat & self.rlast & tag.weight
         m.d.sync += waiting.eq(waiting + entered - left)
         m.d.comb += self.weights_outstanding.eq(waiting != 0)
+        m.d.sync += self.busy.eq(request.o.valid | self.arvalid | tags.level.any())
         return m
 
 
@@ -190,8 +193,12 @@ class AxiWriter(wiring.Component):
     Members
     -------
     i : In(stream({"beat", "data", "strb"})), base : In(32)
+    hold : In(1)
+        Accept no more, from two cycles later on.
     pending : Out(1)
         High from the cycle after a beat is accepted until its response has come.
+    busy : Out(1)
+        The same, a cycle later, and while an address or a beat is offered.
     error : Out(1)
         An error response came.
     aw..., w..., b... : AXI4
@@ -203,7 +210,9 @@ class AxiWriter(wiring.Component):
         super().__init__({
             "i": In(stream.Signature(data.StructLayout({"beat": beat_bits, "data": 8 * data_bytes, "strb": data_bytes}))),
             "base": In(32),
+            "hold": In(1),
             "pending": Out(1),
+            "busy": Out(1),
             "error": Out(1),
         } | _write_members(data_bytes))
 
@@ -222,7 +231,8 @@ class AxiWriter(wiring.Component):
             self.pending.eq(due != 0),
             self.error.eq(response & (self.bresp != _OKAY)),
         ]
-        m.d.sync += [due.eq(due + accept - response), room.eq(due != self._outstanding)]  # there are two cycles between beats
+        m.d.sync += [due.eq(due + accept - response), room.eq((due != self._outstanding) & ~self.hold)]  # two cycles lie between beats
+        m.d.sync += self.busy.eq(self.awvalid | self.wvalid | due.any())
         with m.If(self.awready):
             m.d.sync += self.awvalid.eq(0)
         with m.If(self.wready):

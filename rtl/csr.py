@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from amaranth import Cat, Module, Mux, ResetInserter, Signal
+from amaranth import Cat, Const, Module, Mux, ResetInserter, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
 from tritloom.firmware.assembler import ARGUMENTS
 from tritloom.firmware.isa import Unit
-from tritloom.firmware.registers import ADDRESS_BITS, FIFO_DEPTH, IDENTIFIER, MAP_VERSION, PORTS, REGISTER, REGISTERS
+from tritloom.firmware.registers import ADDRESS_BITS, FIFO_DEPTH, IDENTIFIER, MAP_VERSION, PORTS, REGISTER, REGISTERS, WRITE_CYCLES
 
 from .sequencer import UNITS, loader_signature
 from .stream import Fifo
@@ -20,6 +20,9 @@ _OKAY, _SLVERR = 0, 2
 
 _COUNTED = ("VECTOR", "MATMUL", "DOT", "SAMPLER")
 """Units with a counter of busy cycles."""
+
+_RESET_CYCLES = 16
+"""Cycles of a reset before memory ports are looked at, and again that it lasts once they are idle: more than their latency."""
 
 
 def axi_lite_members() -> dict:
@@ -38,7 +41,9 @@ class ControlRegisters(wiring.Component):
 
     Whatever fails is answered with SLVERR and has no effect; docs/registers.md tells what does.
 
-    Latency: 3 cycles from a request to its response (`latency`); MEMORY_DATA waits for the memory besides.
+    A RESET raises `hold`, waits until no memory port is busy, and raises `reset` for some cycles before both fall.
+
+    Latency: 3 cycles from a request to its response (`latency`); MEMORY_DATA waits for the memory besides, WRITE_CYCLES at most.
 
     Throughput: one write and one read every 4 cycles.
 
@@ -67,7 +72,13 @@ class ControlRegisters(wiring.Component):
     memory_write : Out(stream({"addr", "data", "strb"}))
         Writes of 32 bits each.
     port_base : Out(array of 32)
-    unit_busy : In(5), weight_beat, data_beat, memory_error : In(1), saturated : In(8)
+    memory_busy, memory_error : In(2 * mem_ports)
+        Reads of each port, then writes: under way, answered with an error.
+    fault : Out(1)
+        There was an error since the last CLEAR; tokens are dropped.
+    hold, reset : Out(1)
+        Memory ports begin no transfer; all units are reset.
+    unit_busy : In(5), weight_beat, data_beat : In(1), saturated : In(8)
         What is counted; `saturated`: how many elements in this cycle.
     """
 
@@ -96,33 +107,40 @@ class ControlRegisters(wiring.Component):
             "descriptor": Out(loader_signature(8)),
             "memory_write": Out(stream.Signature(data.StructLayout({"addr": 32, "data": 8 * mem_bytes, "strb": mem_bytes}))),
             "port_base": Out(data.ArrayLayout(32, mem_ports)),
+            "memory_busy": In(2 * mem_ports), "memory_error": In(2 * mem_ports), "fault": Out(1),
+            "hold": Out(1), "reset": Out(1),
             "unit_busy": In(UNITS),
-            "weight_beat": In(1), "data_beat": In(1), "memory_error": In(1), "saturated": In(8),
+            "weight_beat": In(1), "data_beat": In(1), "saturated": In(8),
         })
 
     def elaborate(self, platform):
         m = Module()
-        stored = {r.name: Signal(r.width, init=r.reset, name=r.name.lower()) for r in self._registers if r.access == "rw"}
+        changed = {r.name: Signal(r.width - r.low, init=r.reset >> r.low, name=r.name.lower()) for r in self._registers if r.access == "rw"}
+        stored = {r.name: Cat(Const(0, r.low), changed[r.name]) for r in self._registers if r.access == "rw"}
         read = {"ID": IDENTIFIER, "VERSION": MAP_VERSION, "DIGEST": self._digest, "HALT_CODE": self.halt_code, "PC": self.pc} | stored
-        written, word, room, memory_done = self._write_port(m)
-        for name, register in stored.items():
+        locked = self.running | self.hold
+        written, word, room, memory_done = self._write_port(m, locked)
+        for name, register in changed.items():
             with m.If(written[name]):
-                m.d.sync += register.eq(word)
+                m.d.sync += register.eq(word >> REGISTER[name].low)
 
         clear = Signal()
         m.d.sync += [
-            self.start.eq(written["CONTROL"] & word[0]),
+            self.start.eq(written["CONTROL"] & word[0] & ~word[3] & ~self.hold),
             self.stop.eq(written["CONTROL"] & word[1]),
-            clear.eq(written["CONTROL"] & word[2] & ~self.running),
+            clear.eq(written["CONTROL"] & word[2] & ~locked),
         ]
+        self._reset(m, written["CONTROL"] & word[3])
         self._settings(m, stored)
-        self._loaders(m, stored, written, word, memory_done)
+        self._loaders(m, stored, changed, written, word, memory_done)
         cycles = self._counters(m, read, clear)
         pop = self._tokens(m, read, written, word, room, cycles, clear)
 
-        error = Signal()
-        m.d.sync += error.eq((error | self.memory_error) & ~clear)
-        read["STATUS"] = Cat(self.running, self.halted, self.stopped, self.flushing, error, self.unit_busy_field(), room)
+        errors = Signal(2 * self._mem_ports)
+        m.d.sync += [errors.eq(Mux(clear, 0, errors | self.memory_error)), self.fault.eq(errors.any())]
+        read["STATUS"] = Cat(self.running, self.halted, self.stopped, self.flushing, self.fault, self.hold, self.unit_busy_field(), room)
+        read["MEMORY_PORTS"] = Cat(_field(part, PORTS) for signal in (self.memory_busy, errors)
+                                   for part in (signal[:self._mem_ports], signal[self._mem_ports:]))
         m.d.sync += self.irq.eq(read["TOKEN_LEVEL"].any() | self.halted | self.stopped)
 
         taken = self._read_port(m, read)
@@ -134,9 +152,29 @@ class ControlRegisters(wiring.Component):
 
     def unit_busy_field(self):
         """The busy bits, at bit 8 of STATUS and eight wide."""
-        return Cat(Signal(3, name="reserved0"), self.unit_busy, Signal(8 - UNITS, name="reserved1"))
+        return Cat(Const(0, 2), _field(self.unit_busy, 8))
 
-    def _write_port(self, m: Module):
+    def _reset(self, m: Module, asked) -> None:
+        """Drain the memory ports, then reset."""
+        left = Signal(range(_RESET_CYCLES))
+        m.d.sync += left.eq(left - 1)
+        with m.FSM(name="resetting"):
+            with m.State("IDLE"):
+                with m.If(asked):
+                    m.d.sync += [self.hold.eq(1), left.eq(_RESET_CYCLES - 1)]
+                    m.next = "DRAIN"
+            with m.State("DRAIN"):
+                with m.If(left == 0):
+                    m.d.sync += left.eq(0)
+                    with m.If(~self.memory_busy.any()):
+                        m.d.sync += [self.reset.eq(1), left.eq(_RESET_CYCLES - 1)]
+                        m.next = "RESET"
+            with m.State("RESET"):
+                with m.If(left == 0):
+                    m.d.sync += [self.reset.eq(0), self.hold.eq(0)]
+                    m.next = "IDLE"
+
+    def _write_port(self, m: Module, locked):
         """AXI writes. Returns a pulse per writable register, the word, and two signals to drive: room for a prompt token, memory done."""
         address, word, strobes = Signal(ADDRESS_BITS - 2), Signal(32), Signal(4)
         room, memory_done = Signal(16), Signal()
@@ -147,10 +185,10 @@ class ControlRegisters(wiring.Component):
             for register in self._registers:
                 if register.access != "ro":
                     with m.Case(register.address >> 2):
-                        allowed = room.any() if register.name == "TOKEN_IN" else ~self.running if register.halted else 1
+                        allowed = room.any() & ~self.hold if register.name == "TOKEN_IN" else ~locked if register.halted else 1
                         m.d.sync += known.eq(strobes.all() & allowed)
                         m.d.comb += written[register.name].eq(acts)
-        to_memory = Signal()
+        to_memory, waited = Signal(), Signal(range(WRITE_CYCLES + 1))
         m.d.comb += to_memory.eq(address == REGISTER["MEMORY_DATA"].address >> 2)
         with m.FSM(name="write"):
             with m.State("REQUEST"):
@@ -159,11 +197,12 @@ class ControlRegisters(wiring.Component):
                     m.next = "ACCEPT"
             with m.State("ACCEPT"):  # `known` is looked up
                 m.d.comb += [self.s_axi_awready.eq(1), self.s_axi_wready.eq(1)]
+                m.d.sync += waited.eq(0)
                 m.next = "ACT"
             with m.State("ACT"):
-                m.d.comb += acts.eq(known)
-                m.d.sync += self.s_axi_bresp.eq(Mux(known, _OKAY, _SLVERR))
-                with m.If(~known | ~to_memory | memory_done):
+                m.d.comb += acts.eq(known & (waited != WRITE_CYCLES))
+                m.d.sync += [self.s_axi_bresp.eq(Mux(acts, _OKAY, _SLVERR)), waited.eq(waited + 1)]
+                with m.If(~acts | ~to_memory | memory_done):
                     m.d.sync += self.s_axi_bvalid.eq(1)
                     m.next = "RESPOND"
             with m.State("RESPOND"):
@@ -211,13 +250,13 @@ class ControlRegisters(wiring.Component):
             *(self.port_base[i].eq(stored[f"PORT_BASE{i}"]) for i in range(self._mem_ports)),
         ]
 
-    def _loaders(self, m: Module, stored, written, word, memory_done) -> None:
+    def _loaders(self, m: Module, stored, changed, written, word, memory_done) -> None:
         """Writes into the program memory, the streamer's and the accelerator's."""
         for name, port in (("PROGRAM", self.program), ("DESCRIPTOR", self.descriptor)):
             address = stored[f"{name}_ADDRESS"]
             m.d.sync += [port.addr.eq(address), port.data.eq(Cat(stored[f"{name}_LOW"], word)), port.en.eq(written[f"{name}_HIGH"])]
             with m.If(written[f"{name}_HIGH"]):
-                m.d.sync += address.eq(address + 1)
+                m.d.sync += changed[f"{name}_ADDRESS"].eq(address + 1)
         address, beat, lane = stored["MEMORY_ADDRESS"], self.memory_write.payload, exact_log2(self._mem_bytes)
         m.d.comb += [
             beat.addr.eq(address & ~(self._mem_bytes - 1)), beat.data.eq(word.replicate(self._mem_bytes // 4)),
@@ -226,7 +265,7 @@ class ControlRegisters(wiring.Component):
             memory_done.eq(self.memory_write.ready),
         ]
         with m.If(self.memory_write.valid & self.memory_write.ready):
-            m.d.sync += address.eq(address + 4)
+            m.d.sync += changed["MEMORY_ADDRESS"].eq(address + 4)
 
     def _counters(self, m: Module, read, clear):
         """Counters, cleared together. Adds them to `read` and returns that of cycles."""
@@ -252,16 +291,21 @@ class ControlRegisters(wiring.Component):
     def _tokens(self, m: Module, read, written, word, room, cycles, clear):
         """The token FIFOs. Returns a signal to drive: pop a token."""
         stamped = data.StructLayout({"token": 32, "cycle": 32})
-        m.submodules.prompt = prompt = ResetInserter(clear)(Fifo(32, FIFO_DEPTH - 1))
-        m.submodules.tokens = tokens = ResetInserter(clear)(Fifo(stamped, FIFO_DEPTH - 1))
+        m.submodules.prompt = prompt = ResetInserter(clear | self.hold)(Fifo(32, FIFO_DEPTH - 1))
+        m.submodules.tokens = tokens = ResetInserter(clear | self.hold)(Fifo(stamped, FIFO_DEPTH - 1))
         pop = Signal()
         m.d.comb += [
             prompt.i.payload.eq(word), prompt.i.valid.eq(written["TOKEN_IN"]), room.eq(FIFO_DEPTH - prompt.level),
             self.prompt_o.payload.eq(prompt.o.payload), self.prompt_o.valid.eq(prompt.o.valid), prompt.o.ready.eq(self.prompt_o.ready),
             tokens.i.payload.token.eq(self.token_i.payload), tokens.i.payload.cycle.eq(cycles),
-            tokens.i.valid.eq(self.token_i.valid), self.token_i.ready.eq(tokens.i.ready), tokens.o.ready.eq(pop),
+            tokens.i.valid.eq(self.token_i.valid & ~self.fault), self.token_i.ready.eq(tokens.i.ready), tokens.o.ready.eq(pop),
         ]
         read["TOKEN_LEVEL"] = tokens.level
         read["TOKEN_CYCLE"] = tokens.o.payload.cycle
         read["TOKEN_OUT"] = Mux(tokens.o.valid, Cat(tokens.o.payload.token[:31], 1), 0)
         return pop
+
+
+def _field(value, width: int):
+    """`value`, zero-extended."""
+    return Cat(value, Const(0, width - len(value)))

@@ -45,7 +45,7 @@ def weight_layout(mem_bytes: int) -> data.StructLayout:
     return data.StructLayout({"data": 8 * mem_bytes, "dest": 2})
 
 
-def memory_members(mem_bytes: int) -> dict:
+def memory_members(mem_bytes: int, mem_ports: int = 1) -> dict:
     """Logical ports that both forms of the memory system share."""
     return {
         "weights_o": Out(stream.Signature(weight_layout(mem_bytes))),
@@ -60,7 +60,9 @@ def memory_members(mem_bytes: int) -> dict:
         "writes_pending": Out(1),
         "weight_beat": Out(1),
         "data_beat": Out(1),
-        "error": Out(1),
+        "hold": In(1),
+        "busy": Out(2 * mem_ports),
+        "error": Out(2 * mem_ports),
     }
 
 
@@ -318,12 +320,13 @@ class _Memory(wiring.Component):
         self._weight_burst = min(longest, weight_fifo_beats // 2)
         self._read_burst = min(longest, read_fifo_beats // 2)
         self._beat_bits = ADDRESS_BITS - exact_log2(mem_bytes)
-        super().__init__(memory_members(mem_bytes) | members)
+        super().__init__(memory_members(mem_bytes, mem_ports) | members)
 
     def _requester(self, m: Module) -> _Requester:
-        m.submodules.requester = requester = _Requester(
+        requester = _Requester(
             mem_bytes=self._mem_bytes, weight_fifo_beats=self._weight_fifo_beats, read_fifo_beats=self._read_fifo_beats,
             weight_burst=self._weight_burst, read_burst=self._read_burst)
+        m.submodules.requester = ResetInserter(self.hold)(requester)
         for name in ("start", "descriptor", "read_request"):
             wiring.connect(m, wiring.flipped(getattr(self, name)), getattr(requester, name))
         m.d.comb += [
@@ -340,7 +343,8 @@ _CONTRACT = """
     has room. `flush` ends all programs, running and queued, and drops what was prefetched; while
     `flushing` is high no start is taken, then the stream is as after reset. Data reads go first and
     return strictly in order. A data read requested after `writes_pending` fell sees the data written.
-    Consumers must take data they requested. All addresses are multiples of `mem_bytes`.
+    Consumers must take data they requested. All addresses are multiples of `mem_bytes`. Before a reset, `hold` is high until all of
+    `busy` is low: so no transfer at a port is cut off.
 """
 
 _MEMBERS = """
@@ -362,8 +366,12 @@ _MEMBERS = """
         High from the cycle after a beat was accepted until memory has it.
     weight_beat, data_beat : Out(1)
         A beat entered the weight FIFO; a beat entered the data FIFO.
-    error : Out(1)
-        Memory answered a request with an error.
+    hold : In(1)
+        Request and write no more, from four cycles later on; what comes back goes nowhere. Only a reset ends this.
+    busy : Out(2 * ports)
+        Reads under way, a bit for a port, then writes, the same.
+    error : Out(2 * ports)
+        Memory answered a read, or a write, with an error; in the same bits.
 """
 
 
@@ -447,7 +455,9 @@ class AxiMemory(_Memory):
         m.d.comb += [
             self.weight_beat.eq(readers[0].weight_beat),
             self.data_beat.eq(readers[0].data_beat),
-            self.error.eq(Cat([unit.error for unit in readers + writers]).any()),
+            self.busy.eq(Cat(unit.busy for unit in readers + writers)),
+            self.error.eq(Cat(unit.error for unit in readers + writers)),
+            *(writer.hold.eq(self.hold) for writer in writers),
         ]
         return m
 

@@ -8,6 +8,7 @@ from amaranth.lib.wiring import In, Out
 
 from tritloom.firmware.assembler import ARGUMENTS, REGISTERS
 from tritloom.firmware.isa import BANK_SHIFT, SCRATCH_WORDS, Op, Unit
+from tritloom.firmware.registers import MEMORY_FAILED, UNKNOWN_INSTRUCTION
 
 __all__ = ["DOT_COMMAND", "MATMUL_COMMAND", "SAMPLE_COMMAND", "SCAN_COMMAND", "Sequencer", "UNITS", "VECTOR_COMMAND", "loader_signature"]
 
@@ -21,9 +22,6 @@ SAMPLE_COMMAND = data.StructLayout({"slot": 8, "noise": 32, "temperature": 32, "
 
 UNITS = len(Unit)
 """Bits of `unit_busy`, in the order of firmware.isa.Unit."""
-
-UNKNOWN_INSTRUCTION = 0xFFFFFFFF
-"""HALT_CODE after a word that is no instruction."""
 
 INSTRUCTION = data.StructLayout({"op": 8, "rd": 4, "rs": 4, "rt": 4, "ru": 4, "flags": 8, "imm": 32})
 
@@ -62,6 +60,8 @@ class Sequencer(wiring.Component):
         Pulse: run from `entry`. Ignored while `running`.
     stop : In(1)
         Pulse: end the program before its next instruction, wait until all units are idle, flush the weight streamer.
+    fault : In(1)
+        The memory has answered with an error: ends a program as `stop` does, but it counts as halted with the code MEMORY_FAILED.
     running, halted, stopped : Out(1)
         A program runs or is being stopped; how the last one ended.
     draining : Out(1)
@@ -89,7 +89,7 @@ class Sequencer(wiring.Component):
         bits = (program_words - 1).bit_length()
         super().__init__({
             "program": In(loader_signature(bits)),
-            "start": In(1), "entry": In(bits), "stop": In(1),
+            "start": In(1), "entry": In(bits), "stop": In(1), "fault": In(1),
             "running": Out(1), "halted": Out(1), "stopped": Out(1), "draining": Out(1),
             "halt_code": Out(32), "pc": Out(bits),
             "args": In(data.ArrayLayout(32, ARGUMENTS)),
@@ -132,8 +132,8 @@ class Sequencer(wiring.Component):
         m.d.comb += [write_back.addr.eq(instruction.rd), write_back.data.eq(result)]
         self._payloads(m, instruction, operand)
 
-        stopping = Signal()
-        m.d.sync += stopping.eq((stopping | self.stop) & self.running)
+        stopping, failed = Signal(), Signal()
+        m.d.sync += [stopping.eq((stopping | self.stop | self.fault) & self.running), failed.eq((failed | self.fault) & self.running)]
         busy, busy_before, busy_recently = Signal(UNITS), Signal(UNITS), Signal(UNITS)
         m.d.sync += [busy.eq(self.unit_busy), busy_before.eq(busy), busy_recently.eq(self.unit_busy | busy | busy_before)]
 
@@ -184,7 +184,9 @@ class Sequencer(wiring.Component):
                 with m.If(flushed & ~self.flushing):
                     m.next = "RETIRE"
                     with m.If(ending):
-                        m.d.sync += [self.stopped.eq(1), ending.eq(0)]
+                        m.d.sync += [self.stopped.eq(~failed), self.halted.eq(failed), ending.eq(0)]
+                        with m.If(failed):
+                            m.d.sync += self.halt_code.eq(MEMORY_FAILED)
                         m.next = "IDLE"
             with m.State("DRAIN"):
                 m.d.sync += ending.eq(1)

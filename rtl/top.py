@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from amaranth import Cat, Module, Mux, Value
+from amaranth import Cat, ClockDomain, DomainRenamer, Module, Mux, Signal, Value
 from amaranth.lib import wiring
-from amaranth.lib.wiring import Out
+from amaranth.lib.wiring import In, Out
 
 from tritloom.firmware.config import BuildConfig
 from tritloom.firmware.isa import Destination, TraceUnit
@@ -31,12 +31,17 @@ class Accelerator(wiring.Component):
     (or keeps it on chip). `unit_busy`, `weight_beat` and the trace port are for simulation; leave them
     unconnected in hardware.
 
+    The registers stand in the clock domain `host`, which `rst` resets, and everything else in `sync`, which the registers reset (and
+    so `rst`, for a cycle longer).
+
     Parameters
     ----------
     config : BuildConfig
 
     Members
     -------
+    clk, rst : In(1)
+        Reset is synchronous.
     s_axi_... : AXI4-Lite slave
     m<i>_axi_... : AXI4 masters, with memory "axi"
     irq : Out(1)
@@ -51,7 +56,7 @@ class Accelerator(wiring.Component):
 
     def __init__(self, config: BuildConfig):
         self.config = config
-        members = axi_lite_members() | {
+        members = {"clk": In(1), "rst": In(1)} | axi_lite_members() | {
             "irq": Out(1),
             "unit_busy": Out(8),
             "weight_beat": Out(1),
@@ -67,6 +72,10 @@ class Accelerator(wiring.Component):
         c, s = self.config, self.config.shape
         kv_layout = {"kv_scale_block_bytes": c.kv_scale_block_bytes, "kv_half_bytes": c.kv_half_bytes, "kv_head_bytes": c.kv_head_bytes}
         head_layout = {"group_rows": c.group_rows, "head_row_bytes": c.head_row_bytes}
+
+        m.domains.host = host = ClockDomain()
+        m.domains.sync = sync = ClockDomain()
+        host.clk, host.rst, sync.clk, sync.rst = self.clk, self.rst, self.clk, Signal(init=1, name="reset")
 
         memory = self._memory()
         m.submodules.memory = memory
@@ -88,8 +97,9 @@ class Accelerator(wiring.Component):
         m.submodules.sampler = sampler = Sampler(
             vocab=s.vocab, candidates=c.sampler_candidates, slots=c.lanes, logits=c.shortlist or s.vocab)
         m.submodules.sequencer = sequencer = Sequencer(program_words=c.program_words, lanes=c.lanes, short_list=c.shortlist > 0)
-        m.submodules.registers = registers = ControlRegisters(
-            digest=c.digest, mem_bytes=c.mem_bytes, mem_ports=c.mem_ports, program_words=c.program_words)
+        registers = ControlRegisters(digest=c.digest, mem_bytes=c.mem_bytes, mem_ports=c.mem_ports, program_words=c.program_words)
+        m.submodules.registers = DomainRenamer("host")(registers)
+        m.d.host += sync.rst.eq(registers.reset)
 
         scanning = self._short_list(m, matmul, vector, dot, sequencer) if c.shortlist else 0
 
@@ -198,6 +208,9 @@ class Accelerator(wiring.Component):
             sequencer.flushing.eq(memory.flushing),
             sequencer.start.eq(registers.start),
             sequencer.stop.eq(registers.stop),
+            sequencer.fault.eq(registers.fault),
+            memory.hold.eq(registers.hold),
+            registers.memory_busy.eq(memory.busy),
             sequencer.entry.eq(registers.entry),
             sequencer.unit_busy.eq(busy),
             sampler.abandon.eq(sequencer.draining),

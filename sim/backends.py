@@ -12,7 +12,7 @@ import numpy as np
 from tritloom.firmware.config import BuildConfig, round_up
 from tritloom.firmware.emulator import Emulator, EmulatorError, TraceEvent
 from tritloom.firmware.programs import ARG_PROMPT, ARG_STOP, ARG_TOKENS
-from tritloom.firmware.registers import FIFO_DEPTH, IDENTIFIER, MAP_VERSION, REGISTER
+from tritloom.firmware.registers import FIFO_DEPTH, IDENTIFIER, MAP_VERSION, MEMORY_FAILED, REGISTER
 from tritloom.host.backend import Bytes, DeviceError
 from tritloom.sim import memory as timing_presets
 from tritloom.sim.memory import MemoryTiming
@@ -25,18 +25,23 @@ PAGE = 4096
 RUNAWAY = 64
 """The emulator counts as hung after so many instructions a layer and position of the prompt FIFO without a token in or out."""
 
-CONTROL, STATUS = REGISTER["CONTROL"], REGISTER["STATUS"]
+CONTROL, STATUS, MEMORY_PORTS = (REGISTER[name] for name in ("CONTROL", "STATUS", "MEMORY_PORTS"))
+MEMORY_PORTS_BITS = sum(1 << item.low for item in MEMORY_PORTS.fields)
+"""A port's bits of MEMORY_PORTS, those of port 0."""
 
 
 class SimBackend:
-    """The RTL, run by Verilator in this process. `machine`: with its memory; `config`: what it was generated from."""
+    """The RTL, run by Verilator in this process. `machine`: with its memory; `config`: what it was generated from; `port_bases`: where
+    each memory port's stripe begins, in bytes (at 0 unless told)."""
 
     name = "sim"
     device = None
     timed = True
 
-    def __init__(self, machine: Verilated, config: BuildConfig) -> None:
-        self.machine, self.config = machine, config
+    def __init__(self, machine: Verilated, config: BuildConfig, port_bases: Sequence[int] = ()) -> None:
+        self.machine, self.config, self.port_bases = machine, config, tuple(port_bases)
+        for port, base in enumerate(self.port_bases):
+            machine.set_port_base(port, base)
 
     @classmethod
     def build(
@@ -54,7 +59,8 @@ class SimBackend:
         library = Verilated.build(verilog, f"{config.digest:08x}", build_dir, progress=progress)
         size = round_up(max(memory_bytes, 1), PAGE * config.mem_ports)
         preset = timing_presets.preset(timing) if isinstance(timing, str) else timing
-        return cls(Verilated(library, memory_bytes=size, timing=preset, seed=seed), config)
+        machine = Verilated(library, memory_bytes=size, timing=preset, seed=seed)
+        return cls(machine, config, [port * (size // config.mem_ports) for port in range(machine.axi_ports)])
 
     def read(self, register: str) -> int:
         try:
@@ -107,13 +113,18 @@ class _SoftDevice:
         self.tokens: deque[tuple[int, int]] = deque()
         """Tokens waiting for the host, with their cycle stamps."""
         self.running = self.halted = self.stopped = False
+        self.errors = 0
+        """MEMORY_PORTS' errors."""
         self._closed = False
 
     def read(self, register: str) -> int:
         self._check(register, "wo")
         if register == "STATUS":
-            fields = {"RUNNING": self.running, "HALTED": self.halted, "STOPPED": self.stopped, "PROMPT_ROOM": FIFO_DEPTH - len(self.prompt)}
+            fields = {"RUNNING": self.running, "HALTED": self.halted, "STOPPED": self.stopped, "MEMORY_ERROR": bool(self.errors),
+                      "PROMPT_ROOM": FIFO_DEPTH - len(self.prompt)}
             return sum(int(value) << STATUS[name].low for name, value in fields.items())
+        if register == "MEMORY_PORTS":
+            return self.errors
         if register == "TOKEN_LEVEL":
             return len(self.tokens)
         if register == "TOKEN_CYCLE":
@@ -124,7 +135,7 @@ class _SoftDevice:
 
     def write(self, register: str, value: int) -> None:
         self._check(register, "ro")
-        value &= (1 << REGISTER[register].width) - 1
+        value &= (1 << REGISTER[register].width) - (1 << REGISTER[register].low)
         kind, _, part = register.rpartition("_")
         if REGISTER[register].halted and self.running:
             raise DeviceError(f"writing {register}: refused while a program runs")
@@ -145,19 +156,36 @@ class _SoftDevice:
         if REGISTER[register].access == refused:
             raise DeviceError(f"register {register} is {REGISTER[register].access}")
 
+    def memory_fails(self, port: int = 0, *, write: bool = False) -> None:
+        """The memory answers a read or a write at a port with an error, now."""
+        self.errors |= MEMORY_PORTS["WRITE_ERROR" if write else "READ_ERROR"].mask & MEMORY_PORTS_BITS << port
+        if self.running:
+            self._stop()
+            self._halt(MEMORY_FAILED)
+
     def _control(self, value: int) -> None:
+        if value & CONTROL["RESET"].mask:
+            self._stop()
+            self.running = self.halted = self.stopped = False
+            self.prompt.clear()
+            self.tokens.clear()
+            return
         if value & CONTROL["STOP"].mask and self.running:
             self._stop()
             self.running, self.halted, self.stopped = False, False, True
         if value & CONTROL["CLEAR"].mask and not self.running:
             self.prompt.clear()
             self.tokens.clear()
+            self.errors = 0
             for name in REGISTER:
                 if name.startswith(("CYCLES", "WEIGHT_BEATS", "DATA_BEATS", "SATURATIONS", "BUSY")):
                     self.registers[name] = 0
         if value & CONTROL["START"].mask and not self.running:
             self.running, self.halted, self.stopped = True, False, False
             self._start()
+            if self.errors:
+                self._stop()
+                self._halt(MEMORY_FAILED)
 
     def _store(self, kind: str, word: int) -> None:
         words = self.program if kind == "PROGRAM" else self.descriptors
@@ -209,8 +237,11 @@ class _Program(list[int]):
 class EmulatorBackend(_SoftDevice):
     """The emulator behind the machine's registers. One instruction counts as one cycle, so times mean nothing.
 
-    `memory_bytes`: of the machine's memory; `trace`: told every vector that a unit produces.
+    `memory_bytes`: of the machine's memory; `trace`: told every vector that a unit produces. `fails_at`: the memory answers with an
+    error at so many beats of the weight stream since the last CLEAR.
     """
+
+    fails_at: int | None = None
 
     name = "emulator"
 
@@ -276,7 +307,11 @@ class EmulatorBackend(_SoftDevice):
             self._steps = None
             raise DeviceError(f"emulator at instruction {program.pc}: {error}") from None
         else:
-            if token is not None:
+            if self.fails_at is not None and machine.weight_beats - self._before[1] >= self.fails_at:
+                self.fails_at = None
+                self._update(machine, program.pc)
+                self.memory_fails()
+            elif token is not None:
                 self.tokens.append((token, machine.instructions - self._before[0]))
             elif not self.prompt:
                 self._update(machine, program.pc)

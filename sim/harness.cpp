@@ -100,13 +100,22 @@ class Port {
     bool usable() const { return memory_ != nullptr; }
     uint8_t *memory() { return memory_; }
 
+    void fault(const SimFault &fault) { faults_[fault.write ? 1 : 0] = fault; }
+
+    void heal() {
+        faults_[0] = faults_[1] = SimFault{};
+        for (Burst &burst : reads_) burst.time = 0;
+        for (Burst &burst : addresses_) burst.stall = 0;
+        for (Beat &beat : commits_) beat.time = 0;
+    }
+
     // Forget everything under way; the memory keeps its contents.
     void reset() {
         reads_.clear();
         addresses_.clear();
         beats_.clear();
         commits_.clear();
-        responses_ = 0;
+        responses_.clear();
         read_held_ = write_held_ = Held();
         data_waiting_ = false;
         arready_ = awready_ = wready_ = true;
@@ -132,7 +141,7 @@ class Port {
         *pins_.awready = awready_;
         *pins_.wready = wready_;
         *pins_.bvalid = bvalid_;
-        *pins_.bresp = 0;
+        *pins_.bresp = bvalid_ ? responses_.front() : 0;
     }
 
   private:
@@ -141,16 +150,36 @@ class Port {
         uint64_t time;
         uint32_t beats;
         uint32_t sent;
+        uint64_t stall;
+        uint8_t response;
     };
     struct Beat {
         uint8_t data[kDataBytes ? kDataBytes : 1];
         uint8_t strobes[kStrobeBytes ? kStrobeBytes : 1];
         uint64_t address;
         uint64_t time;
+        uint8_t response;
         bool last;
     };
 
-    bool writing() const { return bvalid_ || responses_ || !addresses_.empty() || !beats_.empty() || !commits_.empty() || write_held_.waiting || data_waiting_; }
+    // A burst, with what is wrong with it.
+    Burst begin(bool write, uint64_t address, uint32_t beats) {
+        SimFault &fault = faults_[write];
+        Burst burst = {address, 0, beats, 0, 0, 0};
+        if (!fault.count || address < fault.low || address >= fault.high) return burst;
+        if (fault.skip) {
+            fault.skip--;
+            return burst;
+        }
+        fault.count--;
+        burst.stall = fault.stall;
+        burst.response = static_cast<uint8_t>(fault.response);
+        return burst;
+    }
+
+    static uint64_t later(uint64_t time, uint64_t stall) { return stall > UINT64_MAX - time ? UINT64_MAX : time + stall; }
+
+    bool writing() const { return bvalid_ || !responses_.empty() || !addresses_.empty() || !beats_.empty() || !commits_.empty() || write_held_.waiting || data_waiting_; }
 
     uint64_t delay() { return parameters_.latency + (parameters_.jitter ? random_.below(parameters_.jitter + 1) : 0); }
 
@@ -177,7 +206,9 @@ class Port {
             check_request(now, "read", read_held_, *pins_.arvalid, arready_, *pins_.araddr, *pins_.arlen, *pins_.arsize, *pins_.arburst);
             if (*pins_.arvalid && arready_) {
                 uint64_t address = *pins_.araddr - base;
-                reads_.push_back({address, dram_ ? 0 : now + delay(), *pins_.arlen + 1u, 0});
+                Burst burst = begin(false, address, *pins_.arlen + 1u);
+                burst.time = dram_ ? (burst.stall ? later(now, burst.stall) : 0) : later(now + delay(), burst.stall);
+                reads_.push_back(burst);
                 if (dram_) dram_->request(index_, false, now, address, (*pins_.arlen + 1ull) * kDataBytes);
                 statistics.read_bursts++;
                 if (reads_.size() > statistics.most_outstanding) statistics.most_outstanding = reads_.size();
@@ -197,15 +228,16 @@ class Port {
         }
         if (!rvalid_ && !reads_.empty()) {
             const Burst &front = reads_.front();
-            bool ready = dram_ ? dram_->done(index_, false, now + 1) : !refresh && front.time <= now + 1;
+            bool ready = front.time <= now + 1 && (dram_ ? dram_->done(index_, false, now + 1) : !refresh);
             if (!ready) {
                 (refresh ? statistics.refresh_waits : statistics.latency_waits)++;
             } else {
                 uint64_t offset = front.address + static_cast<uint64_t>(front.sent) * kDataBytes;
                 bool inside = offset + kDataBytes <= parameters_.port_bytes;
-                next_beat_ = inside ? memory_ + offset : memory_;
+                static const std::vector<uint8_t> wrong(kDataBytes ? kDataBytes : 1, 0xA5);
+                next_beat_ = front.response ? wrong.data() : inside ? memory_ + offset : memory_;
                 rlast_ = front.sent + 1 == front.beats;
-                rresp_ = inside ? 0 : kDecodeError;
+                rresp_ = inside ? front.response : kDecodeError;
                 rvalid_ = true;
             }
         }
@@ -215,7 +247,7 @@ class Port {
     void sample_writes(uint64_t now, bool refresh) {
         check_request(now, "write", write_held_, *pins_.awvalid, awready_, *pins_.awaddr, *pins_.awlen, *pins_.awsize, *pins_.awburst);
         if (*pins_.awvalid && awready_) {
-            addresses_.push_back({*pins_.awaddr - base, 0, *pins_.awlen + 1u, 0});
+            addresses_.push_back(begin(true, *pins_.awaddr - base, *pins_.awlen + 1u));
             statistics.write_bursts++;
         }
         sample_write_data(now);
@@ -223,9 +255,9 @@ class Port {
         commit_writes(now, refresh);
         if (bvalid_ && *pins_.bready) {
             bvalid_ = false;
-            responses_--;
+            responses_.pop_front();
         }
-        bvalid_ = responses_ > 0;
+        bvalid_ = !responses_.empty();
         awready_ = addresses_.size() < kWriteQueue;
         wready_ = beats_.size() + commits_.size() < kWriteQueue;
     }
@@ -252,7 +284,8 @@ class Port {
             beats_.pop_front();
             beat.address = burst.address + static_cast<uint64_t>(burst.sent) * kDataBytes;
             if (dram_) dram_->request(index_, true, now, beat.address, kDataBytes);
-            else beat.time = now + delay();
+            beat.time = later(dram_ ? now : now + delay(), burst.stall);
+            beat.response = burst.response;
             burst.sent++;
             bool last = burst.sent == burst.beats;
             if (beat.last != last) errors_->add(now, "port %u write: wlast is %d on beat %u of %u", index_, beat.last, burst.sent, burst.beats);
@@ -264,13 +297,13 @@ class Port {
 
     // Write late: only a master that waits for the response reads what it wrote.
     void commit_writes(uint64_t now, bool refresh) {
-        if (commits_.empty() || (dram_ ? !dram_->done(index_, true, now) : refresh || commits_.front().time > now)) return;
+        if (commits_.empty() || commits_.front().time > now || (dram_ ? !dram_->done(index_, true, now) : refresh)) return;
         if (dram_) dram_->pop(index_, true);
         const Beat &beat = commits_.front();
-        if (beat.address + kDataBytes <= parameters_.port_bytes)
+        if (!beat.response && beat.address + kDataBytes <= parameters_.port_bytes)
             for (uint32_t i = 0; i < kDataBytes; i++)
                 if (beat.strobes[i / 8] >> (i % 8) & 1) memory_[beat.address + i] = beat.data[i];
-        responses_ += beat.last;
+        if (beat.last) responses_.push_back(beat.response);
         commits_.pop_front();
     }
 
@@ -284,7 +317,8 @@ class Port {
 
     std::deque<Burst> reads_, addresses_;
     std::deque<Beat> beats_, commits_;
-    uint32_t responses_ = 0;
+    std::deque<uint8_t> responses_;
+    SimFault faults_[2] = {};
     Held read_held_, write_held_;
     Beat held_beat_{};
     bool data_waiting_ = false;
@@ -536,6 +570,14 @@ void sim_reset(void *handle, uint32_t cycles) { machine(handle)->reset(cycles); 
 
 void sim_set_base(void *handle, uint32_t port, uint64_t base) {
     if (port < kPorts) machine(handle)->ports[port].base = base;
+}
+
+void sim_fault(void *handle, uint32_t port, const SimFault *fault) {
+    if (port < kPorts) machine(handle)->ports[port].fault(*fault);
+}
+
+void sim_heal(void *handle) {
+    for (uint32_t i = 0; i < kPorts; i++) machine(handle)->ports[i].heal();
 }
 
 int64_t sim_run(void *handle, uint64_t max_cycles, uint32_t stop_mask) { return machine(handle)->run(max_cycles, stop_mask); }

@@ -30,6 +30,16 @@ struct SimParameters {
     SimDramParameters dram;
 };
 
+// What goes wrong with some bursts of a port's channel.
+struct SimFault {
+    uint64_t low, high;       // bursts that begin at these bytes of the port's memory
+    uint64_t skip;            // so many of them are served well before
+    uint64_t count;           // so many of them fail then
+    uint64_t stall;           // cycles that they wait longer; UINT64_MAX: until sim_heal
+    uint32_t write;           // of the write channel, else of the read channel
+    uint32_t response;        // 0: OKAY, 2: SLVERR, 3: DECERR; with an error, wrong data is read, and nothing written
+};
+
 struct SimDramStatistics {
     uint64_t reads, writes;   // accesses of 64 bytes
     uint64_t activates;       // rows opened
@@ -52,6 +62,8 @@ void *sim_create(const SimParameters *parameters);
 void sim_destroy(void *handle);
 void sim_reset(void *handle, uint32_t cycles);
 void sim_set_base(void *handle, uint32_t port, uint64_t base);
+void sim_fault(void *handle, uint32_t port, const SimFault *fault);
+void sim_heal(void *handle);  // no more faults, and what waits is answered
 int64_t sim_run(void *handle, uint64_t max_cycles, uint32_t stop_mask);
 int32_t sim_csr_write(void *handle, uint32_t address, uint32_t value, uint32_t max_cycles);
 int32_t sim_csr_read(void *handle, uint32_t address, uint32_t *value, uint32_t max_cycles);

@@ -96,7 +96,7 @@ class Watched(SimBackend):
     """The machine of another simulated backend; tells how many cycles it has run since `watch`."""
 
     def __init__(self, backend: SimBackend) -> None:
-        super().__init__(backend.machine, backend.config)
+        super().__init__(backend.machine, backend.config, backend.port_bases)
         self._tell, self._from, self._expected = None, 0, 1.0
 
     def watch(self, expected: float, tell: Tell | None) -> None:

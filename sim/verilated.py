@@ -32,6 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tritloom.firmware.isa import TraceUnit
+from tritloom.firmware.registers import WRITE_CYCLES
 from tritloom.gen.timeline import Timeline, counts
 from tritloom.sim import verilator
 from tritloom.sim.memory import IDEAL, LINE_BYTES, Dram, MemoryTiming
@@ -41,8 +42,10 @@ __all__ = ["BusError", "BuildError", "DramStatistics", "Parameters", "PortStatis
 
 HARNESS = tuple(Path(__file__).with_name(name) for name in ("harness.h", "dram.h", "harness.cpp"))
 JOBS = 2
-CSR_CYCLES = 1000
+CSR_CYCLES = WRITE_CYCLES + 1000
 """Cycles an AXI4-Lite access may take."""
+RESPONSES = {"okay": 0, "slverr": 2, "decerr": 3}
+"""AXI responses."""
 RUN_CHUNK = 1 << 20
 """Cycles per call into the library: between calls, interrupts and time limits are seen."""
 TRACE_LIMIT = 1 << 30
@@ -126,6 +129,13 @@ class Parameters(ctypes.Structure):
         dram = _DramParameters(*(dataclasses.astuple(timing.dram) if timing.dram else ()))
         t = timing
         return cls(port_bytes, seed, t.latency, t.jitter, t.refresh_interval, t.refresh_cycles, t.outstanding, dram)
+
+
+class _Fault(ctypes.Structure):
+    """SimFault of sim/harness.h."""
+
+    _fields_ = [*((name, ctypes.c_uint64) for name in ("low", "high", "skip", "count", "stall")),
+                *((name, ctypes.c_uint32) for name in ("write", "response"))]
 
 
 class _PortStatistics(ctypes.Structure):
@@ -262,6 +272,24 @@ class Verilated:
     def set_port_base(self, port: int, base: int) -> None:
         """AXI address at which port `port`'s memory begins (0 unless told)."""
         self._library.sim_set_base(self._machine(), port, base)
+
+    def fail(self, port: int = 0, *, write: bool = False, after: int = 0, count: int = 1, response: str = "slverr",
+             stall: int | None = 0, within: tuple[int, int] | None = None) -> None:
+        """Let bursts of a port fail from now on: with the `response` "slverr" or "decerr" (reads then give wrong data, writes write
+        nothing), or with "okay" only late.
+
+        `after`: bursts that are served well before; `count`: bursts that fail; `stall`: cycles that they wait longer, None: until `heal`;
+        `within`: only bursts that begin between these logical addresses. A port has one such setting for reads and one for writes.
+        """
+        if not 0 <= port < self.axi_ports:
+            raise IndexError(f"this machine has {self.axi_ports} memory port(s), not a port {port}")
+        low, high = (address // self.axi_ports for address in within or (0, 1 << 63))
+        fault = _Fault(low, high, after, count, (1 << 64) - 1 if stall is None else stall, write, RESPONSES[response])
+        self._library.sim_fault(self._machine(), port, ctypes.byref(fault))
+
+    def heal(self) -> None:
+        """No more bursts fail, and those that wait are answered."""
+        self._library.sim_heal(self._machine())
 
     # Clock and registers -------------------------------------------------------------------------
 
@@ -677,6 +705,8 @@ def _load(path: Path) -> ctypes.CDLL:
         ("trace", u64, [handle, pointer]),
         ("trace_lost", u64, [handle]),
         ("trace_clear", None, [handle]),
+        ("fault", None, [handle, u32, ctypes.POINTER(_Fault)]),
+        ("heal", None, [handle]),
         ("error_count", u64, [handle]),
         ("error", ctypes.c_char_p, [handle]),
     ):

@@ -1,5 +1,6 @@
 """cocotb side of test_memory.py: an AXI4 memory with stalls everywhere, and what is asked of the memory system."""
 
+import itertools
 import random
 from collections import deque
 
@@ -45,6 +46,8 @@ class AxiSlave:
         self.may = streams.stalls(stall, self.random)
         self.reads, self.addresses, self.data, self.answers = deque(), deque(), deque(), deque()
         self.offered = None
+        self.responses = {"r": 0, "b": 0}
+        self.open = True
         self.last = {}
         self.out = {"arready": 0, "awready": 0, "wready": 0, "rvalid": 0, "bvalid": 0}
         self.bursts = []
@@ -61,7 +64,7 @@ class AxiSlave:
     async def loop(self):
         while True:
             for name in ("arready", "awready", "wready"):
-                self.drive(name, int(self.may(self.bench.cycle)))
+                self.drive(name, int(self.open and self.may(self.bench.cycle)))
             if not self.out["rvalid"]:
                 self.offer()
             if not self.out["bvalid"]:
@@ -69,17 +72,17 @@ class AxiSlave:
             await FallingEdge(self.dut.clk)
 
     def answer(self):
-        ready = self.answers and self.answers[0][0] <= self.bench.cycle and self.may(self.bench.cycle)
+        ready = self.open and self.answers and self.answers[0][0] <= self.bench.cycle and self.may(self.bench.cycle)
         if ready:
             _, address, data, strobe = self.answers[0]
             for i in range(self.width):
                 if strobe >> i & 1:
                     self.memory[address + i] = data >> 8 * i & 255
-        self.pin("bresp").value = 0
+        self.pin("bresp").value = self.responses["b"] if ready else self.random.getrandbits(2)
         self.drive("bvalid", int(bool(ready)))
 
     def offer(self):
-        ready = self.reads and self.reads[0][0] <= self.bench.cycle and self.may(self.bench.cycle)
+        ready = self.open and self.reads and self.reads[0][0] <= self.bench.cycle and self.may(self.bench.cycle)
         if ready:
             _, addresses = self.reads[0]
             self.pin("rdata").value = int.from_bytes(self.memory[addresses[0] : addresses[0] + self.width], "little")
@@ -87,7 +90,7 @@ class AxiSlave:
         else:
             self.pin("rdata").value = self.random.getrandbits(8 * self.width)
             self.pin("rlast").value = self.random.getrandbits(1)
-        self.pin("rresp").value = 0
+        self.pin("rresp").value = self.responses["r"] if ready else self.random.getrandbits(2)
         self.drive("rvalid", int(bool(ready)))
 
     def sample(self):
@@ -143,7 +146,7 @@ class Bench:
 
     async def start(self):
         dut, p = self.dut, self.p
-        for name in ("flush", "descriptor__en"):
+        for name in ("flush", "descriptor__en", "hold"):
             getattr(dut, name).value = 0
         if p["ports"]:
             for name in ("arready", "awready", "wready", "rvalid", "bvalid"):
@@ -291,3 +294,74 @@ async def streams_at_full_rate(dut):
     data = await read
     streams.report(weights=[got.cycles[0] - begun[0], got.cycles[-1] - got.cycles[0] + 1, len(expected)],
                    data=[data.cycles[0] - asked[0], data.cycles[-1] - data.cycles[0] + 1])
+
+
+@cocotb.test()
+async def reports_errors(dut):
+    """Every port and channel has its bit, high with an error response and at no other time."""
+    b = Bench(dut)
+    await b.start()
+    ports, seen = b.p["ports"], set()
+
+    def look():
+        seen.update(bit for bit in range(2 * ports) if int(dut.error.value) >> bit & 1)
+
+    b.bench.each_cycle.append(look)
+    for response, port, channel in itertools.product((0, 2, 3), range(ports), ("r", "b", "weights")):
+        b.slaves[port].responses[channel[0].replace("w", "r")] = response
+        if channel == "r":
+            read = streams.receive(dut, "read_data", 20)
+            await streams.send(dut, "read_request", [{"addr": 0, "beats": 20}])
+            await read
+        elif channel == "b":
+            await b.write(range(b.p["written_from"], b.p["size"], b.beat))
+        else:
+            read = streams.receive(dut, "weights_o", len(b.stream(14)))
+            await streams.send(dut, "start", [14])
+            await read
+        assert seen == ({port + ports * (channel == "b")} if response else set()), (response, port, channel, seen)
+        seen.clear()
+        b.slaves[port].responses = {"r": 0, "b": 0}
+
+
+@cocotb.test()
+async def holds(dut):
+    """Before a reset: whatever was begun at the ports ends once the memory answers, and nothing begins."""
+    b = Bench(dut)
+    await b.start()
+    p, pick = b.p, random.Random(streams.seed())
+    streams.send(dut, "start", p["starts"])
+    streams.send(dut, "read_request", [{"addr": 0, "beats": 40}] * 6)
+    streams.send(dut, "write", [{"addr": p["written_from"], "data": 0, "strb": (1 << b.beat) - 1}] * 40)
+    for name in ("weights_o", "read_data"):
+        if pick.getrandbits(1):
+            streams.receive(dut, name, 200)
+    await streams.cycles(dut, pick.randrange(60))
+    for slave in b.slaves:
+        slave.open = False
+    await streams.cycles(dut, pick.randrange(100))
+    dut.hold.value = 1
+    del b.bench.monitors["weights_o"], b.bench.monitors["read_data"]
+    await streams.cycles(dut, 8)
+
+    def waiting():
+        reads = [bool(slave.reads or slave.pin("arvalid").value) for slave in b.slaves]
+        return reads + [bool(slave.answers or slave.addresses or slave.data or slave.pin("awvalid").value or slave.pin("wvalid").value)
+                        for slave in b.slaves]
+
+    stuck = waiting()
+    assert [bool(int(dut.busy.value) >> bit & 1) for bit in range(2 * p["ports"])] == stuck
+    begun = [(len(slave.reads), len(slave.answers)) for slave in b.slaves]
+    await streams.cycles(dut, 100)
+    assert waiting() == stuck and begun == [(len(slave.reads), len(slave.answers)) for slave in b.slaves]
+    for slave in b.slaves:
+        slave.open = True
+    for _ in range(1500):
+        if int(dut.busy.value) == 0:
+            break
+        await FallingEdge(dut.clk)
+    assert not any(waiting())
+    before = [len(slave.bursts) for slave in b.slaves]
+    await streams.cycles(dut, 200)
+    assert int(dut.busy.value) == 0 and before == [len(slave.bursts) for slave in b.slaves]
+    streams.report(stuck=stuck)

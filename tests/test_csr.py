@@ -12,7 +12,7 @@ from cocotb.triggers import FallingEdge
 
 import harness
 import streams
-from tritloom.firmware.registers import FIFO_DEPTH, IDENTIFIER, MAP_VERSION, REGISTER, REGISTERS
+from tritloom.firmware.registers import FIFO_DEPTH, IDENTIFIER, MAP_VERSION, REGISTER, REGISTERS, WRITE_CYCLES
 from tritloom.gen import registers as exports
 from tritloom.rtl.csr import ControlRegisters
 
@@ -20,7 +20,7 @@ DOC = Path(__file__).parents[1] / "docs" / "registers.md"
 DIGEST = 0x89ABCDEF
 OKAY, SLVERR = 0, 2
 INPUTS = ("running", "halted", "stopped", "flushing", "halt_code", "pc", "unit_busy", "weight_beat", "data_beat", "memory_error",
-          "saturated")
+          "memory_busy", "saturated")
 
 
 async def write(dut, address, value, strobes=15, skew=0):
@@ -97,7 +97,7 @@ async def registers(dut):
             assert await read(dut, address) == register.reset
             value = 0x9E3779B1 * (address + 1) & 0xFFFFFFFF
             assert await write(dut, address, value, skew=address % 5 - 2) == OKAY
-            stored[address] = value & (1 << register.width) - 1
+            stored[address] = value & (1 << register.width) - (1 << register.low)
             assert await write(dut, address, ~value, strobes=7) == SLVERR
     for address, value in stored.items():
         assert await look(dut, address + 3, wait=address % 3) == (OKAY, value)
@@ -173,10 +173,12 @@ async def control(dut):
             await write(dut, f"{name}_LOW", 0x11111111 * i)
             assert await write(dut, f"{name}_HIGH", 0xA0000000 + i) == OKAY
         assert await read(dut, f"{name}_ADDRESS") == 8
+    assert await write(dut, "PORT_BASE0", 0x7000) == OKAY
     dut.running.value = 1
-    for name in ("PROGRAM_HIGH", "DESCRIPTOR_HIGH", "MEMORY_DATA"):
+    for name in ("PROGRAM_HIGH", "DESCRIPTOR_HIGH", "MEMORY_DATA", "PORT_BASE0"):
         assert await write(dut, name, 0) == SLVERR
     dut.running.value = 0
+    assert await read(dut, "PORT_BASE0") == 0x7000
     await streams.cycles(dut, 2)
     assert seen == [(name, 5 + i, (0xA0000000 + i) << 32 | 0x11111111 * i) for name in ("program", "descriptor") for i in range(3)]
 
@@ -225,12 +227,94 @@ async def control(dut):
     assert REGISTER["STATUS"]["MEMORY_ERROR"].get(await read(dut, "STATUS")) == 0
 
 
+def ports(word):
+    return {name: REGISTER["MEMORY_PORTS"][name].get(word) for name in ("READING", "WRITING", "READ_ERROR", "WRITE_ERROR")}
+
+
+@cocotb.test()
+async def errors(dut):
+    """An error of any port stays until CLEAR, and drops tokens from then on."""
+    bench = await begin(dut)
+    for bit in range(4):
+        streams.send(dut, "token_i", [100])
+        await streams.cycles(dut, 8)
+        dut.memory_error.value = 1 << bit
+        await FallingEdge(dut.clk)
+        dut.memory_error.value = 0
+        await streams.cycles(dut, 2)
+        assert dut.fault.value == 1
+        await streams.send(dut, "token_i", [101])
+        assert REGISTER["STATUS"]["MEMORY_ERROR"].get(await read(dut, "STATUS")) == 1
+        for _ in range(2):
+            await write(dut, "CONTROL", 1)
+            found = ports(await read(dut, "MEMORY_PORTS"))
+            assert found == {"READING": 0, "WRITING": 0, "READ_ERROR": (1 << bit) & 3, "WRITE_ERROR": 1 << bit >> 2}
+        assert await read(dut, "TOKEN_LEVEL") == 1 and await read(dut, "TOKEN_OUT") == 1 << 31 | 100
+        assert await read(dut, "TOKEN_OUT") == 0
+        await write(dut, "CONTROL", 4)
+        assert await read(dut, "MEMORY_PORTS") == 0 and dut.fault.value == 0
+    bench.moved()
+
+
+@cocotb.test()
+async def resets(dut):
+    """A RESET waits for the memory ports; until it is done, nothing starts and nothing is written."""
+    bench = await begin(dut)
+    del bench.monitors["prompt_o"]  # RESET withdraws what is offered
+    resetting, seen = REGISTER["STATUS"]["RESETTING"], []
+    cocotb.start_soon(watch(dut, seen))
+    for busy in (0, 0b0001, 0b1000):
+        assert await write(dut, "TOKEN_IN", 5) == OKAY
+        await streams.send(dut, "token_i", [7])
+        dut.memory_busy.value, dut.running.value = busy, 1
+        await write(dut, "CONTROL", 8 | 1)
+        assert dut.hold.value == 1
+        for _ in range(20 if busy else 0):
+            bench.moved()
+            assert resetting.get(await read(dut, "STATUS")) == 1 and dut.reset.value == 0
+            assert ports(await read(dut, "MEMORY_PORTS")) == {"READING": busy & 3, "WRITING": busy >> 2, "READ_ERROR": 0, "WRITE_ERROR": 0}
+            for name, value in (("CONTROL", 1), ("CONTROL", 4)):
+                assert await write(dut, name, value) == OKAY
+            for name in ("TOKEN_IN", "MEMORY_DATA", "PROGRAM_HIGH", "PORT_BASE1"):
+                assert await write(dut, name, 0) == SLVERR
+        dut.memory_busy.value = 0
+        while dut.reset.value == 0:
+            await FallingEdge(dut.clk)
+        for _ in range(8):
+            assert dut.reset.value == 1 and dut.hold.value == 1
+            await FallingEdge(dut.clk)
+        dut.running.value = 0
+        while dut.reset.value == 1:
+            await FallingEdge(dut.clk)
+        assert dut.hold.value == 0 and resetting.get(await read(dut, "STATUS")) == 0
+        assert await read(dut, "TOKEN_LEVEL") == 0 and dut.prompt_o__valid.value == 0
+    assert seen == []
+    await write(dut, "CONTROL", 1)
+    await streams.cycles(dut, 2)
+    assert seen == ["start"]
+
+
+@cocotb.test()
+async def gives_up(dut):
+    """A memory that takes no write: the write fails after a while, and is withdrawn."""
+    bench = await begin(dut)
+    del bench.monitors["memory_write"]
+    dut.memory_write__ready.value = 0
+    await write(dut, "MEMORY_ADDRESS", 0x40)
+    waiting = cocotb.start_soon(write(dut, "MEMORY_DATA", 1))
+    for _ in range(WRITE_CYCLES + 20):
+        bench.moved()
+        await FallingEdge(dut.clk)
+    assert waiting.done() and waiting.result() == SLVERR and dut.memory_write__valid.value == 0
+    assert await read(dut, "MEMORY_ADDRESS") == 0x40
+
+
 def run(testcase, mem_bytes=32, mem_ports=2):
     dut = ControlRegisters(mem_bytes=mem_bytes, mem_ports=mem_ports, program_words=64, digest=DIGEST)
     harness.run(dut, "csr", __name__, testcase=testcase, parameters={"ports": mem_ports, "mem_bytes": mem_bytes})
 
 
-@pytest.mark.parametrize("testcase", ["registers", "tokens", "control"])
+@pytest.mark.parametrize("testcase", ["registers", "tokens", "control", "errors", "resets", "gives_up"])
 def test_bank(testcase):
     run(testcase)
 

@@ -8,15 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import harness
 import oracle
 from tritloom.firmware.config import BuildConfig
 from tritloom.firmware.integer import GREEDY
+from tritloom.firmware.registers import MEMORY_FAILED
 from tritloom.gen.generate import cached_verilog
 from tritloom.gen.models import open_checkpoint
 from tritloom.gen.pack import pack, quantise
-from tritloom.host.backend import DeviceError, InputError
+from tritloom.host.backend import DeviceError, DeviceFault, DeviceTimeout, InputError
 from tritloom.host.image import Image, write_image
-from tritloom.host.session import Session, sampling
+from tritloom.host.session import RESET, STATUS, STOP, Session, sampling
 from tritloom.sim.backends import EmulatorBackend, SimBackend
 from tritloom.sim.integer_model import IntegerModel
 from tritloom.sim.verify import TraceReader, compare, first_difference
@@ -187,6 +189,185 @@ def test_a_stalled_memory_changes_cycles_and_nothing_else(built):
             tokens = list(session.generate(prompt(5), 3))
             counts[seed] = session.stats().cycles, tokens
     assert counts[0][1] == counts[1][1]
+
+
+# The memory fails ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", [
+    dict(port=0, after=300), dict(port=1, after=7, response="decerr"), dict(port=1, write=True, after=60),
+    dict(port=0, write=True, response="decerr"), dict(port=0, within="rope", after=3), dict(port=1, write=True, within="kv", after=9),
+], ids=str)
+@pytest.mark.parametrize("drafts", [0, 1])
+def test_no_token_after_a_memory_error(built, fault, drafts):
+    """Whatever was handed out before is right, the error has a code of its own, and it is not forgotten by the next start."""
+    image, backend, reference = built
+    reference.reset()
+    expected, got = reference.generate(prompt(4), 8), []
+    if "within" in fault:
+        region = image.map.regions[fault["within"]]
+        fault = fault | {"within": (region.base, region.end)}
+    with Session(backend, image) as session:
+        backend.machine.fail(**fault)
+        channel = "writes" if fault.get("write") else "reads"
+        with pytest.raises(DeviceFault, match=rf"answered with an error \({channel} at port {fault['port']}\)") as caught:
+            for token in session.generate(prompt(4), 8, drafts=drafts):
+                got.append(token)
+        assert got == expected[: len(got)] and len(got) < 8 and backend.read("TOKEN_LEVEL") == 0
+        assert caught.value.state["memory_error"] == 1
+        with pytest.raises(DeviceError, match="reset the session"):
+            list(session.generate(prompt(4), 1))
+        session.stop()
+        assert backend.read("STATUS") & STATUS["HALTED"].mask and backend.read("HALT_CODE") == MEMORY_FAILED
+        session.reset()
+        assert list(session.generate(prompt(4), 8)) == expected
+
+
+def test_every_look_sees_a_memory_error(built):
+    image, backend, reference = built
+
+    def begun(session):
+        tokens = session.generate(prompt(4), 20)
+        next(tokens)
+        backend.machine.fail()
+        backend.machine.run(50_000, 0)
+        return tokens
+
+    actions = (lambda session, tokens: session.stop(), lambda session, tokens: tokens.close(), lambda session, tokens: session.close(),
+               lambda session, tokens: next(tokens))
+    for action in actions:
+        session = Session(backend, image)
+        tokens = begun(session)
+        with pytest.raises(DeviceFault, match="answered with an error"):
+            action(session, tokens)
+        session.close()
+    with pytest.raises(DeviceFault, match="answered with an error"), Session(backend, image) as session, session.batch() as batch:
+        batch.add(prompt(4), 9)
+        next(iter(batch))
+        backend.machine.fail(write=True)
+        batch.add(prompt(2), 9)
+        list(batch)
+    reference.reset()
+    whole = reference.generate(prompt(3), 8)
+    with Session(backend, image) as session:
+        tokens = session.generate(prompt(3), 8, stop_ids=[511, whole[0]])
+        assert next(tokens) == whole[0]
+        backend.machine.fail()
+        backend.machine.run(50_000, 0)
+        with pytest.raises(DeviceFault, match="answered with an error"):
+            next(tokens)
+        session.reset()
+        list(session.generate(prompt(3), 1))
+        backend.machine.fail(write=True)
+        backend.write("MEMORY_ADDRESS", image.map.regions["kv"].base)  # after the end of a program
+        backend.write("MEMORY_DATA", 1)
+        backend.machine.run(1000, 0)
+        for action in (session.stop, session.batch, lambda: session.assume(1), lambda: next(session.generate(prompt(3), 1))):
+            session._failed = False
+            with pytest.raises(DeviceFault, match="writes at port 0"):
+                action()
+        session.reset()
+        assert list(session.generate(prompt(3), 8)) == whole
+
+
+def test_an_image_that_the_memory_does_not_take_is_an_error(built):
+    """Loaded word by word, as by a host without another way to the memory."""
+    image, backend, _ = built
+
+    class ByRegisters(SimBackend):
+        def load(self, address, data):
+            self.write("MEMORY_ADDRESS", address)
+            for word in np.frombuffer(data, "<u4")[:8].tolist():
+                self.write("MEMORY_DATA", word)
+
+    device = ByRegisters(backend.machine, backend.config, backend.port_bases)
+    for fault in (dict(), dict(after=3, response="decerr"), dict(after=6)):
+        device.machine.fail(port=1, write=True, **fault)
+        with pytest.raises(DeviceFault, match=r"writes at port 1"):
+            Session(device, image)
+    backend.machine.heal()
+    backend.machine.fail(write=True, response="okay", stall=None)
+    with pytest.raises(DeviceError, match="answered with an error"):
+        for _ in range(100):
+            backend.write("MEMORY_DATA", 1)
+    backend.machine.heal()
+    Session(backend, image).close()
+
+
+def test_ports_are_placed_by_the_host(built):
+    image, backend, _ = built
+    assert len(set(backend.port_bases)) == 2
+    with Session(backend, image) as session:
+        assert [backend.read(f"PORT_BASE{port}") for port in range(2)] == list(backend.port_bases)
+        tokens = session.generate(prompt(2), 9)
+        next(tokens)
+        with pytest.raises(DeviceError, match="writing PORT_BASE0"):
+            backend.write("PORT_BASE0", 0x1000)
+    for wrong in ([0], [0, 0x800], [0, 1 << 32]):
+        device = SimBackend(backend.machine, backend.config)
+        device.port_bases = wrong
+        with pytest.raises(DeviceError, match="a multiple of 4096, for each of its 2 memory ports"):
+            Session(device, image)
+
+
+def test_a_reset_from_every_state(built):
+    """The memory stops answering at any moment, of reads, writes or both, and a reset waits for it; then the machine works."""
+    image, backend, reference = built
+    machine = backend.machine
+    reference.reset()
+    expected = reference.generate(prompt(7), 3)
+    pick = np.random.default_rng(harness.seed_from_environment())
+    stuck = set()
+    with Session(backend, image) as session:
+        for turn in range(24):
+            session.reset()
+            tokens = session.generate(prompt(7), 30)
+            next(tokens)
+            machine.run(int(pick.integers(1, 30_000)), 0)
+            for port in range(2):
+                for write in (False, True):
+                    if pick.random() < 0.7:
+                        machine.fail(port, write=write, count=1 << 40, response="okay", stall=None)
+            machine.run(int(pick.choice((0, 20, 5000))), 0)
+            if turn % 2:
+                backend.write("CONTROL", STOP)
+                machine.run(3000, 0)
+            backend.write("CONTROL", RESET)
+            machine.run(2000, 0)
+            ports = backend.read("MEMORY_PORTS")
+            assert bool(ports) == bool(backend.read("STATUS") & STATUS["RESETTING"].mask)
+            stuck.add(ports)
+            machine.heal()
+            machine.run(3000, 0)
+            assert backend.read("STATUS") & 0xFFFF == 0 and backend.read("MEMORY_PORTS") == 0, turn
+            session.reset()
+            if turn % 4 == 0:
+                assert list(session.generate(prompt(7), 3)) == expected
+    assert len(stuck) > 3
+
+
+@pytest.mark.parametrize("heals", [True, False])
+def test_a_session_recovers_from_a_memory_that_stops_answering(built, heals):
+    image, backend, reference = built
+    reference.reset()
+    expected = reference.generate(prompt(4), 6)
+    with Session(backend, image) as session:
+        session.patience, patience = 100_000, session.patience
+        tokens = session.generate(prompt(4), 20)
+        next(tokens)
+        backend.machine.fail(1, count=1 if heals else 1 << 40, response="okay", stall=250_000 if heals else None)
+        with pytest.raises(DeviceTimeout, match="did not come to a token within") as caught:
+            list(tokens)
+        assert caught.value.state["ports_reading"] & 2
+        with pytest.raises(DeviceError, match="reset the session"):
+            list(session.generate(prompt(4), 1))
+        if not heals:
+            with pytest.raises(DeviceTimeout, match="nor to the end of a reset: its memory does not answer reads of port 1; check"):
+                session.reset()
+            backend.machine.heal()
+        session.patience = patience
+        session.reset()
+        assert list(session.generate(prompt(4), 6)) == expected
 
 
 def test_the_emulator_refuses_what_the_machine_cannot_do(built):

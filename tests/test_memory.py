@@ -68,6 +68,20 @@ def test_flush_leaves_nothing_behind(form):
     run(form, "flushes", "none", "random", 20, flushes=4)
 
 
+@pytest.mark.parametrize("form", ["axi2", "axi4"])
+def test_errors_are_reported_by_port_and_channel(form):
+    run(form, "reports_errors", "none", "random", 5)
+
+
+@pytest.mark.parametrize("form", ["axi1", "axi2"])
+def test_transfers_end_before_a_reset(form, monkeypatch):
+    stuck = []
+    for seed in range(6):
+        monkeypatch.setenv("TRITLOOM_SEED", str(harness.seed_from_environment() + seed))
+        stuck += run(form, "holds", "none", "random", 12)["stuck"]
+    assert any(stuck)
+
+
 @pytest.mark.parametrize("form", ["axi1", "onchip"])
 def test_one_beat_per_cycle(form):
     result = run(form, "streams_at_full_rate", latency=20, starts=[14])

@@ -1,6 +1,7 @@
 """The sequencer: arithmetic and branches against a Python model, commands, waits and STOP in every state."""
 
 import gc
+import itertools
 import random
 
 import cocotb
@@ -11,10 +12,11 @@ import harness
 import streams
 from tritloom.firmware.assembler import Program, assemble
 from tritloom.firmware.isa import SCRATCH_WORDS, DotOp, Op, Unit, VectorOp
+from tritloom.firmware.registers import MEMORY_FAILED
 from tritloom.rtl.sequencer import Sequencer
 
 WORDS = 64
-INPUTS = ("program__en", "program__addr", "program__data", "start", "entry", "stop", "flushing", "unit_busy", "args")
+INPUTS = ("program__en", "program__addr", "program__data", "start", "entry", "stop", "fault", "flushing", "unit_busy", "args")
 
 
 async def begin(dut, program):
@@ -257,15 +259,16 @@ def test_wait_sees_a_unit_at_once():
 
 @cocotb.test()
 async def stops(dut):
-    """STOP: nothing more is issued, busy units are waited for, the streamer is flushed."""
+    """STOP, or an error of the memory: nothing more is issued, busy units are waited for, the streamer is flushed."""
     p = streams.parameters()
     await begin(dut, [])
-    for program, after in p["programs"]:
+    for (program, after), cause in itertools.product(p["programs"], (("stop",), ("fault",), ("stop", "fault"))):
         await load(dut, program)
         dut.unit_busy.value = Unit.DOT
         await pulse(dut, "start")
         await streams.cycles(dut, after)
-        await pulse(dut, "stop")
+        for name in cause:
+            await pulse(dut, name)
         for _ in range(30):
             assert dut.running.value == 1 and dut.flush.value == 0
             await FallingEdge(dut.clk)
@@ -285,10 +288,27 @@ async def stops(dut):
             assert dut.flush.value == 0 and dut.running.value == 1
         dut.flushing.value = 0
         await ended(dut, 10)
-        assert dut.stopped.value == 1 and dut.halted.value == 0 and dut.draining.value == 0
-        await pulse(dut, "stop")  # without effect
+        failed = "fault" in cause
+        assert dut.stopped.value == (not failed) and dut.halted.value == failed and dut.draining.value == 0
+        assert (int(dut.halt_code.value) == MEMORY_FAILED) == failed
+        for name in ("stop", "fault"):  # without effect
+            await pulse(dut, name)
         await streams.cycles(dut, 5)
-        assert dut.running.value == 0 and dut.stopped.value == 1
+        assert dut.running.value == 0 and dut.stopped.value == (not failed)
+        await load(dut, assemble("halt 6"))
+        await pulse(dut, "start")
+        await ended(dut)
+        assert int(dut.halt_code.value) == 6 and dut.halted.value == 1
+        dut.fault.value = 1  # an error that nobody has forgotten yet
+        await pulse(dut, "start")
+        dut.unit_busy.value = 0
+        await ended(dut)
+        assert int(dut.halt_code.value) == MEMORY_FAILED and dut.halted.value == 1
+        dut.fault.value = 0
+        await load(dut, assemble("halt 7"))
+        await pulse(dut, "start")
+        await ended(dut)
+        assert int(dut.halt_code.value) == 7
 
 
 def test_stop_in_every_instruction():

@@ -11,13 +11,13 @@ import pytest
 import oracle
 from tritloom.firmware.assembler import assemble
 from tritloom.firmware.config import BuildConfig
-from tritloom.firmware.registers import FIFO_DEPTH
+from tritloom.firmware.registers import FIFO_DEPTH, MEMORY_FAILED
 from tritloom.gen.models import open_checkpoint
 from tritloom.gen.pack import pack, quantise
 from tritloom.host.backend import DeviceBusy, DeviceError, DeviceFault, DeviceTimeout, InputError
 from tritloom.host.drafting import COST, CREEP, SLACK, Budget, PromptLookup
 from tritloom.host.image import Image, ImageError, write_image
-from tritloom.host.session import LONGEST, STEP_CYCLES, Session, sampling
+from tritloom.host.session import LONGEST, STEP_CYCLES, STOP, Session, sampling
 from tritloom.host.tokenizer import Tokenizer
 from tritloom.sim.backends import EmulatorBackend, NullBackend, SimBackend
 from tritloom.sim.integer_model import IntegerModel
@@ -431,6 +431,37 @@ def test_real_time_is_bounded_too(image):
             next(session.generate([1], 1))
 
 
+class Deaf(NullBackend):
+    """Does not take what is written to some bits of CONTROL."""
+
+    ears = 0
+
+    def write(self, register, value):
+        super().write(register, value & self.ears if register == "CONTROL" else value)
+
+
+def test_a_device_that_does_not_stop_is_reset(image):
+    backend = Deaf(image.config, hang=True)
+    backend.ears = ~STOP
+    with Session(backend, image) as session:
+        session.patience = 1 << 18
+        with pytest.raises(DeviceTimeout, match="a token"):
+            next(session.generate([1], 1))
+        assert not backend.running, "the stop that follows an error"
+        session.reset()
+        backend.hang = False
+        tokens = session.generate([1], FIFO_DEPTH)
+        next(tokens)
+        backend.hang = True
+        with pytest.raises(DeviceTimeout, match="a stop"):
+            session.stop()
+        with pytest.raises(DeviceError, match="reset the session"):
+            list(session.generate((), 1))
+        backend.hang = False
+        session.reset()
+        assert list(session.generate([1], 1)) == [0]
+
+
 def test_a_device_that_does_not_stop_is_reported(image):
     class Deaf(NullBackend):
         def write(self, register, value):
@@ -444,6 +475,82 @@ def test_a_device_that_does_not_stop_is_reported(image):
     with pytest.raises(DeviceTimeout, match="a stop"):
         session.reset()
     session.close()
+
+
+class Failing(NullBackend):
+    """Its memory fails when a register is read for the n-th time."""
+
+    register, left, write_error = "", 0, False
+
+    def read(self, register):
+        if register == self.register:
+            self.left -= 1
+            if not self.left:
+                self.memory_fails(write=self.write_error)
+        return super().read(register)
+
+
+@pytest.mark.parametrize("register, left, count", [("TOKEN_OUT", 1, 0), ("TOKEN_OUT", 3, 2), ("TOKEN_LEVEL", 4, 1), ("TOKEN_CYCLE", 2, 1),
+                                                   ("STATUS", 3, 0)])
+@pytest.mark.parametrize("write_error", [False, True])
+def test_no_token_is_handed_out_after_a_memory_error(image, register, left, count, write_error):
+    backend, taken = Failing(image.config, (7, 8, 9)), []
+    with Session(backend, image) as session:
+        backend.register, backend.left, backend.write_error = register, left, write_error
+        with pytest.raises(DeviceFault, match=r"memory answered with an error \((reads|writes) at port 0\): check the memory"):
+            for token in session.generate([1], 5):
+                assert not backend.errors
+                taken.append(token)
+        assert len(taken) == count and backend.registers["HALT_CODE"] == MEMORY_FAILED
+        with pytest.raises(DeviceError, match="reset the session"):
+            list(session.generate([1], 1))
+        assert backend.errors, "not forgotten"
+        session.reset()
+        assert list(session.generate([1], 3)) == [7, 8, 9]
+
+
+def test_a_memory_error_is_said_before_it_is_forgotten(image):
+    backend = null(image)
+    for action in (lambda s: s.close(), lambda s: s.stop(), lambda s: s.assume(3), lambda s: s.batch(), lambda s: s.prefill([1, 2]),
+                   lambda s: next(s.generate([1], 1))):
+        session = Session(backend, image)
+        list(session.generate([1], 2))
+        backend.memory_fails()
+        with pytest.raises(DeviceFault, match="answered with an error"):
+            action(session)
+        session.close()
+    with pytest.raises(ZeroDivisionError), Session(backend, image):
+        backend.memory_fails()
+        raise ZeroDivisionError("the first error is the one to report")
+
+
+def test_a_memory_error_ends_an_emulated_text(session, emulator):
+    whole = list(session.generate(PROMPT, 6))
+    for drafts in (0, 2):
+        session.reset()
+        emulator.fails_at, got = 4 * session.image.map.token_beats, []
+        with pytest.raises(DeviceFault, match="answered with an error"):
+            for token in session.generate(PROMPT, 6, drafts=drafts):
+                got.append(token)
+        assert got == whole[: len(got)] and len(got) < 6
+    session.reset()
+    with pytest.raises(DeviceFault, match="answered with an error"), session.batch() as batch:
+        text = batch.add(PROMPT, 6)
+        emulator.fails_at = 4 * session.image.map.token_beats
+        list(batch)
+    assert text.tokens == whole[: len(text.tokens)]
+    session.reset()
+    assert list(session.generate(PROMPT, 6)) == whole
+
+
+def test_an_error_while_the_image_is_loaded(image):
+    class Broken(NullBackend):
+        def load(self, address, data):
+            self.memory_fails(write=True)
+
+    backend = Broken(image.config)
+    with pytest.raises(DeviceFault, match=r"writes at port 0"):
+        Session(backend, image)
 
 
 @pytest.mark.parametrize(
