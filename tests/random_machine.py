@@ -7,6 +7,7 @@ The results file keeps what was run; tests/test_results.py says when it holds no
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 import tempfile
@@ -31,6 +32,7 @@ from tritloom.host.session import Session, sampling
 from tritloom.sim import stored
 from tritloom.sim.backends import EmulatorBackend, SimBackend
 from tritloom.sim.integer_model import IntegerModel
+from tritloom.sim.memory import LINE_BYTES, PRESETS, MemoryTiming
 from tritloom.sim.verify import compare
 from tritloom.sim.verilated import default_build_dir
 
@@ -49,11 +51,12 @@ CONTEXT = 64
 @dataclass(frozen=True)
 class Case:
     """`prompts` run alone, greedily, compared vector by vector; `texts` (arguments of Batch.add) run together. Texts of odd number
-    end before their time: with the token in the middle of what they would become."""
+    end before their time: with the token in the middle of what they would become. `timing`: of the memory behind the AXI ports."""
 
     seed: int
     shape: ModelShape
     config: BuildConfig
+    timing: MemoryTiming
     prompts: list[list[int]]
     texts: list[dict[str, Any]]
 
@@ -75,16 +78,18 @@ def _config(rng: np.random.Generator, shape: ModelShape) -> BuildConfig:
     for _ in range(10_000):
         lanes, groups = int(rng.integers(1, 5)), pick(1, 2)
         short = pick(0, 0, 16)
+        rows = pick(2, 4, 8)
         memory = pick({"mem_bytes": pick(8, 16, 32), "mem_ports": pick(1, 2)}, {"mem_bytes": pick(8, 16, 32), "mem_ports": pick(1, 2)},
                       {"mem_bytes": pick(16, 128, 512), "memory": "onchip", "onchip_bytes": 512, "ultra_ram": pick(False, True)})
         try:
             config = BuildConfig(
-                shape=shape, lanes=lanes, groups=groups, attention_lanes=int(rng.integers(0, lanes + 1)), block_rows=pick(0, 64, 128),
-                result_parts=pick(1, 2), tables=int(rng.integers(1, 14)), rows_per_cycle=pick(2, 4, 8), vector_lanes=pick(2, 4, 8),
-                attention_macs=pick(4, 8, 16, 32) if shape.vocab < LARGE else 16, attention_rows=pick(1, 2, 4),
-                table_form=pick("symmetric14", "full27", "addsub"), packing=pick("trit5", "index5"), sampler_candidates=8,
-                program_words=1024, weight_fifo_beats=pick(64, 128), read_fifo_beats=64, write_fifo_beats=pick(32, 128), shortlist=short,
-                sequences=1 if short else pick(1, 3, 4), result_turns=pick(1, 1, 2), **memory)
+                shape=shape, lanes=lanes, groups=groups, attention_lanes=int(rng.integers(0, lanes + 1)),
+                block_rows=pick(0, rows, 2 * rows, 3 * rows, 64, 128), result_parts=pick(1, 2), tables=int(rng.integers(1, 14)),
+                rows_per_cycle=rows, vector_lanes=pick(2, 4, 8), attention_macs=pick(4, 8, 16, 32) if shape.vocab < LARGE else 16,
+                attention_rows=pick(1, 2, 4), table_form=pick("symmetric14", "full27", "addsub"), packing=pick("trit5", "index5"),
+                sampler_candidates=8, program_words=4096, weight_fifo_beats=pick(4, 16, 64, 128), read_fifo_beats=pick(4, 16, 64),
+                write_fifo_beats=pick(32, 128), shortlist=short, sequences=1 if short else pick(1, 3, 4), result_turns=pick(1, 1, 2),
+                **memory)
             size = memory_map(config, tied=False).total_bytes
             if config.memory == "axi":
                 return config
@@ -95,12 +100,22 @@ def _config(rng: np.random.Generator, shape: ModelShape) -> BuildConfig:
     raise ConfigError(f"no machine found for {shape}")
 
 
+def _timing(rng: np.random.Generator, port_bytes: int) -> MemoryTiming:
+    """A preset, or a memory with waits of its own, often with only one burst outstanding."""
+    presets = [timing for timing in PRESETS.values() if not timing.dram or port_bytes <= LINE_BYTES]
+    if rng.random() < 0.4:
+        return presets[rng.integers(len(presets))]
+    refresh = int(rng.integers(1, 40))
+    return MemoryTiming(latency=int(rng.integers(1, 100)), jitter=int(rng.integers(0, 80)), refresh_cycles=refresh,
+                        refresh_interval=refresh + int(rng.integers(20, 400)), outstanding=int(rng.choice((1, 1, 2, 16))))
+
+
 def _shared(rng: np.random.Generator) -> int:
     """Tokens that a text begins with as others do: none, or so many that a chunk or two are the same."""
     return int(rng.choice((0, 17, 24, 34)))
 
 
-SALT = 2039
+SALT = 2017
 """One of those that give every kind of machine."""
 
 
@@ -123,7 +138,7 @@ def case(seed: int) -> Case:
         words = beginning[: _shared(rng)] + prompt(12) if config.sequences > 1 else prompt(12)
         count = int(rng.integers(2, 8)) if shape.vocab < LARGE else 2
         texts.append({"prompt": words, "max_new_tokens": count, "sampling": choice, "drafts": drafts})
-    return Case(seed, shape, config, prompts, texts)
+    return Case(seed, shape, config, _timing(rng, config.mem_bytes // config.mem_ports), prompts, texts)
 
 
 def together(device: Backend, image: Image, texts: list[dict[str, Any]]) -> list[list[int]]:
@@ -180,7 +195,8 @@ def check(what: Case, rtl: bool, report: Callable[[str], None] = lambda text: No
                         return f"emulator after a prompt of {len(prompt)}"
             return None
         verilog = cached_verilog(what.config, default_build_dir().parent / "verilog")
-        backend = SimBackend.build(what.config, verilog, memory_bytes=packed.map.total_bytes, timing="ddr", build_dir=default_build_dir())
+        backend = SimBackend.build(what.config, verilog, memory_bytes=packed.map.total_bytes, timing=what.timing,
+                                   build_dir=default_build_dir())
         if made is not None:
             made |= stored.digests(None, what.config, image)
         try:
@@ -200,7 +216,7 @@ def check(what: Case, rtl: bool, report: Callable[[str], None] = lambda text: No
 
 def described(what: Case) -> dict[str, Any]:
     """What a case is besides its machine, as the results file has it."""
-    return {"prompts": [len(prompt) for prompt in what.prompts], "texts": len(what.texts)}
+    return {"timing": dataclasses.asdict(what.timing), "prompts": [len(prompt) for prompt in what.prompts], "texts": len(what.texts)}
 
 
 def holds(entry: dict[str, Any], *, emit: bool = False) -> str:

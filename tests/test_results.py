@@ -84,6 +84,9 @@ def test_random_machines_are_of_every_kind():
     assert {c.config.memory for c in cases} == {"axi", "onchip"} and max(c.config.mem_bytes for c in cases) == 512
     assert {(c.config.groups, c.config.result_turns) for c in cases} == {(1, 1), (1, 2), (2, 1), (2, 2)}
     assert any(c.config.shortlist for c in cases) and any(t["drafts"] for c in cases for t in c.texts)
+    outside = [c for c in cases if c.config.memory == "axi"]
+    assert {c.timing.outstanding == 1 for c in outside} == {bool(c.timing.dram) for c in outside} == {True, False}
+    assert any(0 < c.config.block_rows <= 3 * c.config.rows_per_cycle and c.config.weight_fifo_beats <= 16 for c in outside)
 
 
 @pytest.mark.parametrize("seed", [s for s in range(20) if s % 6 != 5])
