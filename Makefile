@@ -9,13 +9,14 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 # sources is preferred where there is one; elsewhere: make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 
-.PHONY: help setup demo test lint types unit digests equality random calibrate clean distclean
+.PHONY: help setup demo test lint types unit results digests equality random calibrate clean distclean
 
 help:
 	@echo "make demo    generate a story on a simulated accelerator (installs what it needs, no PyTorch)"
 	@echo "make test    lint, types and all tests (installs the test tools too)"
 	@echo "make setup   install everything into $(VENV)"
 	@echo "make digests   say which stored results still hold, after a change of the hardware (about ten minutes)"
+	@echo "make results   measure again what holds no more of all stored results, JOBS=2 at a time (hours; goes on when interrupted)"
 	@echo "make equality  the long run behind docs/results/equality.json (about half an hour)"
 	@echo "make random    random models on random machines, all against the integer model (about a quarter of an hour)"
 	@echo "make calibrate  measure machines by synthesis and fit the cost model to them (about half an hour)"
@@ -61,6 +62,10 @@ unit: setup
 # Emits all machines that have stored results; those whose Verilog is the same stay current.
 digests: setup
 	$(BIN)/python -m tritloom.sim.stored
+
+JOBS ?= 2
+results: setup
+	$(BIN)/python -m tritloom.sim.remeasure $(JOBS)
 
 # Several machines, two models, prompts of awkward lengths; runs what holds no more.
 equality: setup

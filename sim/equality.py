@@ -142,12 +142,12 @@ def store(entry: dict[str, Any], path: Path = RESULTS) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run what is not yet in the results file; arguments choose models or machines by name."""
+    """Run what is not yet in the results file, or holds no more; arguments choose models, machines or `model/machine` by name."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     wanted = sys.argv[1:] if arguments is None else arguments
     failed = False
     for model, name in pairs():
-        if wanted and not {model, name} & set(wanted):
+        if wanted and not {model, name, f"{model}/{name}"} & set(wanted):
             continue
         entry = next((e for e in load()["entries"] if (e["model"], e["machine"]) == (model, name)), None)
         if entry is None or holds(entry, emit=True) != stored.CURRENT:
