@@ -17,12 +17,11 @@ def test_the_stored_digests_are_of_these_sources():
     assert data["sources"] == syntax_digest() and set(data["verilog"]) == set(stored.machines())
 
 
-@pytest.mark.parametrize("seed", [7, 8])
-def test_the_stored_digests_are_those_of_the_verilog(seed):
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_stored_digests_are_those_of_the_verilog(number):
     """Of two small machines; `make digests` makes all."""
-    config = random_machine.case(seed).config
-    data = json.loads(stored.DIGESTS.read_text("utf-8"))
-    assert data["verilog"][f"{config.digest:08x}"] == verilog_digest(generate_verilog(config), config)
+    name, config = list(stored.machines().items())[number]
+    assert json.loads(stored.DIGESTS.read_text("utf-8"))["verilog"][name] == verilog_digest(generate_verilog(config), config)
 
 
 def test_equality_holds_for_this_tree():
