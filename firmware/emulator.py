@@ -37,6 +37,13 @@ STAGES = ("attention", "o_proj", "gate_up", "down_proj")
 """What the four banks of parameters serve in a layer; attention includes the q, k and v projections."""
 
 
+def _ten_bits(scale: UFloat) -> UFloat:
+    """A scale on its way out of the vector unit, where exponents have ten bits."""
+    if ((scale.e < -512) | (scale.e > 511)).any():
+        raise EmulatorError(f"a scale of 2**{int(scale.e.min())} to 2**{int(scale.e.max())} does not fit an exponent of ten bits")
+    return scale
+
+
 class EmulatorError(RuntimeError):
     """The program did something the machine cannot do (a stall for ever, or data that is not there)."""
 
@@ -342,7 +349,7 @@ class Emulator:
         self._code_scale[slot] = s
         if dest:
             self._activations[self._lane(slot), :length] = codes
-            self._logit_scale[self._lane(slot)] = uf_mul(s, p.scales[0])
+            self._logit_scale[self._lane(slot)] = _ten_bits(uf_mul(s, p.scales[0]))
         if dest != 1:
             self._codes[slot] = codes
         self._emit("activations" if dest == 1 else "codes", slot, codes, bank)
@@ -364,14 +371,14 @@ class Emulator:
         if dest != 2:
             codes, scale = heads(q, scales[0], rotated=True)
             self._activations[self._lane(slot), : s.q_size] = codes
-            self._q_scale[self._lane(slot)] = scale
+            self._q_scale[self._lane(slot)] = _ten_bits(scale)
             self._emit("activations", slot, codes, bank)
         if dest == 1:
             return
         chunk, row = divmod(position, CHUNK)
         for half, (values, rotated) in enumerate(((k, True), (v, False))):
             codes, scale = heads(values, scales[1 + half], rotated=rotated)
-            words = integer.uf_pack(scale)
+            words = integer.uf_pack(_ten_bits(scale))
             for h in range(s.kv_heads):
                 address = base + h * c.kv_head_bytes + (2 * chunk + half) * c.kv_half_bytes
                 at = address + KV_SCALE_BYTES * row

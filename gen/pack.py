@@ -9,120 +9,33 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
 from math import frexp, log2, pi
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tritloom.firmware.config import PARAM_HEADER_BYTES, BuildConfig, ConfigError, ModelShape, round_up
+from tritloom.firmware.config import PARAM_HEADER_BYTES, BuildConfig, ConfigError, round_up
 from tritloom.firmware.integer import ROPE_BITS, UFloat, uf_from_float, uf_pack, uf_unpack
 from tritloom.firmware.layout import Block, MemoryMap, memory_map, stream_blocks
 from tritloom.firmware.packing import pack_matrix
 from tritloom.firmware.programs import generation
 from tritloom.gen.models import Checkpoint, CheckpointError, ModelSpec
 from tritloom.gen.models.checkpoint import SUB_NORMS
+from tritloom.gen.quantised import Layer, Layers, Parameters, QuantisedModel, Table, Trits
+from tritloom.gen.scaling import choose, measure, rescaled
 
-Trits = NDArray[np.int8]
 Bytes = NDArray[np.uint8]
 Progress = Callable[[int, int], None]
 
 LOG2_E = log2(np.e)
+TABLE_ERROR = 0.1
+"""How wrong int8 codes may be for half of a table's rows: a row's sum of errors over its sum of magnitudes. 0.01 is usual."""
 CACHE_WEIGHTS = 1 << 29
 """A model with no more ternary weights than this keeps its layers in memory once read."""
 
 
 # The quantised model -----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Parameters:
-    """A parameter block: `scales` are scale0 to scale2; `gains` is None without a norm."""
-
-    scales: tuple[UFloat, ...]
-    gains: NDArray[np.int16] | None
-    gain_exponent: int
-    inverse_count: UFloat
-    eps: UFloat
-
-    @property
-    def length(self) -> int:
-        return 0 if self.gains is None else len(self.gains)
-
-
-@dataclass(frozen=True)
-class Table:
-    """An embedding or head table: value = codes[id] * row_scale[id] * scale."""
-
-    codes: NDArray[np.int8]
-    row_scale: NDArray[np.uint16]
-    scale: UFloat
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One layer's matrices [rows, inputs] and the parameter block before each.
-
-    `qkv` is fused; rows of its q and k heads are ordered so that rotary pairs are adjacent. `gate` and `up`
-    are apart: how they interleave is the configuration's.
-    """
-
-    qkv: Trits
-    o: Trits
-    gate: Trits
-    up: Trits
-    down: Trits
-    qkv_parameters: Parameters
-    o_parameters: Parameters
-    gate_up_parameters: Parameters
-    down_parameters: Parameters
-
-
-class _Layers(Sequence[Layer]):
-    """Layers read from the checkpoint on demand; small models keep them."""
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        s = checkpoint.spec.shape
-        weights = s.layers * s.hidden * (s.qkv_rows + s.q_size + 3 * s.ffn)
-        self._checkpoint, self._keep, self._kept = checkpoint, weights <= CACHE_WEIGHTS, {}
-
-    def __len__(self) -> int:
-        return self._checkpoint.spec.shape.layers
-
-    def __getitem__(self, index):  # type: ignore[override]
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"layer {index} of {len(self)}")
-        index %= len(self)
-        layer = self._kept.get(index) or _quantise_layer(self._checkpoint, index)
-        if self._keep:
-            self._kept[index] = layer
-        return layer
-
-
-@dataclass(frozen=True)
-class QuantisedModel:
-    """Every integer of a model. `head` is `embedding` itself when they are tied; `cos`, `sin` [context, head_dim/2] are Q1.14."""
-
-    spec: ModelSpec
-    layers: Sequence[Layer]
-    embedding: Table
-    head: Table
-    embedding_parameters: Parameters
-    head_parameters: Parameters
-    cos: NDArray[np.int16]
-    sin: NDArray[np.int16]
-    tokenizer: bytes = b""
-
-    @property
-    def shape(self) -> ModelShape:
-        return self.spec.shape
-
-    @cached_property
-    def ternary_head(self) -> Trits:
-        """Trits [vocab, hidden] of the head for a short-list."""
-        return ternary_rows(self.head)
 
 
 def _scalar(x: float) -> UFloat:
@@ -171,20 +84,17 @@ def _quantise_table(checkpoint: Checkpoint, name: str) -> Table:
     scale = _scalar(top.max() / 65535)
     row_scale = np.where(top > 0, np.clip(np.rint(top / top.max() * 65535), 1, 65535), 0)
     inverse = np.where(row_scale > 0, 1 / (np.maximum(row_scale, 1) * float(scale.value())), 0)
-    codes = np.empty((s.vocab, s.hidden), np.int8)
+    codes, missed = np.empty((s.vocab, s.hidden), np.int8), np.zeros(s.vocab)
     for start, rows in checkpoint.blocks(name):
         part = slice(start, start + len(rows))
-        codes[part] = np.clip(np.rint(rows * inverse[part, None]), -127, 127)
+        exact = rows * inverse[part, None]
+        codes[part] = np.clip(np.rint(exact), -127, 127)
+        missed[part] = np.abs(codes[part] - exact).sum(-1) / np.maximum(np.abs(exact).sum(-1), 1e-30)
+    if (typical := np.median(missed[top > 0])) > TABLE_ERROR:
+        raise CheckpointError(
+            name, f"rows of {np.median(top[top > 0]) * 127:.2g} stand beside one of {top.max() * 127:.2g}: their codes would be wrong by "
+            f"{typical:.0%}, for row scales have 16 bits", "train the model without such outliers")
     return Table(codes, row_scale.astype(np.uint16), scale)
-
-
-def ternary_rows(table: Table) -> Trits:
-    """round(w / mean|w|), clipped to -1..1, of the int8 rows times their row scales: in integers, with one mean for the whole table."""
-    codes, scale = table.codes, table.row_scale.astype(np.int64)
-    total = int((np.abs(codes, dtype=np.int16).sum(-1, dtype=np.int64) * scale).sum())
-    least = total // (2 * codes.size)  # |w| above it rounds to 1; codes are integers, so each row has a least code
-    beyond = least // np.maximum(scale, 1)
-    return np.where(np.abs(codes, dtype=np.int16) > beyond[:, None], np.sign(codes), 0).astype(np.int8)
 
 
 def _parameters(spec: ModelSpec, count: int, gains: NDArray[np.float32] | None, *scales: float) -> Parameters:
@@ -215,16 +125,21 @@ def _quantise_layer(checkpoint: Checkpoint, index: int) -> Layer:
 
 
 def quantise(checkpoint: Checkpoint, context: int | None = None) -> QuantisedModel:
-    """The integers of a checkpoint; layers are read when first used. `context` shortens the KV cache."""
+    """The integers of a checkpoint, with the binary points of `gen.scaling`; of a large one layers are read whenever they are used.
+
+    `context` shortens the KV cache. Raises CheckpointError for numbers that no binary point carries.
+    """
     checkpoint = checkpoint.with_context(context)
     spec = checkpoint.spec
     embedding = _quantise_table(checkpoint, checkpoint.embedding_name)
     head = embedding if spec.tied_embeddings else _quantise_table(checkpoint, checkpoint.head_table)
     cos, sin = rotary_tables(spec)
     zero = _scalar(0)
-    return QuantisedModel(
+    s = spec.shape
+    weights = s.layers * s.hidden * (s.qkv_rows + s.q_size + 3 * s.ffn)
+    model = QuantisedModel(
         spec=spec,
-        layers=_Layers(checkpoint),
+        layers=Layers(spec.shape.layers, partial(_quantise_layer, checkpoint), keep=weights <= CACHE_WEIGHTS),
         embedding=embedding,
         head=head,
         embedding_parameters=Parameters((embedding.scale,), None, 0, zero, zero),
@@ -235,6 +150,9 @@ def quantise(checkpoint: Checkpoint, context: int | None = None) -> QuantisedMod
         sin=sin,
         tokenizer=checkpoint.tokenizer.read_bytes() if checkpoint.tokenizer.is_file() else b"",
     )
+    scaling = choose(model, measure(model))
+    model = dataclasses.replace(model, spec=dataclasses.replace(spec, notes=(*spec.notes, *scaling.notes)))
+    return rescaled(model, scaling)
 
 
 # Bytes in memory ---------------------------------------------------------------------------------

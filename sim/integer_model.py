@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tritloom.firmware import integer
-from tritloom.firmware.integer import UF_ONE, Int, Sampling, UFloat, uf_mul
-from tritloom.gen.pack import Parameters, QuantisedModel
+from tritloom.firmware.integer import UF_ONE, Int, Sampling, Saturations, UFloat, uf_mul
+from tritloom.gen.quantised import Parameters, QuantisedModel
 
 
 def _norm_quantise(aligned: tuple[Int, Int], scale: UFloat, p: Parameters) -> tuple[Int, UFloat]:
@@ -45,11 +45,14 @@ class _LayerCache:
 
 @dataclass
 class IntegerModel:
-    """A model with its KV cache; `forward` appends tokens. `shortlist`: as in `BuildConfig`, for what `generate` chooses from."""
+    """A model with its KV cache; `forward` appends tokens. `shortlist`: as in `BuildConfig`, for what `generate` chooses from.
+
+    `saturations` counts as the machine does, which however leaves out the last layer of a prompt's tokens but the last."""
 
     model: QuantisedModel
     shortlist: int = 0
     position: int = 0
+    saturations: Saturations = field(default_factory=Saturations)
     _cache: list[_LayerCache] = field(default_factory=list)
     _matrices: list[dict[str, NDArray[np.float32]]] = field(default_factory=list)
     _head: NDArray[np.float64] | None = None
@@ -89,8 +92,8 @@ class IntegerModel:
         if self.position + n > s.context:
             raise ValueError(f"{self.position} + {n} positions exceed the context of {s.context}")
         positions = self.position + np.arange(n)
-        table = self.model.embedding
-        x = integer.embed(table.codes[ids].astype(np.int64), table.row_scale[ids].astype(np.int64), table.scale)
+        table, unit = self.model.embedding, self.model.embedding_parameters.scales[0]
+        x = integer.embed(table.codes[ids].astype(np.int64), table.row_scale[ids].astype(np.int64), unit, self.saturations)
         for index in range(s.layers):
             x = self._layer(index, x, positions)
         self.position += n
@@ -138,9 +141,9 @@ class IntegerModel:
         cache = self._cache[index]
         cache.append(kc.swapaxes(0, 1), UFloat(ks.m.T, ks.e.T), vc.swapaxes(0, 1), UFloat(vs.m.T, vs.e.T))
         assert cache.keys is not None and cache.values is not None and cache.key_scale is not None and cache.value_scale is not None
-        m, e = integer.attention(qc, qs, cache.keys, cache.key_scale, cache.values, cache.value_scale, positions)
+        m, e = integer.attention(qc, qs, cache.keys, cache.key_scale, cache.values, cache.value_scale, positions, self.saturations)
         codes, scale = _norm_quantise(integer.align_work(m.reshape(n, -1), e.reshape(n, -1)), UF_ONE, layer.o_parameters)
-        x = integer.residual_add(x, self._linear(codes, index, "o"), uf_mul(scale, layer.o_parameters.scales[0]))
+        x = integer.residual_add(x, self._linear(codes, index, "o"), uf_mul(scale, layer.o_parameters.scales[0]), self.saturations)
 
         codes, scale = _norm_quantise(integer.align_residual(x), UF_ONE, layer.gate_up_parameters)
         s0, s1 = (uf_mul(scale, w) for w in layer.gate_up_parameters.scales)
@@ -148,9 +151,9 @@ class IntegerModel:
         if s.activation == "relu2":
             (m, e), work_scale = integer.gated_relu2(gate, up), uf_mul(uf_mul(s0, s0), s1)
         else:
-            (m, e), work_scale = integer.gated_silu(gate, up, s0), s1
+            (m, e), work_scale = integer.gated_silu(gate, up, s0, self.saturations), s1
         codes, scale = _norm_quantise(integer.align_work(m, e), work_scale, layer.down_parameters)
-        return integer.residual_add(x, self._linear(codes, index, "down"), uf_mul(scale, layer.down_parameters.scales[0]))
+        return integer.residual_add(x, self._linear(codes, index, "down"), uf_mul(scale, layer.down_parameters.scales[0]), self.saturations)
 
     def generate(self, prompt: list[int], tokens: int, sampling: Sampling = integer.GREEDY, candidates: int = 64) -> list[int]:
         """Tokens chosen after `prompt`, as the machine's generation program chooses them."""

@@ -45,6 +45,8 @@ from tritloom.gen.generate import cached_verilog, write_atomically
 from tritloom.gen.models import Checkpoint, ModelSpec
 from tritloom.gen.models.checkpoint import matrix_shape, norm_length
 from tritloom.gen.pack import pack, quantise
+from tritloom.gen.quantised import QuantisedModel
+from tritloom.gen.scaling import Scaling, rescaled
 from tritloom.host.image import Image
 from tritloom.host.session import sampling
 from tritloom.sim import memory as timing_presets
@@ -171,22 +173,20 @@ def memory_digest(timing: str) -> str:
 
 
 class _Random(Checkpoint):
-    """A checkpoint of random weights, the same everywhere: integers of a generator that NumPy does not change, and their quotients.
-    `gain` makes matrices larger than a trained model's."""
+    """A checkpoint of random weights, the same everywhere: integers of a generator that NumPy does not change, and their quotients."""
 
     embedding_name, final_norm_name, head_name = "embedding", "norm", "head"
 
-    def __init__(self, shape: ModelShape, tied: bool, gain: float) -> None:
+    def __init__(self, shape: ModelShape, tied: bool) -> None:
         spec = ModelSpec(name="random", source="random", shape=shape, rms_eps=1e-5, rope_theta=1e4, tied_embeddings=tied)
         super().__init__(spec, {}, Path())
-        self._gain = gain
 
     def _numbers(self, name: str, low: int, high: int, shape: tuple[int, ...]) -> Any:
         return np.random.RandomState(list(name.encode())).randint(low, high + 1, shape)
 
     def ternary(self, layer: int, name: str) -> tuple[Any, float]:
         rows, inputs = matrix_shape(self.spec.shape, name)
-        return self._numbers(f"{layer} {name}", -1, 1, (rows, inputs)).astype(np.int8), self._gain / inputs
+        return self._numbers(f"{layer} {name}", -1, 1, (rows, inputs)).astype(np.int8), 8 / inputs
 
     def norm(self, layer: int, name: str) -> Any:
         return (self._numbers(f"{layer} {name}", 500, 2000, (norm_length(self.spec.shape, name),)) / 1000).astype(np.float32)
@@ -198,19 +198,20 @@ class _Random(Checkpoint):
         yield 0, (self._numbers(name, -3000, 3000, (self.spec.shape.vocab, self.spec.shape.hidden)) / 1000).astype(np.float32)
 
 
-def _models() -> Iterator[tuple[_Random, BuildConfig]]:
-    """Both activations with and without sub-norms, heads shared and not, tied and not, with and without a short-list, scales that
-    saturate; and a machine for each, of every packing."""
+def _models() -> Iterator[tuple[QuantisedModel, BuildConfig]]:
+    """Both activations with and without sub-norms, heads shared and not, tied and not, with and without a short-list, numbers that
+    are clamped; and a machine for each, of every packing."""
     common: dict[str, Any] = {"lanes": 2, "vector_lanes": 4, "attention_macs": 8}
-    for activation, sub_norms, kv_heads, tied, gain, machine in (
-        ("relu2", True, 1, True, 8, {"tables": 5, "mem_bytes": 16}),
-        ("silu", True, 2, True, 8, {"tables": 6, "mem_bytes": 32, "packing": "index5", "attention_rows": 2}),
-        ("silu", False, 2, False, 8, {"tables": 5, "mem_bytes": 16, "block_rows": 32, "shortlist": 16}),
-        ("relu2", False, 1, False, 1e6, {"tables": 3, "mem_bytes": 8, "rows_per_cycle": 2, "groups": 2}),
+    for activation, sub_norms, kv_heads, tied, left, machine in (
+        ("relu2", True, 1, True, 0, {"tables": 5, "mem_bytes": 16}),
+        ("silu", True, 2, True, 0, {"tables": 6, "mem_bytes": 32, "packing": "index5", "attention_rows": 2}),
+        ("silu", False, 2, False, 0, {"tables": 5, "mem_bytes": 16, "block_rows": 32, "shortlist": 16}),
+        ("relu2", False, 1, False, 14, {"tables": 3, "mem_bytes": 8, "rows_per_cycle": 2, "groups": 2}),
     ):
         shape = ModelShape(hidden=48, ffn=80, layers=2, heads=2, kv_heads=kv_heads, head_dim=24, vocab=150, context=48,
                            activation=activation, sub_norms=sub_norms)
-        yield _Random(shape, tied, gain), BuildConfig(shape=shape, **common | machine)
+        found = quantise(_Random(shape, tied))
+        yield rescaled(found, Scaling(-left, (0, 0), (-left, 0))) if left else found, BuildConfig(shape=shape, **common | machine)
 
 
 @contextmanager
@@ -258,8 +259,7 @@ def reference() -> tuple[str, str]:
     their images."""
     made: list[bytes] = []
     packed: list[bytes] = []
-    for checkpoint, config in _models():
-        model = quantise(checkpoint)
+    for model, config in _models():
         prompt = np.random.RandomState(5).randint(0, config.shape.vocab, 20).tolist()
         choices = (GREEDY, sampling(temperature=1.0, seed=1), sampling(temperature=0.7, top_k=5, seed=2),
                    sampling(temperature=2.0, top_p=0.8, seed=3))

@@ -120,6 +120,13 @@ def check_values(checkpoint: Checkpoint, problems: Problems, progress: Callable[
         progress(s.layers + 1, s.layers + 1)
 
 
+def check_numbers(checkpoint: Checkpoint) -> ModelSpec:
+    """Whether the machine's fixed point carries them; the description with what is to be noted of that."""
+    from tritloom.gen.pack import quantise  # which imports this package
+
+    return quantise(checkpoint).spec
+
+
 def read_tokenizer(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(str(path), "no such file", TOKENIZER_FIX)
@@ -258,4 +265,6 @@ def check(
             check_tokenizer(checkpoint, problems)
         if values and not problems.found:
             check_values(checkpoint, problems, progress)
+        if values and not problems.found:
+            spec = problems.catch(lambda: check_numbers(checkpoint)) or spec
     return CheckReport(problems.found, spec)
