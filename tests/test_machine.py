@@ -3,6 +3,7 @@
 One small machine is compiled for all tests here; `make equality` runs more machines and models, for longer.
 """
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -10,15 +11,17 @@ import pytest
 
 import harness
 import oracle
+from tritloom.firmware.assembler import assemble
 from tritloom.firmware.config import BuildConfig
 from tritloom.firmware.integer import GREEDY
+from tritloom.firmware.isa import Unit
 from tritloom.firmware.registers import MEMORY_FAILED
 from tritloom.gen.generate import cached_verilog
 from tritloom.gen.models import open_checkpoint
 from tritloom.gen.pack import pack, quantise
 from tritloom.host.backend import DeviceError, DeviceFault, DeviceTimeout, InputError
 from tritloom.host.image import Image, write_image
-from tritloom.host.session import RESET, STATUS, STOP, Session, sampling
+from tritloom.host.session import RESET, START, STATUS, STOP, Session, sampling
 from tritloom.sim.backends import EmulatorBackend, SimBackend
 from tritloom.sim.integer_model import IntegerModel
 from tritloom.sim.verify import TraceReader, compare, first_difference
@@ -310,40 +313,85 @@ def test_ports_are_placed_by_the_host(built):
             Session(device, image)
 
 
-def test_a_reset_from_every_state(built):
-    """The memory stops answering at any moment, of reads, writes or both, and a reset waits for it; then the machine works."""
+@pytest.mark.parametrize("unit", Unit, ids=str)
+def test_a_reset_from_every_unit(built, unit):
+    """The memory stops answering while a unit is busy: reads, writes or both, before or after a STOP. A reset waits for it; then the
+    machine works."""
     image, backend, reference = built
-    machine = backend.machine
-    reference.reset()
-    expected = reference.generate(prompt(7), 3)
-    pick = np.random.default_rng(harness.seed_from_environment())
-    stuck = set()
+    machine, status = backend.machine, lambda: backend.read("STATUS")
+    pick, stuck = np.random.default_rng(harness.seed_from_environment() + unit), set()
     with Session(backend, image) as session:
-        for turn in range(24):
+        for channels, stop in itertools.product(((0,), (1,), (0, 1)), (False, True)):
             session.reset()
-            tokens = session.generate(prompt(7), 30)
+            tokens = session.generate(prompt(7), 100)
             next(tokens)
-            machine.run(int(pick.integers(1, 30_000)), 0)
-            for port in range(2):
-                for write in (False, True):
-                    if pick.random() < 0.7:
-                        machine.fail(port, write=write, count=1 << 40, response="okay", stall=None)
+            machine.run(int(pick.integers(1, 5000)), 0)
+            assert any(STATUS["UNIT_BUSY"].get(status()) & unit for _ in range(10_000))
+            for port, write in itertools.product(range(2), channels):
+                machine.fail(port, write=bool(write), count=1 << 40, response="okay", stall=None)
             machine.run(int(pick.choice((0, 20, 5000))), 0)
-            if turn % 2:
+            if stop:
                 backend.write("CONTROL", STOP)
                 machine.run(3000, 0)
             backend.write("CONTROL", RESET)
             machine.run(2000, 0)
             ports = backend.read("MEMORY_PORTS")
-            assert bool(ports) == bool(backend.read("STATUS") & STATUS["RESETTING"].mask)
+            assert bool(ports) == bool(status() & STATUS["RESETTING"].mask)
             stuck.add(ports)
             machine.heal()
             machine.run(3000, 0)
-            assert backend.read("STATUS") & 0xFFFF == 0 and backend.read("MEMORY_PORTS") == 0, turn
-            session.reset()
-            if turn % 4 == 0:
-                assert list(session.generate(prompt(7), 3)) == expected
-    assert len(stuck) > 3
+            assert status() & 0xFFFF == 0 and backend.read("MEMORY_PORTS") == 0
+        session.reset()
+        reference.reset()
+        assert list(session.generate(prompt(7), 3)) == reference.generate(prompt(7), 3)
+    assert len(stuck) > 1
+
+
+def test_a_reset_from_every_instruction(built):
+    """Programs that wait for what never comes, STOP or not: commands without the weights that they take, too."""
+    image, backend, reference = built
+    machine, blocked = backend.machine, ("in r1", "out r1\n jmp 0", "token r1", "jmp 0", "halt 3", "stream 0\n jmp 0", "flush\n jmp 0",
+                                         "li r1, 1\n matmul inputs=64 steps=20 count=r1\n wait matmul",
+                                         "li r1, 1\n vector.param length=3 count=r1\n wait vector",
+                                         "li r1, 1\n dot.head count=r1\n wait dot", "sample noise=r1\n token r2")
+    for text, stop in itertools.product(blocked, (False, True)):
+        backend.write("PROGRAM_ADDRESS", 0)
+        for word in assemble(text):
+            backend.write("PROGRAM_LOW", word & 0xFFFFFFFF)
+            backend.write("PROGRAM_HIGH", word >> 32)
+        backend.write("ENTRY", 0)
+        backend.write("CONTROL", START)
+        machine.run(3000, 0)
+        if stop:
+            backend.write("CONTROL", STOP)
+            machine.run(3000, 0)
+        backend.write("CONTROL", RESET)
+        machine.run(3000, 0)
+        assert backend.read("STATUS") & 0xFFFF == 0 and backend.read("MEMORY_PORTS") == 0 and backend.read("TOKEN_LEVEL") == 0, text
+    reference.reset()
+    with Session(backend, image) as session:
+        assert list(session.generate(prompt(7), 3)) == reference.generate(prompt(7), 3)
+
+
+def test_a_unit_that_waits_for_ever_is_reset_by_the_session(built):
+    image, backend, reference = built
+    reference.reset()
+    expected = reference.generate(prompt(7), 3)
+    with Session(backend, image) as session:
+        program = assemble("in r1\n out r1\n li r1, 1\n matmul inputs=64 steps=20 count=r1\n wait matmul")
+        backend.write("PROGRAM_ADDRESS", 0)
+        for word in program:
+            backend.write("PROGRAM_LOW", word & 0xFFFFFFFF)
+            backend.write("PROGRAM_HIGH", word >> 32)
+        session.patience, patience = 20_000, session.patience
+        tokens = session.generate([5], 3)
+        assert next(tokens) == 5
+        with pytest.raises(DeviceTimeout, match="did not come to a stop within 20000 cycles"):
+            session.stop()
+        session._load()
+        session.patience = patience
+        session.reset()
+        assert list(session.generate(prompt(7), 3)) == expected
 
 
 @pytest.mark.parametrize("heals", [True, False])
