@@ -8,6 +8,8 @@ import pkgutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tritloom.firmware.names import unknown
+
 MEMORIES = ("axi", "onchip")
 TOOLCHAINS = ("verilator", "ecp5", "verilog")
 
@@ -65,10 +67,15 @@ def load(name: str) -> Board:
         module_spec = importlib.util.spec_from_file_location(path.stem, path)
         assert module_spec is not None and module_spec.loader is not None
         module = importlib.util.module_from_spec(module_spec)
-        module_spec.loader.exec_module(module)
+        try:
+            module_spec.loader.exec_module(module)
+        except BoardError:
+            raise
+        except Exception as error:
+            raise BoardError(f"board file {name} does not run: {type(error).__name__}: {error}") from error
     else:
         if name not in names():
-            raise BoardError(f"no board called {name!r}: choose {', '.join(names())}, or give the path of a board file")
+            raise BoardError(f"{unknown('board', name, names())}, or give the path of a board file")
         module = importlib.import_module(f"tritloom.boards.{name.replace('-', '_')}")
     board = getattr(module, "BOARD", None)
     if not isinstance(board, Board):

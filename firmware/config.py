@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
+from tritloom.firmware.names import unknown
+
 TRITS = 3
 """Trits per table index (G)."""
 
@@ -91,6 +93,12 @@ def _shown(value: object) -> str:
         return f"a number of {value.bit_length()} bits"
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def _known(kind: str, data: dict[str, Any], record: type[Any]) -> None:
+    names = [field.name for field in dataclasses.fields(record)]
+    for name in data:
+        _require(name in names, unknown(kind, name, names))
 
 
 def _power_of_two(value: int) -> bool:
@@ -429,14 +437,11 @@ class BuildConfig:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> BuildConfig:
+        _require(isinstance(data, dict), "a configuration is a JSON object")
         data = {k: v for k, v in data.items() if k != "digest"}
-        known = {f.name for f in dataclasses.fields(cls)}
-        unknown = sorted(set(data) - known)
-        _require(not unknown, f"unknown configuration field(s): {', '.join(unknown)}")
+        _known("field", data, cls)
         _require(isinstance(data.get("shape"), dict), "configuration has no shape")
-        known = {f.name for f in dataclasses.fields(ModelShape)}
-        unknown = sorted(set(data["shape"]) - known)
-        _require(not unknown, f"unknown shape field(s): {', '.join(unknown)}")
+        _known("field of shape", data["shape"], ModelShape)
         try:
             fields: dict[str, Any] = data | {"shape": ModelShape(**data["shape"])}
             return cls(**fields)

@@ -107,7 +107,7 @@ def machine_synth(source: Source, board: str, *, context: int | None = None, set
     from tritloom.host.console import Console
     from tritloom.sim import measure, stored
 
-    console = console or Console(json=True)
+    console = console or Console(quiet=True)
     target, settings, name = load_board(board), settings or {}, source.path.name
     config = fit(source.spec(context), target, **settings).config
     labels = settings | ({"context-": context} if context else {})
@@ -268,23 +268,22 @@ def measured_rows(name: str, m: Measured, command: str) -> list[Row]:
 def decode(source: Source, board: str = "sim", tokens: int = 8, *, prompt: str = PROMPT, settings: dict[str, Any] | None = None,
            context: int | None = None, timing: str | None = None, progress: Progress | None = None) -> Report:
     """Run `tokens` tokens of decode through the simulated RTL; rows of cycles, memory use and where the idle beats went."""
-    from tritloom.boards.board import load
     from tritloom.host.commands import common
     from tritloom.host.console import Console
     from tritloom.host.session import Session
     from tritloom.host.tokenizer import Tokenizer
     from tritloom.sim import measure, stored
 
-    path, quiet = source.path, Console(json=True)
+    path, quiet = source.path, Console(quiet=True)
     tell = progress or (lambda *_: None)
     command = f"tritloom bench --model {source.path}{source.words} --board {board} --tokens {tokens}{_changes(settings or {}, timing)}"
     tell(0, tokens, "preparing the machine")
+    timing = common.timing_of(timing, board)
     checkpoint = source.open(context)
     spec = checkpoint.spec
     ids = Tokenizer.from_file(checkpoint.tokenizer, spec.bos_id).encode(prompt)[: max(1, spec.shape.context - tokens - 1)]
-    config = common.configuration(spec, board, settings or {})
+    config = common.fitted(spec, board, settings or {}).config
     image = common.image_of(source, checkpoint, config, quiet)
-    timing = timing or load(board).timing
     backend = common.open_simulation(config, image.map.total_bytes, timing, quiet)
     made = stored.digests("decode", config, image, timing)
     try:
@@ -327,13 +326,10 @@ def whole_tokens(source: Source, board: str, *, context: int | None = None, pref
     from tritloom.host.console import Console
     from tritloom.host.session import Session, check_passes
     from tritloom.sim import measure, stored
-    from tritloom.sim.memory import PRESETS
 
-    console = console or Console(json=True)
+    console = console or Console(quiet=True)
     target, settings, path = load_board(board), settings or {}, source.path
-    timing = timing or target.timing
-    if timing not in PRESETS:
-        raise BenchError(f"no memory timing {timing!r}: choose {', '.join(PRESETS)}")
+    timing = common.timing_of(timing, board)
     several = f"batch{batch}" + (f"-shared{shared}" if shared else "")
     wanted = [(what, count) for what, count in ((several if batch else "decode", context), ("prefill", prefill)) if count is not None]
     settings = {"sequences": batch} | settings if batch else settings
@@ -413,12 +409,12 @@ def drafted(source: Source, board: str, drafts: int, *, tokens: int = 64, prompt
     from tritloom.host.tokenizer import Tokenizer
     from tritloom.sim import measure, stored
 
-    console, settings, path = console or Console(json=True), settings or {}, source.path
+    console, settings, path = console or Console(quiet=True), settings or {}, source.path
     target = load_board(board)
-    timing = timing or target.timing
+    timing = common.timing_of(timing, board)
     checkpoint = source.open()
     spec = checkpoint.spec
-    config = common.configuration(spec, board, settings)
+    config = common.fitted(spec, board, settings).config
     check_drafts(drafts, config)
     ids = Tokenizer.from_file(checkpoint.tokenizer, spec.bos_id).encode(prompt or DRAFTS_PROMPT)
     story, most = min(REWRITTEN_TOKENS, spec.shape.context // 3), spec.shape.context // 3
@@ -553,7 +549,7 @@ def report(*, unit: str | None = None, synth: bool = False, source: Source | Non
     """What `tritloom bench` shows: a unit's synthesis, a model's decode on the simulated RTL, or stored results."""
     from tritloom.host.console import Console
 
-    console = console or Console(json=True)
+    console = console or Console(quiet=True)
     if settings and (stored or unit is not None):
         raise BenchError("--set and --head are of a machine: leave them out with --stored and --unit")
     if stored:

@@ -1,24 +1,29 @@
 """The command `tritloom`: a verb a file in tritloom.host.commands.
 
 Exit status: 0 done; 1 the thing asked for failed or differs; 2 wrong usage or bad input; 130 interrupted.
-An error is one line on stderr; `--debug` or TRITLOOM_DEBUG=1 adds the traceback.
+An error is one line on stderr; `--debug` or TRITLOOM_DEBUG=1 adds the traceback. With `--json`, stdout is one JSON document in any case:
+the result, or {"error": the line, "status": the exit status} where there is none.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
 
 import typer
 
+from tritloom.host.backend import HostError
 from tritloom.host.commands import bench, build, check, doctor, fit, generate, pack, run, verify
 from tritloom.host.commands.common import with_options
+from tritloom.host.console import Console, prepare_streams
 
 INTERRUPTED, TERMINATED = 130, 143
 BAD_INPUT = 2
@@ -85,9 +90,15 @@ def explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, OSError) and error.filename is not None:
         kind = BAD_INPUT if isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError | PermissionError) else FAILED
         return f"{error.filename}: {error.strerror}; check the path and its permissions", kind
+    if isinstance(error, OSError) and error.strerror:
+        return f"writing or reading failed: {error.strerror}", FAILED
     if isinstance(error, MemoryError):
         return f"out of memory ({text or 'no details'}): choose a smaller model or --context", FAILED
     return f"internal error: {type(error).__name__}: {text}; `tritloom --debug ...` shows where", FAILED
+
+
+class OutputError(HostError):
+    """What was found cannot be shown."""
 
 
 def _terminate(*_: object) -> None:
@@ -96,35 +107,55 @@ def _terminate(*_: object) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
     before = os.environ.get("TRITLOOM_DEBUG")
+    writable = prepare_streams()
+    Console.shown = False
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)  # what is half done is cleaned up, as after Ctrl-C
+    message, status = "", 0
     try:
-        status = typer.main.get_command(app).main(args=arguments, prog_name="tritloom", standalone_mode=False)
+        if not writable:
+            raise OutputError("stdout is closed: there is nowhere to write to")
+        verbs = typer.main.get_command(app)
+        with verbs.make_context("tritloom", list(given)) as context:
+            verbs.invoke(context)
         sys.stdout.flush()
-        if status == INTERRUPTED:
-            print("tritloom: interrupted", file=sys.stderr)
-        return int(status or 0)
-    except typer.Abort:
-        print("tritloom: interrupted", file=sys.stderr)
-        return INTERRUPTED
+    except typer.Exit as leaving:
+        message, status = "", leaving.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        message, status = "interrupted", INTERRUPTED
     except typer.TyperException as error:
-        context = getattr(error, "ctx", None)
-        message = " ".join(error.format_message().split())
-        print(f"tritloom: {message.rstrip('.')}; see `{context.command_path if context else 'tritloom'} --help`", file=sys.stderr)
-        return BAD_INPUT
+        verb = getattr(error, "ctx", None)
+        text = " ".join(error.format_message().split()).replace("Value error, ", "")
+        message, status = f"{text.rstrip('.')}; see `{verb.command_path if verb else 'tritloom'} --help`", BAD_INPUT
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
+        message, status = "", FAILED
     except Exception as error:
         if os.environ.get("TRITLOOM_DEBUG"):
             traceback.print_exc()
         message, status = explain(error)
-        print(f"tritloom: {message}", file=sys.stderr)
-        return status
     finally:
         if before is None:
             os.environ.pop("TRITLOOM_DEBUG", None)
+    if message:
+        _fail(message, status, "--json" in given and not Console.shown)
+    return status
+
+
+def _fail(message: str, status: int, as_json: bool) -> None:
+    """Say what went wrong. A stream that cannot be written any more is left: Python would fail on it again at its end."""
+    texts = [(sys.stderr, f"tritloom: {message}")]
+    if as_json:
+        texts.append((sys.stdout, json.dumps({"error": message, "status": status}, indent=2)))
+    for stream, text in texts:
+        with suppress(OSError):
+            print(text, file=stream, flush=True)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 if __name__ == "__main__":

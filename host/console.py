@@ -1,12 +1,14 @@
-"""What the command line shows: results on stdout, everything else on stderr.
+"""What the command line shows: results and texts on stdout, everything else on stderr.
 
-On a terminal, steps that take longer are a progress bar with elapsed and expected time; elsewhere they are
-plain lines at coarse intervals; with `--json`, nothing.
+On a terminal, steps that take longer are a progress bar with elapsed and expected time; elsewhere, and on terminals that
+cannot move their cursor, they are plain lines at coarse intervals.
 """
 
 from __future__ import annotations
 
+import codecs
 import json
+import os
 import sys
 import threading
 import time
@@ -18,19 +20,65 @@ QUIET_SECONDS = 2.0
 """Steps shorter than this are not mentioned outside a terminal."""
 LINE_SECONDS = 20.0
 
+PLAIN = {"µ": "u", "×": "x", "·": "-", "–": "-", "−": "-", "→": "->", "≤": "<=", "≥": ">=", "…": "..."}
+"""What stands for a character of our own where an encoding lacks it; others are written as Python writes them, like \\u6f22."""
+
 Update = Callable[..., None]
 
 
-class Console:
-    """Output of one command. `json`: machine-readable, without progress; `terminal`: whether stderr is one."""
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    lacking = error.object[error.start : error.end]
+    return "".join(PLAIN.get(c) or c.encode("ascii", "backslashreplace").decode("ascii") for c in lacking), error.end
 
-    def __init__(self, *, json: bool = False, terminal: bool | None = None) -> None:
-        self.json = json
-        self.terminal = sys.stderr.isatty() if terminal is None else terminal
+
+codecs.register_error("tritloom.plain", _plain)
+
+
+def prepare_streams() -> bool:
+    """Let every text be written, whatever the terminal's encoding; False if stdout is closed.
+
+    A standard stream that was closed is opened on the null device: else the next file would get its number, and what is
+    printed would go there.
+    """
+    open_ = sys.stdout is not None
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="tritloom.plain")
+    return open_
+
+
+class Console:
+    """Output of one command. `json`: results are machine-readable; `quiet`: no progress and no remarks; `terminal`: whether stderr
+    is one that can move its cursor."""
+
+    shown = False
+    """Whether a result has been shown since the command line started."""
+
+    def __init__(self, *, json: bool = False, quiet: bool = False, terminal: bool | None = None) -> None:
+        self.json, self.quiet = json, quiet
+        able = os.environ.get("TERM", "dumb") not in ("", "dumb", "unknown")
+        self.terminal = sys.stderr.isatty() and able if terminal is None else terminal
 
     def result(self, data: Any, text: str) -> None:
         """The command's result: `data` as JSON or `text` for people."""
+        Console.shown = True
         print(json.dumps(data, indent=2, allow_nan=False) if self.json else text, flush=True)
+
+    def summary(self, data: Any, text: str) -> None:
+        """The result of a command whose text went to stdout before: `data` as JSON, or `text` beside it, on stderr."""
+        if self.json:
+            self.result(data, text)
+        else:
+            self.note(text)
 
     def stream(self, text: str) -> None:
         """A piece of text as it comes."""
@@ -39,14 +87,14 @@ class Console:
 
     def note(self, text: str) -> None:
         """A remark for people."""
-        if not self.json:
+        if not self.quiet:
             print(text, file=sys.stderr, flush=True)
 
     @contextmanager
     def step(self, title: str, *, expected: float | None = None) -> Iterator[Update]:
         """A step that may take long. The value is `update(done, total=1.0, text="")`; a step that cannot
         tell how far it is never calls it. `expected`: seconds it is known to take."""
-        if self.json:
+        if self.quiet:
             yield lambda *_, **__: None
         elif self.terminal:
             with _bar(title, expected) as update:
@@ -62,16 +110,17 @@ def _bar(title: str, expected: float | None) -> Iterator[Update]:
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     hint = f"usually {expected:.0f} s" if expected else ""
+    console = RichConsole(stderr=True)
     columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
+        SpinnerColumn("line" if console.options.ascii_only else "dots"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
-        TextColumn("{task.fields[text]}"),
+        TextColumn("{task.fields[text]}", markup=False),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=RichConsole(stderr=True), transient=True) as progress:
+    with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(title, total=None, text=hint)
         yield lambda done, total=1.0, text="": progress.update(task, completed=done, total=total, text=text or hint)
 

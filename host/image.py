@@ -188,6 +188,25 @@ class Image:
         return self.section("tokenizer").tobytes()
 
     @property
+    def bos_id(self) -> int | None:
+        """Token that starts a text, if the model wants one."""
+        bos = self.spec.get("bos_id")
+        return None if bos is None else self._token("bos_id", bos)
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Tokens that end a text."""
+        ids = self.spec.get("eos_ids")
+        if not isinstance(ids, list):
+            raise ImageError(f"{self.path}: does not say which tokens end a text; {PACK_AGAIN}")
+        return tuple(self._token("eos_ids", each) for each in ids)
+
+    def _token(self, what: str, value: Any) -> int:
+        if type(value) is not int or not 0 <= value < self.config.shape.vocab:
+            raise ImageError(f"{self.path}: {what} {value!r} is no token of {self.config.shape.vocab}; {PACK_AGAIN}")
+        return value
+
+    @property
     def digest(self) -> int:
         return self.config.digest
 

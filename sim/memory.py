@@ -45,8 +45,10 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+from tritloom.firmware.names import unknown
+
 __all__ = ["DDR", "DDR4_2400", "IDEAL", "KV260", "KV260_OPTIMISTIC", "KV260_PESSIMISTIC", "LINE_BYTES", "PRESETS", "Dram", "MemoryTiming",
-           "preset"]
+           "TimingError", "preset"]
 
 LINE_BYTES = 64
 """Bytes of one access to the channel."""
@@ -189,8 +191,12 @@ KV260_PESSIMISTIC = MemoryTiming(
 PRESETS = {"ideal": IDEAL, "ddr": DDR, "kv260": KV260, "kv260-optimistic": KV260_OPTIMISTIC, "kv260-pessimistic": KV260_PESSIMISTIC}
 
 
+class TimingError(ValueError):
+    """A timing that does not exist; the message names those that do."""
+
+
 def preset(name: str) -> MemoryTiming:
-    """The timing called `name`."""
+    """The timing called `name`. Raises `TimingError`."""
     if name not in PRESETS:
-        raise ValueError(f"memory timing must be one of {', '.join(PRESETS)}, not {name!r}")
+        raise TimingError(unknown("memory timing", name, PRESETS))
     return PRESETS[name]

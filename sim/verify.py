@@ -20,7 +20,6 @@ from tritloom.boards.board import load
 from tritloom.firmware.emulator import TraceEvent
 from tritloom.firmware.integer import GREEDY, Sampling
 from tritloom.firmware.isa import TraceUnit
-from tritloom.gen.fit import fit
 from tritloom.gen.pack import pack, quantise
 from tritloom.host.backend import InputError
 from tritloom.host.image import Image, write_image
@@ -190,20 +189,22 @@ def default_text(model: Path) -> Path | None:
     return path if path.is_file() else None
 
 
-def verify(source: Source, text: Path | None, tokens: int, progress: Progress | None = None, *, board: str = "sim",
+def verify(source: Source, text: str | None, tokens: int, progress: Progress | None = None, *, board: str = "sim",
            settings: dict[str, Any] | None = None, float_tokens: int = 1000, floor: bool = False) -> dict[str, Any]:
     """What `tritloom verify` reports: RTL = emulator = integer model over `tokens` generated tokens, what they clamped, and the
     integer model against the float model over `float_tokens` tokens of `text` (0: leave that out); with a short-list,
     how often it misses the int8 head's choice over as many tokens."""
     from tritloom.gen.generate import cached_verilog
+    from tritloom.host.commands.common import fitted
     from tritloom.sim.fidelity import measure, short_list_quality
 
     done = progress or (lambda fraction, total, text: None)
     checkpoint = source.open()
     spec = checkpoint.spec
-    result = fit(spec, board, **(settings or {}))
-    file = text or default_text(source.path)
-    words = file.read_text("utf-8") if file else "Once upon a time"
+    config = fitted(spec, board, settings or {}).config
+    shipped = default_text(source.path)
+    known = text or (shipped.read_text("utf-8") if shipped else None)
+    words = known or "Once upon a time"
     tokenizer = Tokenizer.from_file(checkpoint.tokenizer, spec.bos_id)
     prompt = tokenizer.encode(words[:400])[:PROMPT_TOKENS]
     room = spec.shape.context - len(prompt) + 1
@@ -212,25 +213,25 @@ def verify(source: Source, text: Path | None, tokens: int, progress: Progress | 
                          f"ask for at most {room}")
     done(0, 1, "packing the weights")
     with tempfile.TemporaryDirectory() as folder:
-        packed = pack(checkpoint, result.config)
+        packed = pack(checkpoint, config)
         write_image(Path(folder) / "image", config=packed.config, spec=spec.to_dict(), sections=packed.sections)
         image = Image.open(Path(folder) / "image")
         done(0, 1, "generating Verilog")
-        verilog = cached_verilog(result.config, default_build_dir().parent / "verilog")
-        backend = SimBackend.build(result.config, verilog, memory_bytes=image.map.total_bytes, timing=load(board).timing,
+        verilog = cached_verilog(config, default_build_dir().parent / "verilog")
+        backend = SimBackend.build(config, verilog, memory_bytes=image.map.total_bytes, timing=load(board).timing,
                                    progress=lambda fraction, text: done(fraction, 1, f"compiling: {text}"))
         try:
-            found = compare(backend, image, IntegerModel(quantise(checkpoint), result.config.shortlist), prompt, tokens, progress=done)
+            found = compare(backend, image, IntegerModel(quantise(checkpoint), config.shortlist), prompt, tokens, progress=done)
         finally:
             backend.close()
     fidelity = missed = None
-    if float_tokens and file:
+    if float_tokens and known:
         fidelity = measure(checkpoint, source.path, words, float_tokens, floor=floor,
                            progress=lambda n, total: done(n, total, "float model")).to_dict()
-    if float_tokens and file and result.config.shortlist:
-        missed = short_list_quality(checkpoint, words, float_tokens, result.config.shortlist,
+    if float_tokens and known and config.shortlist:
+        missed = short_list_quality(checkpoint, words, float_tokens, config.shortlist,
                                     progress=lambda n, total: done(n, total, "short-list")).to_dict()
     return {"equal": found.equal, "compared_tokens": found.compared_tokens, "first_difference": found.first_difference(),
             "saturations": found.saturations,
-            "config": result.config.to_dict() | {"digest": f"{result.config.digest:08x}"}, "float": fidelity,
+            "config": config.to_dict() | {"digest": f"{config.digest:08x}"}, "float": fidelity,
             "short_list": missed}

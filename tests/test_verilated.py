@@ -326,7 +326,7 @@ def test_bad_builds_say_why(tmp_path, monkeypatch):
 
 def test_timing_presets():
     assert preset("ddr") is DDR and round(DDR.beat_rate, 3) == 0.955
-    with pytest.raises(ValueError, match="one of ideal, ddr"):
+    with pytest.raises(ValueError, match="choose ideal, ddr"):
         preset("fast")
     with pytest.raises(ValueError, match="latency must be"):
         MemoryTiming(latency=0)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tritloom.firmware.config import CHUNK, KV_SCALE_BYTES, BuildConfig, ConfigError, ModelShape
 from tritloom.firmware.integer import UFloat, uf_from_float, uf_pack, uf_unpack
 from tritloom.firmware.layout import MemoryMap, stream_blocks
+from tritloom.firmware.names import unknown
 from tritloom.gen.models import ModelSpec
 from tritloom.gen.pack import (
     LOG2_E,
@@ -60,7 +61,7 @@ SHAPES: dict[str, ModelSpec] = {
 def published(name: str, context: int | None = None) -> ModelSpec:
     """The model called `name` with a cache of `context` positions. Raises `ConfigError` for unknown names and too long contexts."""
     if name not in SHAPES:
-        raise ConfigError(f"no model called {name!r}: give the folder of a checkpoint, or one of {', '.join(SHAPES)}")
+        raise ConfigError(f"{unknown('model', name, SHAPES)}, or give the folder of a checkpoint")
     return SHAPES[name].with_context(context)
 
 

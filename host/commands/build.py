@@ -12,10 +12,9 @@ from tritloom.host.commands.common import (
     ConfigOption,
     ContextOption,
     JsonOption,
+    Plan,
     SettingsOption,
     Source,
-    configuration,
-    settings_of,
 )
 from tritloom.host.console import Console
 
@@ -36,10 +35,11 @@ def command(
     from tritloom.gen.build import TimingFailure, build, report_text
 
     console = Console(json=as_json)
-    config = configuration(source.spec(context), board, settings_of(settings), config_file)
+    plan = Plan.of(board, context, settings, config_file)
+    config = plan.configuration(source.spec(plan.context))
     try:
-        with console.step(f"Building for {board}") as update:
-            report = build(config, out, update, board=board, seeds=seeds or [1])
+        with console.step(f"Building for {plan.board}") as update:
+            report = build(config, out, update, board=plan.board, seeds=seeds or [1])
     except TimingFailure as failure:
         console.result(failure.report, report_text(failure.report))
         raise

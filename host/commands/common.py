@@ -10,6 +10,8 @@ import functools
 import hashlib
 import inspect
 import os
+import re
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -20,6 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 import typer
 
 from tritloom.firmware.config import BuildConfig, ConfigError
+from tritloom.firmware.names import unknown
 from tritloom.host.backend import HostError, InputError
 from tritloom.host.console import QUIET_SECONDS, Console, Update
 from tritloom.host.image import Image, ImageError
@@ -29,7 +32,8 @@ if TYPE_CHECKING:
     from tritloom.gen.models import Checkpoint, CheckReport, ModelSpec
     from tritloom.sim.backends import SimBackend
 
-BoardOption = Annotated[str, typer.Option("--board", metavar="NAME", help="Board to build for.")]
+BoardOption = Annotated[str | None, typer.Option("--board", metavar="NAME", help="Board to build for (sim by default).")]
+DEFAULT_BOARD = "sim"
 ContextOption = Annotated[
     int | None, typer.Option("--context", min=1, metavar="N", help="Positions of the KV cache (the model's by default).")
 ]
@@ -55,7 +59,7 @@ class Source:
     Every verb that opens a model has these options, through `with_options`.
     """
 
-    folder: Annotated[Path | None, typer.Argument(metavar="[MODEL]", help="The same as --model.")] = None
+    folder: Annotated[Path | None, typer.Argument(metavar="MODEL", help="The same as --model.")] = None
     model: Annotated[
         Path | None,
         typer.Option("--model", metavar="DIR", help="Model folder (Hugging Face) or .gguf file; where no weights are needed, also a "
@@ -186,9 +190,11 @@ def settings_of(pairs: Iterable[str] | None) -> dict[str, Any]:
         if not equals or not value:
             raise InputError(f"--set {pair}: write FIELD=VALUE, such as --set lanes=2")
         if name not in FITTED_FIELDS:
-            raise InputError(f"--set {pair}: no field {name}; there are {', '.join(FITTED_FIELDS)}")
+            raise InputError(f"--set {pair}: {unknown('field', name, FITTED_FIELDS)}")
+        if name in settings:
+            raise InputError(f"--set {pair}: {name} is set twice, give it once")
         kind = FITTED_FIELDS[name]
-        if kind == "int" and not value.removeprefix("-").isdecimal():
+        if kind == "int" and not re.fullmatch(r"-?[0-9]{1,18}", value):
             raise InputError(f"--set {pair}: {name} is a number, such as --set {name}=2")
         if len(value) > MOST_DIGITS:
             raise InputError(f"--set {name}: {len(value):,} characters are more than any value has")
@@ -200,9 +206,46 @@ def settings_of(pairs: Iterable[str] | None) -> dict[str, Any]:
     return settings
 
 
-def configuration(spec: ModelSpec, board: str, settings: dict[str, Any], file: Path | None = None) -> BuildConfig:
-    """The configuration in `file`, or one that fits the model to the board."""
-    if file is not None:
+def timing_of(name: str | None, board: str = DEFAULT_BOARD) -> str:
+    """The simulated memory's timing: the one named, else the board's. Raises `InputError` before anything is compiled."""
+    from tritloom.boards.board import load
+    from tritloom.sim.memory import TimingError, preset
+
+    timing = load(board).timing if name is None else name
+    try:
+        preset(timing)
+    except TimingError as error:
+        raise InputError(str(error)) from None
+    return timing
+
+
+def board_of(config: BuildConfig, named: str | None, file: Path) -> str:
+    """The board that the configuration in `file` is for: its name, or the path of its board file that was `named`."""
+    from tritloom.boards.board import load
+
+    if named is not None and load(named).name != config.board:
+        raise InputError(f"{file} is for board {config.board}: leave --board {named} out")
+    return named or config.board
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is asked of a machine: a configuration to be fitted for `board`, with a cache of `context` positions and `settings`, or
+    `machine`, which was read from a file and leaves nothing to be asked."""
+
+    board: str
+    context: int | None
+    settings: dict[str, Any]
+    machine: BuildConfig | None = None
+
+    @classmethod
+    def of(cls, board: str | None, context: int | None, settings: Iterable[str] | None, file: Path | None = None) -> Plan:
+        """From the options of a verb, before its model is read. Raises `InputError`, `BoardError`."""
+        from tritloom.boards.board import load
+
+        if file is None:
+            load(board or DEFAULT_BOARD)
+            return cls(board or DEFAULT_BOARD, context, settings_of(settings))
         try:
             config = BuildConfig.from_json(file.read_text("utf-8"))
         except UnicodeDecodeError:
@@ -211,8 +254,20 @@ def configuration(spec: ModelSpec, board: str, settings: dict[str, Any], file: P
             raise InputError(f"{file}: {error}; give config.json as `tritloom generate` wrote it") from None
         if settings:
             raise InputError("--set changes a fitted configuration and cannot be used with --config: leave one of them out")
-        return config
-    return fitted(spec, board, settings).config
+        if context not in (None, config.shape.context):
+            raise InputError(f"{file} is for a context of {config.shape.context}: leave --context {context} out")
+        return cls(board_of(config, board, file), config.shape.context, {}, config)
+
+    def configuration(self, spec: ModelSpec) -> BuildConfig:
+        """The machine for a model. Raises `DoesNotFit`, and `InputError` if the file's is one for another model."""
+        if self.machine is None:
+            return fitted(spec, self.board, self.settings).config
+        mine = self.machine.shape
+        differing = [f"{field.name} {getattr(mine, field.name)} (model: {getattr(spec.shape, field.name)})"
+                     for field in dataclasses.fields(mine) if getattr(mine, field.name) != getattr(spec.shape, field.name)]
+        if differing:
+            raise InputError(f"the configuration is for another model: {', '.join(differing)}")
+        return self.machine
 
 
 def fitted(spec: ModelSpec, board: str, settings: dict[str, Any]) -> FitResult:
@@ -308,6 +363,38 @@ def open_simulation(config: BuildConfig, memory_bytes: int, timing: str, console
         return SimBackend.build(
             config, verilog, memory_bytes=memory_bytes, timing=timing, progress=lambda fraction, text: update(fraction, 1.0, text)
         )
+
+
+def texts_of(prompts: Iterable[str] | None, files: Iterable[Path] | None) -> list[str]:
+    """The texts named on the command line, those in files and on stdin (-) without the end of their last line. Raises `InputError`."""
+    texts, read = [], False
+    for prompt in prompts or ():
+        if prompt == "-":
+            if read or sys.stdin is None:
+                raise InputError("stdin is closed" if sys.stdin is None else "--prompt - reads stdin, which gives one text: give it once")
+            texts.append(_content(sys.stdin.buffer.read(), "the prompt on stdin"))
+            read = True
+        else:  # a surrogate stands for a byte that is not of the locale's encoding
+            foreign = any("\ud800" <= character <= "\udfff" for character in prompt)
+            texts.append(_decoded(os.fsencode(prompt), "the prompt") if foreign else prompt)
+    return [*texts, *(text_in(file) for file in files or ())]
+
+
+def text_in(file: Path) -> str:
+    """Text of a UTF-8 file, without the end of its last line. Raises `InputError`."""
+    return _content(file.read_bytes(), str(file))
+
+
+def _decoded(data: bytes, what: str) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{what} is not UTF-8: byte 0x{data[error.start]:02x} at {error.start}; convert it first") from None
+
+
+def _content(data: bytes, what: str) -> str:
+    """Text of a file: without a mark of its encoding, and without the end of its last line."""
+    return _decoded(data, what).removeprefix("\ufeff").removesuffix("\n").removesuffix("\r")
 
 
 def seconds(value: float) -> str:

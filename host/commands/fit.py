@@ -10,9 +10,9 @@ from tritloom.host.commands.common import (
     BoardOption,
     ContextOption,
     JsonOption,
+    Plan,
     SettingsOption,
     Source,
-    settings_of,
     table,
 )
 from tritloom.host.console import Console
@@ -29,7 +29,7 @@ def _gain(more: dict[str, Any]) -> str:
 
 def command(
     source: Source,
-    board: BoardOption = "sim",
+    board: BoardOption = None,
     context: ContextOption = None,
     settings: SettingsOption = None,
     as_json: JsonOption = False,
@@ -39,9 +39,10 @@ def command(
 
     console = Console(json=as_json)
     with console.step("Fitting"):
-        spec, fixed = source.spec(context), settings_of(settings)
-        result = fit(spec, board, **fixed)
-        more = relaxations(spec, board, result, **fixed)
+        plan = Plan.of(board, context, settings)
+        spec = source.spec(context)
+        result = fit(spec, plan.board, **plan.settings)
+        more = relaxations(spec, plan.board, result, **plan.settings)
     config = result.config.to_dict() | {"digest": f"{result.config.digest:08x}"} if result.config else None
     data = {"fits": result.fits, "binds": result.binds, "batch_binds": result.batch_binds, "config": config, "predicted": result.predicted,
             "relaxations": [each.to_dict() for each in more]}

@@ -13,10 +13,9 @@ from tritloom.host.commands.common import (
     ConfigOption,
     ContextOption,
     JsonOption,
+    Plan,
     SettingsOption,
     Source,
-    configuration,
-    settings_of,
     table,
 )
 from tritloom.host.console import Console
@@ -25,7 +24,7 @@ from tritloom.host.console import Console
 def command(
     source: Source,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the files; made if needed.")],
-    board: BoardOption = "sim",
+    board: BoardOption = None,
     context: ContextOption = None,
     settings: SettingsOption = None,
     config_file: ConfigOption = None,
@@ -37,7 +36,8 @@ def command(
     console = Console(json=as_json)
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file; give --out a folder")
-    config = configuration(source.spec(context), board, settings_of(settings), config_file)
+    plan = Plan.of(board, context, settings, config_file)
+    config = plan.configuration(source.spec(plan.context))
     with console.step("Generating Verilog") as update:
         paths = write_machine(config, out, update)
     data = {"digest": f"{config.digest:08x}", "files": [str(path) for path in paths]}

@@ -12,10 +12,9 @@ from tritloom.host.commands.common import (
     ConfigOption,
     ContextOption,
     JsonOption,
+    Plan,
     SettingsOption,
     Source,
-    configuration,
-    settings_of,
     table,
     write_image_of,
 )
@@ -26,7 +25,7 @@ from tritloom.host.image import Image
 def command(
     source: Source,
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The image to write.")],
-    board: BoardOption = "sim",
+    board: BoardOption = None,
     context: ContextOption = None,
     settings: SettingsOption = None,
     config_file: ConfigOption = None,
@@ -34,8 +33,9 @@ def command(
 ) -> None:
     """Pack a model's weights, tables, firmware and tokenizer into an image."""
     console = Console(json=as_json)
-    checkpoint = source.open(context)
-    config = configuration(checkpoint.spec, board, settings_of(settings), config_file)
+    plan = Plan.of(board, context, settings, config_file)
+    checkpoint = source.open(plan.context)
+    config = plan.configuration(checkpoint.spec)
     write_image_of(out, checkpoint, config, console)
     image = Image.open(out)
     sections = {name: section.length for name, section in image.table.items()}

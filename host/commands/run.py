@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from tritloom.firmware.config import BuildConfig
 from tritloom.firmware.integer import Sampling
 from tritloom.host.backend import Backend, InputError
 from tritloom.host.batch import Text
@@ -16,15 +20,17 @@ from tritloom.host.commands.common import (
     ConfigOption,
     ContextOption,
     JsonOption,
+    Plan,
     SettingsOption,
     Source,
-    configuration,
+    board_of,
     image_of,
     open_simulation,
     saturation_text,
     seconds,
-    settings_of,
     table,
+    texts_of,
+    timing_of,
 )
 from tritloom.host.console import Console
 from tritloom.host.image import Image
@@ -38,12 +44,20 @@ DEFAULT_PROMPT = "Once upon a time"
 
 def command(
     source: Source,
+    image_file: Annotated[
+        Path | None, typer.Option("--image", metavar="FILE", help="Image that `pack` wrote; it holds all that is needed of the model.")
+    ] = None,
     prompt: Annotated[
-        list[str] | None, typer.Option("--prompt", metavar="TEXT", help="Text to go on from; several of them are written together.")
+        list[str] | None,
+        typer.Option("--prompt", metavar="TEXT", help="Text to go on from, - for that on stdin; several of them are written together."),
+    ] = None,
+    prompt_file: Annotated[
+        list[Path] | None,
+        typer.Option("--prompt-file", metavar="FILE", help="UTF-8 file with such a text; the end of its last line is no part of it."),
     ] = None,
     tokens: Annotated[int | None, typer.Option("--tokens", min=1, metavar="N", help="Tokens to generate at most (64 by default).")] = None,
     backend: Annotated[str, typer.Option("--backend", metavar="sim|emulator", help="Simulated RTL, or the bit-exact emulator.")] = "sim",
-    board: BoardOption = "sim",
+    board: BoardOption = None,
     temperature: Annotated[float | None, typer.Option("--temperature", metavar="X", help="0 is greedy, the default.")] = None,
     top_k: Annotated[int | None, typer.Option("--top-k", metavar="K", help="Choose among the K likeliest tokens.")] = None,
     top_p: Annotated[
@@ -62,38 +76,76 @@ def command(
     config_file: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Generate text."""
+    """Generate text, with a model or with an image that `pack` wrote."""
     console = Console(json=as_json)
     if backend not in BACKENDS:
         raise InputError(f"no backend {backend}: choose {' or '.join(BACKENDS)}")
+    if timing is not None:
+        if backend != "sim":
+            raise InputError("--timing is that of the simulated memory: leave it out, or take --backend sim")
+        timing = timing_of(timing)
     choice = sampling(temperature, top_k, top_p, seed)
-    prompts = prompt or [DEFAULT_PROMPT]
-    with console.step("Reading the model"):
-        checkpoint = source.open(context)
-        spec = checkpoint.spec
-        tokenizer = Tokenizer.from_file(checkpoint.tokenizer, spec.bos_id)
-        ids = [tokenizer.encode(text) for text in prompts]
-        counts = [length(len(each), tokens, spec.shape.context) for each in ids]
-        changes = settings_of(settings)
-        if len(prompts) > 1 and config_file is None:
-            changes = {"sequences": len(prompts)} | changes
-        config = configuration(checkpoint.spec, board, changes, config_file)
-        check_drafts(drafts, config)
-        if len(prompts) > config.sequences:
-            raise InputError(f"{len(prompts)} prompts need as many caches, this machine has {config.sequences}: give --set sequences=N")
-    image = image_of(source, checkpoint, config, console)
-    device = open_backend(backend, image, board, timing, console)
+    prompts = texts_of(prompt, prompt_file) or [DEFAULT_PROMPT]
+    named = any(each.startswith("sequences=") for each in settings or ())
+    several = [f"sequences={len(prompts)}"] if len(prompts) > 1 and config_file is None and not named else []
+    if image_file is not None:
+        if source.given or source.said or settings or config_file or context is not None:
+            raise InputError("an image holds a model for one machine: beside --image leave MODEL, --activation, --i2s, --tokenizer, "
+                             "--context, --set and --config out")
+        found = in_image(image_file, board, console)
+    else:
+        plan = Plan.of(board, context, [*several, *(settings or ())], config_file)
+        found = in_checkpoint(source, plan, console)
+    if backend == "sim":
+        timing = timing_of(timing, found.board)
+    ids = [found.tokenizer.encode(text) for text in prompts]
+    counts = [length(len(each), tokens, found.config.shape.context) for each in ids]
+    check_drafts(drafts, found.config)
+    if len(prompts) > found.config.sequences:
+        raise InputError(f"{len(prompts)} prompts need as many caches, this machine has {found.config.sequences}: give --set sequences=N")
+    image = found.image()
+    device = open_backend(backend, image, timing or "", console)
     try:
         with console.step("Loading the machine"):
             session = Session(device, image)
         with session:
-            stop_ids = () if ignore_stop else spec.eos_ids
+            stop_ids = () if ignore_stop else found.stop_ids
             if len(prompts) > 1:
-                together(session, tokenizer, prompts, ids, counts, stop_ids, choice, drafts, console)
+                together(session, found.tokenizer, prompts, ids, counts, stop_ids, choice, drafts, console)
             else:
-                generate(session, tokenizer, prompts[0], ids[0], counts[0], stop_ids, choice, drafts, console)
+                generate(session, found.tokenizer, prompts[0], ids[0], counts[0], stop_ids, choice, drafts, console)
     finally:
         device.close()
+
+
+@dataclass(frozen=True)
+class Found:
+    """A model with its machine. `image` packs the weights, if that has not been done."""
+
+    board: str
+    tokenizer: Tokenizer
+    stop_ids: tuple[int, ...]
+    config: BuildConfig
+    image: Callable[[], Image]
+
+
+def in_image(path: Path, board: str | None, console: Console) -> Found:
+    with console.step("Reading the image"):
+        image = Image.open(path)
+    board = board_of(image.config, board, path)
+    try:
+        tokenizer = Tokenizer.from_bytes(image.tokenizer, image.bos_id)
+    except InputError as error:
+        raise InputError(f"the tokenizer in {path}: {error}") from None
+    return Found(board, tokenizer, image.stop_ids, image.config, lambda: image)
+
+
+def in_checkpoint(source: Source, plan: Plan, console: Console) -> Found:
+    with console.step("Reading the model"):
+        checkpoint = source.open(plan.context)
+        tokenizer = Tokenizer.from_file(checkpoint.tokenizer, checkpoint.spec.bos_id)
+        config = plan.configuration(checkpoint.spec)
+    return Found(plan.board, tokenizer, checkpoint.spec.eos_ids, config, lambda: image_of(source, checkpoint, config, console))
 
 
 def length(prompt: int, tokens: int | None, context: int) -> int:
@@ -108,16 +160,12 @@ def length(prompt: int, tokens: int | None, context: int) -> int:
     return tokens
 
 
-def open_backend(name: str, image: Image, board: str, timing: str | None, console: Console) -> Backend:
+def open_backend(name: str, image: Image, timing: str, console: Console) -> Backend:
     memory_bytes = image.map.total_bytes
     if name == "emulator":
         from tritloom.sim.backends import EmulatorBackend
 
         return EmulatorBackend(image.config, memory_bytes)
-    if timing is None:
-        from tritloom.boards.board import load
-
-        timing = load(board).timing
     return open_simulation(image.config, memory_bytes, timing, console)
 
 
@@ -154,7 +202,7 @@ def generate(
     stats = session.stats()
     data = {"text": "".join(pieces), "tokens": out, **summary(session, stats, wall)}
     console.stream("\n")
-    console.result(data, "\n" + report(stats, data))
+    console.summary(data, "\n" + report(stats, data))
 
 
 def together(
@@ -192,7 +240,7 @@ def together(
     data = {"texts": listed, **summary(session, stats, wall)}
     for n, (prompt, text) in enumerate(zip(prompts, shown, strict=True), 1):
         console.stream(f"[{n}] {prompt}{text}\n")
-    console.result(data, "\n" + report(stats, data))
+    console.summary(data, "\n" + report(stats, data))
 
 
 def summary(session: Session, stats: Stats, wall: float) -> dict[str, Any]:
