@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import frexp, log2, pi
+from math import frexp, log2
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from tritloom.firmware.packing import pack_matrix
 from tritloom.firmware.programs import generation
 from tritloom.gen.models import Checkpoint, CheckpointError, ModelSpec
 from tritloom.gen.models.checkpoint import SUB_NORMS
+from tritloom.gen.models.rope import attention_factor, frequencies
 from tritloom.gen.quantised import Layer, Layers, Parameters, QuantisedModel, Table, Trits
 from tritloom.gen.scaling import choose, measure, rescaled
 
@@ -56,22 +57,9 @@ def adjacent_pairs(trits: Trits, head_dim: int) -> Trits:
     return trits.reshape(-1, 2, head_dim // 2, inputs).swapaxes(1, 2).reshape(-1, inputs)
 
 
-def rotary_frequencies(spec: ModelSpec) -> NDArray[np.float64]:
-    """Angle per position of each pair, after the checkpoint's rotary scaling."""
-    f = spec.rope_theta ** (-np.arange(0, spec.shape.head_dim, 2, dtype=np.float64) / spec.shape.head_dim)
-    r = spec.rope_scaling
-    if r is None:
-        return f
-    if r["rope_type"] == "linear":
-        return f / r["factor"]
-    low, high = r["low_freq_factor"], r["high_freq_factor"]
-    turns = r["original_max_position_embeddings"] * f / (2 * pi)
-    smooth = np.clip((turns - low) / (high - low), 0, 1)
-    return (1 - smooth) * f / r["factor"] + smooth * f
-
-
 def rotary_tables(spec: ModelSpec) -> tuple[NDArray[np.int16], NDArray[np.int16]]:
-    angle = np.arange(spec.shape.context)[:, None] * rotary_frequencies(spec)
+    """Cosines and sines [context, head_dim/2], Q1.14."""
+    angle = np.arange(spec.shape.context)[:, None] * frequencies(spec.rope_theta, spec.shape.head_dim, spec.rope_scaling)
     return tuple(np.rint(f(angle) * (1 << ROPE_BITS)).astype(np.int16) for f in (np.cos, np.sin))  # type: ignore[return-value]
 
 
@@ -108,6 +96,7 @@ def _quantise_layer(checkpoint: Checkpoint, index: int) -> Layer:
     (q, q_scale), (k, k_scale), (v, v_scale), (o, o_scale), (gate, gate_scale), (up, up_scale), (down, down_scale) = (
         checkpoint.ternary(index, name) for name in ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     )
+    score_scale = q_scale * s.head_dim**-0.5 * LOG2_E * attention_factor(spec.rope_scaling) ** 2  # of queries and of keys
     attention_norm, ffn_norm = (checkpoint.norm(index, name) if s.sub_norms else None for name in SUB_NORMS)
     return Layer(
         qkv=np.concatenate([adjacent_pairs(q, s.head_dim), adjacent_pairs(k, s.head_dim), v]),
@@ -116,7 +105,7 @@ def _quantise_layer(checkpoint: Checkpoint, index: int) -> Layer:
         up=up,
         down=down,
         qkv_parameters=_parameters(
-            spec, s.hidden, checkpoint.norm(index, "input_layernorm"), q_scale * s.head_dim**-0.5 * LOG2_E, k_scale, v_scale
+            spec, s.hidden, checkpoint.norm(index, "input_layernorm"), score_scale, k_scale, v_scale
         ),
         o_parameters=_parameters(spec, s.q_size, attention_norm, o_scale),
         gate_up_parameters=_parameters(spec, s.hidden, checkpoint.norm(index, "post_attention_layernorm"), gate_scale, up_scale),

@@ -119,8 +119,9 @@ def gguf_matrix(shape: ModelShape, w: Weights, layer: int, name: str, architectu
     return (interleaved(trits, heads) if heads and architecture == "llama" else trits), scale
 
 
-def gguf(path: Path, shape: ModelShape = LLAMA, w: Weights | None = None, *, kind: str = "TQ2_0", architecture: str = "llama") -> Path:
-    """A GGUF file of the gguf package's writer."""
+def gguf(path: Path, shape: ModelShape = LLAMA, w: Weights | None = None, *, kind: str = "TQ2_0", architecture: str = "llama",
+         fields: dict[str, str] | None = None) -> Path:  # fmt: skip
+    """A GGUF file of the gguf package's writer; `fields` are more metadata."""
     w = w or weights(shape)
     writer = GGUFWriter(path, architecture)
     writer.add_context_length(shape.context)
@@ -133,6 +134,8 @@ def gguf(path: Path, shape: ModelShape = LLAMA, w: Weights | None = None, *, kin
     writer.add_rope_freq_base(10000.0)
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
+    for name, value in (fields or {}).items():
+        writer.add_string(name, value)
     writer.add_token_list([f"w{i}" for i in range(shape.vocab)])
     writer.add_tensor("token_embd.weight", w["embedding"].astype(np.float16))
     writer.add_tensor("output.weight", quantize(w["head"], GGMLQuantizationType.Q8_0), raw_dtype=GGMLQuantizationType.Q8_0)

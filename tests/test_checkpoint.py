@@ -103,7 +103,7 @@ def test_gguf_bitnet_needs_the_activation(tmp_path):
     shape = dataclasses.replace(LLAMA, sub_norms=True, activation="relu2")
     w = weights(shape)
     path = gguf(tmp_path / "m.gguf", shape, w, architecture="bitnet")
-    assert_problem(path, "general.architecture", "silu or relu2")
+    assert_problem(path, "activation", "silu or relu2")
     checkpoint = open_checkpoint(path, activation="relu2")
     assert checkpoint.spec.shape == shape
     assert_holds(checkpoint, w)
@@ -151,15 +151,31 @@ def assert_problem(path, subject, cause, **options):
 
 CONFIGS = {
     "architecture": ({"architectures": ["GPT2LMHeadModel"]}, "architectures", "'GPT2LMHeadModel' is not supported"),
-    "no architecture": ({"architectures": None}, "architectures", "None"),
+    "no architecture": ({"architectures": None}, "architectures", "missing"),
     "activation": ({"hidden_act": "gelu"}, "hidden_act", "'gelu' is not supported"),
     "odd head": ({"head_dim": 7}, "head_dim", "odd"),
     "heads": ({"num_key_value_heads": 3}, "num_key_value_heads", "does not divide"),
     "bias": ({"attention_bias": True}, "attention_bias", "biases"),
     "missing size": ({"hidden_size": None}, "hidden_size", "missing"),
-    "negative size": ({"intermediate_size": -1}, "intermediate_size", "positive"),
-    "yarn": ({"rope_scaling": {"rope_type": "yarn", "factor": 4}}, "rope_scaling", "'yarn' is not supported"),
-    "dynamic": ({"rope_scaling": {"type": "dynamic", "factor": 4}}, "rope_scaling", "'dynamic' is not supported"),
+    "negative size": ({"intermediate_size": -1}, "intermediate_size", "greater than 0, not -1"),
+    "longrope": ({"rope_scaling": {"rope_type": "longrope", "factor": 4}}, "rope_scaling", "'longrope' is not supported"),
+    "other name": ({"model_type": "mistral"}, "model_type", "'mistral' contradicts architecture BitNetForCausalLM"),
+    "two activations": ({"hidden_activation": "silu"}, "hidden_act", "contradicts hidden_activation"),
+    "many layers": ({"num_hidden_layers": 10**7}, "num_hidden_layers", "less than or equal to 4096, not 10000000"),
+    "text": ({"head_dim": "16"}, "head_dim", "must be a valid integer, not '16'"),
+    "a list": ({"hidden_size": [32]}, "hidden_size", "must be a valid integer, not [32]"),
+    "a flag": ({"vocab_size": True}, "vocab_size", "must be a valid integer, not True"),
+    "a fraction": ({"num_attention_heads": 4.0}, "num_attention_heads", "must be a valid integer, not 4.0"),
+    "eps": ({"rms_norm_eps": 1.0}, "rms_norm_eps", "less than 1"),
+    "bos": ({"bos_token_id": "<s>"}, "bos_token_id", "must be a valid integer, not '<s>'"),
+    "no bos": ({"bos_token_id": []}, "bos_token_id", "at least 1"),
+    "several bos": ({"bos_token_id": [1, 2]}, "bos_token_id", "at most 1"),
+    "negative eos": ({"eos_token_id": [2, -1]}, "eos_token_id.1", "greater than or equal to 0"),
+    "quantization": ({"quantization_config": "bitnet"}, "quantization_config", "must be a record"),
+    "kept modules": ({"quantization_config": {"modules_to_not_convert": 5}}, "modules_to_not_convert", "must be a valid list, not 5"),
+    "architectures": ({"architectures": {"a": 1}}, "architectures", "must be a valid list"),
+    "no architectures": ({"architectures": []}, "architectures", "at least 1"),
+    "tied": ({"tie_word_embeddings": "yes"}, "tie_word_embeddings", "must be a valid boolean"),
     "incomplete llama3": ({"rope_scaling": {"rope_type": "llama3", "factor": 4}}, "rope_scaling.low_freq_factor", "missing"),
     "partial": ({"partial_rotary_factor": 0.5}, "partial_rotary_factor", "part of a head"),
     "method": ({"quantization_config": {"quant_method": "gptq"}}, "quant_method", "'gptq'"),

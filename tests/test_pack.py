@@ -11,7 +11,8 @@ from tritloom.firmware.isa import Descriptor, DescriptorOp, Destination
 from tritloom.firmware.layout import MemoryMap, flat_memory, memory_map, stream_blocks
 from tritloom.firmware.packing import unpack_matrix
 from tritloom.gen.models import open_checkpoint
-from tritloom.gen.pack import adjacent_pairs, interleave, pack, quantise, quantise_gains, rotary_frequencies
+from tritloom.gen.models.rope import frequencies
+from tritloom.gen.pack import adjacent_pairs, interleave, pack, quantise, quantise_gains
 
 TINY_CONFIG = BuildConfig(shape=TINY, tables=5, rows_per_cycle=4, vector_lanes=4, attention_macs=8, mem_bytes=16)
 LLAMA_CONFIG = BuildConfig(shape=LLAMA, tables=13, rows_per_cycle=2, packing="index5", mem_bytes=64, mem_ports=4)
@@ -184,17 +185,21 @@ def test_adjacent_pairs_keep_the_rotation():
     assert np.allclose(integer.rotate(z, cos, sin), halves)
 
 
+def angles(spec):
+    return frequencies(spec.rope_theta, spec.shape.head_dim, spec.rope_scaling)
+
+
 def test_rope_scaling(tmp_path):
     llama3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
     spec = tiny(tmp_path, config={"rope_scaling": llama3}).spec
     plain = 10000.0 ** (-np.arange(0, 8, 2) / 8)
     turns = 32 * plain / (2 * np.pi)  # 5.1, 0.51, 0.051, 0.0051: kept, slowed, slowed, slowed
-    assert np.allclose(rotary_frequencies(spec), np.where(turns > 4, plain, plain / 8))
+    assert np.allclose(angles(spec), np.where(turns > 4, plain, plain / 8))
     mixed = dataclasses.replace(spec, rope_scaling=llama3 | {"original_max_position_embeddings": 16})
     smooth = (16 / (2 * np.pi) - 1) / 3
-    assert rotary_frequencies(mixed)[0] == pytest.approx((1 - smooth) / 8 + smooth)
+    assert angles(mixed)[0] == pytest.approx((1 - smooth) / 8 + smooth)
     linear = dataclasses.replace(spec, rope_scaling={"rope_type": "linear", "factor": 4})
-    assert np.allclose(rotary_frequencies(linear), plain / 4)
+    assert np.allclose(angles(linear), plain / 4)
 
 
 def test_context_is_the_machines(tmp_path):
@@ -227,7 +232,7 @@ def test_memory_map():
         ends = sorted((r.base, r.end) for r in m.regions.values())
         assert all(a[1] <= b[0] for a, b in zip(ends, ends[1:], strict=False)) and all(base % 4096 == 0 for base, _ in ends)
         assert ("embedding" in m.regions) != tied and (m.embedding_base == m.head_base) == tied
-        assert MemoryMap.from_json(m.to_json()) == m and m.total_bytes == ends[-1][1]
+        assert m.total_bytes == ends[-1][1]
         assert m.token_beats * m.mem_bytes == m.regions["weights"].length
 
 

@@ -11,14 +11,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
 
 from tritloom.gen.models.checkpoint import INCOMPLETE, MATRICES, NORMS, SUB_NORMS, Checkpoint, matrix_shape, norm_length
 from tritloom.gen.models.files import read_json
-from tritloom.gen.models.gguf import GGUF_ARCHITECTURES, I2S_BLOCKS, GgufCheckpoint, gguf_spec
+from tritloom.gen.models.gguf import I2S_BLOCKS, GgufCheckpoint, gguf_spec
 from tritloom.gen.models.gguf_file import read_gguf
 from tritloom.gen.models.huggingface import HuggingFaceCheckpoint, hugging_face_spec
-from tritloom.gen.models.problems import CheckpointError, Problem, Problems
+from tritloom.gen.models.problems import Problem, Problems
+from tritloom.gen.models.records import Id, Record, read_record
 from tritloom.gen.models.safetensors import read_safetensors_folder, without_weights
 from tritloom.gen.models.spec import ModelSpec
 
@@ -84,13 +87,31 @@ def check_shapes(checkpoint: Checkpoint, problems: Problems) -> None:
         )
 
 
+class Token(Record):
+    id: Id
+
+
+class Vocabulary(Record):
+    """Ids of pieces; Unigram models list them in order."""
+
+    vocab: Annotated[
+        dict[str, Id], BeforeValidator(lambda v: {str(i): i for i in range(len(v))} if isinstance(v, list) else v)
+    ]
+
+
+class TokenizerFile(Record):
+    """tokenizer.json, as far as its ids go."""
+
+    model: Vocabulary
+    added_tokens: list[Token] = []
+
+
 def check_tokenizer(checkpoint: Checkpoint, problems: Problems) -> None:
-    data = problems.catch(lambda: read_tokenizer(checkpoint.tokenizer))
-    if data is None:
+    data = problems.catch(lambda: read_json(checkpoint.tokenizer, TOKENIZER_FIX))
+    record = read_record(TokenizerFile, data, problems, str(checkpoint.tokenizer)) if data is not None else None
+    if record is None:
         return
-    vocabulary = data.get("model", {}).get("vocab", {})
-    ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else [len(vocabulary) - 1]
-    top = max([*ids, *(t.get("id", 0) for t in data.get("added_tokens", []))], default=-1)
+    top = max([*record.model.vocab.values(), *(token.id for token in record.added_tokens)], default=-1)
     if top >= checkpoint.spec.shape.vocab:
         problems.add(
             str(checkpoint.tokenizer),
@@ -127,27 +148,27 @@ def check_numbers(checkpoint: Checkpoint) -> ModelSpec:
     return quantise(checkpoint).spec
 
 
-def read_tokenizer(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise CheckpointError(str(path), "no such file", TOKENIZER_FIX)
-    return read_json(path)
-
-
 def _starts_with(path: Path, magic: bytes) -> bool:
     with path.open("rb") as file:
         return file.read(len(magic)) == magic
 
 
-def _hugging_face(folder: Path, problems: Problems, tokenizer: Path | None) -> tuple[ModelSpec | None, Checkpoint | None]:
-    if not (folder / "config.json").is_file() and (ggufs := sorted(folder.glob("*.gguf"))):
-        problems.add(str(folder), "holds no config.json, but GGUF files", f"give the file itself, such as {ggufs[0]}")
-        return None, None
+def _hugging_face(
+    folder: Path, problems: Problems, activation: str | None, tokenizer: Path | None
+) -> tuple[ModelSpec | None, Checkpoint | None]:
+    if not (folder / "config.json").is_file():
+        if ggufs := sorted(folder.glob("*.gguf")):
+            problems.add(str(folder), "holds no config.json, but GGUF files", f"give the file itself, such as {ggufs[0]}")
+            return None, None
+        if snapshots := sorted(folder.glob("snapshots/*/config.json")):
+            problems.add(str(folder), "a download cache, not a model's folder", f"give {snapshots[0].parent}")
+            return None, None
     if without_weights(folder):
-        spec = hugging_face_spec(folder, None, problems)
+        spec = hugging_face_spec(folder, None, activation, problems)
         problems.add(str(folder / "model.safetensors"), "no such file: the weights are missing", WEIGHTS_FIX)
         return spec, None
     tensors = problems.catch(lambda: read_safetensors_folder(folder))
-    spec = hugging_face_spec(folder, tensors, problems)
+    spec = hugging_face_spec(folder, tensors, activation, problems)
     if spec is None or tensors is None:
         return spec, None
     return spec, HuggingFaceCheckpoint(spec, tensors, tokenizer or folder / "tokenizer.json")
@@ -173,14 +194,12 @@ def _gguf(
     spec = gguf_spec(path, metadata, tensors, activation, problems)
     if spec is None or problems.found:
         return spec, None
-    permuted = GGUF_ARCHITECTURES[metadata["general.architecture"]][2]
-    return spec, GgufCheckpoint(spec, tensors, tokenizer or path.with_name("tokenizer.json"), permuted, I2S_BLOCKS.get(i2s or "", 128))
+    architecture, block = metadata["general.architecture"], I2S_BLOCKS.get(i2s or "", 128)
+    return spec, GgufCheckpoint(spec, tensors, tokenizer or path.with_name("tokenizer.json"), architecture, block)
 
 
-def check_said(folder: Path, spec: ModelSpec | None, problems: Problems, activation: str | None, i2s: str | None) -> None:
-    """A Hugging Face folder leaves nothing open: what is said nevertheless must be so."""
-    if spec is not None and activation not in (None, spec.shape.activation):
-        problems.add("activation", f"{activation!r} contradicts config.json, which has {spec.shape.activation}", "leave --activation out")
+def check_layout(folder: Path, problems: Problems, i2s: str | None) -> None:
+    """A Hugging Face folder has no I2_S weights: a layout for them is a mistake."""
     if i2s is not None:
         problems.add(str(folder), f"holds no I2_S weights, and so no layout of {i2s}", "leave --i2s out")
 
@@ -189,24 +208,33 @@ def _load(
     path: Path, problems: Problems, activation: str | None, i2s: str | None, tokenizer: Path | None
 ) -> tuple[ModelSpec | None, Checkpoint | None]:
     """The description of a model, and its checkpoint with names and shapes of all tensors checked; None for what could not be read."""
-    if path.is_dir():
-        spec, checkpoint = _hugging_face(path, problems, tokenizer)
-        check_said(path, spec, problems, activation, i2s)
-    elif path.suffix == ".gguf" or (path.is_file() and _starts_with(path, b"GGUF")):
-        spec, checkpoint = _gguf(path, problems, activation, i2s, tokenizer)
-    elif path.suffix == ".safetensors" and path.is_file():
-        problems.add(str(path), "a weight file alone lacks the model's description", f"give its folder, {path.parent}")
-        return None, None
-    else:
-        problems.add(
-            str(path),
-            "no such checkpoint" if not path.exists() else "neither a model folder nor a GGUF file",
-            "give the folder of a Hugging Face model or a .gguf file",
-        )
+    try:
+        spec, checkpoint = _read(path, problems, activation, i2s, tokenizer)
+    except OSError as error:
+        problems.add(str(path), f"cannot be read ({error.strerror})", "check the path and its permissions")
         return None, None
     if checkpoint is not None:
         check_shapes(checkpoint, problems)
     return spec, checkpoint
+
+
+def _read(
+    path: Path, problems: Problems, activation: str | None, i2s: str | None, tokenizer: Path | None
+) -> tuple[ModelSpec | None, Checkpoint | None]:
+    if path.is_dir():
+        check_layout(path, problems, i2s)
+        return _hugging_face(path, problems, activation, tokenizer)
+    if path.suffix == ".gguf" or (path.is_file() and _starts_with(path, b"GGUF")):
+        return _gguf(path, problems, activation, i2s, tokenizer)
+    if path.suffix == ".safetensors" and path.is_file():
+        problems.add(str(path), "a weight file alone lacks the model's description", f"give its folder, {path.parent}")
+        return None, None
+    problems.add(
+        str(path),
+        "no such checkpoint" if not path.exists() else "neither a model folder nor a GGUF file",
+        "give the folder of a Hugging Face model or a .gguf file",
+    )
+    return None, None
 
 
 def open_checkpoint(
@@ -238,8 +266,8 @@ def open_shape(path: str | Path, *, context: int | None = None, activation: str 
     """
     path, problems = Path(path), Problems()
     if path.is_dir() and (path / "config.json").is_file() and without_weights(path):
-        spec = hugging_face_spec(path, None, problems)
-        check_said(path, spec, problems, activation, i2s)
+        spec = hugging_face_spec(path, None, activation, problems)
+        check_layout(path, problems, i2s)
     else:
         spec, _ = _load(path, problems, activation, i2s, None)
     problems.raise_first()

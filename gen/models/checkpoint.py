@@ -6,13 +6,14 @@ import math
 from collections.abc import Iterator
 from copy import copy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tritloom.firmware.config import ModelShape
+from tritloom.firmware.config import ConfigError, ModelShape
 from tritloom.gen.models.files import Tensor
-from tritloom.gen.models.problems import CheckpointError
+from tritloom.gen.models.problems import CheckpointError, Problems, shown
 from tritloom.gen.models.spec import ModelSpec
 
 Trits = NDArray[np.int8]
@@ -47,6 +48,58 @@ def norm_length(shape: ModelShape, name: str) -> int:
     return {"attn_sub_norm": shape.q_size, "ffn_sub_norm": shape.ffn}.get(name, shape.hidden)
 
 
+def shape_of(problems: Problems, place: str, **values: Any) -> ModelShape | None:
+    """The dimensions of a model, or None with what contradicts itself noted; a `head_dim` of None is hidden over heads."""
+    if values["head_dim"] is None:
+        if values["hidden"] % values["heads"]:
+            what = f"{values['hidden']} is not a multiple of {values['heads']} heads and no size of a head is given"
+            problems.add("hidden_size", what, f"correct {place}")
+            return None
+        values["head_dim"] = values["hidden"] // values["heads"]
+    if values["head_dim"] % 2:
+        problems.add("head_dim", f"{values['head_dim']} is odd, but rotary embedding turns pairs", "use a model with an even head_dim")
+    if values["heads"] % values["kv_heads"]:
+        what = f"{values['kv_heads']} does not divide the {values['heads']} attention heads"
+        problems.add("num_key_value_heads", what, f"correct {place}")
+    try:
+        return ModelShape(**values)
+    except ConfigError as error:
+        if not problems.found:
+            problems.add(place, str(error), f"correct {place}")
+        return None
+
+
+ACTIVATIONS = {"relu2": "relu2", "silu": "silu", "swish": "silu"}
+"""Names in files, and the activations that gate."""
+
+
+def activation_of(named: dict[str, str | None], chosen: str | None, default: str | None, problems: Problems) -> str:
+    """The activation that gates: what the file names (`named`, by key), else what the user chose, else what the architecture means.
+
+    What contradicts the file is refused; so is leaving it open (a `default` of None).
+    """
+    found = {key: name for key, name in named.items() if name is not None}
+    for key, name in found.items():
+        if name not in ACTIVATIONS:
+            problems.add(key, f"{shown(name)} is not supported", "supported are relu2, silu (both gated)")
+            return "silu"
+    if chosen is not None and chosen not in ACTIVATIONS:
+        problems.add("activation", f"{shown(chosen)} is not supported", "supported are relu2, silu (both gated)")
+        return "silu"
+    names = {ACTIVATIONS[name] for name in found.values()}
+    if len(names) > 1:
+        problems.add(next(iter(found)), f"contradicts {' and '.join(list(found)[1:])}", "correct the file")
+    elif names and chosen is not None and ACTIVATIONS[chosen] not in names:
+        problems.add("activation", f"{shown(chosen)} contradicts the file's {next(iter(found))}, {names.pop()}", "leave --activation out")
+        return ACTIVATIONS[chosen]
+    elif not names and chosen is None and default is None:
+        problems.add(
+            "activation", "the file does not say whether the model gates with silu or relu2",
+            "name it (--activation silu for 1bitLLM's models, relu2 for 2B-4T's kind)",
+        )  # fmt: skip
+    return names.pop() if names else ACTIVATIONS[chosen or default or "silu"]
+
+
 class Checkpoint:
     """A readable model: `spec`, `tokenizer` (path of tokenizer.json) and tensors, read and checked on demand."""
 
@@ -62,6 +115,11 @@ class Checkpoint:
         raise NotImplementedError
 
     embedding_name = final_norm_name = head_name = ""
+
+    @property
+    def quantises_activations(self) -> bool:
+        """Whether models of this kind were trained with activations rounded to int8 per token."""
+        return True
 
     def ternary(self, layer: int, name: str) -> tuple[Trits, float]:
         """Trits [rows, inputs] of a matrix (rows in Hugging Face order) and the scale that multiplies them."""
@@ -102,7 +160,7 @@ class Checkpoint:
         """(first row, rows) of a large table, ROW_BLOCK rows at a time."""
         tensor = self.tensor(name)
         for start in range(0, tensor.shape[0], ROW_BLOCK):
-            yield start, self._finite(name, self.floats(tensor.rows(start, min(start + ROW_BLOCK, tensor.shape[0]))))
+            yield start, self._finite(name, self.floats(tensor.rows(start, start + ROW_BLOCK)))
 
     def embedding(self) -> Floats:
         """Embedding table [vocab, hidden]."""

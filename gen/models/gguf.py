@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from gguf import Keys
+from pydantic import Field
 
-from tritloom.gen.models.checkpoint import MATRICES, Checkpoint, Floats, Trits, scale_of, single_magnitude
-from tritloom.gen.models.fields import end_tokens, number, shape_of
-from tritloom.gen.models.files import Tensor
-from tritloom.gen.models.gguf_file import gguf_floats, i2s_trits, tq_trits
-from tritloom.gen.models.problems import CheckpointError, Problems
+from tritloom.gen.models.checkpoint import MATRICES, Checkpoint, Floats, Trits, activation_of, scale_of, shape_of, single_magnitude
+from tritloom.gen.models.files import AGAIN, Tensor
+from tritloom.gen.models.gguf_file import Metadata, gguf_floats, i2s_trits, tq_trits
+from tritloom.gen.models.problems import CheckpointError, Problems, shown
+from tritloom.gen.models.records import Context, Id, Layers, Record, Size, Vocabulary, read_record
+from tritloom.gen.models.rope import GgufRope, gguf_rope
 from tritloom.gen.models.spec import ModelSpec
 
 I2S_BLOCKS = {"x86": 128, "arm": 64}
@@ -29,15 +32,16 @@ GGUF_ARCHITECTURES: dict[str, tuple[str | None, bool, bool]] = {
     "bitnet-b1.58": ("relu2", True, False),
     "bitnet-25": ("relu2", True, False),
 }
-"""Activation (None: the file does not say), sub-norms, q and k rows stored permuted for interleaved rotary pairs."""
+"""Activation where the file names none (None: that leaves it open), sub-norms, q and k rows permuted for interleaved rotary pairs."""
 
 
 class GgufCheckpoint(Checkpoint):
     embedding_name, final_norm_name, head_name = "token_embd.weight", "output_norm.weight", "output.weight"
 
-    def __init__(self, spec: ModelSpec, tensors: dict[str, Tensor], tokenizer: Path, permuted: bool, i2s_block: int) -> None:
+    def __init__(self, spec: ModelSpec, tensors: dict[str, Tensor], tokenizer: Path, architecture: str, i2s_block: int) -> None:
         super().__init__(spec, tensors, tokenizer)
-        self.permuted, self.i2s_block = permuted, i2s_block
+        self.architecture, self.i2s_block = architecture, i2s_block
+        self.permuted = GGUF_ARCHITECTURES[architecture][2]
 
     def matrix_name(self, layer: int, name: str) -> str:
         return f"blk.{layer}.{GGUF_MATRICES[name]}.weight"
@@ -45,8 +49,15 @@ class GgufCheckpoint(Checkpoint):
     def norm_name(self, layer: int, name: str) -> str:
         return f"blk.{layer}.{GGUF_NORMS[name]}.weight"
 
+    @property
+    def quantises_activations(self) -> bool:
+        return self.architecture != "llama"
+
     def known(self, name: str) -> bool:
-        return name.endswith(".scale") and name.removesuffix(".scale") + ".weight" in self.tensors
+        matrix = name.removesuffix(".scale")
+        if name != matrix:
+            return matrix + ".weight" in self.tensors and matrix.rpartition(".")[2] in GGUF_MATRICES.values()
+        return name == ROPE_FACTORS and self.architecture == "llama"
 
     def floats(self, tensor: Tensor) -> Floats:
         return gguf_floats(tensor)
@@ -56,7 +67,10 @@ class GgufCheckpoint(Checkpoint):
         trits, scale = self._ternary(tensor)
         extra = tensor.name.removesuffix(".weight") + ".scale"
         if extra in self.tensors:
-            scale *= scale_of(extra, float(self.tensors[extra].floats().reshape(-1)[0]))
+            factors = self.tensors[extra].floats().reshape(-1)
+            if len(factors) != 1:
+                raise CheckpointError(extra, f"{len(factors)} scales for one matrix", "use a model with a scale per tensor")
+            scale = scale_of(extra, scale * float(factors[0]))
         if self.permuted and name in ("q_proj", "k_proj"):
             s = self.spec.shape
             trits = trits.reshape(-1, s.head_dim // 2, 2, s.hidden).swapaxes(1, 2).reshape(-1, s.hidden)
@@ -93,72 +107,130 @@ class GgufCheckpoint(Checkpoint):
         return trits, float(scales[0])
 
 
-def gguf_spec(
-    path: Path, metadata: dict[str, Any], tensors: dict[str, Tensor], activation: str | None, problems: Problems
-) -> ModelSpec | None:
+ROPE_FACTORS = "rope_freqs.weight"
+
+
+class Fields(GgufRope):
+    """Metadata of the model's architecture, by their names after it."""
+
+    context: Context = Field(alias="context_length")
+    hidden: Size = Field(alias="embedding_length")
+    layers: Layers = Field(alias="block_count")
+    ffn: Size = Field(alias="feed_forward_length")
+    heads: Size = Field(alias="attention.head_count")
+    kv_heads: Size | None = Field(None, alias="attention.head_count_kv")
+    key_length: Size | None = Field(None, alias="attention.key_length")
+    value_length: Size | None = Field(None, alias="attention.value_length")
+    vocab: Vocabulary | None = Field(None, alias="vocab_size")
+    eps: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False, alias="attention.layer_norm_rms_epsilon")]
+    hidden_activation: str | None = None
+    hidden_act: str | None = None
+
+
+class Tokens(Record):
+    bos: Id | None = Field(None, alias="tokenizer.ggml.bos_token_id")
+    eos: Id | None = Field(None, alias="tokenizer.ggml.eos_token_id")
+
+
+_READ = {field.alias or name for name, field in Fields.model_fields.items()}
+_HARMLESS = {"tensor_data_layout", "rope.scaling.finetuned", "attention.layer_norm_epsilon"}
+_DEFINED = {
+    value.removeprefix("{arch}.")
+    for group in (Keys.LLM, Keys.Attention, Keys.Rope)
+    for name, value in vars(group).items()
+    if name.isupper() and value.startswith("{arch}.")
+}
+_NEUTRAL: dict[str, Any] = {"attention.causal": True, "logit_scale": 1.0, "residual_scale": 1.0, "embedding_scale": 1.0,
+                            "rope.scaling.yarn_attn_factor": 1.0}  # fmt: skip
+"""What changes nothing, beside 0 and false, which are `off` in every other field."""
+
+
+def _check_fields(keys: dict[str, Any], problems: Problems) -> None:
+    """Fields that GGUF defines and that would change what the model computes are not passed over."""
+    for name in sorted(_DEFINED - _READ - _HARMLESS & set(keys)):
+        value = keys[name]
+        if value != _NEUTRAL.get(name, 0) and value != 0:
+            problems.add(name, f"{shown(value)} is not supported", "use a model without it")
+
+
+def _rope_factors(tensors: dict[str, Tensor], architecture: str, problems: Problems) -> list[float]:
+    """Factors of the pairs' angles, which llama.cpp knows for llama models only; it refuses the tensor in others."""
+    if ROPE_FACTORS not in tensors:
+        return []
+    if architecture != "llama":
+        problems.add(ROPE_FACTORS, f"rotary factors are not part of architecture {architecture!r}", "convert the model again")
+        return []
+    factors = problems.catch(lambda: tensors[ROPE_FACTORS].floats().reshape(-1))
+    return [] if factors is None else factors.astype(float).tolist()
+
+
+def gguf_architecture(metadata: Metadata, problems: Problems) -> str | None:
+    """The architecture, if it is a supported one."""
     architecture = metadata.get("general.architecture")
-    if architecture not in GGUF_ARCHITECTURES:
-        problems.add("general.architecture", f"{architecture!r} is not supported", f"supported are {', '.join(GGUF_ARCHITECTURES)}")
+    if not isinstance(architecture, str) or architecture not in GGUF_ARCHITECTURES:
+        problems.add("general.architecture", f"{shown(architecture)} is not supported", f"supported are {', '.join(GGUF_ARCHITECTURES)}")
         return None
-    own_activation, sub_norms, _ = GGUF_ARCHITECTURES[architecture]
-    if own_activation is None and activation is None:
-        problems.add(
-            "general.architecture",
-            f"{architecture!r} does not say whether the model gates with silu or relu2",
-            "name it (--activation silu for 1bitLLM's models, relu2 for 2B-4T's kind)",
-        )
-    elif own_activation and activation not in (None, own_activation):
-        problems.add("activation", f"{activation!r} contradicts architecture {architecture!r}, which has {own_activation}", "leave it out")
+    return architecture
+
+
+def gguf_spec(
+    path: Path, metadata: Metadata, tensors: dict[str, Tensor], activation: str | None, problems: Problems
+) -> ModelSpec | None:
+    """The model that a file describes."""
+    architecture = gguf_architecture(metadata, problems)
+    if architecture is None:
+        return None
+    default, sub_norms, _ = GGUF_ARCHITECTURES[architecture]
     keys = {k.removeprefix(architecture + "."): v for k, v in metadata.items() if k.startswith(architecture + ".")}
-    hidden, heads = number(keys, "embedding_length", problems), number(keys, "attention.head_count", problems)
-    head_dim = keys.get("attention.key_length", hidden // heads if hidden and heads else None)
-    if keys.get("rope.dimension_count", head_dim) != head_dim:
-        problems.add(
-            "rope.dimension_count",
-            f"only {keys['rope.dimension_count']} of {head_dim} elements would be rotated",
-            "use a model that rotates whole heads",
-        )
-    kind, factor = keys.get("rope.scaling.type", "none"), keys.get("rope.scaling.factor", 1.0)
-    scaling = {"rope_type": "linear", "factor": factor} if kind == "linear" and factor != 1 else None
-    if kind not in ("none", "linear"):
-        problems.add("rope.scaling.type", f"{kind!r} is not supported", "supported are none, linear")
-    if "rope_freqs.weight" in tensors:
-        problems.add(
-            "rope_freqs.weight", "per-frequency rotary factors are not supported in GGUF", "use the Hugging Face checkpoint of this model"
-        )
-    for name in tensors:
-        if name.endswith(".bias"):
-            problems.add(name, "biases are not supported", "use a model without biases")
-            break
+    fields, tokens = read_record(Fields, keys, problems, path.name), read_record(Tokens, metadata, problems, path.name)
+    if fields is None or tokens is None:
+        return None
+    _check_fields(keys, problems)
+    gate = activation_of({"hidden_activation": fields.hidden_activation, "hidden_act": fields.hidden_act}, activation, default, problems)
+    if bias := next((name for name in tensors if name.endswith(".bias")), None):
+        problems.add(bias, "biases are not supported", "use a model without biases")
     embedding = tensors.get(GgufCheckpoint.embedding_name)
-    kv_heads = number(keys, "attention.head_count_kv", problems, heads)
+    vocab = fields.vocab or (embedding.shape[0] if embedding else None)
+    if vocab is None:
+        problems.add(GgufCheckpoint.embedding_name, "missing", AGAIN)
+        return None
     shape = shape_of(
         problems,
-        hidden=hidden,
-        ffn=number(keys, "feed_forward_length", problems),
-        layers=number(keys, "block_count", problems),
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
-        vocab=keys.get("vocab_size") or (embedding.shape[0] if embedding else None),
-        context=number(keys, "context_length", problems, 2048),
-        activation=own_activation or activation or "silu",
+        path.name,
+        hidden=fields.hidden,
+        ffn=fields.ffn,
+        layers=fields.layers,
+        heads=fields.heads,
+        kv_heads=fields.kv_heads or fields.heads,
+        head_dim=fields.key_length,
+        vocab=vocab,
+        context=fields.context,
+        activation=gate,
         sub_norms=sub_norms,
     )
-    eps = number(keys, "attention.layer_norm_rms_epsilon", problems, None, float)
-    if shape is None or problems.found:
+    if shape is None:
         return None
-    dtype = tensors[f"blk.0.{GGUF_MATRICES['q_proj']}.weight"].dtype if f"blk.0.{GGUF_MATRICES['q_proj']}.weight" in tensors else "unknown"
+    if fields.value_length not in (None, shape.head_dim):
+        problems.add("attention.value_length", f"{fields.value_length}, where keys have {shape.head_dim}", "use another model")
+    factors = _rope_factors(tensors, architecture, problems)
+    theta, scaling = gguf_rope(fields, factors, shape.context, shape.head_dim, problems, path.name)
+    if problems.found:
+        return None
+    q_proj = tensors.get(f"blk.0.{GGUF_MATRICES['q_proj']}.weight")
+    dtype = q_proj.dtype if q_proj else "unknown"
+    notes = ["block scales are fp16"] if dtype in ("TQ1_0", "TQ2_0") else []
+    if architecture == "llama":
+        notes.append("the file names no activation quantisation: this machine quantises activations to int8 per token")
     return ModelSpec(
         name=path.stem,
         source=f"GGUF {architecture}, {dtype}",
         shape=shape,
-        rms_eps=float(eps),
-        rope_theta=float(keys.get("rope.freq_base", 10000.0)),
+        rms_eps=fields.eps,
+        rope_theta=theta,
         rope_scaling=scaling,
         tied_embeddings=GgufCheckpoint.head_name not in tensors,
-        bos_id=metadata.get("tokenizer.ggml.bos_token_id"),
-        eos_ids=end_tokens(metadata.get("tokenizer.ggml.eos_token_id")),
+        bos_id=tokens.bos,
+        eos_ids=() if tokens.eos is None else (tokens.eos,),
         scale_rule="stored",
-        notes=("block scales are fp16",) if dtype in ("TQ1_0", "TQ2_0") else (),
+        notes=tuple(notes),
     )

@@ -1,23 +1,35 @@
-"""GGUF files: metadata, tensors and their block formats; every offset is checked against the file before it is used."""
+"""GGUF files, split ones too: metadata, tensors and their block formats. Every count and offset is checked before it is used."""
 
 from __future__ import annotations
 
+import re
 import struct
-from math import prod
+from math import isfinite, prod
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
-from tritloom.gen.models.files import AGAIN, Tensor, map_file
-from tritloom.gen.models.problems import CheckpointError
+from tritloom.gen.models.files import AGAIN, Tensor, map_file, other_file, truncated, unfinished
+from tritloom.gen.models.problems import CheckpointError, Problems, shown
+from tritloom.gen.models.records import Record, read_record
 
-GGUF_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-GGUF_STRING, GGUF_ARRAY = 8, 9
+SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+STRING, ARRAY = 8, 9
 I2_S = 36
 """bitnet.cpp's type number, unknown to the gguf package: 2-bit codes, then a 32-byte tail with the scale."""
 I2_S_TAIL = 32
+ENTRIES = 1 << 16
+"""Most tensors, and most metadata values, of a file."""
+ITEMS = 1 << 20
+"""Most items of an array: twice as many as the longest list of merges in use."""
+NAME_BYTES = 1 << 10
+DIMENSIONS = 4
+SPLIT_NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+
+Metadata = dict[str, Any]
 
 
 class _Cursor:
@@ -28,71 +40,169 @@ class _Cursor:
 
     def bytes(self, count: int) -> bytes:
         if self.at + count > len(self.file):
-            raise CheckpointError(str(self.path), f"truncated: the header goes on after its {len(self.file)} bytes", AGAIN)
+            raise truncated(self.path, f"the header goes on after its {len(self.file)} bytes")
         self.at += count
         return self.file[self.at - count : self.at].tobytes()
 
     def scalar(self, code: str) -> Any:
         return struct.unpack("<" + code, self.bytes(struct.calcsize("<" + code)))[0]
 
+    def count(self, most: int, what: str) -> int:
+        value = self.scalar("Q")
+        if value > most:
+            raise CheckpointError(str(self.path), f"damaged: {value} {what}", AGAIN)
+        return value
+
+    def name(self) -> str:
+        """Name of a value or a tensor: UTF-8."""
+        data = self.bytes(self.count(NAME_BYTES, "bytes in a name"))
+        try:
+            return data.decode("utf-8")
+        except UnicodeDecodeError:
+            raise CheckpointError(str(self.path), f"damaged: the name {shown(data)} is not UTF-8", AGAIN) from None
+
     def string(self) -> str:
-        return self.bytes(self.scalar("Q")).decode("utf-8", "replace")
+        """A text; bytes that are not UTF-8 are kept as lone surrogates."""
+        return self.bytes(self.scalar("Q")).decode("utf-8", "surrogateescape")
 
-    def value(self, kind: int) -> Any:
-        if kind == GGUF_STRING:
+    def number(self, kind: int, key: str) -> Any:
+        if kind not in SCALARS:
+            raise CheckpointError(key, f"stored as metadata type {kind}, which is unknown", "convert the model again with current tools")
+        value = self.scalar(SCALARS[kind])
+        if isinstance(value, float) and not isfinite(value):
+            raise CheckpointError(key, f"{value} is not a number", AGAIN)
+        return value
+
+    def value(self, key: str) -> Any:
+        kind = self.scalar("I")
+        if kind == STRING:
             return self.string()
-        if kind == GGUF_ARRAY:
-            item, count = self.scalar("I"), self.scalar("Q")
-            if item in GGUF_SCALARS:
-                dtype = np.dtype("<" + GGUF_SCALARS[item])
-                return np.frombuffer(self.bytes(count * dtype.itemsize), dtype).tolist()
-            return [self.value(item) for _ in range(count)]
-        if kind not in GGUF_SCALARS:
-            raise CheckpointError(str(self.path), f"unknown metadata type {kind}", "re-create the file with current tools")
-        return self.scalar(GGUF_SCALARS[kind])
+        if kind != ARRAY:
+            return self.number(kind, key)
+        item, count = self.scalar("I"), self.count(ITEMS, f"items in {key}")
+        if item == STRING:
+            return [self.string() for _ in range(count)]
+        if item == ARRAY:
+            raise CheckpointError(key, "a list of lists, which no model needs", "convert the model again with current tools")
+        if item not in SCALARS:
+            raise CheckpointError(key, f"a list of metadata type {item}, which is unknown", "convert the model again with current tools")
+        dtype = np.dtype("<" + SCALARS[item])
+        values = np.frombuffer(self.bytes(count * dtype.itemsize), dtype)
+        if dtype.kind == "f" and not np.isfinite(values).all():
+            raise CheckpointError(key, "holds values that are not numbers", AGAIN)
+        return values.tolist()
 
 
-def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Metadata and tensors of a GGUF file, version 2 or 3."""
+def _size(name: str, kind: int, shape: tuple[int, ...]) -> tuple[str, int]:
+    """(type's name, bytes) of a tensor."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
+    if kind == I2_S:
+        if prod(shape) % 4:
+            raise CheckpointError(name, f"{prod(shape)} weights are not whole bytes of I2_S", AGAIN)
+        return "I2_S", prod(shape) // 4 + I2_S_TAIL
+    try:
+        dtype = GGMLQuantizationType(kind)
+        block, block_bytes = GGML_QUANT_SIZES[dtype]
+    except (ValueError, KeyError):
+        raise CheckpointError(name, f"tensor type number {kind} is unknown", "convert the model to TQ2_0") from None
+    if shape[-1] % block:
+        raise CheckpointError(name, f"rows of {shape[-1]} are not whole {dtype.name} blocks of {block}", AGAIN)
+    return dtype.name, prod(shape) // block * block_bytes
+
+
+def _read_part(path: Path) -> tuple[Metadata, dict[str, Tensor]]:
+    """Metadata and tensors of one file, version 2 or 3."""
     file = map_file(path)
     cursor = _Cursor(path, file)
     if file[:4].tobytes() != b"GGUF":
-        raise CheckpointError(str(path), "not a GGUF file", "give a .gguf file or the folder of a Hugging Face model")
+        raise other_file(path, file, "not a GGUF file", "give a .gguf file or the folder of a Hugging Face model")
     cursor.at = 4
     version = cursor.scalar("I")
+    if version in (2 << 24, 3 << 24):
+        raise CheckpointError(str(path), "a big-endian GGUF file", "convert the model again, little endian")
     if version not in (2, 3):
         raise CheckpointError(str(path), f"GGUF version {version}", "convert it to version 3, little endian")
-    tensor_count, value_count = cursor.scalar("Q"), cursor.scalar("Q")
-    metadata: dict[str, Any] = {}
+    tensor_count, value_count = cursor.count(ENTRIES, "tensors"), cursor.count(ENTRIES, "metadata values")
+    metadata: Metadata = {}
     for _ in range(value_count):
-        key = cursor.string()
-        metadata[key] = cursor.value(cursor.scalar("I"))
+        key = cursor.name()
+        if key in metadata:
+            raise CheckpointError(key, f"twice in the metadata of {path.name}", AGAIN)
+        metadata[key] = cursor.value(key)
     entries = []
     for _ in range(tensor_count):
-        name = cursor.string()
-        dims = [cursor.scalar("Q") for _ in range(cursor.scalar("I"))]
-        entries.append((name, tuple(reversed(dims)), cursor.scalar("I"), cursor.scalar("Q")))
+        name, dimensions = cursor.name(), cursor.scalar("I")
+        if not 1 <= dimensions <= DIMENSIONS:
+            raise CheckpointError(name, f"has {dimensions} dimensions", AGAIN)
+        shape = tuple(reversed([cursor.scalar("Q") for _ in range(dimensions)]))
+        if not all(shape):
+            raise CheckpointError(name, f"has shape {list(shape)}", AGAIN)
+        dtype, size = _size(name, cursor.scalar("I"), shape)
+        entries.append((cursor.scalar("Q"), size, name, dtype, shape))
     alignment = metadata.get("general.alignment", 32)
-    if not isinstance(alignment, int) or alignment < 1:
-        raise CheckpointError("general.alignment", f"must be a positive integer, not {alignment!r}", AGAIN)
-    base = -(-cursor.at // alignment) * alignment
-    tensors = {}
-    for name, shape, kind, offset in entries:
-        if kind == I2_S:
-            dtype, size = "I2_S", prod(shape) // 4 + I2_S_TAIL
-        else:
-            try:
-                block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
-            except (ValueError, KeyError):
-                raise CheckpointError(name, f"tensor type number {kind} is unknown", "convert the model to TQ2_0") from None
-            dtype, size = GGMLQuantizationType(kind).name, prod(shape) // block * block_bytes
-            if shape and shape[-1] % block:
-                raise CheckpointError(name, f"rows of {shape[-1]} are not whole {dtype} blocks of {block}", AGAIN)
-        if base + offset + size > len(file):
-            raise CheckpointError(str(path), f"truncated: {name} ends at byte {base + offset + size}, the file has {len(file)}", AGAIN)
-        tensors[name] = Tensor(name, dtype, shape, file[base + offset : base + offset + size])
+    if not isinstance(alignment, int) or not 1 <= alignment <= 1 << 20 or alignment & alignment - 1:
+        raise CheckpointError("general.alignment", f"must be a power of two, not {shown(alignment)}", AGAIN)
+    base, end = -(-cursor.at // alignment) * alignment, 0
+    tensors: dict[str, Tensor] = {}
+    for offset, size, name, dtype, shape in sorted(entries):
+        if name in tensors:
+            raise CheckpointError(name, f"twice in {path.name}", AGAIN)
+        if offset % alignment:
+            raise CheckpointError(name, f"begins at byte {offset} of the data, which is no multiple of {alignment}", AGAIN)
+        if offset < end:
+            raise CheckpointError(name, f"overlaps another tensor in {path.name}", AGAIN)
+        end = offset + size
+        if base + end > len(file):
+            raise truncated(path, f"{name} ends at byte {base + end}, the file has {len(file)}")
+        tensors[name] = Tensor(name, dtype, shape, file[base + offset : base + end])
+    return metadata, {name: tensors[name] for _, _, name, _, _ in entries}
+
+
+class Split(Record):
+    """How a file is split: its number from 0, the number of files, and of tensors in all of them."""
+
+    number: Annotated[int, Field(ge=0, alias="split.no")] = 0
+    count: Annotated[int, Field(ge=1, le=99999, alias="split.count")] = 1
+    tensors: Annotated[int | None, Field(ge=0, alias="split.tensors.count")] = None
+
+
+def _split(path: Path, metadata: Metadata) -> Split:
+    problems = Problems()
+    split = read_record(Split, metadata, problems, path.name)
+    problems.raise_first()
+    assert split is not None
+    return split
+
+
+def read_gguf(path: Path) -> tuple[Metadata, dict[str, Tensor]]:
+    """Metadata and tensors of a GGUF file, or of all the files that it is split into: `path` is then the first."""
+    metadata, tensors = _read_part(path)
+    split = _split(path, metadata)
+    if split.count == 1:
+        return metadata, tensors
+    name = SPLIT_NAME.fullmatch(path.name)
+    if name is None or int(name["count"]) != split.count or int(name["number"]) != split.number + 1:
+        raise CheckpointError(
+            str(path),
+            f"file {split.number + 1} of a model in {split.count} files, under another name",
+            f"name them NAME-00001-of-{split.count:05d}.gguf and so on, and give the first",
+        )
+    parts = [path.with_name(f"{name['stem']}-{number:05d}-of-{split.count:05d}.gguf") for number in range(1, split.count + 1)]
+    if split.number:
+        raise CheckpointError(str(path), f"file {split.number + 1} of a model in {split.count} files", f"give the first, {parts[0]}")
+    for number, part in enumerate(parts[1:], 1):
+        if not part.is_file() and unfinished(part) is None:
+            raise CheckpointError(str(part), f"no such file: the model is in {split.count} files", "download all of them")
+        more, others = _read_part(part)
+        found = _split(part, more)
+        if (found.number, found.count) != (number, split.count):
+            raise CheckpointError(str(part), f"says that it is file {found.number + 1} of {found.count}", AGAIN)
+        if twice := next((tensor for tensor in others if tensor in tensors), None):
+            raise CheckpointError(twice, f"is in {part.name} and in an earlier file", AGAIN)
+        tensors |= others
+    if split.tensors not in (None, len(tensors)):
+        raise CheckpointError(str(path), f"{split.count} files hold {len(tensors)} tensors, not {split.tensors}", AGAIN)
     return metadata, tensors
 
 
@@ -105,7 +215,8 @@ def gguf_floats(tensor: Tensor) -> NDArray[np.float32]:
 
     try:
         rows = tensor.data.reshape(*tensor.shape[:-1], -1)
-        return dequantize(np.asarray(rows), GGMLQuantizationType[tensor.dtype]).astype(np.float32)
+        with np.errstate(all="ignore"):  # what is not finite is found by whoever asked
+            return dequantize(np.asarray(rows), GGMLQuantizationType[tensor.dtype]).astype(np.float32)
     except (KeyError, NotImplementedError):
         raise CheckpointError(tensor.name, f"values of type {tensor.dtype} cannot be read", "convert it to F16, Q8_0 or Q6_K") from None
 

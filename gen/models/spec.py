@@ -8,21 +8,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from tritloom.firmware.config import ConfigError, ModelShape
+from tritloom.gen.models.problems import shown
+from tritloom.gen.models.rope import KINDS, scaling_of
 
 SCALE_RULES = ("multiply", "divide", "absmean", "ternary", "stored")
 """How a matrix gets its scale: its weight_scale multiplies or divides; mean|W| of master weights; the one
 magnitude of weights that are ternary already; stored beside the trits (GGUF)."""
-
-ROPE_SCALINGS = ("linear", "llama3")
-"""Rotary scaling types that a table computed offline can hold exactly."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
     """A model as its checkpoint describes it.
 
-    `source`: the container and weight format, for people; `rope_scaling`: None, or the checkpoint's own
-    record of a type in ROPE_SCALINGS; `bos_id`: None when prompts get no start token; `eos_ids`: every
+    `source`: the container and weight format, for people; `rope_scaling`: None, or the record of one of
+    gen/models/rope.py's kinds; `bos_id`: None when prompts get no start token; `eos_ids`: every
     token that ends a text; `notes`: what a reader of the numbers should know.
     """
 
@@ -45,8 +44,10 @@ class ModelSpec:
             raise ConfigError(f"spec.rope_theta must be above 1, not {self.rope_theta!r}")
         if self.scale_rule not in SCALE_RULES:
             raise ConfigError(f"spec.scale_rule must be one of {', '.join(SCALE_RULES)}, not {self.scale_rule!r}")
-        if self.rope_scaling is not None and self.rope_scaling.get("rope_type") not in ROPE_SCALINGS:
-            raise ConfigError(f"spec.rope_scaling must have a rope_type of {', '.join(ROPE_SCALINGS)}, not {self.rope_scaling!r}")
+        try:
+            scaling_of(self.rope_scaling)
+        except ValueError:
+            raise ConfigError(f"spec.rope_scaling must be a whole record of {', '.join(KINDS)}, not {shown(self.rope_scaling)}") from None
 
     def with_context(self, context: int | None) -> ModelSpec:
         """The same model with a shorter KV cache."""
