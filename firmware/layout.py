@@ -202,16 +202,6 @@ class MemoryMap:
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=2) + "\n"
 
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> MemoryMap:
-        data = {k: v for k, v in data.items() if k != "total_bytes"}
-        regions = {name: Region(**region) for name, region in data["regions"].items()}
-        return cls(**(data | {"regions": regions, "descriptors": tuple(Descriptor.decode(int(w, 16)) for w in data["descriptors"])}))
-
-    @classmethod
-    def from_json(cls, text: str) -> MemoryMap:
-        return cls.from_dict(json.loads(text))
-
 
 def _two_groups(config: BuildConfig, layer: list[Block]) -> list[Descriptor]:
     """A layer, every matrix for one group after the other."""

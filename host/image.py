@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tritloom.firmware.config import BuildConfig, ConfigError, round_up
-from tritloom.firmware.layout import MemoryMap
+from tritloom.firmware.config import BuildConfig, round_up
+from tritloom.firmware.layout import MemoryMap, memory_map
 
 Bytes = NDArray[np.uint8]
 
@@ -46,6 +46,39 @@ class Section:
     length: int
     crc32: int
     address: int | None
+
+
+def _typed(record: Any, name: str, kind: type, least: int = 0) -> Any:
+    """Field `name` of a record, of exactly this kind. Raises ValueError."""
+    value: Any = record.get(name) if isinstance(record, dict) else None
+    if type(value) is not kind or (kind is int and value < least):
+        raise ValueError(f"{name} is missing or of another kind")
+    return value
+
+
+def _sections(records: list[Any], start: int, size: int) -> dict[str, Section]:
+    """The section table, in the file's order. Raises ValueError unless sections lie apart from each other within `start`..`size`."""
+    table: dict[str, Section] = {}
+    for record in records:
+        if not isinstance(record, dict):
+            raise ValueError("a section is not a record")
+        address = _typed(record, "address", int) if record.get("address") is not None else None
+        name, (offset, length, crc) = _typed(record, "name", str), (_typed(record, key, int) for key in ("offset", "length", "crc32"))
+        if name in table:
+            raise ValueError(f"section {name!r} twice")
+        if offset < start or offset % SECTION_ALIGN or offset + length > size:
+            raise ValueError(f"section {name!r} lies outside the file or in another section")
+        table[name], start = Section(name, offset, length, crc, address), offset + length
+    return table
+
+
+def _spec(spec: dict[str, Any], config: BuildConfig) -> dict[str, Any]:
+    """The model's record, whose tokens are in the vocabulary. Raises ValueError."""
+    ends = spec.get("eos_ids", [])
+    for token in [*(ends if isinstance(ends, list) else [None]), *([] if spec.get("bos_id") is None else [spec["bos_id"]])]:
+        if type(token) is not int or not 0 <= token < config.shape.vocab:
+            raise ValueError(f"token {token!r} is not in the vocabulary")
+    return spec
 
 
 def _crc32(data: Bytes) -> int:
@@ -117,6 +150,7 @@ class Image:
     config: BuildConfig
     spec: dict[str, Any]
     table: dict[str, Section]
+    map: MemoryMap
     data: Bytes
 
     @classmethod
@@ -125,8 +159,13 @@ class Image:
         path = Path(path)
         if not path.is_file():
             raise ImageError(f"{path}: no such image; pack one from a model")
-        size = path.stat().st_size
-        data: Bytes = np.memmap(path, np.uint8, "r") if size else np.zeros(0, np.uint8)
+        try:
+            size = path.stat().st_size
+            data: Bytes = np.memmap(path, np.uint8, "r") if size else np.zeros(0, np.uint8)
+        except OSError as error:
+            raise ImageError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
+        if data[:19].tobytes() == b"version https://git":
+            raise ImageError(f"{path}: a Git LFS pointer, not the image it stands for; fetch it with `git lfs pull`")
         if data[: len(MAGIC)].tobytes() != MAGIC:
             raise ImageError(f"{path}: not a tritloom image; {PACK_AGAIN} or give another file")
         if size < HEADER.size:
@@ -137,25 +176,48 @@ class Image:
             raise ImageError(f"{path}: image version {version}, this tritloom reads version {VERSION}; {advice}")
         if size < stated:
             raise ImageError(f"{path}: truncated: {size} of {stated} bytes; copy it again, or {PACK_AGAIN}")
+        if size > stated:
+            raise ImageError(f"{path}: {size - stated} bytes follow its end; copy it again, or {PACK_AGAIN}")
         body = data[HEADER.size : HEADER.size + length].tobytes()
         if zlib.crc32(body) != crc:
             raise ImageError(f"{path}: its record is damaged (CRC); copy it again, or {PACK_AGAIN}")
+        if len(body) < length:
+            raise ImageError(f"{path}: its record is longer than the file; {PACK_AGAIN}")
         try:
             content = json.loads(body)
-            config = BuildConfig.from_dict(content["config"])
-        except (json.JSONDecodeError, KeyError, ConfigError) as error:
-            raise ImageError(f"{path}: its configuration cannot be read ({error}); {PACK_AGAIN} with this tritloom") from None
+            config = BuildConfig.from_dict(_typed(content, "config", dict))
+            sections = _sections(_typed(content, "sections", list), HEADER.size + length, size)
+            spec = _spec(_typed(content, "spec", dict), config)
+            layout = memory_map(config, tied="embedding" not in sections)
+        except (ValueError, RecursionError) as error:  # of which ConfigError is one
+            reason = str(error) or "nested too deeply"
+            raise ImageError(f"{path}: its record cannot be read ({reason}); {PACK_AGAIN} with this tritloom") from None
         if config.digest != digest:
             raise ImageError(
                 f"{path}: digest {digest:08x} is not its configuration's ({config.digest:08x}); {PACK_AGAIN} with this tritloom"
             )
-        image = cls(path, config, content["spec"], {s["name"]: Section(**s) for s in content["sections"]}, data)
-        for section in image.table.values():
-            if section.offset + section.length > size:
-                raise ImageError(f"{path}: truncated in section {section.name}; copy it again, or {PACK_AGAIN}")
+        image = cls(path, config, spec, sections, layout, data)
+        for section in sections.values():
             if verify and _crc32(image.section(section.name)) != section.crc32:
                 raise ImageError(f"{path}: section {section.name} is damaged (CRC); copy it again, or {PACK_AGAIN}")
+        image._check_contents()
         return image
+
+    def _check_contents(self) -> None:
+        """Sections are where the memory map of the configuration has them, and as long; programs fit the machine."""
+        wanted = {name: (region.base, region.length) for name, region in self.map.regions.items() if region.loaded}
+        loaded = {s.name: (s.address, s.length) for s in self.table.values() if s.address is not None}
+        for name in sorted(wanted.keys() | loaded.keys()):
+            if wanted.get(name) != loaded.get(name):
+                raise ImageError(f"{self.path}: section {name} is not where its configuration has it; {PACK_AGAIN} with this tritloom")
+        descriptors = np.array(self.map.descriptor_words(), "<u8").tobytes()
+        for name, expected in (("memory_map", self.map.to_json().encode()), ("descriptors", descriptors)):
+            if self.section(name).tobytes() != expected:
+                raise ImageError(f"{self.path}: section {name} is not its configuration's; {PACK_AGAIN} with this tritloom")
+        length = len(self.section("program"))
+        if length % 8 or not 0 < length // 8 <= self.config.program_words:
+            raise ImageError(f"{self.path}: section program has {length} bytes; {PACK_AGAIN}")
+        self.section("tokenizer")
 
     def section(self, name: str) -> Bytes:
         """Bytes of a section, mapped."""
@@ -177,10 +239,6 @@ class Image:
     def descriptors(self) -> list[int]:
         """Words of the weight streamer's program."""
         return self.section("descriptors").view("<u8").tolist()
-
-    @property
-    def map(self) -> MemoryMap:
-        return MemoryMap.from_json(self.section("memory_map").tobytes().decode())
 
     @property
     def tokenizer(self) -> bytes:

@@ -70,18 +70,13 @@ class RandomImage(Image):
 
     @classmethod
     def of(cls, spec: ModelSpec, config: BuildConfig) -> RandomImage:
-        image = cls(Path(spec.name), config, spec.to_dict(), {}, np.zeros(0, np.uint8))
         layout = memory_map(config, tied=spec.tied_embeddings)
-        object.__setattr__(image, "_made", (spec, layout))
+        image = cls(Path(spec.name), config, spec.to_dict(), {}, layout, np.zeros(0, np.uint8))
+        object.__setattr__(image, "_made", spec)
         return image
 
-    @property
-    def map(self) -> MemoryMap:
-        return self._made[1]  # type: ignore[attr-defined]
-
     def memory(self) -> Iterator[tuple[int, Any]]:  # type: ignore[override]
-        spec, layout = self._made  # type: ignore[attr-defined]
-        return memory_pieces(spec, self.config, layout)
+        return memory_pieces(self._made, self.config, self.map)  # type: ignore[attr-defined]
 
     @property
     def program(self) -> list[int]:
