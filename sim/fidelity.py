@@ -1,7 +1,7 @@
 """How far the machine's integers are from the float model: perplexity, argmax agreement, logit error.
 
-The float reference is transformers' own implementation in float32 (an independent code base). Needs
-PyTorch and transformers, which nothing else in this package does.
+The float reference is transformers' own implementation in float32 (an independent code base) wherever it has one of the very model, and
+the published formulas' (paper_model.py) elsewhere; a result names which. Needs PyTorch and transformers, which nothing else here does.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 
 from tritloom.firmware.integer import ternary_ranks
 from tritloom.gen.models import Checkpoint
+from tritloom.gen.models.files import read_json
 from tritloom.gen.pack import quantise
 from tritloom.sim.integer_model import IntegerModel
+from tritloom.sim.paper_model import PaperModel
 
 STORY_SEPARATOR = "\n<|eos|>\n"
 FLOOR_BITS = 16
@@ -62,10 +64,30 @@ def stories(text: str) -> list[str]:
     return [s for s in text.split(STORY_SEPARATOR) if s.strip()]
 
 
+class OtherModel(FidelityError):
+    """transformers has no model for this checkpoint, or would load another than it describes."""
+
+
+def _transformers_class(folder: Path) -> str:
+    """The class that transformers loads a folder as. Raises OtherModel unless it computes what the folder describes."""
+    if not folder.is_dir():
+        raise OtherModel("transformers has no ternary models in GGUF")
+    config = read_json(folder / "config.json")
+    architecture, model_type = (config.get("architectures") or [None])[0], config.get("model_type")
+    if TRANSFORMERS.get(architecture) != model_type:
+        raise OtherModel(f"transformers has no {architecture} of type {model_type}")
+    return architecture
+
+
+TRANSFORMERS = {"BitNetForCausalLM": "bitnet", "LlamaForCausalLM": "llama"}
+"""transformers' classes and the model_type by which it chooses them."""
+
+
 class FloatReference:
-    """transformers' model of a Hugging Face directory, float32 on the CPU."""
+    """transformers' model of a Hugging Face directory, float32 on the CPU. Raises OtherModel if it has none."""
 
     def __init__(self, model: Path) -> None:
+        expected = _transformers_class(model)
         try:
             import torch
             import torch._dynamo
@@ -77,7 +99,13 @@ class FloatReference:
         transformers.logging.disable_progress_bar()
         torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
         self._torch = torch
-        loaded = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
+        loaded, report = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, output_loading_info=True)
+        left = {what: names for what, names in report.items() if names and what.endswith("_keys")}
+        left = {what: [n for n in names if not str(n).endswith("rotary_emb.inv_freq")] for what, names in left.items()}
+        what, names = next(((what, names) for what, names in left.items() if names), ("", []))
+        if type(loaded).__name__ != expected or names:
+            raise OtherModel(f"transformers' {type(loaded).__name__} has {what.replace('_', ' ')}, {names[0]}" if names else
+                             f"transformers loads it as {type(loaded).__name__}")
         self._model = torch.nn.Module.float(loaded).eval()
         self.name = f"transformers {transformers.__version__} {type(loaded).__name__}, float32"
 
@@ -101,6 +129,28 @@ class FloatReference:
         finally:
             for hook in hooks:
                 hook.remove()
+
+
+def float_reference(checkpoint: Checkpoint, path: Path) -> FloatReference | PaperModel:
+    """What the integer model is compared with: transformers' model of the checkpoint at `path`, or the formulas' where it has none."""
+    try:
+        if checkpoint.spec.scale_rule == "absmean" and not _online(path):
+            raise OtherModel("transformers takes these weights as they are, unquantised")
+        return FloatReference(path)
+    except OtherModel as error:
+        reason = str(error)
+    try:
+        model = PaperModel(checkpoint)
+    except ImportError as error:
+        raise FidelityError(f"the float reference needs {error.name}: install it with `pip install 'tritloom[test]'`") from None
+    model.name += f" ({reason})"
+    return model
+
+
+def _online(folder: Path) -> bool:
+    """Whether transformers quantises master weights when it loads them."""
+    quantization = read_json(folder / "config.json").get("quantization_config") or {}
+    return quantization.get("linear_class") == "autobitlinear" and quantization.get("quantization_mode") == "online"
 
 
 def log_softmax(logits: Floats) -> Floats:
@@ -171,13 +221,13 @@ def short_list_quality(checkpoint: Checkpoint, text: str, tokens: int, shortlist
 
 def measure(checkpoint: Checkpoint, path: Path, text: str, tokens: int, *, floor: bool = False,
             progress: Callable[[int, int], None] | None = None) -> Fidelity:
-    """Compare the integer model of a checkpoint, which was opened at `path`, with the float reference over at least `tokens` tokens
+    """Compare the integer model of a checkpoint, which was opened at `path`, with its float reference over at least `tokens` tokens
     of `text`."""
     spec = checkpoint.spec
     if not spec.eos_ids:
         raise FidelityError(f"{path} names no end token: the comparison runs whole stories")
     integer_model = IntegerModel(quantise(checkpoint))
-    reference = FloatReference(path)
+    reference = float_reference(checkpoint, path)
     count = n_stories = agree = agree_floor = 0
     nll = nll_integer = worst = total_error = 0.0
     for ids in _sequences(checkpoint.tokenizer, text, tokens, spec.shape.context, spec.eos_ids[0]):

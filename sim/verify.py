@@ -204,6 +204,8 @@ def verify(source: Source, text: str | None, tokens: int, progress: Progress | N
     config = fitted(spec, board, settings or {}).config
     shipped = default_text(source.path)
     known = text or (shipped.read_text("utf-8") if shipped else None)
+    if float_tokens and known is None:
+        raise InputError("no text to compare with the float model on: give --text FILE, or --float-tokens 0 to leave that out")
     words = known or "Once upon a time"
     tokenizer = Tokenizer.from_file(checkpoint.tokenizer, spec.bos_id)
     prompt = tokenizer.encode(words[:400])[:PROMPT_TOKENS]
