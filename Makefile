@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 # sources is preferred where there is one; elsewhere: make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 
-.PHONY: help setup demo test lint types unit results digests equality random calibrate clean distclean
+.PHONY: help setup demo test lint types unit results digests equality random fuzz calibrate clean distclean
 
 help:
 	@echo "make demo    generate a story on a simulated accelerator (installs what it needs, no PyTorch)"
@@ -19,6 +19,7 @@ help:
 	@echo "make results   measure again what holds no more of all stored results, JOBS=2 at a time (hours; goes on when interrupted)"
 	@echo "make equality  the long run behind docs/results/equality.json (about half an hour)"
 	@echo "make random    random models on random machines, all against the integer model (about a quarter of an hour)"
+	@echo "make fuzz      100,000 mutated model files and images over all readers (about a quarter of an hour)"
 	@echo "make calibrate  measure machines by synthesis and fit the cost model to them (about half an hour)"
 	@echo "make clean   remove what was built; distclean removes $(VENV) too"
 
@@ -74,6 +75,10 @@ equality: setup
 # Random shapes, machines and work; each prints its seed.
 random: setup
 	cd tests && ../$(BIN)/python random_machine.py
+
+# Mutated files; each has a number that reproduces it: --first N --files 1.
+fuzz: setup
+	cd tests && ../$(BIN)/python fuzz.py --store
 
 calibrate: setup
 	$(BIN)/python -m tritloom.gen.calibrate
