@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 from tritloom.firmware.config import BuildConfig
+from tritloom.gen.scaling import Scaling
 from tritloom.host import console as console_module
 from tritloom.host.cli import main
 from tritloom.host.commands import common
@@ -55,6 +57,18 @@ def model(tmp_path):
 
 
 # run -------------------------------------------------------------------------------------------------
+
+
+def test_run_and_verify_say_what_saturations_mean(tritloom, monkeypatch, tmp_path):
+    said = re.compile(r"^saturations +[\d,]+ numbers did not fit the machine's fixed point and were cut: the text may differ", re.M)
+    assert not said.search("".join(tritloom(*RUN, "--tokens", 1)[1:]))
+    monkeypatch.setenv("TRITLOOM_CACHE", str(tmp_path))
+    monkeypatch.setattr("tritloom.gen.pack.choose", lambda model, found: Scaling(-13, (0,) * 5, (0,) * 5))
+    status, *texts = tritloom(*RUN, "--tokens", 1)
+    assert status == 0 and said.search("".join(texts))
+    monkeypatch.setattr("tritloom.sim.verify.verify", lambda *_, **__: {
+        "equal": True, "compared_tokens": 1, "first_difference": None, "saturations": 1234})
+    assert said.search("".join(tritloom("verify", MODEL, "--float-tokens", 0)[1:]))
 
 
 def test_run_json(tritloom):

@@ -8,7 +8,8 @@ import pytest
 from synthetic import TINY
 from tritloom.firmware.assembler import assemble
 from tritloom.firmware.config import BuildConfig
-from tritloom.firmware.emulator import Emulator, EmulatorError
+from tritloom.firmware.emulator import Emulator, EmulatorError, _ten_bits
+from tritloom.firmware.integer import UFloat
 from tritloom.firmware.isa import Descriptor, DescriptorOp, Destination
 
 CONFIG = BuildConfig(shape=TINY, lanes=2, attention_lanes=1, tables=3, rows_per_cycle=4, vector_lanes=4, attention_macs=8, mem_bytes=8,
@@ -40,6 +41,13 @@ def emulated(program: str) -> Emulator:
 def test_what_the_machine_cannot_do_is_said(program, message):
     with pytest.raises(EmulatorError, match=re.escape(message)):
         list(emulated(program).run())
+
+
+def test_a_scale_beyond_ten_bits_is_refused():
+    for e in (-513, 512):
+        with pytest.raises(EmulatorError, match="does not fit an exponent of ten bits"):
+            _ten_bits(UFloat(np.array([1 << 15]), np.array([e])))
+    assert _ten_bits(UFloat(np.array([1 << 15, 0]), np.array([511, -512]))).e.tolist() == [511, -512]
 
 
 def test_a_program_that_the_machine_can_do_ends():

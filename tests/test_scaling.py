@@ -9,10 +9,14 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from synthetic import LLAMA, TINY, hugging_face, weights
+from tritloom.firmware.config import BuildConfig
 from tritloom.gen import scaling
 from tritloom.gen.models import CheckpointError, check, open_checkpoint
-from tritloom.gen.pack import quantise
+from tritloom.gen.pack import pack, quantise
 from tritloom.gen.scaling import Scaling, choose, measure, rescaled
+from tritloom.host.image import Image, write_image
+from tritloom.host.session import Session
+from tritloom.sim.backends import EmulatorBackend
 from tritloom.sim.integer_model import IntegerModel
 
 MODELS = Path(__file__).resolve().parent.parent / "models"
@@ -89,6 +93,17 @@ def test_gates_of_any_size(story):
     assert alike(large, small) < 0.99
 
 
+def test_scales_as_far_apart_as_float32_has_them_fit_ten_bits(story):
+    """Exponents of queries, keys, values and logits, which leave the vector unit in ten bits."""
+    folder = story({"q_proj.weight_scale": 1e35, "k_proj.weight_scale": 1e-35, "model.norm.weight": 1e25, "lm_head.weight": 1e-25})
+    model = IntegerModel(quantise(open_checkpoint(folder)))
+    raw, scale = model.forward(IDS)
+    assert alike(raw * scale.value()[:, None], logits(MODELS / "stories-260k")) > 0.999
+    for layer in model._cache:
+        assert layer.key_scale is not None and layer.value_scale is not None
+        assert all((-512 <= s.e).all() and (s.e < 512).all() for s in (layer.key_scale, layer.value_scale, scale))
+
+
 def test_large_scores_are_softened_and_noted(story):
     folder = story({"input_layernorm.weight": 100.0})
     model = quantise(open_checkpoint(folder))
@@ -104,6 +119,8 @@ def test_large_scores_are_softened_and_noted(story):
     ({"down_proj.weight_scale": 1e12}, {}, r"the residual stream reaches \S+, but what layer 0's attention reads is \S+: 32 bits do not"),
     ({"v_proj.weight_scale": 1e-36}, {}, r"the values of layer 0 reach \S+, beyond the machine's exponents"),
     ({"lm_head.weight": 1e-38}, {}, r"the logits are steps of \S+"),
+    ({"gate_proj.weight_scale": 1e-36, "up_proj.weight_scale": 1e-36, "post_attention_layernorm.weight": 1e-36}, {},
+     "the scales of layer 0's gate_proj and up_proj and the gains before them are beyond the machine's exponents"),
 ])
 def test_what_no_binary_point_carries_is_refused(story, factors, config, message):
     """By check too, which otherwise says ok."""
@@ -139,3 +156,16 @@ def test_the_measure_is_of_the_machine_s_numbers(tmp_path, shape):
         reference.forward(scaling._tokens(model))
         clamped.append(reference.saturations.count)
     assert clamped[0] == 0 < clamped[1]
+
+
+def test_the_emulator_counts_what_the_integer_model_clamps(tmp_path):
+    model = quantise(open_checkpoint(MODELS / "stories-260k", context=64))
+    zeros = (0,) * model.shape.layers
+    model = rescaled(model, Scaling(-12, zeros, zeros))
+    config = BuildConfig(shape=model.shape, lanes=1, tables=11, attention_macs=16)
+    write_image(tmp_path / "image", config=config, spec=model.spec.to_dict(), sections=pack(model, config).sections)
+    image = Image.open(tmp_path / "image")
+    reference = IntegerModel(model)
+    with Session(EmulatorBackend(config, image.map.total_bytes), image) as session:
+        assert list(session.generate([5], 4)) == reference.generate([5], 4)
+        assert session.stats().saturations == reference.saturations.count > 0
