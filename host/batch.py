@@ -21,7 +21,7 @@ from typing import Any
 from tritloom.firmware.config import CHUNK, BuildConfig
 from tritloom.firmware.integer import GREEDY, Sampling
 from tritloom.firmware.programs import segment_words
-from tritloom.host.backend import InputError
+from tritloom.host.backend import DeviceError, InputError
 from tritloom.host.drafting import Budget, PromptLookup
 
 Session = Any
@@ -255,8 +255,12 @@ class Batch:
     def __enter__(self) -> Batch:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        try:
+            self.close()
+        except DeviceError:
+            if error is None:  # else the first error is the one to report
+                raise
 
     @property
     def texts(self) -> tuple[Text, ...]:

@@ -61,6 +61,8 @@ UNITS = ("VECTOR", "MATMUL", "DOT", "SAMPLER")
 
 CONTROL, STATUS, TOKEN_OUT, MEMORY_PORTS = (REGISTER[name] for name in ("CONTROL", "STATUS", "TOKEN_OUT", "MEMORY_PORTS"))
 START, STOP, CLEAR, RESET = (CONTROL[name].mask for name in ("START", "STOP", "CLEAR", "RESET"))
+UNSETTLED = STATUS["RUNNING"].mask | STATUS["RESETTING"].mask
+"""What a device is before it takes CLEAR and START."""
 
 Progress = Callable[[int, int], None]
 """Told (prompt tokens read, prompt tokens in all)."""
@@ -283,7 +285,7 @@ class Session:
         self._batch: Batch | None = None
         self.pass_cycles: dict[int, float] = {}
         """Device cycles of a pass by its number of tokens, as drafts learn them."""
-        self._failed = False
+        self._failed = True  # until the first reset
         self._stats: Stats | None = None
         beats = image.map.token_beats + self.config.shape.layers * self.config.kv_layer_bytes // self.config.mem_bytes
         self.patience = PATIENCE * beats + PATIENCE_CYCLES
@@ -646,11 +648,8 @@ class Session:
                 if progress:
                     progress(max(taken, 0), len(generation.prompt))
             while self._active is generation and b.read("TOKEN_LEVEL"):
-                stamp, token = b.read("TOKEN_CYCLE"), TOKEN_OUT["TOKEN"].get(b.read("TOKEN_OUT"))
-                self._look()  # a token counts only if no error came before it
                 got += 1
-                if got > generation.new or token >= self.config.shape.vocab:
-                    raise DeviceFault(f"the device sent {token} as token {got} of {generation.new}", self.state())
+                token, stamp = self._token(got, generation.new)
                 yield token, stamp
                 watch = _Watch(self, goal)
             if not running:
@@ -697,18 +696,25 @@ class Session:
         b, watch, taken = self.backend, _Watch(self, "a token"), []
         while len(taken) < count:
             for _ in range(min(b.read("TOKEN_LEVEL"), count - len(taken))):
-                stamp, token = b.read("TOKEN_CYCLE"), TOKEN_OUT["TOKEN"].get(b.read("TOKEN_OUT"))
-                if token >= self.config.shape.vocab:
-                    raise DeviceFault(f"the device sent {token}, which is no token", self.state())
-                taken.append((token, stamp))
+                taken.append(self._token(len(taken) + 1, count))
                 watch = _Watch(self, "a token")
             if len(taken) < count:
                 if not STATUS["RUNNING"].get(status := self._look()) and not b.read("TOKEN_LEVEL"):
                     self._check_end(status)
                     raise DeviceFault("the program ended before its last token", self.state())
                 watch.step()
-        self._look()
         return taken
+
+    def _token(self, number: int, of: int) -> tuple[int, int]:
+        """The token that waits, the `number`th of `of`, and its cycle stamp. It counts only if no error came before it."""
+        b = self.backend
+        stamp, word = b.read("TOKEN_CYCLE"), b.read("TOKEN_OUT")
+        self._look()
+        token = TOKEN_OUT["TOKEN"].get(word)
+        valid = TOKEN_OUT["VALID"].get(word)
+        if not valid or token >= self.config.shape.vocab or number > of:
+            raise DeviceFault(f"the device sent {token if valid else 'nothing'} as token {number} of {of}", self.state())
+        return token, stamp
 
     def _look(self) -> int:
         """STATUS. Raises `DeviceFault` if the memory has answered with an error."""
@@ -738,12 +744,12 @@ class Session:
     def _halt(self) -> DeviceTimeout | None:
         """Stop whatever program runs. A device that did not stop is reset: then the error that says so."""
         b = self.backend
-        if not STATUS["RUNNING"].get(b.read("STATUS")):
+        if not b.read("STATUS") & UNSETTLED:
             return None
         b.write("CONTROL", STOP)
         watch = _Watch(self, "a stop")
         try:
-            while STATUS["RUNNING"].get(b.read("STATUS")):
+            while b.read("STATUS") & UNSETTLED:
                 self._drop_tokens()
                 watch.step()
         except DeviceTimeout as error:
@@ -753,16 +759,16 @@ class Session:
 
     def _drop_tokens(self) -> None:
         """Nobody wants the tokens that wait; while one does, the device has something to say."""
-        for _ in range(self.backend.read("TOKEN_LEVEL")):
+        for _ in range(min(self.backend.read("TOKEN_LEVEL"), FIFO_DEPTH)):
             self.backend.read("TOKEN_OUT")
 
     def _reset_units(self, missed: str) -> None:
         """Reset the device's units once its memory has answered what it was asked; they did not come to what was `missed`."""
         b = self.backend
         b.write("CONTROL", RESET | STOP)
-        watch = _Watch(self, f"{missed}, nor to the end of a reset")
+        watch = _Watch(self, "the end of a reset")
         try:
-            while b.read("STATUS") & (STATUS["RESETTING"].mask | STATUS["RUNNING"].mask):
+            while b.read("STATUS") & UNSETTLED:
                 watch.step()
         except DeviceTimeout as error:
             self._failed = True

@@ -39,6 +39,7 @@ ON_CHIP = (("stories-260k", "ecp5-85f"), ("stories-1m", "kv260-onchip"))
 """Models and boards of two more runs: everything in on-chip memory, the first the very machine that the ECP5 build places."""
 TOKENS = 64
 LONG_PROMPT = 100
+LOCK_S = 60
 
 MACHINES: dict[str, dict[str, Any]] = {
     "sim": dict(lanes=2, tables=13, rows_per_cycle=4, vector_lanes=8, attention_macs=32, mem_bytes=32),
@@ -129,7 +130,7 @@ def store(entry: dict[str, Any], path: Path = RESULTS) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
+        _lock(folder, path)
         results = load(path)
         key = (entry["model"], entry["machine"])
         kept = [e for e in results["entries"] if (e["model"], e["machine"]) != key]
@@ -139,6 +140,18 @@ def store(entry: dict[str, Any], path: Path = RESULTS) -> None:
         scratch.replace(path)
     finally:
         os.close(folder)
+
+
+def _lock(folder: int, path: Path) -> None:
+    """Others hold the lock for as long as it takes to write a file."""
+    deadline = time.monotonic() + LOCK_S
+    while True:
+        try:
+            return fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{path.parent} was locked by another process for {LOCK_S} s: end that one") from None
+            time.sleep(0.1)
 
 
 def main(arguments: list[str] | None = None) -> int:

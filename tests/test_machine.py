@@ -293,8 +293,12 @@ def test_an_image_that_the_memory_does_not_take_is_an_error(built):
     with pytest.raises(DeviceError, match="answered with an error"):
         for _ in range(100):
             backend.write("MEMORY_DATA", 1)
-    backend.machine.heal()
-    Session(backend, image).close()
+    backend.write("CONTROL", RESET)
+    backend.machine.run(1000, 0)
+    assert backend.read("STATUS") & STATUS["RESETTING"].mask
+    backend.machine.heal()  # a session waits for the end of a reset that it finds under way
+    with Session(backend, image) as session:
+        assert len(list(session.generate(prompt(2), 2))) == 2
 
 
 def test_ports_are_placed_by_the_host(built):

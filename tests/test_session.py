@@ -572,6 +572,16 @@ def test_programs_that_misbehave(emulator, image, program, error, message):
         session.reset()
 
 
+def test_a_token_that_is_none_is_not_handed_out(image):
+    class Empty(NullBackend):
+        def read(self, register):
+            return 1 if register == "TOKEN_LEVEL" else super().read(register)
+
+    with Session(Empty(image.config), image) as session:
+        with pytest.raises(DeviceFault, match="sent nothing as token 1 of 1"):
+            list(session.generate([1], 1))
+
+
 def test_interruption_stops_the_device(image):
     class Interrupted(NullBackend):
         calls = 0
