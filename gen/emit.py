@@ -14,7 +14,7 @@ from amaranth.hdl import ClockSignal, Const, Fragment, Instance, ResetSignal, Va
 from amaranth.hdl._ir import PortDirection  # what convert() itself uses; it has no public name
 from amaranth.lib import wiring
 
-from tritloom.gen import yosys
+from tritloom.gen import waivers, yosys
 
 __all__ = ["Emission", "EmissionError", "to_rtlil", "to_verilog"]
 
@@ -31,9 +31,9 @@ def to_rtlil(component: Any, name: str = "top") -> str:
 
 
 def to_verilog(component: Any, name: str = "top") -> str:
-    """Verilog of a component as module `name`, the same for the same design."""
+    """Verilog of a component as module `name`, the same for the same design, with a linter's waivers as comments."""
     yosys.prepare()
-    return verilog._convert_rtlil_text(to_rtlil(component, name), strip_internal_attrs=True)
+    return waivers.annotate(verilog._convert_rtlil_text(to_rtlil(component, name), strip_internal_attrs=True))
 
 
 @dataclass(frozen=True)

@@ -16,28 +16,14 @@ from pathlib import Path
 from tritloom.firmware.config import BuildConfig
 from tritloom.gen import registers, verilator
 
-__all__ = ["WAIVERS", "GenerateError", "cached_verilog", "generate_verilog", "lint", "source_digest", "write_atomically", "write_machine"]
+__all__ = ["GenerateError", "cached_verilog", "generate_verilog", "lint", "source_digest", "write_atomically", "write_machine"]
 
 Progress = Callable[..., None]
 """Called with (done, total, text)."""
 
 VERILOG = "tritloom.v"
-SOURCES = ("rtl", "firmware", "gen/emit.py", "gen/generate.py")
+SOURCES = ("rtl", "firmware", "gen/emit.py", "gen/generate.py", "gen/waivers.py")
 """What the emitted Verilog depends on, besides the configuration."""
-
-WAIVERS = {
-    "DECLFILENAME": "one file holds all modules",
-    "UNUSEDSIGNAL": "Amaranth names every field of a record and every port, also those that a configuration does not read",
-    "WIDTHEXPAND": "Yosys writes constants and operands of carry chains in their own sizes; Amaranth has checked the widths before",
-    "WIDTHTRUNC": "the other direction of WIDTHEXPAND, and conditions on whole vectors, which mean: not zero",
-    "PROCASSINIT": "registers have a reset and an initial value, as FPGAs do",
-    "CASEINCOMPLETE": "a default assignment stands before each case statement",
-    "ASCRANGE": "fields without bits, such as the index of a single lane, are written as [-1:0]",
-    "VARHIDDEN": "a signal of a module may have the name of an instance in its parent",
-    "UNOPTFLAT": "fields of one record that depend on each other look like a loop; no bit depends on itself (synthesis finds no loop)",
-}
-"""Rules of `verilator --lint-only -Wall` that are switched off, with the reason."""
-
 
 class GenerateError(RuntimeError):
     """The Verilog could not be made or checked; the message says what to do."""
@@ -126,13 +112,11 @@ def write_machine(config: BuildConfig, out_dir: str | Path, progress: Progress |
 _WARNING = re.compile(r"%(?:Warning|Error)\S*:")
 
 
-def lint(verilog: str, *, top: str = "top", waivers: dict[str, str] | None = None) -> list[str]:
-    """What `verilator --lint-only -Wall` says of `verilog`, beyond the waived rules: one entry a warning."""
-    rules = WAIVERS if waivers is None else waivers
+def lint(verilog: str, *, top: str = "top") -> list[str]:
+    """What `verilator --lint-only -Wall` says of `verilog`, whose waivers are in it (`gen.waivers`): one entry a warning."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "top.v").write_text(verilog, encoding="utf-8")
-        flags = ["--lint-only", "-Wall", "--top-module", top, *(f"-Wno-{rule}" for rule in rules)]
-        command = [str(verilator.root() / "bin" / "verilator_bin"), *flags, "top.v"]
+        command = [str(verilator.root() / "bin" / "verilator_bin"), "--lint-only", "-Wall", "--top-module", top, "top.v"]
         try:
             result = subprocess.run(command, cwd=folder, env=verilator.environment(), capture_output=True, text=True, timeout=600)
         except (OSError, subprocess.TimeoutExpired) as error:

@@ -56,9 +56,10 @@ STOP_IRQ, STOP_ERROR = 1, 2
 
 VERILATOR_FLAGS = (
     "--cc", "--prefix", "Vtop", "-O3", "--x-assign", "fast", "--x-initial", "fast", "--noassert", "--no-timing",
-    "--threads", "1", "--output-split", "20000", "--output-split-cfuncs", "2000", "--inline-mult", "100", "-Wno-fatal", "-Wno-lint",
+    "--threads", "1", "--output-split", "20000", "--output-split-cfuncs", "2000", "--inline-mult", "100", "-Wno-fatal",
 )  # fmt: skip
-"""--inline-mult: a module of many statements and instances stays one, instead of a copy for each lane (decision 6)."""
+"""--inline-mult: a module of many statements and instances stays one, instead of a copy for each lane (decision 6). -Wno-fatal: what
+another Verilator may newly warn of stops no build; the Verilog's own waivers are in it (`gen.waivers`)."""
 COMPILER_FLAGS = ("-std=gnu++17", "-fPIC", "-march=native", "-DVL_TIME_CONTEXT", "-DVM_COVERAGE=0", "-DVM_SC=0", "-DVM_TRACE=0", "-w")
 FAST, SLOW = "-O2", "-O0"
 """Optimisation of the code that runs every cycle, and of the rest (-O3 compiled longer and ran no faster)."""
