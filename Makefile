@@ -9,11 +9,17 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 # sources is preferred where there is one; elsewhere: make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 
-.PHONY: help setup demo test lint types unit results digests equality random fuzz calibrate clean distclean
+# Pythons that the plain package is also tested with, where they are installed (make test): the oldest and the newest.
+OLDEST := python3.10
+NEWEST := python3.15 python3.14 python3.13 python3.12
+
+.PHONY: help setup demo test lint types unit plain plain-others same-python results digests equality random fuzz calibrate clean \
+  distclean
 
 help:
 	@echo "make demo    generate a story on a simulated accelerator (installs what it needs, no PyTorch)"
 	@echo "make test    lint, types and all tests (installs the test tools too)"
+	@echo "make plain   test the package without generator and simulator, from its wheel (PYTHON=python3.10: with that one)"
 	@echo "make setup   install everything into $(VENV)"
 	@echo "make digests   say which stored results still hold, after a change of the hardware (about ten minutes)"
 	@echo "make results   measure again what holds no more of all stored results, JOBS=2 at a time (hours; goes on when interrupted)"
@@ -26,9 +32,19 @@ help:
 # The stamps are older than pyproject.toml exactly when something must be installed.
 setup: $(VENV)/.stamp-all
 
-$(VENV)/.stamp-python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-	  || { echo "Python 3.11 or newer is needed, $(PYTHON) is older: make PYTHON=python3.11 ..." >&2; exit 1; }
+VERSION := import sys; print("%d.%d" % sys.version_info[:2])
+OFFLINE := echo "the packages could not be installed, see above: is there a network, or a mirror in pip's configuration?" >&2
+
+# An environment that another Python has made is not taken instead of the one that was asked for.
+same-python:
+	@[ "$(origin PYTHON)" = file ] || [ ! -e $(VENV)/bin/python ] \
+	  || [ "`$(PYTHON) -c '$(VERSION)'`" = "`$(BIN)/python -c '$(VERSION)'`" ] \
+	  || { echo "$(VENV) is of Python `$(BIN)/python -c '$(VERSION)'`, not of $(PYTHON): make distclean first" >&2; exit 1; }
+
+$(VENV)/.stamp-python: | same-python
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is missing: apt-get install python3 python3-venv, or make PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+	  || { echo "Python 3.10 or newer is needed, $(PYTHON) is older: make PYTHON=python3.10 ..." >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV) \
 	  || { echo "python3-venv is missing: apt-get install python3-venv" >&2; rm -rf $(VENV); exit 1; }
 	@touch $@
@@ -37,19 +53,21 @@ $(VENV)/.stamp-demo: pyproject.toml $(VENV)/.stamp-python
 	@for tool in g++ make perl; do command -v $$tool >/dev/null \
 	  || { echo "$$tool is missing: apt-get install g++ make perl" >&2; exit 1; }; done
 	@echo "Installing the generator and the simulator into $(VENV) (300 MB, about a minute)"
-	@$(PIP) --no-compile --editable '.[gen,sim]'
+	@$(PIP) --no-compile --editable '.[gen,sim]' || { $(OFFLINE); exit 1; }
 	@touch $@
 
 $(VENV)/.stamp-all: pyproject.toml $(VENV)/.stamp-demo
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "The tests need Python 3.11 or newer: make distclean, then make PYTHON=python3.11 test" >&2; exit 1; }
 	@echo "Installing the test and bitstream tools into $(VENV) (1.6 GB, a few minutes)"
-	@$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable '.[gen,sim,build,test]'
+	@$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable '.[gen,sim,build,test]' || { $(OFFLINE); exit 1; }
 	@$(BIN)/python -m compileall -q $(VENV)/lib/python3*/site-packages/amaranth $(VENV)/lib/python3*/site-packages/numpy
 	@touch $@
 
-demo: $(VENV)/.stamp-demo
+demo: same-python $(VENV)/.stamp-demo
 	@$(BIN)/tritloom run models/stories-4m --prompt "Once upon a time, there was a little fox"
 
-test: setup lint types unit
+test: same-python setup lint types unit plain-others
 
 lint: setup
 	$(BIN)/ruff check .
@@ -67,6 +85,22 @@ digests: setup
 JOBS ?= 2
 results: setup
 	$(BIN)/python -m tritloom.sim.remeasure $(JOBS)
+
+# An environment a version; the package itself is built and installed each time, not linked.
+plain:
+	@version=`$(PYTHON) -c '$(VERSION)'` && at=build/plain/$$version && if [ ! $$at/.stamp -nt pyproject.toml ]; then \
+	  rm -rf $$at && mkdir -p build/plain && $(PYTHON) -m venv $$at \
+	  && $$at/bin/python -m pip install -qq --disable-pip-version-check 'setuptools>=77' '.[plain]' || { $(OFFLINE); exit 1; }; touch $$at/.stamp; fi; \
+	  rm -rf build/lib build/bdist.* \
+	  && $$at/bin/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation --force-reinstall . \
+	  && echo "The plain package on Python $$version" && $$at/bin/python -m pytest -q -p no:cacheprovider tests
+
+plain-others:
+	@for wanted in "$(OLDEST)" "$(NEWEST)"; do found=; for name in $$wanted; do \
+	    for python in $$name $$HOME/.pyenv/versions/*/bin/$$name; do \
+	      if $$python -c 'import venv, ensurepip' 2>/dev/null; then found=$$python; break 2; fi; done; done; \
+	  if [ "$$found" ]; then $(MAKE) --no-print-directory plain PYTHON=$$found || exit 1; \
+	  else echo "skipped: the plain package was not tested on $$wanted, which is not installed"; fi; done
 
 # Several machines, two models, prompts of awkward lengths; runs what holds no more.
 equality: setup

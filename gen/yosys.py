@@ -7,6 +7,8 @@ use, and `prepare()`, which makes Amaranth call it.
 
 from __future__ import annotations
 
+import errno
+import importlib.util
 import os
 import shutil
 import sys
@@ -20,13 +22,15 @@ USAGE = f"usage: {COMMAND} [-V] [-q] [-l LOGFILE] [-p COMMANDS] [-s SCRIPT] [FIL
 
 
 def executable() -> Path:
-    """The installed command, beside the running interpreter or on PATH."""
+    """The installed command, beside the running interpreter or on PATH. Raises `ModuleNotFoundError` without pyosys."""
+    if importlib.util.find_spec("pyosys") is None:
+        raise ModuleNotFoundError("Yosys is not installed", name="pyosys")
     beside = Path(sys.executable).parent / COMMAND
     if beside.exists():
         return beside
     found = shutil.which(COMMAND)
     if found is None:
-        raise FileNotFoundError(f"{COMMAND} is not installed beside {sys.executable}: run `make setup` or `pip install -e '.[gen]'`")
+        raise FileNotFoundError(errno.ENOENT, f"not installed beside {sys.executable}: run `make setup`, or pip install tritloom", COMMAND)
     return Path(found)
 
 
@@ -39,6 +43,9 @@ def prepare() -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run Yosys on scripts, commands and Verilog files in the order given; `-` is a script on standard input."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if importlib.util.find_spec("pyosys") is None:
+        print(f"{COMMAND}: the package pyosys is missing: pip install 'tritloom[gen]'", file=sys.stderr)
+        return 1
     if given in (["-V"], ["--version"]):
         from pyosys import libyosys  # type: ignore[attr-defined]
 
@@ -49,13 +56,16 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"{error}\n{USAGE}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
+        return 1
     with tempfile.TemporaryDirectory() as folder:
         path, log = Path(folder) / "all.ys", log or str(Path(folder) / "log")
         path.write_text("\n".join(script) + "\n", encoding="utf-8")
         # Yosys ends its whole process on an error: a child takes that, so that the log can still be read.
         child = os.fork()
         if child == 0:
-            _run(f"tee {'-q ' if quiet else ''}-o {log} script {path}")
+            _run(["tee", *(["-q"] if quiet else []), "-o", log, "script", str(path)])
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         if status != 0 and quiet and Path(log).exists():
             lines = Path(log).read_text(encoding="utf-8", errors="replace").splitlines()
@@ -76,17 +86,17 @@ def _parse(pending: list[str]) -> tuple[bool, str | None, list[str]]:
             if option == "-l":
                 log = value
             else:
-                script.append(value if option == "-p" else f"script {value}")
+                script.append(value if option == "-p" else Path(value).read_text("utf-8"))
         elif option == "-":
             script.append(sys.stdin.read())
         elif option.startswith("-"):
             raise ValueError(f"{option} is not supported")
         else:
-            script.append(f"script {option}" if option.endswith(".ys") else f"read_verilog {option}")
+            script.append(Path(option).read_text("utf-8") if option.endswith(".ys") else f'read_verilog "{option}"')
     return quiet, log, script
 
 
-def _run(command: str) -> NoReturn:
+def _run(command: list[str]) -> NoReturn:
     """Run one Yosys command in this process, then end the process."""
     from pyosys import libyosys  # type: ignore[attr-defined]
 

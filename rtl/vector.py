@@ -15,7 +15,7 @@ from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from tritloom.firmware import integer
-from tritloom.firmware.config import PARAM_HEADER_BYTES
+from tritloom.firmware.config import KEPT_BITS, PARAM_HEADER_BYTES
 from tritloom.firmware.isa import VectorOp
 
 from .arith import count_registered, index_shape, larger, reduce_registered, saturate, sign_extend
@@ -39,8 +39,6 @@ ALIGNER_BITS = 55
 
 # Stages of the lane pipeline, counted from the cycle in which a word's addresses are issued.
 OPERAND, ALIGNED, Y, CODE, FIXED = 3, 4, 6, 10, 10
-KEPT_BITS = 2
-"""Heads between their passes are at most 2**KEPT_BITS."""
 LATE_READ = 6
 """Stage in which a residual word is read that an accumulator is added to."""
 FIXED_LEFT = 8

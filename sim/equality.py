@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +108,7 @@ def measure(model: str, name: str, report: Callable[[str], None]) -> dict[str, A
         finally:
             backend.close()
     return {"model": model, "machine": name, "runs": runs, "equal": all(run["equal"] for run in runs),
-            "seconds": round(time.monotonic() - started), "date": datetime.now(UTC).date().isoformat()} | made
+            "seconds": round(time.monotonic() - started), "date": datetime.now(timezone.utc).date().isoformat()} | made
 
 
 def holds(entry: dict[str, Any], *, emit: bool = False) -> str:

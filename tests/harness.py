@@ -40,18 +40,13 @@ from amaranth.hdl import Shape
 from amaranth.lib import data, stream, wiring
 from cocotb_tools.runner import Verilator
 
+from seed import seed_from_environment
 from tritloom.gen import verilator
 from tritloom.gen.emit import to_verilog
 
 BUILD = Path(__file__).resolve().parent.parent / "build" / "tests"
 OPTIMISATION = "-O1"
 """Of the simulation: unit tests spend longer in the compiler than in the model."""
-
-
-def seed_from_environment() -> int:
-    """`TRITLOOM_SEED`: a number, or `random`; 1 without it."""
-    text = os.environ.get("TRITLOOM_SEED", "1")
-    return int.from_bytes(os.urandom(4), "little") if text == "random" else int(text)
 
 
 def emit(component: Any, name: str) -> Path:

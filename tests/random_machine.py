@@ -13,7 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -257,7 +257,7 @@ def main(arguments: list[str]) -> int:
         difference = check(what, rtl=True, report=lambda text: print(text, flush=True), made=made)
         print(f"seed {seed}: {'equal' if difference is None else difference}", flush=True)
         failed += difference is not None
-        kept[seed] = {"seed": seed, "difference": difference, **described(what), "date": datetime.now(UTC).date().isoformat(),
+        kept[seed] = {"seed": seed, "difference": difference, **described(what), "date": datetime.now(timezone.utc).date().isoformat(),
                       "configuration": what.config.to_dict(), **made}
         write_atomically(RESULTS.parent, {RESULTS.name: json.dumps(data | {"entries": [kept[s] for s in sorted(kept)]}, indent=1) + "\n"})
     return int(failed > 0)

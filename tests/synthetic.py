@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGMLQuantizationType, GGUFWriter
-from gguf.quants import quantize
+import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
@@ -122,6 +121,10 @@ def gguf_matrix(shape: ModelShape, w: Weights, layer: int, name: str, architectu
 def gguf(path: Path, shape: ModelShape = LLAMA, w: Weights | None = None, *, kind: str = "TQ2_0", architecture: str = "llama",
          fields: dict[str, str] | None = None) -> Path:  # fmt: skip
     """A GGUF file of the gguf package's writer; `fields` are more metadata."""
+    pytest.importorskip("gguf")  # the plain package has none
+    from gguf import GGMLQuantizationType, GGUFWriter
+    from gguf.quants import quantize
+
     w = w or weights(shape)
     writer = GGUFWriter(path, architecture)
     writer.add_context_length(shape.context)

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-import harness
+from seed import seed_from_environment
 from synthetic import TINY, hugging_face
 from tritloom.firmware.config import BuildConfig, ConfigError
 from tritloom.firmware.layout import memory_map
@@ -63,7 +63,7 @@ def alone(session, wanted):
 @pytest.mark.parametrize("turn", range(12))
 def test_texts_that_join_and_leave_at_any_token_are_those_of_each_alone(session, turn):
     """`TRITLOOM_SEED` changes the requests; a failure names the text."""
-    seed = harness.seed_from_environment() * 1000 + turn
+    seed = seed_from_environment() * 1000 + turn
     rng = random.Random(seed)
     beginnings = [(), *(beginning(rng) for _ in range(rng.randint(1, 2)))]
     beginnings.append(beginnings[1][:20] + beginning(rng, 20))

@@ -112,3 +112,17 @@ def test_failures_say_why(tmp_path):
         synthesise(ADDER, "xcup", cache=tmp_path, timeout_s=0.1)
     with pytest.raises(ValueError, match="family must be one of xcup, ecp5, gowin, ice40, not 'max10'"):
         synthesise(ADDER, "max10", cache=tmp_path)
+
+
+def test_yosys_in_folders_with_blanks(tmp_path, monkeypatch):
+    folder = tmp_path / "a folder"
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    (folder / "top.v").write_text("module top(input a, output b);\n  assign b = a;\nendmodule\n")
+    (folder / "all.ys").write_text(f'read_verilog "{folder / "top.v"}"\n')
+    for given in ([str(folder / "top.v")], [str(folder / "all.ys")], ["-s", str(folder / "all.ys")]):
+        command = [yosys.executable(), "-q", "-l", str(folder / "log"), *given, "-p", "select -assert-count 1 top/w:a"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "") and "top" in (folder / "log").read_text()
+    done = subprocess.run([yosys.executable(), "-s", str(folder / "none.ys")], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and done.stderr == f"{folder / 'none.ys'}: No such file or directory\n"

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import os
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from tritloom.host.backend import InputError
 from tritloom.host.commands.common import JsonOption, SettingsOption, Source, settings_of
 from tritloom.host.console import Console
-
-
-class Head(StrEnum):
-    INT8 = "int8"
-    SHORTLIST = "shortlist"
 
 
 def command(
@@ -47,7 +41,8 @@ def command(
         typer.Option("--tokens", min=1, metavar="N", help="Tokens to generate after a text, without --context (8, with --drafts 64)."),
     ] = None,
     head: Annotated[
-        Head | None, typer.Option("--head", help="LM head: int8 rows (the default), or the same as --set shortlist=256.")
+        Literal["int8", "shortlist"] | None,
+        typer.Option("--head", help="LM head: int8 rows (the default), or the same as --set shortlist=256."),
     ] = None,
     timing: Annotated[
         str | None, typer.Option("--timing", metavar="PRESET", help="Simulated memory (the board's by default; see sim/memory.py).")
@@ -72,7 +67,7 @@ def command(
     fields = settings_of(settings)
     if head and "shortlist" in fields:
         raise InputError(f"--head {head} and --set shortlist={fields['shortlist']} both name the head: give one of them")
-    if head is Head.SHORTLIST:
+    if head == "shortlist":
         fields["shortlist"] = SHORTLIST
     measured = report(unit=unit, synth=synth, source=source if source.given else None, board=board,
                       tokens=tokens or (64 if drafts else 8), context=context, prefill=prefill, batch=batch, shared=shared, drafts=drafts,
