@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import cdriver
 import harness
 import oracle
 from tritloom.firmware.assembler import assemble
 from tritloom.firmware.config import BuildConfig
 from tritloom.firmware.integer import GREEDY
 from tritloom.firmware.isa import Unit
-from tritloom.firmware.registers import MEMORY_FAILED
+from tritloom.firmware.registers import FIFO_DEPTH, MEMORY_FAILED
 from tritloom.gen.generate import cached_verilog
 from tritloom.gen.models import open_checkpoint
 from tritloom.gen.pack import pack, quantise
@@ -58,6 +59,17 @@ def test_greedy(built, length, tokens):
     found = compare(backend, image, reference, prompt(length), tokens)
     assert found.first_difference() is None and found.equal
     assert found.compared_tokens == tokens
+
+
+def test_a_driver_in_c_writes_the_same_tokens(built, tmp_path):
+    """docs/driver.c, with a window for each of the machine's two ports; a prompt longer than TOKEN_IN holds."""
+    image, backend, reference = built
+    driver = cdriver.Driver(cdriver.build(tmp_path), backend, image.map.total_bytes)
+    driver.load(image.path.read_bytes())
+    for length, tokens in ((5, 8), (FIFO_DEPTH + 9, 4)):
+        reference.reset()
+        got, stamps = driver.generate(prompt(length), tokens)
+        assert got == reference.generate(prompt(length), tokens) and stamps == sorted(set(stamps))
 
 
 @pytest.mark.parametrize("choice", [
