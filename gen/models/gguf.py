@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from gguf import Keys
 from pydantic import Field
 
 from tritloom.gen.models.checkpoint import MATRICES, Checkpoint, Floats, Trits, activation_of, scale_of, shape_of, single_magnitude
@@ -134,12 +133,16 @@ class Tokens(Record):
 
 _READ = {field.alias or name for name, field in Fields.model_fields.items()}
 _HARMLESS = {"tensor_data_layout", "rope.scaling.finetuned", "attention.layer_norm_epsilon"}
-_DEFINED = {
-    value.removeprefix("{arch}.")
-    for group in (Keys.LLM, Keys.Attention, Keys.Rope)
-    for name, value in vars(group).items()
-    if name.isupper() and value.startswith("{arch}.")
-}
+
+
+def _defined() -> set[str]:
+    """Names of an architecture's fields that GGUF defines."""
+    from gguf import Keys
+
+    return {value.removeprefix("{arch}.") for group in (Keys.LLM, Keys.Attention, Keys.Rope)
+            for name, value in vars(group).items() if name.isupper() and value.startswith("{arch}.")}
+
+
 _NEUTRAL: dict[str, Any] = {"attention.causal": True, "logit_scale": 1.0, "residual_scale": 1.0, "embedding_scale": 1.0,
                             "rope.scaling.yarn_attn_factor": 1.0}  # fmt: skip
 """What changes nothing, beside 0 and false, which are `off` in every other field."""
@@ -147,7 +150,7 @@ _NEUTRAL: dict[str, Any] = {"attention.causal": True, "logit_scale": 1.0, "resid
 
 def _check_fields(keys: dict[str, Any], problems: Problems) -> None:
     """Fields that GGUF defines and that would change what the model computes are not passed over."""
-    for name in sorted(_DEFINED - _READ - _HARMLESS & set(keys)):
+    for name in sorted(_defined() - _READ - _HARMLESS & set(keys)):
         value = keys[name]
         if value != _NEUTRAL.get(name, 0) and value != 0:
             problems.add(name, f"{shown(value)} is not supported", "use a model without it")
