@@ -137,7 +137,7 @@ def quantise(checkpoint: Checkpoint, context: int | None = None) -> QuantisedMod
         ),
         cos=cos,
         sin=sin,
-        tokenizer=checkpoint.tokenizer.read_bytes() if checkpoint.tokenizer.is_file() else b"",
+        tokenizer=checkpoint.tokenizer.read_bytes(),
     )
     scaling = choose(model, measure(model))
     model = dataclasses.replace(model, spec=dataclasses.replace(spec, notes=(*spec.notes, *scaling.notes)))

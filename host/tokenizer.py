@@ -43,6 +43,14 @@ def _kinds(decoder: object) -> set[str]:
     return {part["type"] for part in [state, *state.get("decoders", ())]}
 
 
+def _reason(error: BaseException) -> str:
+    """Why the library failed, in one line. It raises plain Exceptions, and a BaseException of its own where it gives up; others pass."""
+    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        raise error
+    line = (str(error) or type(error).__name__).splitlines()[0][:240]
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+
+
 class Tokenizer:
     """A model's tokenizer. `bos_id`: the token that starts a text, where tokenizer.json does not put one in front itself."""
 
@@ -57,8 +65,8 @@ class Tokenizer:
         kinds = _kinds(tokenizer.decoder)
         self._byte_level, self._byte_fallback = kinds == {"ByteLevel"}, "ByteFallback" in kinds
         self._special = {id for id, token in tokenizer.get_added_tokens_decoder().items() if token.special}
-        plain = (id for token, id in tokenizer.get_vocab().items() if token.isascii() and token.isalnum())
-        self._before = [min(plain)] if not self._byte_level and (plain := list(plain)) else []
+        plain = [id for token, id in tokenizer.get_vocab().items() if token.isascii() and token.isalnum() and id not in self._special]
+        self._before = [min(plain)] if plain else []
         self._bytes: dict[int, bytes] = {}
 
     @classmethod
@@ -74,26 +82,32 @@ class Tokenizer:
     def from_bytes(cls, data: bytes, bos_id: int | None = None) -> Tokenizer:
         try:
             return cls(_Tokenizer.from_buffer(data), bos_id)
-        except BaseException as error:  # the library raises plain Exceptions, and a BaseException of its own where it gives up
-            if isinstance(error, (KeyboardInterrupt, SystemExit)):
-                raise
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise InputError(f"not a tokenizer ({reason}); take tokenizer.json from the model's source") from None
+        except BaseException as error:
+            raise InputError(f"not a tokenizer ({_reason(error)}); take tokenizer.json from the model's source") from None
 
     def __len__(self) -> int:
         return self._tokenizer.get_vocab_size()
 
-    def encode(self, text: str) -> list[int]:
-        """Tokens of a text, with the tokens that the tokenizer puts around it. What looks like a special token is one."""
+    def encode(self, text: str, vocab: int | None = None) -> list[int]:
+        """Tokens of a text, with the tokens that the tokenizer puts around it. What looks like a special token is one.
+
+        `vocab`: the size of the model's vocabulary, beyond which no token of the tokenizer may be used.
+        """
         if not text:
             raise InputError("the prompt is empty: give at least one character")
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise InputError(f"character {error.start + 1} of the prompt is not valid Unicode: give the prompt as UTF-8") from None
-        ids = self._tokenizer.encode(text).ids
+        try:
+            ids = self._tokenizer.encode(text).ids
+        except BaseException as error:
+            raise InputError(f"the tokenizer cannot read the prompt ({_reason(error)}): take the one of the model's source") from None
         if ids == self._tokenizer.encode("").ids:
             raise InputError("the tokenizer knows no part of the prompt: give other text, or the model's own tokenizer")
+        if vocab is not None and (beyond := next((id for id in ids if id >= vocab), None)) is not None:
+            token = self._tokenizer.id_to_token(beyond)
+            raise InputError(f"{token!r} in the prompt is token {beyond}, but the model's vocabulary ends at {vocab - 1}: leave it out")
         return ids if self.bos_id is None else [self.bos_id, *ids]
 
     def decode(self, ids: Iterable[int]) -> str:

@@ -18,6 +18,7 @@ from tritloom.firmware.integer import ternary_ranks
 from tritloom.gen.models import Checkpoint
 from tritloom.gen.models.files import read_json
 from tritloom.gen.pack import quantise
+from tritloom.host.tokenizer import Tokenizer
 from tritloom.sim.integer_model import IntegerModel
 from tritloom.sim.paper_model import PaperModel
 
@@ -158,14 +159,13 @@ def log_softmax(logits: Floats) -> Floats:
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 
 
-def _sequences(tokenizer_file: Path, text: str, tokens: int, context: int, eos: int) -> Iterator[list[int]]:
+def _sequences(checkpoint: Checkpoint, text: str, tokens: int) -> Iterator[list[int]]:
     """Whole stories with bos and eos until `tokens` predictions are reached; those past the context are left out."""
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    spec = checkpoint.spec
+    tokenizer, context, eos = Tokenizer.from_file(checkpoint.tokenizer, spec.bos_id), spec.shape.context, spec.eos_ids[0]
     count = 0
     for story in stories(text):
-        ids = [*tokenizer.encode(story).ids, eos]
+        ids = [*tokenizer.encode(story), eos]
         if len(ids) > context:
             continue
         yield ids
@@ -206,7 +206,7 @@ def short_list_quality(checkpoint: Checkpoint, text: str, tokens: int, shortlist
     model = IntegerModel(quantise(checkpoint))
     ranks: list[NDArray[np.int64]] = []
     count = 0
-    for ids in _sequences(checkpoint.tokenizer, text, tokens, spec.shape.context, spec.eos_ids[0]):
+    for ids in _sequences(checkpoint, text, tokens):
         model.reset()
         codes = model.head_inputs(ids)[0][:-1]
         ranks.append(ternary_ranks(model.ternary_logits(codes), model.logits(codes).argmax(-1)))
@@ -230,7 +230,7 @@ def measure(checkpoint: Checkpoint, path: Path, text: str, tokens: int, *, floor
     reference = float_reference(checkpoint, path)
     count = n_stories = agree = agree_floor = 0
     nll = nll_integer = worst = total_error = 0.0
-    for ids in _sequences(checkpoint.tokenizer, text, tokens, spec.shape.context, spec.eos_ids[0]):
+    for ids in _sequences(checkpoint, text, tokens):
         expected = reference.logits(ids)
         integer_model.reset()
         raw, scale = integer_model.forward(ids)

@@ -32,7 +32,10 @@ LAYERS = {
     "rtl": Layer(ours={"rtl", "firmware"}, others={"amaranth", "numpy"}, pure=True),
     "firmware": Layer(ours={"firmware"}, others={"numpy"}, pure=True),
     "boards": Layer(ours={"boards", "firmware"}, others=set()),
-    "gen": Layer(ours={"gen", "rtl", "firmware", "boards"}, others={"amaranth", "gguf", "numpy", "pydantic", "pyosys", "safetensors"}),
+    "gen": Layer(
+        ours={"gen", "rtl", "firmware", "boards"},
+        others={"amaranth", "gguf", "numpy", "pydantic", "pyosys", "safetensors", "tokenizers"},
+    ),
     "gen/calibrate.py": Layer(ours={"gen", "firmware"}, others={"numpy"}, lazy_others={"scipy"}),
     "gen/bench.py": Layer(ours={"gen", "firmware"}, others={"numpy"}, lazy_ours={"boards", "host", "rtl", "sim"}),  # measures what they run
     "host": Layer(ours={"host", "firmware", "boards"}, others={"numpy", "rich", "tokenizers", "typer"}),

@@ -1,5 +1,6 @@
 """Text and tokens: every cut of a prompt, every kind of tokenizer, and what no tokenizer can read."""
 
+import base64
 import json
 
 import pytest
@@ -9,7 +10,7 @@ from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from tritloom.host.backend import InputError
-from tritloom.host.tokenizer import Tokenizer
+from tritloom.host.tokenizer import Tokenizer, _reason
 
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 TOKENS = ["<unk>", "<s>", "</s>", *BYTES, "▁", *"abcdefghijklmnopqrstuvwxyz", "▁a", "th", "字"]
@@ -146,6 +147,18 @@ def test_what_is_no_prompt(text, cause):
         Tokenizer(words()).encode(text)
 
 
+def test_a_prompt_holds_no_token_beyond_the_model(tokenizers):
+    library = Library.from_str(tokenizers["byte level"].to_str())
+    library.add_special_tokens(["<|more|>"])
+    tokenizer = Tokenizer(library)
+    assert tokenizer.encode("a<|more|>")[-1] == 4096
+    assert tokenizer.encode("a", 4096) == tokenizer.encode("a")
+    with pytest.raises(
+        InputError, match="'<|more|>' in the prompt is token 4096, but the model's vocabulary ends at 4095".replace("|", "[|]")
+    ):
+        tokenizer.encode("a<|more|>", 4096)
+
+
 def damaged(**changes):
     return json.dumps(json.loads(bpe().to_str()) | changes).encode()
 
@@ -160,3 +173,13 @@ def test_what_is_no_tokenizer(data):
     with pytest.raises(InputError, match="^not a tokenizer .*; take tokenizer.json") as error:
         Tokenizer.from_bytes(data)
     assert "\n" not in str(error.value)
+
+
+def test_what_ends_the_library_in_a_prompt(tokenizers):
+    """Its BaseException is an InputError; an interruption stays one."""
+    trie = base64.b64encode((4).to_bytes(4, "little") + b"\xff\xff\xff\x7f").decode()
+    record = json.loads(tokenizers["byte level"].to_str()) | {"normalizer": {"type": "Precompiled", "precompiled_charsmap": trie}}
+    with pytest.raises(InputError, match="cannot read the prompt|not a tokenizer"):
+        Tokenizer.from_bytes(json.dumps(record).encode()).encode("漢字 é a")
+    with pytest.raises(KeyboardInterrupt):
+        _reason(KeyboardInterrupt())

@@ -11,23 +11,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
-
-from pydantic import BeforeValidator
+from typing import Any
 
 from tritloom.gen.models.checkpoint import INCOMPLETE, MATRICES, NORMS, SUB_NORMS, Checkpoint, matrix_shape, norm_length
-from tritloom.gen.models.files import read_json
 from tritloom.gen.models.gguf import I2S_BLOCKS, GgufCheckpoint, gguf_spec
 from tritloom.gen.models.gguf_file import read_gguf
 from tritloom.gen.models.huggingface import HuggingFaceCheckpoint, hugging_face_spec
 from tritloom.gen.models.problems import Problem, Problems
-from tritloom.gen.models.records import Id, Record, read_record
 from tritloom.gen.models.safetensors import read_safetensors_folder, without_weights
 from tritloom.gen.models.spec import ModelSpec
-
-TOKENIZER_FIX = (
-    "put the model's tokenizer.json there, or name it (--tokenizer); for older models transformers' AutoTokenizer.save_pretrained writes it"
-)
+from tritloom.gen.models.vocabulary import of_folder, of_gguf
 
 WEIGHTS_FIX = "download them; fit, generate and bench do with config.json alone"
 
@@ -87,40 +80,12 @@ def check_shapes(checkpoint: Checkpoint, problems: Problems) -> None:
         )
 
 
-class Token(Record):
-    id: Id
-
-
-class Vocabulary(Record):
-    """Ids of pieces; Unigram models list them in order."""
-
-    vocab: Annotated[
-        dict[str, Id], BeforeValidator(lambda v: {str(i): i for i in range(len(v))} if isinstance(v, list) else v)
-    ]
-
-
-class TokenizerFile(Record):
-    """tokenizer.json, as far as its ids go."""
-
-    model: Vocabulary
-    added_tokens: list[Token] = []
-
-
-def check_tokenizer(checkpoint: Checkpoint, problems: Problems) -> None:
-    data = problems.catch(lambda: read_json(checkpoint.tokenizer, TOKENIZER_FIX))
-    record = read_record(TokenizerFile, data, problems, str(checkpoint.tokenizer)) if data is not None else None
-    if record is None:
-        return
-    top = max([*record.model.vocab.values(), *(token.id for token in record.added_tokens)], default=-1)
-    if top >= checkpoint.spec.shape.vocab:
-        problems.add(
-            str(checkpoint.tokenizer),
-            f"has token id {top}, but the model's vocabulary ends at {checkpoint.spec.shape.vocab - 1}",
-            "take tokenizer.json from the same model",
-        )
+def check_tokenizer(checkpoint: Checkpoint, problems: Problems) -> Checkpoint:
+    """The checkpoint with its tokenizer, as far as that is without problems."""
     for key, token in [("bos_token_id", checkpoint.spec.bos_id), *(("eos_token_id", e) for e in checkpoint.spec.eos_ids)]:
         if token is not None and not 0 <= token < checkpoint.spec.shape.vocab:
             problems.add(key, f"{token} is outside the vocabulary of {checkpoint.spec.shape.vocab}", "correct it in config.json")
+    return problems.catch(checkpoint.with_tokenizer) or checkpoint
 
 
 def check_values(checkpoint: Checkpoint, problems: Problems, progress: Callable[[int, int], None] | None = None) -> None:
@@ -171,7 +136,7 @@ def _hugging_face(
     spec = hugging_face_spec(folder, tensors, activation, problems)
     if spec is None or tensors is None:
         return spec, None
-    return spec, HuggingFaceCheckpoint(spec, tensors, tokenizer or folder / "tokenizer.json")
+    return spec, HuggingFaceCheckpoint(spec, tensors, partial(of_folder, folder, tokenizer, spec.shape.vocab, spec.bos_id))
 
 
 def _gguf(
@@ -194,8 +159,8 @@ def _gguf(
     spec = gguf_spec(path, metadata, tensors, activation, problems)
     if spec is None or problems.found:
         return spec, None
-    architecture, block = metadata["general.architecture"], I2S_BLOCKS.get(i2s or "", 128)
-    return spec, GgufCheckpoint(spec, tensors, tokenizer or path.with_name("tokenizer.json"), architecture, block)
+    find_tokenizer = partial(of_gguf, path, metadata, tokenizer, spec.shape.vocab)
+    return spec, GgufCheckpoint(spec, tensors, find_tokenizer, metadata["general.architecture"], I2S_BLOCKS.get(i2s or "", 128))
 
 
 def check_layout(folder: Path, problems: Problems, i2s: str | None) -> None:
@@ -244,16 +209,18 @@ def open_checkpoint(
     activation: str | None = None,
     i2s: str | None = None,
     tokenizer: str | Path | None = None,
+    need_tokenizer: bool = True,
 ) -> Checkpoint:
     """Open a checkpoint; raises CheckpointError at the first problem of its description, shapes or tokenizer.
 
     `context` shortens the KV cache; `activation` and `i2s` ("x86", "arm") settle what a GGUF file leaves open;
-    `tokenizer` is the path of tokenizer.json where it is not beside the weights.
+    `tokenizer` is the path of a tokenizer.json (or tokenizer.model) to use instead of the model's own; with `need_tokenizer`
+    false none is read.
     """
     problems = Problems()
     _, checkpoint = _load(Path(path), problems, activation, i2s, Path(tokenizer) if tokenizer else None)
-    if checkpoint is not None:
-        check_tokenizer(checkpoint, problems)
+    if checkpoint is not None and need_tokenizer:
+        checkpoint = check_tokenizer(checkpoint, problems)
     problems.raise_first()
     assert checkpoint is not None
     return checkpoint.with_context(context)
@@ -285,14 +252,15 @@ def check(
     values: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> CheckReport:
-    """Everything that is wrong with a checkpoint; with `values`, every weight is read; without `need_tokenizer`, no tokenizer is."""
+    """Everything that is wrong with a checkpoint; with `values`, every weight is read. Other arguments are open_checkpoint's."""
     problems = Problems()
     spec, checkpoint = _load(Path(path), problems, activation, i2s, Path(tokenizer) if tokenizer else None)
     if checkpoint is not None:
         if need_tokenizer:
-            check_tokenizer(checkpoint, problems)
+            checkpoint = check_tokenizer(checkpoint, problems)
+        spec = checkpoint.spec
         if values and not problems.found:
             check_values(checkpoint, problems, progress)
         if values and not problems.found:
-            spec = problems.catch(lambda: check_numbers(checkpoint)) or spec
+            spec = problems.catch(partial(check_numbers, checkpoint)) or spec
     return CheckReport(problems.found, spec)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import copy
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from tritloom.firmware.config import ConfigError, ModelShape
 from tritloom.gen.models.files import Tensor
 from tritloom.gen.models.problems import CheckpointError, Problems, shown
 from tritloom.gen.models.spec import ModelSpec
+from tritloom.gen.models.vocabulary import UNREAD, Vocabulary
 
 Trits = NDArray[np.int8]
 Floats = NDArray[np.float32]
@@ -101,10 +101,12 @@ def activation_of(named: dict[str, str | None], chosen: str | None, default: str
 
 
 class Checkpoint:
-    """A readable model: `spec`, `tokenizer` (path of tokenizer.json) and tensors, read and checked on demand."""
+    """A readable model: `spec` and tensors, read and checked on demand, and `tokenizer`, which `with_tokenizer` reads."""
 
-    def __init__(self, spec: ModelSpec, tensors: dict[str, Tensor], tokenizer: Path) -> None:
-        self.spec, self.tensors, self.tokenizer = spec, tensors, tokenizer
+    tokenizer: Vocabulary = UNREAD
+
+    def __init__(self, spec: ModelSpec, tensors: dict[str, Tensor], find_tokenizer: Callable[[], Vocabulary]) -> None:
+        self.spec, self.tensors, self._find_tokenizer = spec, tensors, find_tokenizer
 
     # What a container provides -------------------------------------------------------------------
 
@@ -179,6 +181,13 @@ class Checkpoint:
         """The same checkpoint with a shorter KV cache."""
         other = copy(self)
         other.spec = self.spec.with_context(context)
+        return other
+
+    def with_tokenizer(self) -> Checkpoint:
+        """The same checkpoint with its tokenizer, and a description that knows what starts and ends a text."""
+        other = copy(self)
+        other.tokenizer = self._find_tokenizer()
+        other.spec = other.tokenizer.described(self.spec)
         return other
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,9 +13,10 @@ from tritloom.gen.models.checkpoint import MATRICES, Checkpoint, Floats, Trits, 
 from tritloom.gen.models.files import AGAIN, Tensor
 from tritloom.gen.models.gguf_file import Metadata, gguf_floats, i2s_trits, tq_trits
 from tritloom.gen.models.problems import CheckpointError, Problems, shown
-from tritloom.gen.models.records import Context, Id, Layers, Record, Size, Vocabulary, read_record
+from tritloom.gen.models.records import Context, Id, Layers, Record, Size, VocabularySize, read_record
 from tritloom.gen.models.rope import GgufRope, gguf_rope
 from tritloom.gen.models.spec import ModelSpec
+from tritloom.gen.models.vocabulary import Vocabulary
 
 I2S_BLOCKS = {"x86": 128, "arm": 64}
 _GGUF_NAMES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
@@ -37,8 +39,10 @@ GGUF_ARCHITECTURES: dict[str, tuple[str | None, bool, bool]] = {
 class GgufCheckpoint(Checkpoint):
     embedding_name, final_norm_name, head_name = "token_embd.weight", "output_norm.weight", "output.weight"
 
-    def __init__(self, spec: ModelSpec, tensors: dict[str, Tensor], tokenizer: Path, architecture: str, i2s_block: int) -> None:
-        super().__init__(spec, tensors, tokenizer)
+    def __init__(
+        self, spec: ModelSpec, tensors: dict[str, Tensor], find_tokenizer: Callable[[], Vocabulary], architecture: str, i2s_block: int
+    ) -> None:
+        super().__init__(spec, tensors, find_tokenizer)
         self.architecture, self.i2s_block = architecture, i2s_block
         self.permuted = GGUF_ARCHITECTURES[architecture][2]
 
@@ -120,7 +124,7 @@ class Fields(GgufRope):
     kv_heads: Size | None = Field(None, alias="attention.head_count_kv")
     key_length: Size | None = Field(None, alias="attention.key_length")
     value_length: Size | None = Field(None, alias="attention.value_length")
-    vocab: Vocabulary | None = Field(None, alias="vocab_size")
+    vocab: VocabularySize | None = Field(None, alias="vocab_size")
     eps: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False, alias="attention.layer_norm_rms_epsilon")]
     hidden_activation: str | None = None
     hidden_act: str | None = None

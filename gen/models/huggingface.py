@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,16 +24,17 @@ from tritloom.gen.models.checkpoint import (
 )
 from tritloom.gen.models.files import Tensor, read_json
 from tritloom.gen.models.problems import CheckpointError, Problems, shown
-from tritloom.gen.models.records import Context, Ids, Layers, Record, Size, Vocabulary, read_record
+from tritloom.gen.models.records import Context, Ids, Layers, Record, Size, VocabularySize, read_record
 from tritloom.gen.models.rope import RopeFields, hugging_face_rope
 from tritloom.gen.models.spec import ModelSpec
+from tritloom.gen.models.vocabulary import Vocabulary
 
 
 class HuggingFaceCheckpoint(Checkpoint):
     embedding_name, final_norm_name, head_name = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 
-    def __init__(self, spec: ModelSpec, tensors: dict[str, Tensor], tokenizer: Path) -> None:
-        super().__init__(spec, tensors, tokenizer)
+    def __init__(self, spec: ModelSpec, tensors: dict[str, Tensor], find_tokenizer: Callable[[], Vocabulary]) -> None:
+        super().__init__(spec, tensors, find_tokenizer)
         self.old_names = any(name.endswith(("inner_attn_ln.weight", "ffn_layernorm.weight")) for name in tensors)
 
     def matrix_name(self, layer: int, name: str) -> str:
@@ -110,7 +112,7 @@ class Config(RopeFields):
     num_attention_heads: Size
     num_key_value_heads: Size | None = None
     head_dim: Size | None = None
-    vocab_size: Vocabulary
+    vocab_size: VocabularySize
     max_position_embeddings: Context = 2048
     rms_norm_eps: Eps | None = None
     attention_bias: bool = False

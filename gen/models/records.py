@@ -11,7 +11,7 @@ from tritloom.gen.models.problems import Problems, shown
 Size = Annotated[int, Field(gt=0, le=1 << 20)]
 """A width or a number of heads: no model comes near the limit, and a machine of it would not be built."""
 Layers = Annotated[int, Field(gt=0, le=4096)]
-Vocabulary = Annotated[int, Field(gt=0, le=1 << 24)]
+VocabularySize = Annotated[int, Field(gt=0, le=1 << 24)]
 Context = Annotated[int, Field(gt=0, le=1 << 24)]
 Id = Annotated[int, Field(ge=0, lt=1 << 31)]
 Positive = Annotated[float, Field(gt=0, le=1e30, allow_inf_nan=False)]

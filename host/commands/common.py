@@ -72,7 +72,7 @@ class Source:
         Literal["x86", "arm"] | None, typer.Option("--i2s", help="Machine whose layout a GGUF file's I2_S weights have.")
     ] = None
     tokenizer: Annotated[
-        Path | None, typer.Option("--tokenizer", metavar="FILE", help="The model's tokenizer.json, if it is not beside the weights.")
+        Path | None, typer.Option("--tokenizer", metavar="FILE", help="A tokenizer.json or tokenizer.model instead of the model's own.")
     ] = None
 
     @property
@@ -148,8 +148,8 @@ class Source:
         if path.is_dir():
             files = sorted(p for p in path.iterdir() if p.suffix in (".json", ".safetensors", ".model", ".jinja"))
         else:
-            files = [path, path.with_name("tokenizer.json")]
-        for file in [*files, *([self.tokenizer] if self.tokenizer else [])]:
+            files = [path]
+        for file in files:
             if file.is_file():
                 status = file.stat()
                 digest.update(f"{file.resolve()} {status.st_size} {status.st_mtime_ns}".encode())
@@ -321,7 +321,8 @@ def _sources_key(*packages: str) -> str:
 def image_of(source: Source, checkpoint: Checkpoint, config: BuildConfig, console: Console) -> Image:
     """The weight image, from the cache if neither model nor packer has changed."""
     folder = cache_folder("images")
-    content = hashlib.sha256(f"{config.to_json()}{checkpoint.spec.to_json()}{source.key()}".encode()).hexdigest()[:16]
+    described = f"{config.to_json()}{checkpoint.spec.to_json()}{source.key()}".encode()
+    content = hashlib.sha256(described + checkpoint.tokenizer.read_bytes()).hexdigest()[:16]
     name = f"{config.digest:08x}-{content}"
     path = folder / f"{name}-{_sources_key('gen', 'firmware')[:16]}.img"
     if path.is_file():

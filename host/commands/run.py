@@ -98,7 +98,7 @@ def command(
         found = in_checkpoint(source, plan, console)
     if backend == "sim":
         timing = timing_of(timing, found.board)
-    ids = [found.tokenizer.encode(text) for text in prompts]
+    ids = [found.tokenizer.encode(text, found.config.shape.vocab) for text in prompts]
     counts = [length(len(each), tokens, found.config.shape.context) for each in ids]
     check_drafts(drafts, found.config)
     if len(prompts) > found.config.sequences:
@@ -145,6 +145,8 @@ def in_checkpoint(source: Source, plan: Plan, console: Console) -> Found:
         checkpoint = source.open(plan.context)
         tokenizer = Tokenizer.from_file(checkpoint.tokenizer, checkpoint.spec.bos_id)
         config = plan.configuration(checkpoint.spec)
+    for note in checkpoint.tokenizer.notes:
+        console.note(f"note: {note}")
     return Found(plan.board, tokenizer, checkpoint.spec.eos_ids, config, lambda: image_of(source, checkpoint, config, console))
 
 
