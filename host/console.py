@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import io
 import os
 import sys
 import threading
@@ -51,7 +52,7 @@ def prepare_streams() -> bool:
     sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="tritloom.plain")
     return open_
 
