@@ -7,8 +7,8 @@ cannot move their cursor, they are plain lines at coarse intervals.
 from __future__ import annotations
 
 import codecs
-import json
 import io
+import json
 import os
 import sys
 import threading
