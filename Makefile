@@ -67,7 +67,7 @@ $(VENV)/.stamp-all: pyproject.toml $(VENV)/.stamp-demo
 demo: same-python $(VENV)/.stamp-demo
 	@$(BIN)/tritloom run models/stories-4m --prompt "Once upon a time, there was a little fox"
 
-test: same-python setup lint types unit plain-others
+test: same-python setup lint types unit
 
 lint: setup
 	$(BIN)/ruff check .
