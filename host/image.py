@@ -74,10 +74,11 @@ def _sections(records: list[Any], start: int, size: int) -> dict[str, Section]:
 
 def _spec(spec: dict[str, Any], config: BuildConfig) -> dict[str, Any]:
     """The model's record, whose tokens are in the vocabulary. Raises ValueError."""
-    ends = spec.get("eos_ids", [])
-    for token in [*(ends if isinstance(ends, list) else [None]), *([] if spec.get("bos_id") is None else [spec["bos_id"]])]:
+    ends, start = spec.get("eos_ids", []), spec.get("bos_id")
+    named = [("eos_ids", token) for token in (ends if isinstance(ends, list) else [None])] + [("bos_id", start)] * (start is not None)
+    for name, token in named:
         if type(token) is not int or not 0 <= token < config.shape.vocab:
-            raise ValueError(f"token {token!r} is not in the vocabulary")
+            raise ValueError(f"{name}: token {token!r} is not in the vocabulary")
     return spec
 
 

@@ -51,15 +51,17 @@ class Driver:
         """Names and values of the registers written, in order."""
         calls = READ(self._read), WRITE(self._write), CALL(self._flush), CALL(lambda _: self._pause())
         self._device = Device(None, *calls, patience=patience)
+        self._bases, places = getattr(backend, "port_bases", ()), range(0, PORTS * PAGE_BYTES, PAGE_BYTES)
         for port, window in enumerate(self._windows):
-            self._device.stripe[port], self._device.base[port] = window.ctypes.data, port * PAGE_BYTES
+            self._device.stripe[port], self._device.base[port] = window.ctypes.data, (self._bases or places)[port]
 
     def _read(self, _, address):
         return self._backend.read(NAMES[address])
 
     def _write(self, _, address, value):
         self.written.append((NAMES[address], value))
-        self._backend.write(NAMES[address], 0 if NAMES[address].startswith("PORT_BASE") else value)
+        # A memory that does not say where it lies begins at 0, wherever the driver sees it.
+        self._backend.write(NAMES[address], 0 if NAMES[address].startswith("PORT_BASE") and not self._bases else value)
 
     def _flush(self, _):
         if self._backend.config.memory == "axi":

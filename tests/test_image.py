@@ -109,9 +109,9 @@ def assign(*path, value):
         (assign("sections", 2, "name", value="firmware"), "has no section program"),
         (assign("config", value=[]), "config is missing or of another kind"),
         (assign("config", "lanes", value="4"), "lanes must be a positive integer"),
-        (assign("spec", "eos_ids", value=[70]), "token 70 is not in the vocabulary"),
-        (assign("spec", "eos_ids", value=5), "token None is not in the vocabulary"),
-        (assign("spec", "bos_id", value="1"), "token '1' is not in the vocabulary"),
+        (assign("spec", "eos_ids", value=[70]), "eos_ids: token 70 is not in the vocabulary"),
+        (assign("spec", "eos_ids", value=5), "eos_ids: token None is not in the vocabulary"),
+        (assign("spec", "bos_id", value="1"), "bos_id: token '1' is not in the vocabulary"),
     ],
 )
 def test_records_that_are_not_its_own(path, change, message):
