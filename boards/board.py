@@ -12,6 +12,9 @@ from tritloom.firmware.names import unknown
 
 MEMORIES = ("axi", "onchip")
 TOOLCHAINS = ("verilator", "ecp5", "verilog")
+RESOURCES = ("lut", "ff", "bram", "uram", "dsp")
+ADDRESS_LIMIT = 1 << 32
+"""Bytes that a memory port's addresses reach."""
 
 
 class BoardError(ValueError):
@@ -26,7 +29,8 @@ class Board:
     that together carry `mem_bytes` per core cycle) or "onchip"; `timing`: preset of the simulated memory;
     `resources`: what the device has (lut, ff, dsp; bram and uram in Kibit), empty when unlimited; `toolchain`: "verilator"
     (simulation), "ecp5" (open bitstream), "verilog" (files for the vendor's tool); `parameters`: generator
-    parameters that this board prescribes.
+    parameters that this board prescribes. `dram_bytes`: DRAM on the board (0: none, or not said); `window`: first address and bytes of the
+    part of it that the memory ports reach with their 32-bit addresses and that a machine may have (None: all that they reach).
     """
 
     name: str
@@ -43,12 +47,38 @@ class Board:
     toolchain: str = "verilog"
     resources: dict[str, int] = field(default_factory=dict)
     parameters: dict[str, int | str] = field(default_factory=dict)
+    dram_bytes: int = 0
+    window: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if self.memory not in MEMORIES:
             raise BoardError(f"board {self.name}: memory must be one of {', '.join(MEMORIES)}, not {self.memory!r}")
         if self.toolchain not in TOOLCHAINS:
             raise BoardError(f"board {self.name}: toolchain must be one of {', '.join(TOOLCHAINS)}, not {self.toolchain!r}")
+        numbers = {"mem_bytes": self.mem_bytes, "mem_ports": self.mem_ports, "clock_hz": self.clock_hz} | self.resources
+        for name, value in numbers.items():
+            if type(value) is not int or value <= 0:
+                raise BoardError(f"board {self.name}: {name} must be a positive integer, not {value!r}")
+        unknown = sorted(set(self.resources) - set(RESOURCES))
+        if unknown:
+            raise BoardError(f"board {self.name}: no resource is called {unknown[0]!r}; there are {', '.join(RESOURCES)}")
+        if type(self.dram_bytes) is not int or not 0 <= self.dram_bytes:
+            raise BoardError(f"board {self.name}: dram_bytes must be a number of bytes, or 0, not {self.dram_bytes!r}")
+        base, length = self.window or (0, 1)
+        if not (0 <= base < base + length <= ADDRESS_LIMIT and base % 4096 == 0) or (self.window and length > self.dram_bytes):
+            raise BoardError(f"board {self.name}: window must be a multiple of 4096 and a number of bytes, within 32-bit addresses and the "
+                             f"{self.dram_bytes} bytes of DRAM, not {self.window!r}")
+
+    @property
+    def real(self) -> bool:
+        """Whether it is more than a simulation."""
+        return self.toolchain != "verilator"
+
+    @property
+    def window_bytes(self) -> int:
+        """Bytes of memory that a machine on this board may have."""
+        return self.window[1] if self.window else min(self.dram_bytes or ADDRESS_LIMIT, ADDRESS_LIMIT)
+
 
 
 def names() -> list[str]:
@@ -71,7 +101,7 @@ def load(name: str) -> Board:
             module_spec.loader.exec_module(module)
         except BoardError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise BoardError(f"board file {name} does not run: {type(error).__name__}: {error}") from error
     else:
         if name not in names():

@@ -15,6 +15,9 @@ BOARD = Board(
     toolchain="verilog",
     # 144 block RAMs of 36 Kibit and 64 UltraRAMs of 288 Kibit.
     resources={"lut": 117_120, "ff": 234_240, "bram": 144 * 36, "uram": 64 * 288, "dsp": 1248},
+    # Addresses of 32 bits reach the lower 2 GiB of the DRAM; their last MiB is the platform firmware's, and Linux needs a part of the rest.
+    dram_bytes=4 << 30,
+    window=(0, 0x7FF0_0000),
     # A data read takes some 115 cycles from request to beat. The results of 16 lanes are 36 UltraRAMs wide, a bank; two parts spare one.
     # While weights stream, DRAM takes few writes: keys and values wait in a block RAM's depth.
     parameters={"lanes": 16, "groups": 2, "attention_lanes": 4, "block_rows": 1792, "result_parts": 2, "ultra_ram": True,

@@ -259,8 +259,9 @@ def _behind_qkv(layer: list[Block]) -> list[Block]:
     return layer[[block.name for block in layer].index("gate_up_parameters") :]
 
 
-def memory_map(config: BuildConfig, *, tied: bool = True) -> MemoryMap:
-    """The map of a configuration; `tied`: the head serves as embedding table too."""
+def memory_map(config: BuildConfig, *, tied: bool = True, limit: int | None = ADDRESS_LIMIT) -> MemoryMap:
+    """The map of a configuration; `tied`: the head serves as embedding table too. Raises ConfigError beyond `limit` bytes (None: no
+    machine reaches all of it, but its size is known)."""
     s = config.shape
     prologue, layer, epilogue = stream_blocks(config)
     prologue_beats, layer_beats, epilogue_beats = (sum(b.beats for b in part) for part in (prologue, layer, epilogue))
@@ -279,8 +280,8 @@ def memory_map(config: BuildConfig, *, tied: bool = True) -> MemoryMap:
     place("rope", s.context * config.rope_row_bytes)
     place("kv", config.sequences * config.kv_sequence_bytes, loaded=False)
     total = regions["kv"].end
-    if total > ADDRESS_LIMIT:
-        raise ConfigError(f"the model needs {total} bytes, but the machine addresses {ADDRESS_LIMIT}: "
+    if limit is not None and total > limit:
+        raise ConfigError(f"the model needs {total} bytes, but the machine addresses {limit}: "
                           f"lower the context ({s.context}) or sequences ({config.sequences})")
     epilogue_base = weights + (prologue_beats + s.layers * layer_beats) * config.mem_bytes
     program, entries = _descriptors(config, weights, epilogue_base, (prologue, layer, epilogue))

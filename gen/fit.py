@@ -3,29 +3,31 @@
 `fit` enumerates the shapes of the ternary engine that the board's memory can feed; of those within a percent of the fewest
 cycles per token it takes the one with the fewest tables, which every lane has to build; lanes go down, from what the board
 prescribes, until the device's resources suffice; where only memory lacks, results are written in two turns first.
-Predictions are projections: cycles from the units' documented latencies, resources from `gen.cost`. `relaxations` says what more
-of one thing would bring.
+Predictions are projections: cycles from the units' documented latencies, resources from `gen.cost`. `needs` puts them beside what the
+board has; `relaxations` says what more of one thing would bring.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
 from math import ceil, log, log2
-from typing import Any
+from typing import Any, NamedTuple
 
 from tritloom.boards.board import Board, load
-from tritloom.firmware.config import CHUNK, TRITS, BuildConfig, ConfigError, ModelShape
-from tritloom.firmware.layout import MemoryMap, head_row_blocks, memory_map
+from tritloom.firmware.assembler import AssemblyError
+from tritloom.firmware.config import CHUNK, LIMITS, TRITS, BuildConfig, ConfigError, ModelShape, require_number
+from tritloom.firmware.layout import ADDRESS_LIMIT, MemoryMap, head_row_blocks, memory_map
 from tritloom.firmware.programs import generation
-from tritloom.gen.cost import resources
+from tritloom.gen.cost import BLOCK_KIBIT, ULTRA_KIBIT, resources
 from tritloom.gen.models import ModelSpec
 
 CONTEXT_FOR_SPEED = 128
-"""Positions in the cache for which decode speed is predicted."""
-PROMPT_FOR_SPEED = 128
-"""Prompt length for which the time to the first token is predicted."""
+"""Positions of the cache, and tokens of a prompt, for which speeds are predicted where nothing else is asked for."""
 MEMORY_EFFICIENCY = {"ddr": 0.95, "ideal": 1.0, "kv260": 0.99, "kv260-optimistic": 0.99, "kv260-pessimistic": 0.8}
 """Share of the beat rate that long sequential reads reach (sim/memory.py)."""
 WRITE_CYCLES = {"axi": 14, "onchip": 2}
@@ -36,18 +38,41 @@ NEAR = 1.01
 """Cycles of the engine shapes that are as good as the fastest one, as a multiple of its cycles."""
 WORTH = 1.02
 """Gain in speed from which a relaxation is worth naming."""
+SLOWER = 0.995
+"""What a speed may fall to beside another one's gain: no advice is slower in anything."""
 SHORTLIST = 256
 """Candidates of a short-list where none are named."""
-MOST_PROGRAM_WORDS = 1 << 15
+MOST_PROGRAM_WORDS = LIMITS["program_words"][1]
+MIB = 1 << 20
+PASSES = 64
+"""Passes of a prompt that are projected one by one; of more, so many of them stand for all."""
 BUILD_CYCLES = 14
 """Cycles that building a symmetric table takes (full tables: twice)."""
 
 
+class Need(NamedTuple):
+    """What a machine takes of one thing, in that thing's own units, and what there is of it (None: no limit)."""
+
+    name: str
+    used: float
+    available: float | None
+
+    @property
+    def lacks(self) -> bool:
+        return self.available is not None and self.used > self.available
+
+    def __str__(self) -> str:
+        """For example: 118,204 LUTs of 117,120."""
+        of = "" if self.available is None else f" of {self.available:,.6g}" if self.available < 1e6 else f" of {self.available:,.0f}"
+        return f"{self.used:,.6g} {self.name}{of}" if self.used < 1e6 else f"{self.used:,.0f} {self.name}{of}"
+
+
 @dataclass(frozen=True)
 class FitResult:
-    """`binds`: what limits it (an exceeded resource when it does not fit, else what bounds the decode speed); `batch_binds`: what bounds
-    the speed of a full batch, None on a machine for one text; `predicted`: projected resources and speed; `available`: the
-    device's resources."""
+    """`binds`: what limits it (what lacks when it does not fit, else what bounds the decode speed); `batch_binds`: what bounds
+    the speed of a full batch, None on a machine for one text; `predicted`: projected resources (memory on the device in Kibit) and bytes of
+    memory, and speeds at `predicted["context"]` positions (`predict`); `available`: the device's resources, in the same units;
+    `needs`: all that the machine takes beside all that the board has, by the keys of `predicted`."""
 
     fits: bool
     binds: str
@@ -56,11 +81,14 @@ class FitResult:
     predicted: dict[str, float]
     available: dict[str, int] = field(default_factory=dict)
     batch_binds: str | None = None
+    needs: dict[str, Need] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         return {"fits": self.fits, "binds": self.binds, "batch_binds": self.batch_binds,
                 "config": self.config.to_dict() | {"digest": f"{self.config.digest:08x}"},
-                "predicted": self.predicted, "available": self.available, "memory_bytes": self.memory_map.total_bytes}
+                "predicted": self.predicted, "available": self.available, "memory_bytes": self.memory_map.total_bytes,
+                "needs": [{"kind": kind, "name": need.name, "used": need.used, "available": need.available}
+                          for kind, need in self.needs.items()]}
 
 
 def cycles_per_pass(config: BuildConfig, context: int, tokens: int, *, answers: int, shared: int | None = None) -> dict[str, float]:
@@ -168,26 +196,33 @@ def cycles_per_pass(config: BuildConfig, context: int, tokens: int, *, answers: 
         # In random order this many rows enter the heap one after the other; each stops the scan for a few cycles.
         entries = c.shortlist * (1 + log(s.vocab / c.shortlist))
         rescored = c.shortlist * max(c.head_row_bytes / c.attention_macs + 3, 2 * log2(c.shortlist) + 2, 8)
-        result["head"] = sum(matmul(rows, s.hidden, 1) for rows in head_row_blocks(c)) + c.head_block_rows * parts / v + entries + rescored
+        blocks = Counter(head_row_blocks(c)).items()
+        result["head"] = sum(n * matmul(rows, s.hidden, 1) for rows, n in blocks) + c.head_block_rows * parts / v + entries + rescored
     return result
 
 
 def _bound(units: dict[str, float], beats: float, config: BuildConfig, board: Board) -> tuple[float, str]:
     """Cycles of a pass of so many beats from memory, and what bounds them: "memory" or the busiest unit."""
-    beats /= MEMORY_EFFICIENCY[board.timing] if config.memory == "axi" else 1.0
+    if config.memory == "axi":
+        # A faster clock does not make the board's memory faster.
+        beats *= max(1.0, config.clock_hz / board.clock_hz if board.real else 0.0) / MEMORY_EFFICIENCY[board.timing]
     cycles = max(beats, sum(units.values()))
     return cycles, "memory" if beats > 0.8 * cycles else max(units, key=lambda unit: units[unit])
 
 
 def prompt_cycles(config: BuildConfig, layout: MemoryMap, board: Board, prompt: int) -> float:
     """Projected cycles to the first token after `prompt` tokens."""
-    cycles, done = 0.0, 0
-    while done < prompt:
-        count = min(config.groups * config.lanes, prompt - done)
-        done += count
-        last = done == prompt
+    def one(done: int, count: int, last: bool) -> float:
         beats = layout.pass_beats(count > config.lanes, last) + (config.shortlist_bytes // config.mem_bytes if last else 0)
-        cycles += _bound(cycles_per_pass(config, done, count, answers=int(last)), beats, config, board)[0]
+        return _bound(cycles_per_pass(config, done, count, answers=int(last)), beats, config, board)[0]
+
+    most = config.groups * config.lanes
+    full = ceil(prompt / most) - 1  # passes before the last one
+    cycles = one(prompt, prompt - full * most, True)
+    # Their cycles grow with the position: where there are many, each of a few stands for those around it.
+    edges = [full * n // PASSES for n in range(PASSES + 1)] if full > PASSES else range(full + 1)
+    for first, end in pairwise(edges):
+        cycles += (end - first) * one((first + end + 1) * most // 2, most, False)
     return cycles
 
 
@@ -204,23 +239,49 @@ def batch_cycles(config: BuildConfig, layout: MemoryMap, board: Board, context: 
 
 
 def predict(config: BuildConfig, layout: MemoryMap, board: Board, context: int | None = None) -> tuple[dict[str, float], str, str | None]:
-    """Projected decode speed and time to first token, what bounds decode, and what bounds a full batch, if there can be one."""
+    """Projected speeds at `context` positions (CONTEXT_FOR_SPEED, or all that the cache holds), what bounds decode, and what bounds a full
+    batch, if there can be one. Speeds: of decode when the cache holds so many positions, of a batch of texts of so many each, and the
+    time to the first token after a prompt of so many."""
     context = min(CONTEXT_FOR_SPEED, config.shape.context) if context is None else context
     token_beats = layout.token_beats + config.shortlist_bytes // config.mem_bytes
     decode, binds = _bound(cycles_per_pass(config, context, 1, answers=1), token_beats, config, board)
-    first = prompt_cycles(config, layout, board, min(PROMPT_FOR_SPEED, config.shape.context))
     predicted: dict[str, float] = {
+        "context": context,
         "decode_cycles_per_token": decode,
         "decode_tokens_per_s": config.clock_hz / decode,
-        "ttft_s": first / config.clock_hz,
+        "ttft_s": prompt_cycles(config, layout, board, context) / config.clock_hz,
         "memory_share": token_beats / decode,
     }
     texts = min(config.sequences, config.lanes)
     if texts == 1 or config.shortlist:  # a machine with a short-list takes one text
         return predicted, binds, None
     batch, batch_binds = batch_cycles(config, layout, board, context, texts)
-    predicted |= {"batch_tokens_per_s": texts * config.clock_hz / batch, "batch_speed_up": texts * decode / batch}
+    predicted |= {"batch_texts": texts, "batch_tokens_per_s": texts * config.clock_hz / batch, "batch_speed_up": texts * decode / batch}
     return predicted, binds, batch_binds
+
+
+def needs(config: BuildConfig, layout: MemoryMap, board: Board, cost: dict[str, int]) -> dict[str, Need]:
+    """What a machine takes beside what the board has, by kind: resources (`cost`, of `gen.cost`) in blocks where they are blocks, bytes of
+    memory, and of a board with memory ports what they carry."""
+    blocks = BLOCK_KIBIT[board.family]
+    units = {"lut": ("LUTs", 1), "ff": ("flip-flops", 1), "bram": (f"block RAMs of {blocks} Kibit", blocks),
+             "uram": (f"UltraRAMs of {ULTRA_KIBIT} Kibit", ULTRA_KIBIT), "dsp": ("multipliers", 1)}
+    found = {}
+    for kind, (name, size) in units.items():
+        have = board.resources.get(kind)
+        if cost[kind] or have:
+            found[kind] = Need(name, cost[kind] / size, None if have is None else have / size)
+    if config.memory == "axi":
+        have = min(board.window_bytes, ADDRESS_LIMIT) if board.memory == "axi" or not board.real else 0
+        found["memory"] = Need("MiB of memory", layout.total_bytes / MIB, have / MIB)
+    else:  # its memory is among the resources, but for what no address reaches
+        have = ADDRESS_LIMIT / MIB if layout.total_bytes > ADDRESS_LIMIT else None
+        found["memory"] = Need("MiB of memory", layout.total_bytes / MIB, have)
+    if config.memory == board.memory == "axi" and board.real:
+        found["mem_bytes"] = Need("bytes a cycle from memory", config.mem_bytes, board.mem_bytes)
+        found["mem_ports"] = Need("memory ports", config.mem_ports, board.mem_ports)
+        found["port_bytes"] = Need("bytes a memory port", config.mem_bytes // config.mem_ports, board.mem_bytes // board.mem_ports)
+    return found
 
 
 def _largest_power(limit: int, *multiples: int) -> int:
@@ -231,7 +292,7 @@ def _largest_power(limit: int, *multiples: int) -> int:
     return value
 
 
-def _engine_shapes(shape_config: dict[str, Any], packing: str, mem_bytes: int) -> list[tuple[int, int]]:
+def _engine_shapes(packing: str, mem_bytes: int) -> list[tuple[int, int]]:
     """(tables, rows_per_cycle) pairs whose word fits a beat, none dominated by one more table."""
     pairs = []
     for rows in (1, 2, 4, 8, 16):
@@ -260,161 +321,270 @@ def _dot_shape(shape: ModelShape, mem_bytes: int, fixed: dict[str, Any]) -> tupl
     return int(fixed.get("attention_macs", most)), int(fixed.get("attention_rows", 1))  # BuildConfig says what is wrong
 
 
-def _merged(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
-    return first | second
-
-
-def fit(spec: ModelSpec, board: Board | str, **overrides: Any) -> FitResult:
-    """The configuration for `spec` on `board`; `overrides` fix any field of BuildConfig.
+def fit(spec: ModelSpec, board: Board | str, *, at: int | None = None, **overrides: Any) -> FitResult:
+    """The configuration for `spec` on `board`; `overrides` fix any field of BuildConfig. `at`: positions of the cache for which speeds are
+    predicted (`predict`); the choice does not depend on it.
 
     Raises ConfigError when no configuration exists at all, BoardError for an unknown board.
     """
     board = load(board) if isinstance(board, str) else board
     s = spec.shape
+    if at is not None and not 1 <= at <= s.context:
+        raise ConfigError(f"speeds can be predicted at 1 to {s.context} positions of this cache, not at {at}")
+    given = {k: v for k, v in overrides.items() if v is not None}
     fixed: dict[str, Any] = {
         "shape": s, "board": board.name, "clock_hz": board.clock_hz, "mem_bytes": board.mem_bytes, "mem_ports": board.mem_ports,
         "memory": board.memory,
-    } | board.parameters | {k: v for k, v in overrides.items() if v is not None}
+    } | board.parameters | given
     unknown = sorted(set(fixed) - {f.name for f in dataclasses.fields(BuildConfig)})
     if unknown:
         raise ConfigError(f"unknown configuration field(s): {', '.join(unknown)}")
-    mem = int(fixed["mem_bytes"])
+    for name, (least, most) in LIMITS.items():
+        if name in fixed:
+            require_number(name, fixed[name], least, most)
+    mem = fixed["mem_bytes"]
     macs, rows = _dot_shape(s, mem, fixed)
     fixed |= {"attention_macs": macs, "attention_rows": rows}
-    fixed.setdefault("vector_lanes", _largest_power(min(max(8, mem // 4), macs // rows), s.hidden, s.ffn, s.head_dim))
+    if "vector_lanes" not in fixed:
+        fixed["vector_lanes"] = _largest_power(min(max(8, mem // 4), macs // rows), s.hidden, s.ffn, s.head_dim)
+        if fixed["vector_lanes"] < 2:
+            raise ConfigError(f"hidden ({s.hidden}), ffn ({s.ffn}) and attention_macs/attention_rows ({macs // rows}) must be even: "
+                              "the vector unit takes two elements a cycle")
     # A row of keys must find room: at most a beat for each of its words.
     fixed.setdefault("write_fifo_beats", max(BuildConfig.write_fifo_beats, 1 << (s.head_dim * rows // macs - 1).bit_length()))
-    if board.memory == "onchip":
+    if fixed["memory"] == "onchip":
         fixed.setdefault("weight_fifo_beats", 16)
         fixed.setdefault("read_fifo_beats", 16)
         fixed.setdefault("sampler_candidates", 16)
     packing = str(fixed.setdefault("packing", "trit5"))
+    pairs = [(t, q) for t, q in _engine_shapes(packing, mem) if fixed.get("tables", t) == t and fixed.get("rows_per_cycle", q) == q]
+    if not pairs:
+        pairs = [(fixed.get("tables", 1), fixed.get("rows_per_cycle", 1))]
+
+    sizes: dict[tuple[int, int, int], int] = {}
 
     def build(lanes: int, attention_lanes: int, turns: int, **more: int) -> FitResult:
-        found: list[tuple[float, BuildConfig, MemoryMap]] = []
-        error: ConfigError | None = None
-        shared = {"lanes": lanes, "attention_lanes": attention_lanes, "result_turns": turns} | more
-        if "groups" not in overrides and lanes == 1:
+        shared = fixed | {"lanes": lanes, "attention_lanes": attention_lanes, "result_turns": turns} | more
+        if "groups" not in given and lanes == 1:
             shared["groups"] = 1
-        pairs = _engine_shapes(fixed, packing, mem)
-        if "tables" in fixed or "rows_per_cycle" in fixed:
-            pairs = [(t, q) for t, q in pairs if fixed.get("tables", t) == t and fixed.get("rows_per_cycle", q) == q]
-            if not pairs:
-                pairs = [(int(fixed.get("tables", 1)), int(fixed.get("rows_per_cycle", 1)))]
-        for tables, rows in pairs:
-            values = _merged(fixed, {"tables": tables, "rows_per_cycle": rows} | shared)
-            try:
-                if board.memory == "onchip" and "onchip_bytes" not in fixed:
-                    draft = BuildConfig(**_merged(values, {"onchip_bytes": mem}))
-                    values["onchip_bytes"] = memory_map(draft, tied=spec.tied_embeddings).total_bytes
-                config = BuildConfig(**values)
-                layout = memory_map(config, tied=spec.tied_embeddings)
-            except ConfigError as problem:
-                error = problem
-                continue
-            found.append((cycles_per_pass(config, 1, 1, answers=1)["matmul"], config, layout))
-        if not found:
-            raise error or ConfigError(f"no engine shape fits {mem} bytes per cycle")
-        fewest = min(cycles for cycles, _, _ in found)
-        near = [entry for entry in found if entry[0] <= NEAR * fewest]
-        _, config, layout = min(near, key=lambda entry: (entry[1].tables, entry[0]))
-        if "program_words" not in fixed:
-            words = len(generation(dataclasses.replace(config, program_words=MOST_PROGRAM_WORDS), layout))
+        config, layout = _engine(shared, pairs, spec, board, sizes)
+        words = _program_words(config, layout) if layout.total_bytes <= ADDRESS_LIMIT else 0
+        if words and "program_words" not in fixed:
             config = dataclasses.replace(config, program_words=max(config.program_words, 1 << (words - 1).bit_length()))
-        predicted, binds, batch_binds = predict(config, layout, board)
         cost = resources(config, board.family)
-        over = _over(board, cost)
-        predicted = {**cost, **predicted}
+        found = needs(config, layout, board, cost)
+        if words > config.program_words:
+            found["program_words"] = Need("words of program", words, config.program_words)
+        predicted, binds, batch_binds = predict(config, layout, board, at)
+        regions = layout.regions.values()
+        predicted = {**cost, "image_bytes": sum(r.length for r in regions if r.loaded),
+                     "cache_bytes": sum(r.length for r in regions if not r.loaded), "memory_bytes": layout.total_bytes, **predicted}
+        over = [kind for kind, need in found.items() if need.lacks]
         if over:
-            binds = ", ".join(f"{name}: {cost[name]:.0f} of {board.resources[name]}" for name in over)
-        return FitResult(not over, binds, config, layout, predicted, board.resources, batch_binds)
+            binds = ", ".join(f"{kind}: {cost[kind]} of {board.resources[kind]}" if kind in cost else f"{kind}: {found[kind]}"
+                              for kind in over)
+        return FitResult(not over, binds, config, layout, predicted, board.resources, batch_binds, found)
 
-    most, given = int(fixed.pop("lanes", 4)), "result_turns" in fixed
-    turns = int(fixed.pop("result_turns", 1))
-    attention = int(fixed.pop("attention_lanes", 0))
+    most, turns_given = fixed.pop("lanes", 4), "result_turns" in fixed
+    turns = fixed.pop("result_turns", 1)
+    attention = fixed.pop("attention_lanes", 0)
 
     def machine(lanes: int, attention_lanes: int, **more: int) -> FitResult:
         result = build(lanes, attention_lanes, turns, **more)
-        over = set(_over(board, result.predicted))
-        if given or lanes == 1 or not over or not over <= {"bram", "uram"}:
+        over = _over(result)
+        if turns_given or lanes == 1 or not over or not over <= {"bram", "uram"}:
             return result
         other = build(lanes, attention_lanes, 2, **more)  # results of two turns take less memory
-        return other if other.fits else result
+        return result if _over(other) else other
 
-    lanes = [most] if overrides.get("lanes") is not None else [most, *(n for n in LANES if n < most)]
-    attending = [(n, attention if overrides.get("attention_lanes") is not None else min(attention, n)) for n in lanes]
-    result = _first_that_fits(machine(*pair) for pair in attending)
-    texts = int(fixed.get("sequences", 1))
+    def batch_speed(result: FitResult) -> float:
+        """At the cache's end, so that the choice is one for all contexts at which speeds are asked for."""
+        return predict(result.config, result.memory_map, board, s.context)[0].get("batch_tokens_per_s", 0)
+
+    lanes = [most] if "lanes" in given else [most, *(n for n in LANES if n < most)]
+    attending = [(n, attention if "attention_lanes" in given else min(attention, n)) for n in lanes]
+    result = _first_that_fits(partial(machine, *pair) for pair in attending)
+    texts = fixed.get("sequences", 1)
     enough = [n for n in lanes if n <= min((n for n in LANES if n >= texts), default=most)]
-    if texts > 1 and attention and enough and overrides.get("attention_lanes") is None:
+    if texts > 1 and attention and enough and "attention_lanes" not in given:
         # Texts together are answered as many at a time as the dot engine has lanes: rather a lane there for each, and fewer in all, or
         # half the vector lanes.
         ways: list[dict[str, int]] = [{}]
-        if overrides.get("vector_lanes") is None and fixed["vector_lanes"] > 2:
+        if "vector_lanes" not in given and fixed["vector_lanes"] > 2:
             ways.append({"vector_lanes": fixed["vector_lanes"] // 2})
-        other = _first_that_fits(machine(n, 0, **more) for n in enough for more in ways)
-        if other.fits and other.predicted.get("batch_tokens_per_s", 0) > result.predicted.get("batch_tokens_per_s", 0):
+        other = _first_that_fits(partial(machine, n, 0, **more) for n in enough for more in ways)
+        if not _over(other) and batch_speed(other) > batch_speed(result):
             result = other
     return result
 
 
-def _first_that_fits(results: Iterator[FitResult]) -> FitResult:
-    """The first that fits, or the last one."""
-    result = next(results)
-    while not result.fits and (other := next(results, None)):
-        result = other
+def _engine(values: dict[str, Any], pairs: list[tuple[int, int]], spec: ModelSpec, board: Board,
+            sizes: dict[tuple[int, int, int], int]) -> tuple[BuildConfig, MemoryMap]:
+    """The machine of `values` with the best of the engine shapes (tables, rows_per_cycle) of `pairs`: of those whose model finds room in
+    memory, if any does. `sizes`: bytes of those that do not, by engine shape and turns of the results."""
+    found: list[tuple[float, BuildConfig]] = []
+    error: ConfigError | None = None
+    sized = values["memory"] == "onchip" and "onchip_bytes" not in values
+    for tables, rows in pairs:
+        room: dict[str, Any] = {"onchip_bytes": ADDRESS_LIMIT} if sized else {}
+        try:
+            config = BuildConfig(**{**values, "tables": tables, "rows_per_cycle": rows, **room})
+        except ConfigError as problem:
+            error = problem
+            continue
+        found.append((cycles_per_pass(config, 1, 1, answers=1)["matmul"], config))
+    if not found:
+        raise error or ConfigError(f"no engine shape fits {values['mem_bytes']} bytes per cycle")
+    limit = min(board.window_bytes, ADDRESS_LIMIT) if values["memory"] == "axi" else ADDRESS_LIMIT
+
+    def key(config: BuildConfig) -> tuple[int, int, int]:
+        return config.tables, config.rows_per_cycle, config.result_turns
+
+    # Whatever the engine: the head's rows, the caches, and weights at their entropy. Where these find no room, none is looked for.
+    s, anyone = spec.shape, found[0][1]
+    weights = s.layers * s.hidden * (s.qkv_rows + s.q_size + 3 * s.ffn)
+    least = weights * log2(3) / 8 + s.vocab * s.hidden + anyone.sequences * anyone.kv_sequence_bytes
+    left = [entry for entry in found if key(entry[1]) not in sizes]
+    while left:
+        fewest = min(cycles for cycles, _ in left)
+        best = min((entry for entry in left if entry[0] <= NEAR * fewest), key=lambda entry: (entry[1].tables, entry[0]))
+        config, layout = best[1], memory_map(best[1], tied=spec.tied_embeddings, limit=None)
+        if layout.total_bytes <= limit or least > limit:
+            break
+        sizes[key(config)] = layout.total_bytes
+        left.remove(best)
+    else:
+        config = min((config for _, config in found), key=lambda config: sizes[key(config)])
+        layout = memory_map(config, tied=spec.tied_embeddings, limit=None)
+    if sized:
+        config = dataclasses.replace(config, onchip_bytes=min(layout.total_bytes, ADDRESS_LIMIT))
+    elif values["memory"] == "onchip" and layout.total_bytes > config.onchip_bytes:
+        raise ConfigError(f"onchip_bytes ({config.onchip_bytes}) must hold the {layout.total_bytes} bytes of the model: leave it out")
+    return config, layout
+
+
+def _program_words(config: BuildConfig, layout: MemoryMap) -> int:
+    """Words of a machine's programs."""
+    try:
+        return len(generation(dataclasses.replace(config, program_words=MOST_PROGRAM_WORDS), layout))
+    except AssemblyError as error:
+        raise ConfigError(f"the programs are too long: {error}; raise block_rows ({config.block_rows})") from None
+
+
+def _first_that_fits(machines: Iterable[Callable[[], FitResult]]) -> FitResult:
+    """The first for which the device's resources suffice, or the last one. The first must be possible, the others need not."""
+    result = None
+    for machine in machines:
+        try:
+            result = machine()
+        except ConfigError:
+            if result is None:
+                raise
+            continue
+        if not _over(result):
+            break
+    assert result is not None, "there is a machine to try"
     return result
 
 
-def _over(board: Board, cost: Mapping[str, float]) -> list[str]:
-    """The device's resources of which `cost` takes more than there are."""
-    return [name for name, have in board.resources.items() if cost.get(name, 0) > have]
+def _over(result: FitResult) -> set[str]:
+    """The device's resources of which there are too few."""
+    return {kind for kind, need in result.needs.items() if need.lacks and kind in ("lut", "ff", "bram", "uram", "dsp")}
+
+
+# What more of one thing would bring -----------------------------------------------------------------------
+
+ENGINE = ("tables", "rows_per_cycle")
+UNITS = ("lanes", "groups", "vector_lanes", "attention_macs", "attention_rows", *ENGINE)
+"""Fields that stay as they are beside a change, but for those that must follow it."""
 
 
 @dataclass(frozen=True)
 class Relaxation:
-    """What one change would bring: speeds as multiples of what they are, LUTs on top, and whether the device still suffices."""
+    """What one change would bring: speeds as multiples of what they are (`batch`: None on a machine for one text), LUTs on top, and
+    whether the machine then fits, or what lacks. `fit` with `settings` added gives that machine, and nothing else changes; `context`, if
+    not None, is the change instead."""
 
     change: str
     decode: float
     first_token: float
+    batch: float | None
     lut: int
     fits: bool
+    lacks: str
+    settings: dict[str, Any]
+    context: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
 
 def relaxations(spec: ModelSpec, board: Board | str, result: FitResult, **overrides: Any) -> list[Relaxation]:
-    """Changes of one thing at a time that make `result` (of `fit` with the same arguments) faster, or fit at all."""
+    """Changes of one thing at a time that make `result` (of `fit` with the same arguments) faster in something and slower in nothing, or
+    fit at all. Speeds are those at the positions of `result`, or at the end of a cache that is shorter."""
     board = load(board) if isinstance(board, str) else board
     c, s = result.config, spec.shape
     given = {k: v for k, v in overrides.items() if v is not None}
-    wider = dataclasses.replace(board, mem_bytes=2 * c.mem_bytes, mem_ports=2 * board.mem_ports)
-    engine = {"tables": c.tables, "rows_per_cycle": c.rows_per_cycle}
-    same = engine | {"vector_lanes": c.vector_lanes, "attention_macs": c.attention_macs, "attention_rows": c.attention_rows}
-    ways: list[tuple[str, ModelSpec, Board, dict[str, Any]]] = []
+    at = int(result.predicted["context"])
+
+    def changed(settings: dict[str, Any], *follow: str) -> tuple[FitResult, dict[str, Any]]:
+        """The machine with `settings`, and with what more must be given so that all but `follow` stays as it is."""
+        other = fit(spec, board, at=at, **given | settings)
+        kept = {name: getattr(c, name) for name in UNITS if name not in settings and name not in follow}
+        pinned = {name: value for name, value in kept.items() if getattr(other.config, name) != value}
+        if other.config.attention_lanes != c.attention_lanes:
+            pinned["attention_lanes"] = c.attention_lanes if c.attention_lanes or "lanes" not in settings else c.dot_lanes
+        if pinned:
+            settings = settings | pinned
+            other = fit(spec, board, at=at, **given | settings)
+        return other, settings
+
+    memory = result.needs.get("memory")
+    ways: list[tuple[str, dict[str, Any], tuple[str, ...]]] = []
     if c.memory == "axi":
-        ways.append((f"memory of {2 * c.mem_bytes} bytes a cycle", spec, wider,
-                     {"mem_bytes": 2 * c.mem_bytes, "mem_ports": 2 * c.mem_ports}))
-    ways += [(f"{2 * c.lanes} lanes", spec, board, same | {"lanes": 2 * c.lanes}),
-             (f"{2 * c.vector_lanes} vector lanes", spec, board, engine | {"vector_lanes": 2 * c.vector_lanes}),
-             (f"{2 * c.attention_macs} multipliers a lane", spec, board, engine | {
-                 "vector_lanes": c.vector_lanes, "attention_macs": 2 * c.attention_macs, "attention_rows": 2 * c.attention_rows})]
+        wider = {"mem_bytes": 2 * c.mem_bytes, "mem_ports": 2 * c.mem_ports}
+        ways.append((f"memory of {2 * c.mem_bytes} bytes a cycle", wider, ("vector_lanes", "attention_macs", "attention_rows", *ENGINE)))
+    ways += [(f"{2 * c.lanes} lanes", {"lanes": 2 * c.lanes}, ("groups",)),
+             (f"{2 * c.vector_lanes} vector lanes", {"vector_lanes": 2 * c.vector_lanes}, ("attention_macs", "attention_rows")),
+             (f"{2 * c.attention_macs} multipliers a lane",
+              {"attention_macs": 2 * c.attention_macs, "attention_rows": 2 * c.attention_rows}, ())]
     if not c.shortlist and c.sequences == 1 and s.vocab >= 4 * SHORTLIST:
-        ways.append((f"a short-list of {SHORTLIST}", spec, board, same | {"shortlist": SHORTLIST}))
+        ways.append((f"a short-list of {SHORTLIST}", {"shortlist": SHORTLIST}, ()))
     if not result.fits:
-        shorter = dataclasses.replace(spec, shape=dataclasses.replace(s, context=s.context // 2))
-        ways.append((f"a context of {s.context // 2}", shorter, board, {}))
+        ways += [(f"{n} lanes", {"lanes": n}, UNITS) for n in LANES if n < c.lanes and _over(result)]
+        if memory is not None and memory.lacks:
+            ways.clear()  # nothing of these takes less
+        ways += [(f"caches of {n} texts", {"sequences": n}, UNITS) for n in (c.sequences // 2,) if n]
     found = []
-    for change, model, device, extra in ways:
+    for change, settings, follow in ways:
         try:
-            other = fit(model, device, **given | extra)
+            other, settings = changed(settings, *follow)
         except ConfigError:
             continue  # no such machine
-        before, after = result.predicted, other.predicted
-        gain = Relaxation(change, round(before["decode_cycles_per_token"] / after["decode_cycles_per_token"], 3),
-                          round(before["ttft_s"] / after["ttft_s"], 3), round(after["lut"] - before["lut"]), other.fits)
-        if max(gain.decode, gain.first_token) >= WORTH or (gain.fits and not result.fits):
-            found.append(gain)
-    return found
+        found.append(_relaxation(change, result, other, settings))
+    room = memory is None or memory.available is None or result.predicted["image_bytes"] <= memory.available * MIB
+    context = s.context // 2 if room else 0
+    while not result.fits and context:
+        other = fit(dataclasses.replace(spec, shape=dataclasses.replace(s, context=context)), board, at=min(at, context), **given)
+        if other.fits:
+            speeds = predict(c, result.memory_map, board, min(at, context))[0]
+            there = dataclasses.replace(result, predicted=result.predicted | speeds)
+            found.append(_relaxation(f"a context of {context}", there, other, {}, context))
+        context = 0 if other.fits else context // 2
+    return [gain for gain in found if gain is not None]
+
+
+def _relaxation(change: str, result: FitResult, other: FitResult, settings: dict[str, Any],
+                context: int | None = None) -> Relaxation | None:
+    """A change from `result` to `other`, or None if it is not worth naming."""
+    before, after = result.predicted, other.predicted
+    batch = None
+    if "batch_tokens_per_s" in before and "batch_tokens_per_s" in after:
+        batch = round(after["batch_tokens_per_s"] / before["batch_tokens_per_s"], 3)
+    gain = Relaxation(change, round(before["decode_cycles_per_token"] / after["decode_cycles_per_token"], 3),
+                      round(before["ttft_s"] / after["ttft_s"], 3), batch, round(after["lut"] - before["lut"]), other.fits,
+                      ", ".join(str(need) for need in other.needs.values() if need.lacks), settings, context)
+    if not result.fits:
+        return gain if other.fits else None
+    speeds = [gain.decode, gain.first_token, *([] if batch is None else [batch])]
+    return gain if max(speeds) >= WORTH and min(speeds) >= SLOWER else None

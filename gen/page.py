@@ -26,10 +26,19 @@ WHAT = {
     course.WEIGHTS: "a beat of weights arrives", "vector": "norms, rotation, activation", "matmul": "ternary matrices",
     "dot": "attention and head", "sampler": "choice of the token", "writes": "keys and values to memory", course.NONE: "sequencer alone",
 }  # fmt: skip
-LEAST_SEGMENT = 0.002
-"""Share of the cycles below which units are drawn together as "others"."""
+ACTIVITIES = {
+    "matmul": "ternary matrices", "dot": "attention", "sampler": "head: logits and the choice of a token",
+    "vector": "vector unit alone: norms, rotation, activation", "writes": "keys and values on their way to memory", course.NONE: "no unit",
+}  # fmt: skip
+"""What a cycle is drawn as, by colour: the first of these whose unit is at work; the dot engine beside the sampler works for the head."""
+ARRIVES = (("", "weights arrive"), (" reading", "keys and values arrive"), (" idle", "nothing arrives: the memory is idle"))
+"""How what arrives from memory is drawn, and said."""
 LIMITS = 0.8
 """Share of the measured cycles from which a bound counts as what limits."""
+LEAST_SHOWN = 0.0005
+"""Share of the cycles from which a combination of units is in the table."""
+SYMBOLS = ("T×Q: look-ups a cycle and lane; V: elements a cycle of the vector unit; A: products a cycle and lane of the dot engine; "
+           "M: bytes a cycle from memory.")
 LABELLED = 0.055
 """Share from which a segment carries its number."""
 NO_TIMELINE = ("This stored result has no timeline: it was measured before timelines were kept. "
@@ -90,9 +99,9 @@ def bounds(entry: Mapping[str, Any]) -> Bounds:
     """The bounds of a result of sim/measure.py."""
     config, m = entry["configuration"], entry["measured"]  # as it was when measured: maybe no longer a valid one
     s, lanes, count = ModelShape(**config["shape"]), config["lanes"], entry["count"]
-    prompt = count if entry["what"] == "prefill" else 0
+    prompt, texts, shared = count if entry["what"] == "prefill" else 0, m.get("texts", 1), m.get("shared", 0)
     passes = [min((n + 1) * lanes, prompt) for n in range(ceil(prompt / lanes))] or [count]  # the last position of each
-    used = min(lanes, prompt or 1)
+    used = min(lanes, prompt or texts)
     weights = s.layers * (s.qkv_rows * s.hidden + s.hidden * s.q_size + 2 * s.ffn * s.hidden + s.hidden * s.ffn)
     ternary_peak, head = TRITS * config["tables"] * config["rows_per_cycle"], s.vocab * s.hidden
     data, short_list, ternary_head, head_rows = m["bytes"], config.get("shortlist", 0), 0, m["bytes"]["head"]
@@ -100,21 +109,25 @@ def bounds(entry: Mapping[str, Any]) -> Bounds:
         head_rows = short_list * (config["mem_bytes"] + round_up(s.hidden, config["mem_bytes"]))
         ternary_head, head = head, short_list * s.hidden
     dot_lanes = config.get("attention_lanes", 0) or lanes
-    # Times that the engine reads keys and values of a layer.
-    rounds = s.kv_heads * (s.group * ceil(used / dot_lanes) if prompt else ceil(s.group / dot_lanes))
-    attention_lanes = min(dot_lanes, used if prompt else s.group)
-    attended = sum(range(1, prompt + 1)) if prompt else count
-    dot_macs = head + s.layers * s.q_size * 2 * attended
-    dot = (head + s.layers * rounds * 2 * s.head_dim * sum(passes)) / config["attention_macs"]
+    # Positions whose keys and values a layer's heads read: of several texts, each by itself, or those that they share once for all.
+    if prompt:
+        read = s.group * ceil(used / dot_lanes) * sum(passes)
+    else:
+        read = min(texts * ceil(s.group / dot_lanes) * count, s.group * ceil(texts / dot_lanes) * (shared + texts * (count - shared)))
+    attention_lanes = min(dot_lanes, used if prompt else max(s.group, texts))
+    attended = sum(range(1, prompt + 1)) if prompt else texts * count
+    turns = ceil(texts / dot_lanes)
+    dot_macs = texts * head + s.layers * s.q_size * 2 * attended
+    dot = (turns * head + s.layers * s.kv_heads * read * 2 * s.head_dim) / config["attention_macs"]
 
     def busy(unit: str) -> float:
         return sum(sum(pair) for name, pair in m["busy_cycles"].items() if unit in name.split("+")) / m.get("tokens", 1)
 
-    ternary_macs = weights * (prompt or 1) + ternary_head
+    ternary_macs = weights * (prompt or texts) + ternary_head
     ternary = Phase("ternary matrices", ternary_macs, data["layers"] + data["head"] - head_rows, busy("matmul"), ternary_peak * used)
     products = Phase("attention and head", dot_macs, head_rows + data["cache"], busy("dot"), config["attention_macs"] * attention_lanes)
     total = sum(data.values())
-    whole = Phase("the whole prompt" if prompt else "the whole token", ternary_macs + dot_macs, total, m["cycles"], 0.0)
+    whole = Phase(f"the whole {_what(entry)}", ternary_macs + dot_macs, total, m["cycles"], 0.0)
     ternary_cycles = (len(passes) * weights + ternary_head) / ternary_peak
     return Bounds(m["roofline_share"] * m["cycles"], ternary_cycles, dot, m["cycles"], config["mem_bytes"],
                   tuple(phase for phase in (ternary, products) if phase.cycles and phase.macs), whole)
@@ -127,7 +140,7 @@ def page(rows: Sequence[Mapping[str, Any]], results: Sequence[tuple[Mapping[str,
     """The HTML of measured `rows`, and of `results`: entries as sim/measure.py keeps them, each with its state. Of machines that were
     synthesised the comparison has the resources, unless they are stale."""
     synthesised = [entry for entry, state in results if entry["what"] == "synthesis" and _state_class(state) != _state_class("stale")]
-    results = [(entry, state) for entry, state in results if entry["what"] in ("decode", "prefill")]
+    results = [(entry, state) for entry, state in results if entry["what"] in ("decode", "prefill") or "texts" in entry["measured"]]
     titles = [_title(entry) for entry, _ in results]
     heading = titles[0] if len(titles) == 1 else "Measured tokens" if titles else "Measured numbers"
     parts = [f"<header><h1>{escape(heading)}</h1>", _lead(results), "</header>"]
@@ -149,16 +162,35 @@ def page(rows: Sequence[Mapping[str, Any]], results: Sequence[tuple[Mapping[str,
 def _title(entry: Mapping[str, Any]) -> str:
     lanes = entry["configuration"]["lanes"]
     head = f"short-list of {k}, " if (k := entry["configuration"]["shortlist"]) else ""
-    what = f"decode at {entry['count']:,} positions" if entry["what"] == "decode" else f"prefill of {entry['count']:,} tokens"
+    m, what = entry["measured"], f"decode at {entry['count']:,} positions"
+    if entry["what"] == "prefill":
+        what = f"prefill of {entry['count']:,} tokens"
+    elif "texts" in m:
+        what = f"{m['texts']} texts together, {what}" + (f", {m['shared']} of them shared" if m["shared"] else "")
     return f"{entry['model']} on {entry['board']}, {lanes} lane{'s' if lanes > 1 else ''}, {head}{what}"
+
+
+def _what(entry: Mapping[str, Any]) -> str:
+    """What was measured, in a word."""
+    return "prompt" if entry["what"] == "prefill" else "pass" if "texts" in entry["measured"] else "token"
+
+
+def _tokens(entry: Mapping[str, Any]) -> int:
+    """Tokens that it read or gave."""
+    return entry["count"] if entry["what"] == "prefill" else entry["measured"].get("texts", 1)
+
+
+def _per_second(entry: Mapping[str, Any]) -> str:
+    of = "prompt " if entry["what"] == "prefill" else ""
+    return f"{entry['measured']['tokens_per_s']:,.1f} {of}tokens/s"
 
 
 def _lead(results: Sequence[tuple[Mapping[str, Any], str]]) -> str:
     if len(results) != 1:
         return "<p>Whole tokens on the simulated machine, cycle by cycle. Nothing here was measured on a board.</p>" if results else ""
     entry, m = results[0][0], results[0][0]["measured"]
-    per = "tokens/s" if entry["what"] == "decode" else "prompt tokens/s"
-    figures = [(f"{m['cycles']:,.0f}", "cycles"), (f"{m['tokens_per_s']:,.1f}", f"{per} at {entry['clock_hz'] / 1e6:g} MHz"),
+    speed, _, per = _per_second(entry).partition(" ")
+    figures = [(f"{m['cycles']:,.0f}", "cycles"), (speed, f"{per} at {entry['clock_hz'] / 1e6:g} MHz"),
                (f"{m['roofline_share']:.1%}", "of the stream bound")]
     tiles = "".join(f"<div><strong>{value}</strong><span>{escape(name)}</span></div>" for value, name in figures)
     return f'<div class="tiles">{tiles}</div><p>{_evidence(*results[0])}</p>'
@@ -166,8 +198,12 @@ def _lead(results: Sequence[tuple[Mapping[str, Any], str]]) -> str:
 
 def _evidence(entry: Mapping[str, Any], state: str) -> str:
     return (f'<span class="mark">{escape(entry["kind"])}</span> · <span class="{_state_class(state)}">{escape(_state(entry, state))}</span>'
-            f" · memory {escape(str(entry['timing']))} · {escape(entry['weights'])} weights · {escape(_machine(entry))}<br/>"
+            f" · memory {_memory(entry)} · {escape(entry['weights'])} weights · {escape(_machine(entry))}<br/>"
             f"<code>{escape(entry['command'])}</code>")
+
+
+def _memory(entry: Mapping[str, Any]) -> str:
+    return "on the chip" if entry["configuration"]["memory"] == "onchip" else escape(str(entry["timing"]))
 
 
 def _machine(entry: Mapping[str, Any]) -> str:
@@ -194,59 +230,68 @@ def _result(entry: Mapping[str, Any], state: str, title: str) -> str:
 # Stacked cycles -------------------------------------------------------------------------------------------
 
 
-def _segments(m: Mapping[str, Any]) -> list[tuple[str, int, int]]:
-    """(units, streaming, idle) by descending cycles, the small ones together at the end."""
-    pairs = sorted(((name, *pair) for name, pair in m["busy_cycles"].items()), key=lambda item: -item[1] - item[2])
-    least = LEAST_SEGMENT * m["counted_cycles"]
-    large = [item for item in pairs if item[1] + item[2] >= least]
-    small = [item for item in pairs if item[1] + item[2] < least]
-    return [*large, ("others", sum(i[1] for i in small), sum(i[2] for i in small))] if small else large
+def _arrivals(entry: Mapping[str, Any]) -> dict[str, tuple[int, int, int]]:
+    """Cycles by units at work, the most first: those in which weights arrive, keys and values, nothing.
+
+    Counted are the beats of weights by units, and all beats of data; the dot engine waits for these while it attends, and so they are
+    among its cycles without a beat of weights.
+    """
+    m, beat = entry["measured"], entry["configuration"]["mem_bytes"]
+    busy = {name: tuple(pair) for name, pair in m["busy_cycles"].items()}
+    attending = {name: pair[1] for name, pair in busy.items() if {"dot", "sampler"} & set(name.split("+")) == {"dot"}}
+    data = m["beats"]["data"] if "beats" in m else m["bytes"]["cache"] * m.get("tokens", 1) / beat
+    share = min(1.0, data / max(1, sum(attending.values())))
+    read = {name: round(share * attending.get(name, 0)) for name in busy}
+    found = {name: (pair[0], read[name], pair[1] - read[name]) for name, pair in busy.items()}
+    return dict(sorted(found.items(), key=lambda item: -sum(item[1])))
 
 
-def _colour(name: str) -> str:
-    """Of the first unit; but the head and writing to the cache have their own."""
-    first, *more = name.split("+")
-    first = more[-1] if more and more[-1] in ("sampler", "writes") else first
-    return first if first in UNITS else course.NONE
-
-
-def _unit_names(name: str) -> str:
-    return {"dot+sampler": "dot + sampler (head)", "dot": "dot (attention)"}.get(name, name.replace("+", " + "))
+def _activity(name: str) -> str:
+    """What units at work are drawn as."""
+    units = set(name.split("+"))
+    if {"dot", "sampler"} <= units:
+        return "sampler"
+    return next((unit for unit in ACTIVITIES if unit in units), course.NONE)
 
 
 def _stacks(results: Sequence[tuple[Mapping[str, Any], str]], titles: Sequence[str]) -> str:
-    used: dict[str, list[str]] = {}
+    drawn: set[str] = set()
     figures = []
     for (entry, state), title in zip(results, titles, strict=True):
-        m = entry["measured"]
-        total, cells, lines = m["counted_cycles"] or 1, [], []
-        for name, streaming, idle in _segments(m):
-            names = used.setdefault(_colour(name), [])
-            names += [] if name in names else [name]
-            lines.append(f"<tr><th scope=\"row\">{escape(_unit_names(name))}</th><td>{streaming:,}</td><td>{idle:,}</td>"
-                         f"<td>{(streaming + idle) / total:.1%}</td></tr>")
-            for cycles, kind, said in ((streaming, "", "weights streaming"), (idle, " idle", "no weight beat")):
+        m, found = entry["measured"], _arrivals(entry)
+        total = m["counted_cycles"] or 1
+        sums = {activity: [sum(parts[n] for name, parts in found.items() if _activity(name) == activity) for n in range(3)]
+                for activity in ACTIVITIES}
+        cells, said = [], []
+        for activity, parts in sums.items():
+            for cycles, (kind, arrives) in zip(parts, ARRIVES, strict=True):
                 share = cycles / total
                 if cycles:
+                    drawn.add(activity)
                     label = f"<b>{share:.0%}</b>" if share >= LABELLED else ""
-                    cells.append(f'<i class="u-{_colour(name)}{kind}" style="width:{100 * share:.3f}%" '
-                                 f'title="{escape(_unit_names(name))}, {said}: {cycles:,} cycles ({share:.1%})">{label}</i>')
-        streaming = sum(pair[0] for pair in m["busy_cycles"].values()) / total
+                    cells.append(f'<i class="u-{activity}{kind}" style="width:{100 * share:.3f}%" '
+                                 f'title="{escape(ACTIVITIES[activity])}; {arrives}: {cycles:,} cycles ({share:.1%})">{label}</i>')
+            if any(parts):
+                said.append(f"{ACTIVITIES[activity]} {sum(parts) / total:.1%}")
+        lines = [f'<tr><th scope="row">{escape(name.replace("+", " + "))}</th>' + "".join(f"<td>{cycles:,}</td>" for cycles in parts)
+                 + f"<td>{sum(parts) / total:.1%}</td></tr>" for name, parts in found.items() if sum(parts) >= LEAST_SHOWN * total]
         stale = ' <span class="stale">stale</span>' if state.startswith("stale") else ""
-        spoken = f"{title}: {m['cycles']:,.0f} cycles, {streaming:.1%} of them with a weight beat. The table below has the parts."
-        table = _table(("units at work", "streaming", "idle", "share"), lines, "numbers")
+        spoken = f"{title}: {m['cycles']:,.0f} cycles, {_per_second(entry)}. {'; '.join(said)}."
+        table = _table(("units at work", "weights", "keys and values", "idle", "share"), lines, "numbers")
         figures.append(f'<div class="stack"><p><span>{escape(title)}{stale}{_preset(entry)}</span>'
-                       f'<span>{m["cycles"]:,.0f} cycles</span></p>'
+                       f'<span><strong>{_per_second(entry)}</strong> · {m["cycles"]:,.0f} cycles</span></p>'
                        f'<div class="bar" role="img" aria-label="{escape(spoken)}">{"".join(cells)}</div>'
-                       f"<details><summary>Cycles by units</summary>{table}</details></div>")
-    legend = "".join(f'<li><i class="u-{colour}"></i>{escape(", ".join(_unit_names(name) for name in names))}</li>'
-                     for colour, names in used.items())
-    return (f'<section><h2>Where the cycles go</h2><ul class="legend">{legend}<li><i class="u-{course.NONE} idle"></i>'
-            f"hatched: no weight beat arrives</li></ul>{''.join(figures)}</section>")
+                       f"<details><summary>Cycles by units at work and by what arrives from memory</summary>{table}</details></div>")
+    units = "".join(f'<li><i class="u-{activity}"></i>{escape(said)}</li>' for activity, said in ACTIVITIES.items() if activity in drawn)
+    kinds = "".join(f'<li><i class="u-{course.NONE}{kind}"></i>{said}</li>' for kind, said in ARRIVES)
+    return ('<section><h2>Where the cycles go</h2><p>Each bar is all cycles of a token, of a pass or of a prompt. The colour says what is '
+            f"at work, the pattern what arrives from memory meanwhile. {SYMBOLS}</p>"
+            f'<ul class="legend">{units}</ul>'
+            f'<ul class="legend">{kinds}</ul>{"".join(figures)}</section>')
 
 
 def _preset(entry: Mapping[str, Any]) -> str:
-    return f" <small>memory {escape(str(entry['timing']))}, {escape(_machine(entry))}</small>"
+    return f" <small>memory {_memory(entry)}, {escape(_machine(entry))}</small>"
 
 
 # Roofline -------------------------------------------------------------------------------------------------
@@ -254,13 +299,13 @@ def _preset(entry: Mapping[str, Any]) -> str:
 
 def _roofline(entry: Mapping[str, Any]) -> str:
     b = bounds(entry)
-    clock, tokens = entry["clock_hz"], entry["count"] if entry["what"] == "prefill" else 1
+    clock, tokens = entry["clock_hz"], _tokens(entry)
     binds = ' class="binds"'
     lines = [f'<tr{binds if name == b.limit else ""}><th scope="row">{name}</th><td>{cycles:,.0f}</td>'
              f"<td>{clock * tokens / max(cycles, 1):,.1f}</td><td>{cycles / b.measured:.1%}</td></tr>" for name, cycles in b.named.items()]
     lines.append(f'<tr class="total"><th scope="row">measured</th><td>{b.measured:,.0f}</td>'
                  f"<td>{clock * tokens / b.measured:,.1f}</td><td>100 %</td></tr>")
-    what = "prompt" if entry["what"] == "prefill" else "token"
+    what = _what(entry)
     share = f"{b.least / b.measured:.1%} of the {b.measured:,.0f} measured"
     said = f"The highest bound of a {what} is “{b.limit}”: at least {b.least:,.0f} cycles, {share}."
     said += " This is what limits." if b.least >= LIMITS * b.measured else " Nothing limits alone: units wait for one another, as below."
@@ -336,7 +381,7 @@ def _timelines(entry: Mapping[str, Any]) -> str:
     if not len(whole.cycles):
         return f"{title}<p>The timeline is empty: no cycle ran while it was recorded.</p>"
     window = None
-    name = "prompt" if entry["what"] == "prefill" else "token"
+    name = _what(entry)
     parts = [f"{title}<p>A row is full where its unit worked in every cycle of a bin, empty where it waited. "
              "Where units overlap, they worked at once.</p>"]
     if layer is not None and len(layer.cycles):
@@ -419,15 +464,16 @@ def _resources(entry: Mapping[str, Any], synthesised: Sequence[Mapping[str, Any]
 def _comparison(results: Sequence[tuple[Mapping[str, Any], str]], synthesised: Sequence[Mapping[str, Any]]) -> str:
     lines = []
     for entry, state in results:
-        m, decode = entry["measured"], entry["what"] == "decode"
+        m, decode = entry["measured"], entry["what"] != "prefill"
         mark = f'<span class="mark">{escape(entry["kind"])}</span>'
-        speed = f"{m['tokens_per_s']:,.1f} tok/s at {entry['count']:,} positions {mark}"
+        together = f", {m['texts']} texts together" if "texts" in m else ""
+        speed = f"{m['tokens_per_s']:,.1f} tok/s at {entry['count']:,} positions{together} {mark}"
         first = f"{m['tokens_per_s']:,.1f} tok/s, {m.get('first_token_s', 0):.3g} s for {entry['count']:,} tokens {mark}"
         lanes = entry["configuration"]["lanes"]
         achieved = sum(m["bytes"].values()) * entry["clock_hz"] / m["cycles"] / 1e9
         lines.append(
             f'<tr class="ours"><th scope="row">tritloom<small>{escape(entry["command"])}</small></th>'
-            f"<td>{escape(entry['board'])}, {entry['clock_hz'] / 1e6:g} MHz, simulated<small>memory {escape(str(entry['timing']))}; "
+            f"<td>{escape(entry['board'])}, {entry['clock_hz'] / 1e6:g} MHz, simulated<small>memory {_memory(entry)}; "
             f"{lanes} lane{'s' if lanes > 1 else ''}, {escape(_machine(entry))}</small></td>"
             f'<td>{escape(entry["model"])}<small>{escape(entry["weights"])} weights</small></td>'
             f"<td>{speed if decode else '–'}</td><td>{'–' if decode else first}</td><td>–</td><td>{_resources(entry, synthesised)}</td>"
@@ -494,7 +540,7 @@ small{display:block;color:var(--soft);font-size:.8rem;font-weight:normal;overflo
 .tiles div{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:10px 16px;flex:1 1 150px}
 .tiles strong{display:block;font-size:1.5rem;line-height:1.2;font-variant-numeric:tabular-nums}
 .tiles span{color:var(--soft);font-size:.85rem}
-.legend{list-style:none;display:flex;flex-wrap:wrap;gap:4px 18px;padding:0;font-size:.85rem}
+.legend{list-style:none;display:flex;flex-wrap:wrap;gap:4px 18px;padding:0;margin:6px 0;font-size:.85rem}
 .legend i{display:inline-block;width:14px;height:14px;margin-right:6px;vertical-align:-2px;border-radius:2px}
 .stack{margin:14px 0}
 .stack p{display:flex;flex-wrap:wrap;justify-content:space-between;gap:0 16px;margin:0 0 3px;max-width:none;font-size:.9rem}
@@ -504,7 +550,7 @@ small{display:block;color:var(--soft);font-size:.8rem;font-weight:normal;overflo
 .bar i{display:flex;align-items:center;justify-content:center;overflow:hidden;border-right:1px solid var(--bg);
  font-style:normal;min-width:0}
 .bar b{font-size:.8rem;font-weight:600;color:var(--on)}
-.bar i.idle b{color:var(--fg);background:var(--bg);border-radius:3px;padding:0 3px}
+.bar i.idle b,.bar i.reading b{color:var(--fg);background:var(--bg);border-radius:3px;padding:0 3px}
 details summary{cursor:pointer;color:var(--soft);font-size:.85rem;padding:3px 0}
 summary h3{display:inline;font-size:1rem}
 .result{border-top:1px solid var(--line);padding:8px 0}
@@ -550,6 +596,7 @@ h1{font-size:1.3rem}
 .numbers td,.numbers th{padding-right:5px}}
 """
     + "".join(f".u-{n}{{background:var(--{n})}}.u-{n}.idle{{background:"
-              f"repeating-linear-gradient(45deg,var(--{n}) 0 3px,var(--bg) 3px 6px)}}"
+              f"repeating-linear-gradient(45deg,var(--{n}) 0 2px,var(--bg) 2px 7px)}}.u-{n}.reading{{background:"
+              f"radial-gradient(var(--bg) 1.3px,transparent 1.6px) 0 0/6px 6px,var(--{n})}}"
               f".f-{n}{{fill:var(--{n})}}.s-{n}{{stroke:var(--{n})}}.roofline .t-{n}{{fill:var(--{n})}}" for n in _LIGHT)
 )  # fmt: skip

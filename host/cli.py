@@ -21,7 +21,7 @@ from typing import Annotated
 import typer
 
 from tritloom.host.backend import HostError
-from tritloom.host.commands import bench, build, check, doctor, fit, generate, pack, run, verify
+from tritloom.host.commands import bench, boards, build, check, doctor, fit, generate, models, pack, run, verify
 from tritloom.host.commands.common import with_options
 from tritloom.host.console import Console, prepare_streams
 
@@ -65,7 +65,7 @@ def options(
         os.environ["TRITLOOM_DEBUG"] = "1"
 
 
-for verb in (doctor, check, fit, generate, build, pack, run, verify, bench):
+for verb in (doctor, models, boards, check, fit, generate, build, pack, run, verify, bench):
     app.command(verb.__name__.rpartition(".")[2])(with_options(verb.command))
 
 

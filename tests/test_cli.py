@@ -210,6 +210,78 @@ def test_fit(tritloom):
     assert "predicted lut" in tritloom("fit", "--model", MODEL)[1]
 
 
+def test_fit_says_for_which_context_its_speeds_are(tritloom):
+    found = {}
+    for context, columns in ((64, [64]), (512, [128, 512])):
+        _, out, _ = tritloom("fit", "--model", MODEL, "--board", "kv260", "--context", context, "--json")
+        data = json.loads(out)
+        assert data["predicted"]["context"] == context and [speed["context"] for speed in data["speeds"]] == columns
+        found[context] = data["predicted"]["decode_tokens_per_s"]
+    assert found[64] > 1.05 * found[512]
+    out = tritloom("fit", "--model", MODEL, "--board", "kv260")[1]
+    assert "at 128 positions  at 512 positions" in out and "1 text of 512 positions" in out
+
+
+def test_fit_speaks_to_people(tritloom, tmp_path):
+    status, out, _ = tritloom("fit", "--model", MODEL, "--board", "ecp5-85f", "--set", "clock_hz=80000000")
+    assert status == 0 and re.search(r"block RAMs of 16 Kibit of 208: \d+%", out) and re.search(r"LUTs of 83,640: \d+%", out)
+    assert "slack -4.22 ns" in out and re.search(r"image +\d+\.\d KiB", out) and "--set lanes=2" in out
+    own = tmp_path / "own.py"
+    own.write_text("import dataclasses\nfrom tritloom.boards.board import load\n"
+                   "BOARD = dataclasses.replace(load('kv260'), name='own', window=(4096, 1 << 19))\n")
+    status, out, _ = tritloom("fit", "--model", MODEL, "--board", own, "--set", "sequences=4")
+    assert status == 1 and re.search(r"^lacks +0\.9\d* MiB of memory of 0\.5$", out, re.M)
+    assert re.search(r"of 512\.0 KiB: 182%; the board has 4,096\.0 MiB of DRAM, .* 0x00001000 to 0x00080fff", out) and "bound by" not in out
+    assert "--context 256" in out and re.search(r"^fits on .*kv260, ", out, re.M)
+    out = tritloom("fit", "--model", "bitnet_b1_58-large", "--board", "kv260", "--context", 256, "--set", "sequences=8")[1]
+    assert "slack -0.28 ns: too slow, it takes 233 MHz" in out
+    assert re.search(r"^more of one thing, at 256 positions +one text +8 texts +first token +LUTs +how$", out, re.M)
+    assert "--set lanes=16 --set attention_lanes=8: does not fit, " in out
+
+
+def test_a_description_alone_is_enough_where_no_weights_are_needed(tritloom, tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    shutil.copy(MODEL / "config.json", folder)
+    status, out, _ = tritloom("check", folder)
+    assert status == 0 and re.search(r"^weights +missing", out, re.M) and "5 layers" in out
+    assert json.loads(tritloom("check", folder, "--json")[1])["weights"] is False
+    assert tritloom("check", "bitnet_b1_58-large")[0] == 0
+    whole = json.loads(tritloom("fit", "--model", MODEL, "--json")[1])
+    assert json.loads(tritloom("fit", "--model", folder, "--json")[1])["config"] == whole["config"]
+    status, _, err = tritloom("run", "--model", folder, "--backend", "emulator")
+    assert status == 2 and "the weights are missing" in one_line(err)
+    (folder / "config.json").write_text((folder / "config.json").read_text().replace('"hidden_size"', '"hidden_sizes"'))
+    status, out, _ = tritloom("check", folder)
+    assert status == 2 and "hidden_size" in out and "the weights are missing" in out
+
+
+def test_models_and_boards_are_listed_by_name(tritloom):
+    from tritloom.boards.board import load
+
+    status, out, _ = tritloom("models")
+    names = [line.split("  ")[0] for line in out.partition("\n\n")[0].splitlines()[1:]]
+    assert status == 0 and "LlamaForCausalLM" in out and {"bitnet_b1_58-large", "bitnet-b1.58-2B-4T"} < set(names) and len(names) == 10
+    listed = json.loads(tritloom("models", "--json")[1])
+    assert "bitnet-b1.58" in listed["families"]["gguf"]
+    listed = listed["models"]
+    assert [each["name"] for each in listed] == names and {each["name"]: each["weights"] for each in listed}["TriLM-99M"] is False
+    assert MODEL.resolve() in [Path(each["name"]).resolve() for each in listed if each["weights"]]
+    status, out, _ = tritloom("boards")
+    names = [line.split("  ")[0] for line in out.splitlines()[1:]]
+    assert status == 0 and [load(name).name for name in names] == names and "kv260" in names
+    assert "2,047.0 MiB of 4,096.0 MiB" in out and "Verilog, for the vendor's tool" in out
+    assert [each["name"] for each in json.loads(tritloom("boards", "--json")[1])] == names
+
+
+@pytest.mark.parametrize("verb", ["fit", "generate", "run", "bench", "pack", "build", "verify"])
+def test_absurd_numbers_are_refused_before_anything_is_built(tritloom, tmp_path, verb):
+    more = {"generate": ["--out", tmp_path / "x"], "pack": ["--out", tmp_path / "x"], "build": ["--board", "sim", "--out", tmp_path / "x"]}
+    for value in ("1000000", "9" * 5000):
+        status, out, err = tritloom(verb, "--model", MODEL, *more.get(verb, []), "--set", f"lanes={value}")
+        assert status == 2 and not out and "lanes" in one_line(err) and len(err) < 300
+
+
 def test_fit_shows_a_full_batch(tritloom):
     several = ("fit", "--model", MODEL, "--set", "sequences=2")
     data = json.loads(tritloom(*several, "--json")[1])

@@ -196,6 +196,129 @@ def test_a_machine_that_does_not_fit_is_told_what_would():
     assert not result.fits and "a context of 256" in [g.change for g in relaxations(s, board, result) if g.fits]
 
 
+@pytest.mark.parametrize("settings", [{}, {"sequences": 8}, {"lanes": 1}])
+def test_speeds_are_for_the_context_that_is_asked_for(settings):
+    s = published("bitnet_b1_58-large", 2048)
+    near, middle, unasked = (fit(s, "kv260", at=at, **settings) for at in (128, 512, None))
+    assert unasked.predicted == near.predicted and near.config == middle.config
+    assert near.predicted["context"] == 128 and middle.predicted["context"] == 512
+    for name in ("decode_tokens_per_s", *(["batch_tokens_per_s"] if "sequences" in settings else [])):
+        assert near.predicted[name] > 1.05 * middle.predicted[name]
+    assert middle.predicted["ttft_s"] > 4 * near.predicted["ttft_s"]
+    with pytest.raises(ConfigError, match="at 1 to 2048 positions of this cache, not at 4096"):
+        fit(s, "kv260", at=4096)
+
+
+def test_long_prompts_are_projected_from_some_of_their_passes():
+    result = fit(spec("stories-4m"), "sim", lanes=1)
+    config, board = result.config, load("sim")
+    beats = [result.memory_map.pass_beats(False, n == 500) / 0.95 for n in range(1, 501)]
+    units = [sum(cycles_per_pass(config, n, 1, answers=int(n == 500)).values()) for n in range(1, 501)]
+    assert prompt_cycles(config, result.memory_map, board, 500) == pytest.approx(sum(map(max, beats, units)), rel=0.005)
+    endless = dataclasses.replace(config, shape=dataclasses.replace(config.shape, context=1 << 24))
+    assert prompt_cycles(endless, result.memory_map, board, 1 << 24) > 1e12
+
+
+def test_a_machine_that_needs_more_memory_than_the_board_gives_does_not_fit():
+    s = published("Llama3-8B-1.58")
+    result = fit(s, "kv260")
+    assert not result.fits and result.binds == f"memory: {result.needs['memory']}" and re.fullmatch(
+        r"2,88\d\.\d* MiB of memory of 2,047", str(result.needs["memory"]))
+    board = dataclasses.replace(load("kv260"), window=None)
+    more = fit(s, board)
+    assert more.fits and board.window_bytes == 1 << 32 and more.config == result.config  # fewer lanes would not have helped
+    far = fit(s, board, sequences=4)  # more than any address reaches
+    assert not far.fits and far.needs["memory"].available == 4096
+    assert {g.change: g.settings for g in relaxations(s, board, far, sequences=4)} == {
+        "caches of 2 texts": {"sequences": 2}, "a context of 4096": {}}
+    assert fit(published("bitnet-b1.58-2B-4T"), "kv260").needs["memory"].available == 2047
+
+
+def test_a_board_gives_no_more_memory_bandwidth_than_it_has():
+    s = published("bitnet_b1_58-large", 256)
+    plain, fast, wide = fit(s, "kv260"), fit(s, "kv260", clock_hz=500_000_000), fit(s, "kv260", mem_bytes=128, mem_ports=8)
+    assert fast.predicted["decode_tokens_per_s"] < 1.1 * plain.predicted["decode_tokens_per_s"] and fast.binds == "memory"
+    assert not wide.fits and {"mem_bytes", "mem_ports"} <= {kind for kind, need in wide.needs.items() if need.lacks}
+    assert not fit(s, "kv260", mem_ports=2).fits and fit(s, "kv260", mem_bytes=32, mem_ports=2).fits
+    assert fit(spec("stories-1m"), "sim", mem_bytes=128).fits  # what is simulated may be as wide as one likes
+
+
+def test_a_program_that_is_too_long_for_its_memory_does_not_fit():
+    result = fit(spec("stories-4m"), "kv260", block_rows=64, program_words=512)
+    assert not result.fits and re.fullmatch(r"program_words: \d{3} words of program of 512", result.binds)
+
+
+def test_fewer_lanes_are_not_tried_where_the_settings_forbid_them():
+    s = spec("stories-27m")
+    for settings in ({"attention_lanes": 2}, {"result_turns": 2}):
+        result = fit(s, "kv260-onchip", **settings)
+        assert not result.fits and result.binds.startswith("uram: ") and result.config.lanes == 2
+
+
+def test_onchip_bytes_must_hold_the_model():
+    with pytest.raises(ConfigError, match="must hold the .* bytes of the model"):
+        fit(spec("stories-260k"), "ecp5-85f", onchip_bytes=4096)
+
+
+SAMPLE = [("bitnet_b1_58-large", "kv260", 256, {"sequences": 8}), ("bitnet_b1_58-large", "kv260", 2048, {}),
+          ("bitnet-b1.58-2B-4T", "kv260", 256, {"sequences": 8}), ("stories-1m", "sim", 512, {"lanes": 1}),
+          ("stories-260k", "ecp5-85f", 512, {}), ("TriLM-99M", "kv260", 512, {"shortlist": 64, "lanes": 4}),
+          ("stories-1m", "ecp5-85f", 512, {"sequences": 2}), ("stories-4m", "sim", 64, {"sequences": 8, "vector_lanes": 2})]
+
+
+@pytest.mark.parametrize("model, board, context, settings", SAMPLE)
+def test_every_relaxation_gives_what_it_promises_and_changes_nothing_else(model, board, context, settings):
+    s = spec(model, context) if model in SHIPPED else published(model, context)
+    result = fit(s, board, at=context, **settings)
+    advice = relaxations(s, board, result, **settings)
+    assert advice
+    for gain in advice:
+        shorter = s.with_context(gain.context or context)
+        other = fit(shorter, board, at=shorter.shape.context, **settings | gain.settings)
+        assert other.fits == gain.fits == (not gain.lacks)
+        assert other.predicted["lut"] - result.predicted["lut"] == gain.lut
+        before = predict(result.config, result.memory_map, load(board), shorter.shape.context)[0]
+        for name, promised in (("decode_tokens_per_s", gain.decode), ("batch_tokens_per_s", gain.batch)):
+            if promised is not None:
+                assert other.predicted[name] / before[name] == pytest.approx(promised, abs=1e-3)
+        assert before["ttft_s"] / other.predicted["ttft_s"] == pytest.approx(gain.first_token, abs=1e-3)
+        if result.fits:
+            # Faster in something, slower in nothing; and what fits and costs no more would have been chosen.
+            speeds = [gain.decode, gain.first_token, *([] if gain.batch is None else [gain.batch])]
+            assert max(speeds) >= WORTH and min(speeds) >= 0.995
+            assert not gain.fits or any(other.predicted[kind] > result.predicted[kind] for kind in ("lut", "ff", "dsp", "bram", "uram"))
+            before, after = result.config.to_dict(), other.config.to_dict()
+            follow = {"program_words", "write_fifo_beats", "result_turns", "onchip_bytes", "groups", "attention_macs", "attention_rows"}
+            if "mem_bytes" in gain.settings:
+                follow |= {"tables", "rows_per_cycle", "vector_lanes"}
+            assert {name for name in before if before[name] != after[name]} <= set(gain.settings) | follow
+        else:
+            assert gain.fits
+
+
+# Boards -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"window": (0, 8192)}, "within 32-bit addresses and the 0 bytes of DRAM"),
+    ({"window": (4, 4096), "dram_bytes": 1 << 30}, "multiple of 4096"), ({"dram_bytes": -1}, "dram_bytes must be"),
+    ({"window": (1 << 32, 4096), "dram_bytes": 1 << 34}, "within 32-bit addresses"),
+    ({"resources": {"luts": 100}}, "no resource is called 'luts'"), ({"resources": {"lut": 0}}, "lut must be a positive integer"),
+    ({"mem_bytes": "64"}, "mem_bytes must be a positive integer"),
+])
+def test_boards_that_cannot_be_are_refused(changes, words):
+    with pytest.raises(BoardError, match=words):
+        dataclasses.replace(load("kv260"), **{"window": None, "dram_bytes": 0} | changes)
+
+
+def test_a_board_file_that_cannot_be_read_is_named(tmp_path):
+    imported = "from tritloom.boards.board import Board\n"
+    for text in ("BOARD = 1 +", "import nothing_of_this_name", imported + "BOARD = Board(name='x')", "BOARD = 7", "raise SystemExit"):
+        (tmp_path / "mine.py").write_text(text)
+        with pytest.raises(BoardError, match="mine.py"):
+            load(str(tmp_path / "mine.py"))
+
+
 # Costs ------------------------------------------------------------------------------------------------
 
 MEASURED = json.loads(calibrate.POINTS.read_text(encoding="utf-8"))["points"] if calibrate.POINTS.exists() else []
@@ -294,6 +417,16 @@ def test_projected_cycles_are_near_the_simulated_ones(name):
         alone = predict(config, layout, board, context)[0]["decode_cycles_per_token"]
         assert measured["texts"] * alone / projected == pytest.approx(measured["speed_up"], rel=0.1)
     assert projected == pytest.approx(cycles, rel=0.1)
+
+
+def test_the_slowest_path_is_that_of_the_machines_that_were_synthesised():
+    found = [(e["configuration"]["sequences"], e["measured"]["timing"]) for _, e, _ in measure.stored()
+             if e["what"] == "synthesis" and e["family"] == "xcup"]
+    for several, said in enumerate(cost.SLOWEST_PATH_NS["xcup"]):
+        slowest = max(t["paths"][0]["delay"] + t["delays"]["clock uncertainty"] for texts, t in found if (texts > 1) == bool(several))
+        assert said is not None and 0.995 * slowest < said < 1.1 * slowest
+    routed = re.search(r"routed at\s+([\d.]+) MHz", (MODELS.parent / "README.md").read_text("utf-8"))
+    assert routed and 1000 / float(routed[1]) == pytest.approx(cost.SLOWEST_PATH_NS["ecp5"][0], rel=0.02)
 
 
 def test_there_are_simulations_to_compare_with():

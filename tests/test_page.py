@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from tritloom.firmware.isa import Unit
 from tritloom.gen import bench, timeline
-from tritloom.gen.page import bounds, page
+from tritloom.gen.page import _arrivals, bounds, page
 from tritloom.gen.timeline import ROWS, Timeline
 from tritloom.host.cli import app
 
@@ -61,6 +61,42 @@ def test_comparison_has_the_resources_of_a_machine_that_was_synthesised():
     other = entry()
     other["configuration"] |= {"lanes": 8}
     assert lut not in text_of(page([], [(other, "measured"), (synthesis, "measured")]))
+
+
+@pytest.mark.parametrize("name, words", [
+    ("bitnet_b1_58-large-batch8-128-sequences8", "8 texts together, decode at 128 positions"),
+    ("bitnet_b1_58-large-batch8-shared112-128-sequences8", "8 texts together, decode at 128 positions, 112 of them shared"),
+])
+def test_batches_are_drawn(name, words):
+    stored = json.loads(RESULT.with_name(f"{name}.json").read_text())
+    html = page(bench.entry_rows(stored, "measured"), [(stored, "measured")])
+    text, speed = text_of(html), f"{stored['measured']['tokens_per_s']:,.1f} tokens/s"
+    assert words in text and f"{speed} · {stored['measured']['cycles']:,.0f} cycles" in text and "The highest bound of a pass" in text
+    assert f"{speed.split()[0]} tok/s at 128 positions, 8 texts together" in text
+    found = bounds(stored)
+    assert 0.8 * found.measured < found.stream < found.measured and all(phase.rate <= phase.peak for phase in found.phases)
+    # Eight texts share the weights and the head's rows; a text's keys and values are its own.
+    alone = bounds(entry())
+    assert found.ternary == alone.ternary and found.phases[0].macs == 8 * alone.phases[0].macs and found.dot > alone.dot
+
+
+def test_reads_of_keys_and_values_are_not_idle():
+    m = (decode := entry())["measured"]
+    found, data = _arrivals(decode), m["beats"]["data"]
+    assert sum(parts[1] for parts in found.values()) == pytest.approx(data, rel=0.001) and data > 0
+    assert {name: (parts[0], parts[1] + parts[2]) for name, parts in found.items()} == {n: tuple(p) for n, p in m["busy_cycles"].items()}
+    idle = sum(parts[2] for parts in found.values()) / m["counted_cycles"]
+    assert idle == pytest.approx(1 - sum(m["beats"][kind] for kind in ("weights", "data")) / m["counted_cycles"], abs=0.002)
+    short = entry(beats={"weights": 1, "data": 10**9})  # never more than there are
+    assert all(min(parts) >= 0 for parts in _arrivals(short).values())
+
+
+def test_the_legend_says_what_units_do_and_nothing_that_is_not_drawn():
+    html = page([], [(entry(), "measured")])
+    legend = [["".join(item.itertext()) for item in part] for part in ElementTree.fromstring(html).findall(".//ul[@class='legend']")]
+    assert "attention" in legend[0] and "ternary matrices" in legend[0] and len(legend[0]) == len(set(legend[0])) <= 6
+    assert legend[1] == ["weights arrive", "keys and values arrive", "nothing arrives: the memory is idle"]
+    assert "+" not in "".join(legend[0])
 
 
 def test_titles_name_the_short_list():

@@ -222,7 +222,8 @@ def test_an_image_is_run_without_its_checkpoint(tritloom, tmp_path):
 
 @pytest.mark.parametrize("changes, section, message", [
     ({"eos_ids": None}, None, "which tokens end a text"), ({"eos_ids": [-1]}, None, "eos_ids: token -1 is not in the vocabulary"),
-    ({"eos_ids": [True]}, None, "eos_ids: token True is not in the vocabulary"), ({"bos_id": 1 << 40}, None, "bos_id: token 1099511627776"), ({}, b"{}", "the tokenizer in"),
+    ({"eos_ids": [True]}, None, "eos_ids: token True is not in the vocabulary"), ({"bos_id": 1 << 40}, None, "bos_id: token 1099511627776"),
+    ({}, b"{}", "the tokenizer in"),
 ])  # fmt: skip
 def test_an_image_that_lacks_something_says_so(tritloom, tmp_path, changes, section, message):
     good, bad = tmp_path / "good.img", tmp_path / "bad.img"

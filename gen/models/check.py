@@ -113,6 +113,10 @@ def check_numbers(checkpoint: Checkpoint) -> ModelSpec:
     return quantise(checkpoint).spec
 
 
+NO_WEIGHTS = "no such file: the weights are missing"
+"""Cause of the one problem of a description without weights."""
+
+
 def _starts_with(path: Path, magic: bytes) -> bool:
     with path.open("rb") as file:
         return file.read(len(magic)) == magic
@@ -130,7 +134,7 @@ def _hugging_face(
             return None, None
     if without_weights(folder):
         spec = hugging_face_spec(folder, None, activation, problems)
-        problems.add(str(folder / "model.safetensors"), "no such file: the weights are missing", WEIGHTS_FIX)
+        problems.add(str(folder / "model.safetensors"), NO_WEIGHTS, WEIGHTS_FIX)
         return spec, None
     tensors = problems.catch(lambda: read_safetensors_folder(folder))
     spec = hugging_face_spec(folder, tensors, activation, problems)

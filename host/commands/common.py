@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,8 +48,8 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable outpu
 
 FITTED_FIELDS = {f.name: f.type for f in dataclasses.fields(BuildConfig) if f.name not in ("shape", "board")}
 """Names and types of what `--set` may fix."""
-MOST_DIGITS = 100
-"""Characters of a value of `--set`."""
+MOST_CHARACTERS = 100
+"""Of what follows `--set`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,6 +187,8 @@ def settings_of(pairs: Iterable[str] | None) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     for pair in pairs or ():
         name, equals, value = pair.partition("=")
+        if len(pair) > MOST_CHARACTERS:
+            raise InputError(f"--set {name[:MOST_CHARACTERS]}: {len(pair):,} characters are more than any field and value have")
         if not equals or not value:
             raise InputError(f"--set {pair}: write FIELD=VALUE, such as --set lanes=2")
         if name not in FITTED_FIELDS:
@@ -196,10 +198,6 @@ def settings_of(pairs: Iterable[str] | None) -> dict[str, Any]:
         kind = FITTED_FIELDS[name]
         if kind == "int" and not re.fullmatch(r"-?[0-9]{1,18}", value):
             raise InputError(f"--set {pair}: {name} is a number, such as --set {name}=2")
-        if len(value) > MOST_DIGITS:
-            raise InputError(f"--set {name}: {len(value):,} characters are more than any value has")
-        if name in settings:
-            raise InputError(f"--set {pair}: {name} is set twice; leave one of them out")
         if kind == "bool" and value not in ("true", "false"):
             raise InputError(f"--set {pair}: {name} is true or false")
         settings[name] = int(value) if kind == "int" else value == "true" if kind == "bool" else value
@@ -276,7 +274,8 @@ def fitted(spec: ModelSpec, board: str, settings: dict[str, Any]) -> FitResult:
 
     result = fit(spec, board, **settings)
     if not result.fits or result.config is None:
-        raise DoesNotFit(f"{spec.name} does not fit {board}: {result.binds}; choose a smaller model, another board or --context")
+        lacks = ", ".join(str(need) for need in result.needs.values() if need.lacks) or result.binds
+        raise DoesNotFit(f"{spec.name} does not fit {board}: {lacks}; choose a smaller model, another board or --context")
     return result
 
 
@@ -408,6 +407,23 @@ def seconds(value: float) -> str:
 def saturation_text(count: int) -> str:
     """What the counter SATURATIONS means for the text."""
     return f"{count:,} numbers did not fit the machine's fixed point and were cut: the text may differ from the float model's"
+
+
+def size(count: float) -> str:
+    """A number of bytes for people."""
+    for shift, unit in ((20, "MiB"), (10, "KiB")):
+        if count >= 1 << shift:
+            return f"{count / (1 << shift):,.1f} {unit}"
+    return f"{count:,.0f} bytes"
+
+
+def columns(rows: Iterable[Sequence[str]]) -> str:
+    """Aligned columns, all but the first and the last to the right."""
+    rows = list(rows)
+    widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
+    last = len(widths) - 1
+    return "\n".join("  ".join(cell.ljust(width) if n in (0, last) else cell.rjust(width)
+                               for n, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip() for row in rows)
 
 
 def table(rows: Iterable[tuple[str, Any]]) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+from tritloom.firmware.config import ConfigError
 from tritloom.host.commands.common import (
     BoardOption,
     ContextOption,
@@ -13,18 +14,17 @@ from tritloom.host.commands.common import (
     Plan,
     SettingsOption,
     Source,
+    columns,
+    seconds,
+    size,
     table,
 )
 from tritloom.host.console import Console
 
-
-def _shown(value: Any) -> str:
-    return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _gain(more: dict[str, Any]) -> str:
-    return (f"decode ×{more['decode']:.2f}, first token ×{more['first_token']:.2f}, {more['lut']:+,} LUT"
-            + ("" if more["fits"] else ": does not fit"))
+if TYPE_CHECKING:
+    from tritloom.boards.board import Board
+    from tritloom.gen.fit import FitResult, Relaxation
+    from tritloom.gen.models import ModelSpec
 
 
 def command(
@@ -35,24 +35,112 @@ def command(
     as_json: JsonOption = False,
 ) -> None:
     """Fit a model to a board."""
-    from tritloom.gen.fit import fit, relaxations
+    from tritloom.boards.board import load
+    from tritloom.gen.fit import CONTEXT_FOR_SPEED, FitResult, fit, predict, relaxations
 
     console = Console(json=as_json)
     with console.step("Fitting"):
         plan = Plan.of(board, context, settings)
-        spec = source.spec(context)
-        result = fit(spec, plan.board, **plan.settings)
-        more = relaxations(spec, plan.board, result, **plan.settings)
-    config = result.config.to_dict() | {"digest": f"{result.config.digest:08x}"} if result.config else None
-    data = {"fits": result.fits, "binds": result.binds, "batch_binds": result.batch_binds, "config": config, "predicted": result.predicted,
-            "relaxations": [each.to_dict() for each in more]}
-    rows: list[tuple[str, Any]] = [("fits", "yes" if result.fits else "no"), ("bound by", result.binds)]
-    if result.batch_binds:
-        rows.append(("a full batch bound by", result.batch_binds))
-    if config:
-        rows += [(name, value) for name, value in config.items() if name != "shape"]
-    rows += [(f"predicted {name}", _shown(value)) for name, value in (result.predicted or {}).items()]
-    rows += [(f"with {each.change}", _gain(each.to_dict())) for each in more]
-    console.result(data, table(rows))
+        target, spec, fixed = load(plan.board), source.spec(context), plan.settings
+        whole = spec.shape.context
+        result = fit(spec, target, at=whole, **fixed)
+        more = relaxations(spec, target, result, **fixed)
+        speeds = [predict(result.config, result.memory_map, target, at)[0] for at in sorted({min(CONTEXT_FOR_SPEED, whole), whole})]
+        others = [] if result.fits else boards_for(spec, fixed)
+    clock = clock_of(result, target)
+    data = FitResult.to_dict(result) | {"speeds": speeds, "clock": clock, "fits_on": others,
+                                        "relaxations": [each.to_dict() for each in more]}
+    console.result(data, text(result, target, speeds, clock, more, others))
     if not result.fits:
         raise typer.Exit(1)
+
+
+def boards_for(spec: ModelSpec, settings: dict[str, Any]) -> list[str]:
+    """The boards in the tree that the model fits, with the same settings."""
+    from tritloom.boards.board import names
+    from tritloom.gen.fit import fit
+
+    def fits(name: str) -> bool:
+        try:
+            return fit(spec, name, **settings).fits
+        except ConfigError:
+            return False
+
+    return [name for name in names() if fits(name)]
+
+
+def clock_of(result: FitResult, board: Board) -> dict[str, float | None]:
+    """The clock's period, the slowest path that other machines of the fabric have, and what is left; None: not known."""
+    from tritloom.gen.cost import SLOWEST_PATH_NS
+
+    several = result.config.sequences > 1
+    period, path = 1e9 / result.config.clock_hz, SLOWEST_PATH_NS.get(board.family, (None, None))[several]
+    return {"hz": result.config.clock_hz, "period_ns": period, "slowest_path_ns": path, "slack_ns": None if path is None else period - path}
+
+
+def text(result: FitResult, board: Board, speeds: list[dict[str, float]], clock: dict[str, Any], more: list[Relaxation],
+         others: list[str]) -> str:
+    """What people read: whether it fits, what it takes, how fast it is, what more would bring, and the configuration."""
+    c, p = result.config, result.predicted
+    rows: list[tuple[str, Any]] = [("fits", "yes" if result.fits else "no")]
+    rows += [("lacks", need) for need in result.needs.values() if need.lacks]
+    if result.fits:
+        rows.append(("bound by", result.binds))
+    elif others:
+        rows.append(("fits on", ", ".join(others)))
+    if result.batch_binds and result.fits:
+        rows.append(("a full batch bound by", result.batch_binds))
+    for kind in ("lut", "ff", "bram", "uram", "dsp"):
+        if need := result.needs.get(kind):
+            rows.append((f"predicted {kind}", f"{need}{'' if need.available is None else f': {need.used / need.available:.0%}'}"))
+    rows += [("image", size(p["image_bytes"])),
+             ("cache", f"{size(p['cache_bytes'])}: {c.sequences} text{'s' if c.sequences > 1 else ''} of {c.shape.context:,} positions")]
+    memory = size(p["memory_bytes"])
+    if c.memory == "onchip":
+        memory += ", on the chip"
+    elif board.real:
+        memory += f" of {size(board.window_bytes)}: {p['memory_bytes'] / board.window_bytes:.0%}"
+        if board.dram_bytes:
+            memory += f"; the board has {size(board.dram_bytes)} of DRAM"
+        if board.window:
+            memory += f", a machine reaches those from {board.window[0]:#010x} to {sum(board.window) - 1:#010x}"
+    rows.append(("memory", memory))
+    slack = "the slowest path is not known before synthesis"
+    if clock["slack_ns"] is not None:
+        slack = f"slowest path about {clock['slowest_path_ns']:.2f} ns, as in machines built so far: slack {clock['slack_ns']:+.2f} ns"
+        if clock["slack_ns"] < 0:
+            slack += f": too slow, it takes {int(1e3 / clock['slowest_path_ns'])} MHz (--set clock_hz)"
+    rows.append(("clock", f"{c.clock_hz / 1e6:g} MHz, {clock['period_ns']:.2f} ns; {slack}"))
+    parts = [table(rows), columns(speed_rows(speeds))]
+    if more:
+        parts.append(columns(gain_rows(more, int(p["context"]), int(p.get("batch_texts", 1)))))
+    config = [(name, value) for name, value in c.to_dict().items() if name != "shape"]
+    return "\n\n".join([*parts, table([*config, ("digest", f"{c.digest:08x}")])])
+
+
+def rate(speed: float) -> str:
+    """Tokens a second for people."""
+    return f"{speed:,.0f} tokens/s" if speed >= 1000 else f"{speed:,.4g} tokens/s"
+
+
+def speed_rows(speeds: list[dict[str, float]]) -> list[list[str]]:
+    """A column for each number of positions."""
+    rows = [["predicted speed", *(f"at {speed['context']:,} positions" for speed in speeds)],
+            ["one text", *(rate(speed["decode_tokens_per_s"]) for speed in speeds)],
+            ["memory busy", *(f"{speed['memory_share']:.0%}" for speed in speeds)]]
+    if "batch_texts" in speeds[0]:
+        rows.append([f"{speeds[0]['batch_texts']} texts together", *(
+            f"{rate(speed['batch_tokens_per_s'])} (×{speed['batch_speed_up']:.2f})" for speed in speeds)])
+    return [*rows, ["first token after a prompt of as many", *(seconds(speed["ttft_s"]) for speed in speeds)]]
+
+
+def gain_rows(more: list[Relaxation], at: int, texts: int) -> list[list[str]]:
+    """A row for each change; what it does to the speeds at `at` positions."""
+    batch = [f"{texts} texts"] if texts > 1 else []
+    rows = [[f"more of one thing, at {at:,} positions", "one text", *batch, "first token", "LUTs", "how"]]
+    for each in more:
+        how = f"--context {each.context}" if each.context else " ".join(f"--set {name}={value}" for name, value in each.settings.items())
+        gains = [each.decode, *([each.batch] if batch else []), each.first_token]
+        rows.append([each.change, *("–" if gain is None else f"×{gain:.2f}" for gain in gains), f"{each.lut:+,}",
+                     how if each.fits else f"{how}: does not fit, {each.lacks}"])
+    return rows
