@@ -840,7 +840,7 @@ class DotEngine(wiring.Component):
         m.submodules.logits = queue = Fifo(data.ArrayLayout(LOGIT, self._lanes), LOGIT_DEPTH)
         on_the_way = Signal(range(LOGIT_DEPTH + 1))
         step = sequencer.step
-        complete, row_leaves = Signal(), Signal()
+        complete, row_leaves, last = Signal(), Signal(), Signal()  # `last`: lane + 1 == control.count
         row, lane = Signal(index_shape(self._p["vocab"])), Signal(index_shape(self._lanes))
         logit = self.logits_o.payload
         m.d.comb += [
@@ -849,13 +849,14 @@ class DotEngine(wiring.Component):
             control.head_done.eq(complete & (on_the_way == 0)),
             self.logits_o.valid.eq(queue.o.valid),
             logit.logit.eq(queue.o.payload[lane]), logit.id.eq(row), logit.slot.eq(control.slot + lane),
-            queue.o.ready.eq(self.logits_o.ready & (lane + 1 == control.count)), row_leaves.eq(queue.o.valid & queue.o.ready),
+            queue.o.ready.eq(self.logits_o.ready & last), row_leaves.eq(queue.o.valid & queue.o.ready),
         ]
         m.d.sync += on_the_way.eq(on_the_way + (step.valid & step.head & step.emit & step.first) - row_leaves)
-        with m.If(control.begin):
-            m.d.sync += lane.eq(0)
+        m.d.sync += last.eq(lane + 1 == control.count)
+        with m.If(control.begin | row_leaves):
+            m.d.sync += [lane.eq(0), last.eq(control.count == 1)]
         with m.Elif(self.logits_o.valid & self.logits_o.ready):
-            m.d.sync += lane.eq(Mux(row_leaves, 0, lane + 1))
+            m.d.sync += [lane.eq(lane + 1), last.eq(lane + 2 == control.count)]
         if self._short_list:
             m.submodules.ids = ids = Fifo(row.shape(), IDS_DEPTH)
             wiring.connect(m, wiring.flipped(self.candidates_i), control.candidates_i)

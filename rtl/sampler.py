@@ -348,6 +348,10 @@ class Sampler(wiring.Component):
             ]
             return is_greedy
 
+        # Of the logit that waits, whatever the state is: what it would be taken for, and that another one's challenge is in its way.
+        arriving, is_plain, clash = self.logits_i.payload, Signal(), Signal()
+        m.d.comb += [is_plain.eq(plain.bit_select(arriving.slot, 1)), clash.eq(is_plain & contests[self.NOISE_LATENCY - 1])]
+
         with m.FSM():
             with state("IDLE"):
                 m.d.comb += self.busy.eq(0)
@@ -365,9 +369,7 @@ class Sampler(wiring.Component):
                     m.d.sync += taking.eq(1)
                     m.next = "TAKE"
             with state("TAKE"):
-                arriving, found, is_plain = self.logits_i.payload, known.data, Signal()
-                m.d.comb += is_plain.eq(plain.bit_select(arriving.slot, 1))
-                clash = is_plain & contests[self.NOISE_LATENCY - 1]
+                found = known.data
                 # What is there, whether it is taken or not.
                 m.d.sync += [
                     entry.logit.eq(arriving.logit), entry.id.eq(arriving.id), entry_slot.eq(arriving.slot), setting.eq(found),
