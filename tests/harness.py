@@ -45,8 +45,8 @@ from tritloom.gen import verilator
 from tritloom.gen.emit import to_verilog
 
 BUILD = Path(__file__).resolve().parent.parent / "build" / "tests"
-OPTIMISATION = "-O1"
-"""Of the simulation: unit tests spend longer in the compiler than in the model."""
+OPTIMISATION = "-O0"
+"""Of the simulation: unit tests spend longer in the compiler, and then in Python, than in the model."""
 
 
 def emit(component: Any, name: str) -> Path:
@@ -158,7 +158,8 @@ def _streams(signature: Any, path: tuple[str | int, ...]) -> Iterator[tuple[tupl
 
 
 class _Runner(Verilator):
-    """cocotb's runner, but only the top's signals are public, and Verilator's own objects are not compiled again."""
+    """cocotb's runner, but only the top's signals are public, Verilator's own objects are not compiled again, and a design is compiled
+    as one file: its headers are read once (attention: 4 s of processor time instead of 29 s with -O1 and a file for each part)."""
 
     def _build_command(self) -> list[list[str]]:
         commands = super()._build_command()
@@ -166,6 +167,7 @@ class _Runner(Verilator):
         commands[0][at : at + 1] = ["--public-depth", "1"]
         for item in Path(self.build_dir).glob("verilated*.o"):
             commands[1] += ["-o", item.name]  # keep it, although the new makefile is younger
+        commands[1].append("VM_PARALLEL_BUILDS=0")
         return commands
 
 
