@@ -80,17 +80,15 @@ def _require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
-def require_number(name: str, value: object, least: int, most: int) -> None:
+def _require_number(name: str, value: object, least: int, most: int) -> None:
     """`value` is an integer from `least` to `most`."""
-    if type(value) is int and least <= value <= most:
-        return
     if most == least + 1:
         what = f"{least} or {most}"
     elif type(value) is not int or value < min(least, 1):
         what = "a positive integer" if least else "a positive integer, or 0 for the default"
     else:
         what = f"from {least} to {most}"
-    raise ConfigError(f"{name} must be {what}, not {_shown(value)}")
+    _require(type(value) is int and least <= value <= most, f"{name} must be {what}, not {_shown(value)}")
 
 
 def _shown(value: object) -> str:
@@ -136,7 +134,7 @@ class ModelShape:
 
     def __post_init__(self) -> None:
         for name, most in SHAPE_LIMITS.items():
-            require_number(f"shape.{name}", getattr(self, name), 1, most)
+            _require_number(f"shape.{name}", getattr(self, name), 1, most)
         _require(self.activation in ACTIVATIONS, f"shape.activation must be one of {', '.join(ACTIVATIONS)}, not {_shown(self.activation)}")
         _require(isinstance(self.sub_norms, bool), f"shape.sub_norms must be true or false, not {_shown(self.sub_norms)}")
         _require(self.heads % self.kv_heads == 0, f"shape.heads ({self.heads}) must be a multiple of shape.kv_heads ({self.kv_heads})")
@@ -226,7 +224,7 @@ class BuildConfig:
     def __post_init__(self) -> None:
         s = self.shape
         for name, (least, most) in LIMITS.items():
-            require_number(name, getattr(self, name), least, most)
+            _require_number(name, getattr(self, name), least, most)
         for name in ("rows_per_cycle", "vector_lanes", "attention_macs", "attention_rows", "mem_bytes", "mem_ports", "weight_fifo_beats",
                      "read_fifo_beats", "program_words"):
             _require(_power_of_two(getattr(self, name)), f"{name} must be a power of two, not {getattr(self, name)}")

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from tritloom.boards.board import Board, load
 from tritloom.firmware.assembler import AssemblyError
-from tritloom.firmware.config import CHUNK, LIMITS, TRITS, BuildConfig, ConfigError, ModelShape, require_number
+from tritloom.firmware.config import CHUNK, LIMITS, TRITS, BuildConfig, ConfigError, ModelShape
 from tritloom.firmware.layout import ADDRESS_LIMIT, MemoryMap, head_row_blocks, memory_map
 from tritloom.firmware.programs import generation
 from tritloom.gen.cost import BLOCK_KIBIT, ULTRA_KIBIT, resources
@@ -340,8 +340,8 @@ def fit(spec: ModelSpec, board: Board | str, *, at: int | None = None, **overrid
     if unknown:
         raise ConfigError(f"unknown configuration field(s): {', '.join(unknown)}")
     for name, (least, most) in LIMITS.items():
-        if name in fixed:
-            require_number(name, fixed[name], least, most)
+        if name in fixed and not (type(fixed[name]) is int and least <= fixed[name] <= most):
+            BuildConfig(**{"shape": s, name: fixed[name]})  # says what is wrong
     mem = fixed["mem_bytes"]
     macs, rows = _dot_shape(s, mem, fixed)
     fixed |= {"attention_macs": macs, "attention_rows": rows}
