@@ -467,8 +467,8 @@ def entry_rows(entry: dict[str, Any], state: str) -> list[Row]:
 
 
 def _title(entry: dict[str, Any]) -> str:
-    lanes = entry["configuration"]["lanes"]
-    return f"{entry['model']} on {entry['board']} ({lanes} lane{'s' if lanes > 1 else ''}, memory {entry['timing']}), "
+    lanes, weights = entry["configuration"]["lanes"], ", random weights" if entry["weights"] == "random" else ""
+    return f"{entry['model']} on {entry['board']} ({lanes} lane{'s' if lanes > 1 else ''}, memory {entry['timing']}{weights}), "
 
 
 def _cycle_rows(entry: dict[str, Any]) -> list[Row]:
@@ -550,6 +550,7 @@ def report(*, unit: str | None = None, synth: bool = False, source: Source | Non
            drafts: int | None = None, prompt: str | None = None, timing: str | None = None, resume: bool = False, stored: bool = False,
            settings: dict[str, Any] | None = None, console: Console | None = None) -> Report:
     """What `tritloom bench` shows: a unit's synthesis, a model's decode on the simulated RTL, or stored results."""
+    from tritloom.gen.fit import CONTEXT_FOR_SPEED
     from tritloom.host.console import Console
 
     console = console or Console(quiet=True)
@@ -577,13 +578,17 @@ def report(*, unit: str | None = None, synth: bool = False, source: Source | Non
     if shared and (batch is None or context is None or shared % CHUNK or shared > context - 2):
         raise BenchError(f"--shared {shared} is what the texts of --batch have in common before the token that is measured: whole chunks "
                          f"of {CHUNK} positions, at most the --context less 2")
+    if source.shape_only:
+        if drafts is not None:
+            raise BenchError(f"{source.path} is a shape without weights, which writes no text: leave --drafts out, give --context N")
+        if context is None and prefill is None:
+            context = min(CONTEXT_FOR_SPEED, source.spec().shape.context - 1)
+        console.note(f"{source.path} has no weights: random ones are measured")
     if context is not None or prefill is not None:
         return whole_tokens(source, board, context=context, prefill=prefill, batch=batch, shared=shared or 0, settings=settings,
                             timing=timing, resume=resume, console=console)
     if resume:
         raise BenchError("--resume takes up a stored measurement of whole tokens: give --context N or --prefill N")
-    if source.shape_only:
-        raise BenchError(f"{source.path} is a shape without a text to continue: give --context N or --prefill N")
     if drafts is not None:
         return drafted(source, board, drafts, tokens=tokens, prompt=prompt, settings=settings, timing=timing, console=console)
     with console.step("Measuring") as update:

@@ -256,6 +256,34 @@ def test_a_description_alone_is_enough_where_no_weights_are_needed(tritloom, tmp
     assert status == 2 and "hidden_size" in out and "the weights are missing" in out
 
 
+NO_WEIGHTS = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+              "vocab_size": 256, "max_position_embeddings": 100, "rms_norm_eps": 1e-5, "rope_theta": 1e4, "bos_token_id": 1,
+              "eos_token_id": 2, "tie_word_embeddings": True}
+
+
+@pytest.mark.parametrize("family", [
+    {"architectures": ["BitNetForCausalLM"], "model_type": "bitnet", "hidden_act": "relu2",
+     "quantization_config": {"quant_method": "bitnet"}},
+    {"architectures": ["BitnetForCausalLM"], "model_type": "llama", "hidden_act": "silu", "weight_bits": 1, "input_bits": 8},
+    {"architectures": ["LlamaForCausalLM"], "hidden_act": "silu", "tie_word_embeddings": False},
+    {"architectures": ["LlamaForCausalLM"], "hidden_act": "silu", "quantization_config": {"quant_method": "bitnet"}},
+])
+def test_every_family_works_without_weights(tritloom, tmp_path, monkeypatch, family):
+    from tritloom.gen import bench, generate
+
+    seen = []
+    monkeypatch.setattr(generate, "write_machine", lambda config, *_: seen.append(config.shape.hidden) or [])
+    monkeypatch.setattr(bench, "whole_tokens", lambda _, board, *, context, **__: seen.append((board, context)) or bench.Report([]))
+    (tmp_path / "config.json").write_text(json.dumps(NO_WEIGHTS | family))
+    assert [tritloom(verb, tmp_path)[0] for verb in ("check", "fit")] == [0, 0]
+    assert tritloom("generate", tmp_path, "--out", tmp_path / "x")[0] == 0
+    status, _, err = tritloom("bench", tmp_path)
+    assert status == 0 and "has no weights: random ones are measured" in err
+    assert tritloom("bench", tmp_path, "--prefill", 9)[0] == 0 and seen == [64, ("sim", 99), ("sim", None)]
+    status, _, err = tritloom("bench", tmp_path, "--drafts", 2)
+    assert status == 2 and "which writes no text: leave --drafts out" in one_line(err)
+
+
 def test_models_and_boards_are_listed_by_name(tritloom):
     from tritloom.boards.board import load
 
