@@ -98,8 +98,8 @@ def tlmm_synth(progress: Progress | None = None) -> list[Row]:
 
 
 def machine_synth(source: Source, board: str, *, context: int | None = None, settings: dict[str, Any] | None = None,
-                  resume: bool = False, console: Console | None = None) -> Report:
-    """Synthesise the whole machine for `source` on `board`, part by part, and store what every unit costs and the slowest paths.
+                  resume: bool = False, store: bool = False, results: Path | None = None, console: Console | None = None) -> Report:
+    """Synthesise the whole machine for `source` on `board`, part by part: what every unit costs, and the slowest paths.
 
     `context`: positions of the cache (the model's own by default). Unlike elsewhere, the machine need not fit the board. With
     `resume`, a stored result of the same configuration and code is taken instead.
@@ -114,8 +114,8 @@ def machine_synth(source: Source, board: str, *, context: int | None = None, set
     target, settings, name = load_board(board), settings or {}, source.path.name
     config = fit(source.spec(context), target, **settings).config
     labels = settings | ({"context-": context} if context else {})
-    file = measure.result_path(board, name, "synthesis", labels)
-    entry = measure.load(file) if resume else None
+    file = measure.result_path(board, name, "synthesis", labels, results) if resume or store else None
+    entry = measure.load(file) if file and resume else None
     if entry is None or stored.configuration_of(entry) != config or _state(entry, console) != stored.CURRENT:
         with console.step("Generating Verilog"):
             made = stored.digests("synthesis", config)
@@ -129,7 +129,7 @@ def machine_synth(source: Source, board: str, *, context: int | None = None, set
                    f"{f' --context {context}' if context else ''}{_changes(settings)}")
         entry = measure.record_synthesis(found, model=name, config=config, family=target.family, resources=target.resources,
                                          timing=timing, command=command, made=made)
-        measure.store(entry, file)
+        _keep(entry, file if store else None, console)
         return _report([(entry, "measured")])
     return _report([(entry, f"stored on {entry['date']}")])
 
@@ -140,6 +140,17 @@ def _state(entry: dict[str, Any], console: Console) -> str:
 
     with console.step("Looking whether the stored result holds"):
         return stored.state_of(entry, emit=True)
+
+
+def _keep(entry: dict[str, Any], file: Path | None, console: Console) -> None:
+    """Store a result in `file`, in place of the one there, if there is a file to store it in."""
+    from tritloom.sim import measure
+
+    if file is None:
+        console.note("not stored: --store keeps a result, in place of the one before")
+    else:
+        measure.store(entry, file)
+        console.note(f"Stored: {file}")
 
 
 def _changes(settings: dict[str, Any], timing: str | None = None) -> str:
@@ -284,6 +295,8 @@ def decode(source: Source, board: str = "sim", tokens: int = 8, *, prompt: str =
     timing = common.timing_of(timing, board)
     checkpoint = source.open(context)
     spec = checkpoint.spec
+    if tokens >= spec.shape.context:
+        raise BenchError(f"{tokens} tokens go past the context of {spec.shape.context}: ask for at most {spec.shape.context - 1}")
     ids = Tokenizer.from_file(checkpoint.tokenizer, spec.bos_id).encode(prompt)[: max(1, spec.shape.context - tokens - 1)]
     config = common.fitted(spec, board, settings or {}).config
     image = common.image_of(source, checkpoint, config, quiet)
@@ -314,14 +327,14 @@ def _mean_token(m: Measured, parts: dict[str, int], useful: int, beat_bytes: int
 
 def whole_tokens(source: Source, board: str, *, context: int | None = None, prefill: int | None = None, batch: int | None = None,
                  shared: int = 0, settings: dict[str, Any] | None = None, timing: str | None = None, resume: bool = False,
-                 console: Console | None = None) -> Report:
+                 store: bool = False, results: Path | None = None, console: Console | None = None) -> Report:
     """Measure a decode token at `context` positions and the first token after `prefill` prompt tokens, on the simulated RTL.
     With `batch`, instead of one decode token, a token each of so many texts at `context` positions, of which they have `shared` in common,
     beside the token of one.
 
     `source`: a checkpoint, or a shape without weights (random ones are made). sim/measure.py says what exactly is
-    measured. Results are stored below docs/results; with `resume`, a stored result of the same configuration, code,
-    memory model and timing is taken instead. `console` shows how far it is.
+    measured. With `store`, results are stored below `results` (docs/results of a clone); with `resume`, a stored result of the same
+    configuration, code, memory model and timing is taken instead. `console` shows how far it is.
     """
     from tritloom.boards.board import load as load_board
     from tritloom.gen.fit import predict, prompt_cycles
@@ -348,7 +361,8 @@ def whole_tokens(source: Source, board: str, *, context: int | None = None, pref
                          + " ".join(f"--set {name}={batch}" for name in ("lanes", "sequences") if getattr(config, name) < batch))
     changes = _changes(settings, timing if timing != target.timing else None)
     labels = settings | ({"timing-": timing} if timing != target.timing else {})
-    files = {what: measure.result_path(board, name, f"{what}-{count}", labels) for what, count in wanted}
+    files = {what: measure.result_path(board, name, f"{what}-{count}", labels, results)
+             for what, count in wanted if resume or store}
 
     entries: dict[str, dict[str, Any]] = {}
     states = {what: "measured" for what, _ in wanted}
@@ -389,7 +403,7 @@ def whole_tokens(source: Source, board: str, *, context: int | None = None, pref
                     command = f"tritloom bench --model {source.path}{source.words} --board {board} {asked}{changes}"
                     entries[what] = measure.record(measured, model=name, what=what, count=count, config=config, timing=timing,
                                                    weights="checkpoint" if folder else "random", command=command, made=made[what])
-                    measure.store(entries[what], files[what])
+                    _keep(entries[what], files[what] if store else None, console)
         finally:
             backend.close()
     return _report((entries[what], states[what]) for what, _ in wanted)
@@ -402,9 +416,10 @@ REWRITTEN_TOKENS, OPENING_TOKENS = 96, 24
 
 
 def drafted(source: Source, board: str, drafts: int, *, tokens: int = 64, prompt: str | None = None,
-            settings: dict[str, Any] | None = None, timing: str | None = None, console: Console | None = None) -> Report:
+            settings: dict[str, Any] | None = None, timing: str | None = None, store: bool = False, results: Path | None = None,
+            console: Console | None = None) -> Report:
     """Measure drafts on the simulated RTL: a text that goes on freely from `prompt`, and one that rewrites what the model wrote
-    (`sim.measure.rewriting`). The results are stored."""
+    (`sim.measure.rewriting`). With `store`, the results are stored below `results`."""
     from tritloom.boards.board import load as load_board
     from tritloom.host.commands import common
     from tritloom.host.console import Console
@@ -439,9 +454,8 @@ def drafted(source: Source, board: str, drafts: int, *, tokens: int = 64, prompt
                     found = measure.drafted(session, text, tokens, drafts, spec.eos_ids)
                 entry = measure.record(found | {"prompt": kind}, model=path.name, what=f"drafts-{kind}", count=tokens, config=config,
                                        timing=timing, weights="checkpoint", command=command, made=made)
-                if prompt is None:
-                    labels = settings | {"drafts": drafts} | ({"timing-": timing} if timing != target.timing else {})
-                    measure.store(entry, measure.result_path(board, path.name, f"{kind}-{tokens}", labels))
+                labels = settings | {"drafts": drafts} | ({"timing-": timing} if timing != target.timing else {})
+                _keep(entry, measure.result_path(board, path.name, f"{kind}-{tokens}", labels, results) if store else None, console)
                 entries.append((entry, "measured"))
     finally:
         backend.close()
@@ -526,12 +540,12 @@ def _draft_rows(entry: dict[str, Any]) -> list[Row]:
     return rows
 
 
-def stored_report(board: str | None = None) -> Report:
+def stored_report(board: str | None = None, results: Path | None = None) -> Report:
     """Every stored result; the rows' `state` says which are stale."""
     from tritloom.sim import measure
     from tritloom.sim.stored import CURRENT
 
-    found = measure.stored(board)
+    found = measure.stored(board, results)
     if not found:
         raise BenchError(f"no stored results{f' of board {board}' if board else ''}: measure with --model NAME --board NAME --context N")
     return _report((entry, f"stored on {entry['date']}" if state == CURRENT else state) for _, entry, state in found)
@@ -548,6 +562,7 @@ def routed(report: str | Path, command: str = "tritloom build") -> list[Row]:
 def report(*, unit: str | None = None, synth: bool = False, source: Source | None = None, board: str = "sim", tokens: int = 8,
            context: int | None = None, prefill: int | None = None, batch: int | None = None, shared: int | None = None,
            drafts: int | None = None, prompt: str | None = None, timing: str | None = None, resume: bool = False, stored: bool = False,
+           store: bool = False, results: Path | None = None,
            settings: dict[str, Any] | None = None, console: Console | None = None) -> Report:
     """What `tritloom bench` shows: a unit's synthesis, a model's decode on the simulated RTL, or stored results."""
     from tritloom.gen.fit import CONTEXT_FOR_SPEED
@@ -556,8 +571,13 @@ def report(*, unit: str | None = None, synth: bool = False, source: Source | Non
     console = console or Console(quiet=True)
     if settings and (stored or unit is not None):
         raise BenchError("--set and --head are of a machine: leave them out with --stored and --unit")
+    if results is not None and not (stored or store or resume):
+        raise BenchError("--results names the folder of stored results: give --store, --stored or --resume too")
+    if store and (stored or unit is not None or prompt is not None or not (synth or drafts or context is not None or prefill is not None)):
+        raise BenchError("--store keeps whole tokens, a machine's synthesis, or texts with drafts after the usual prompt: give "
+                         "--context N, --prefill N, --drafts N or --synth, and no --prompt, --unit or --stored")
     if stored:
-        return stored_report()
+        return stored_report(results=results)
     if unit is not None:
         if unit != "tlmm" or not synth:
             raise BenchError(f"no measurement of unit {unit}{'' if synth else ' without --synth'}: there is --unit tlmm --synth")
@@ -568,7 +588,8 @@ def report(*, unit: str | None = None, synth: bool = False, source: Source | Non
     if synth:
         if any(option is not None for option in (prefill, batch, shared, drafts, timing)):
             raise BenchError("--synth measures no cycles: leave --prefill, --batch, --shared, --drafts and --timing out")
-        return machine_synth(source, board, context=context, settings=settings, resume=resume, console=console)
+        return machine_synth(source, board, context=context, settings=settings, resume=resume, store=store, results=results,
+                             console=console)
     if drafts is not None and any(option is not None for option in (context, prefill, batch)):
         raise BenchError("--drafts measures texts that are written: leave --context, --prefill and --batch out")
     if drafts is None and prompt is not None:
@@ -586,11 +607,12 @@ def report(*, unit: str | None = None, synth: bool = False, source: Source | Non
         console.note(f"{source.path} has no weights: random ones are measured")
     if context is not None or prefill is not None:
         return whole_tokens(source, board, context=context, prefill=prefill, batch=batch, shared=shared or 0, settings=settings,
-                            timing=timing, resume=resume, console=console)
+                            timing=timing, resume=resume, store=store, results=results, console=console)
     if resume:
         raise BenchError("--resume takes up a stored measurement of whole tokens: give --context N or --prefill N")
     if drafts is not None:
-        return drafted(source, board, drafts, tokens=tokens, prompt=prompt, settings=settings, timing=timing, console=console)
+        return drafted(source, board, drafts, tokens=tokens, prompt=prompt, settings=settings, timing=timing, store=store,
+                       results=results, console=console)
     with console.step("Measuring") as update:
         return decode(source, board, tokens, settings=settings, timing=timing, progress=update)
 

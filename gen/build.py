@@ -12,7 +12,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -22,7 +21,9 @@ from typing import Any, TypedDict
 from tritloom.boards.board import Board, load
 from tritloom.firmware.config import BuildConfig, ConfigError
 from tritloom.gen import yosys
-from tritloom.gen.generate import generate_verilog, write_atomically
+from tritloom.gen.generate import generate_verilog
+from tritloom.system.files import cache, scratch, write_atomically
+from tritloom.system.processes import started
 
 __all__ = ["BuildError", "BuildReport", "TimingFailure", "build", "parse_report", "report_text", "scan_wrapper", "worst_paths"]
 
@@ -150,24 +151,15 @@ def _call(folder: Path, log: str, command: list[str], what: str, deadline: float
     """Run a tool in `folder` with its output in `log`, which `poll` sees the end of every second."""
     path = folder / log
     with open(path, "wb") as output:
-        process = subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
-        try:
+        with started(command, cwd=folder, stdout=output, stderr=subprocess.STDOUT) as process:
             while True:
                 try:
                     status = process.wait(1)
                     break
                 except subprocess.TimeoutExpired:
                     if time.monotonic() > deadline:
-                        raise BuildError(f"{what} took too long; its log is {path}") from None
+                        raise BuildError(f"{what} took too long") from None
                     poll(_tail(path))
-        finally:
-            if process.poll() is None:
-                process.terminate()
-                try:
-                    process.wait(10)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
     if status:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
         errors = [line for line in lines if "ERROR" in line] or lines[-3:]
@@ -362,9 +354,6 @@ def build(config: BuildConfig, out_dir: str | Path, progress: Progress | None = 
         raise ConfigError(f"board {board.name} is not built by the open tools: use `tritloom generate` and the vendor's tools")
     tell = progress or (lambda *_: None)
     out, deadline = Path(out_dir), time.monotonic() + timeout_s
-    created = not out.exists()
-    out.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=".build.", dir=out))
     seconds: dict[str, float] = {}
 
     def timed(name: str, share: float, work: Callable[[], Any]) -> Any:
@@ -374,7 +363,7 @@ def build(config: BuildConfig, out_dir: str | Path, progress: Progress | None = 
         tell(share, 1.0, f"{name} done")
         return result
 
-    try:
+    with scratch(cache("scratch")) as folder:
         tell(0.0, 1.0, "Verilog")
         text = timed("verilog", SHARES[0], lambda: verilog or generate_verilog(config))
         timed("synthesis", SHARES[1], lambda: _synthesise(text, folder, top, deadline))
@@ -405,10 +394,6 @@ def build(config: BuildConfig, out_dir: str | Path, progress: Progress | None = 
         if not best["ok"]:
             (out / "machine.bit").unlink(missing_ok=True)
         write_atomically(out, files)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        if created and not any(out.iterdir()):
-            out.rmdir()
     if not best["ok"]:
         worst = best["worst_paths"][0]
         raise TimingFailure(

@@ -21,8 +21,8 @@ import numpy as np
 
 from tritloom.firmware.config import BuildConfig, ConfigError
 from tritloom.gen import cost, parts
-from tritloom.gen.generate import write_atomically
 from tritloom.gen.synth import SynthesisError
+from tritloom.system.files import write_atomically
 
 __all__ = ["CONFIGURATIONS", "POINTS", "calibrate", "compare", "fit_coefficients", "measure"]
 

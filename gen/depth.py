@@ -14,14 +14,14 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, TypedDict
 
 from tritloom.firmware.config import BuildConfig
 from tritloom.gen import parts, synth, yosys
+from tritloom.system.files import cache, scratch
+from tritloom.system.processes import call
 
 __all__ = ["DELAYS", "PathRow", "Timing", "slowest", "worst_paths"]
 
@@ -69,8 +69,7 @@ class Timing(TypedDict):
 def netlist(config: BuildConfig) -> dict[str, Any]:
     """Module of the machine's flat netlist, as Yosys writes it in JSON. The parts must have been synthesised."""
     found = parts.parts_of(config)
-    with tempfile.TemporaryDirectory() as folder:
-        at = Path(folder)
+    with scratch(cache("scratch")) as at:
         commands = []
         for number, part in enumerate(found.values()):
             name = part.name if part.name == synth.TOP else part.module
@@ -78,7 +77,10 @@ def netlist(config: BuildConfig) -> dict[str, Any]:
             (at / f"{number}.il").write_text(re.sub(r"^ *attribute \\top 1\n", "", text, flags=re.M), encoding="utf-8")
             commands.append(f"read_rtlil {number}.il")
         commands += [f"hierarchy -top {synth.TOP}", "flatten", "opt_clean", "delete t:$scopeinfo", "write_json flat.json"]
-        subprocess.run([str(yosys.executable()), "-q", "-p", "; ".join(commands)], cwd=at, check=True, capture_output=True)
+        done = call([yosys.executable(), "-q", "-p", "; ".join(commands)], timeout_s=parts.TIMEOUT_S, cwd=at, stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT, text=True)
+        if done.returncode:
+            raise synth.SynthesisError(f"Yosys cannot join the parts: {' '.join(done.stdout.split())[-300:]}")
         return json.loads((at / "flat.json").read_text(encoding="utf-8"))["modules"][synth.TOP]
 
 

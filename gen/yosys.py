@@ -16,6 +16,8 @@ import tempfile
 from pathlib import Path
 from typing import NoReturn
 
+from tritloom.system.processes import end_with_parent
+
 COMMAND = "tritloom-yosys"
 
 USAGE = f"usage: {COMMAND} [-V] [-q] [-l LOGFILE] [-p COMMANDS] [-s SCRIPT] [FILE ... | -]"
@@ -43,6 +45,7 @@ def prepare() -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run Yosys on scripts, commands and Verilog files in the order given; `-` is a script on standard input."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    end_with_parent()
     if importlib.util.find_spec("pyosys") is None:
         print(f"{COMMAND}: the package pyosys is missing: pip install 'tritloom[gen]'", file=sys.stderr)
         return 1
@@ -59,13 +62,16 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         print(f"{error.filename}: {error.strerror}", file=sys.stderr)
         return 1
-    with tempfile.TemporaryDirectory() as folder:
-        path, log = Path(folder) / "all.ys", log or str(Path(folder) / "log")
-        path.write_text("\n".join(script) + "\n", encoding="utf-8")
+    # Files without a name: nothing is left of them, however this ends.
+    with tempfile.TemporaryFile() as commands, tempfile.TemporaryFile() as said:
+        commands.write("\n".join(script).encode("utf-8", "surrogateescape") + b"\n")
+        commands.flush()
+        log = log or f"/dev/fd/{said.fileno()}"
         # Yosys ends its whole process on an error: a child takes that, so that the log can still be read.
         child = os.fork()
         if child == 0:
-            _run(["tee", *(["-q"] if quiet else []), "-o", log, "script", str(path)])
+            end_with_parent()
+            _run(["tee", *(["-q"] if quiet else []), "-o", log, "script", f"/dev/fd/{commands.fileno()}"])
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         if status != 0 and quiet and Path(log).exists():
             lines = Path(log).read_text(encoding="utf-8", errors="replace").splitlines()

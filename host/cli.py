@@ -1,31 +1,30 @@
 """The command `tritloom`: a verb a file in tritloom.host.commands.
 
-Exit status: 0 done; 1 the thing asked for failed or differs; 2 wrong usage or bad input; 130 interrupted.
+Exit status: 0 done; 1 the thing asked for failed or differs; 2 wrong usage or bad input; 130 interrupted, 143 terminated.
 An error is one line on stderr; `--debug` or TRITLOOM_DEBUG=1 adds the traceback. With `--json`, stdout is one JSON document in any case:
 the result, or {"error": the line, "status": the exit status} where there is none.
+
+What takes time to import is imported by `main`, which can be interrupted.
 """
 
 from __future__ import annotations
 
+import errno
+import functools
 import json
 import os
 import signal
 import sys
-import threading
 import traceback
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
-from typing import Annotated
+from typing import Any
 
-import typer
-
-from tritloom.host.backend import HostError
-from tritloom.host.commands import bench, boards, build, check, doctor, fit, generate, models, pack, run, verify
-from tritloom.host.commands.common import with_options
 from tritloom.host.console import Console, prepare_streams
+from tritloom.system import ending
+from tritloom.system.files import CacheWarning
 
-INTERRUPTED, TERMINATED = 130, 143
 BAD_INPUT = 2
 FAILED = 1
 
@@ -38,35 +37,37 @@ EXTRAS = {
 }  # fmt: skip
 """Which optional part of the package brings a module."""
 
-app = typer.Typer(
-    name="tritloom",
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    help="Ternary language models on FPGAs: checkpoint to Verilog, weight image and tokens.",
-)
+
+WRONG_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
+LONGEST = 300
+"""Characters of a path that a message shows."""
 
 
-def _version(value: bool) -> None:
-    if value:
-        try:
-            print(f"tritloom {version('tritloom')}")
-        except PackageNotFoundError:
-            print("tritloom (not installed)")
-        raise typer.Exit()
+class OutputError(Exception):
+    """What was found cannot be shown."""
+
+    exit_status = FAILED
 
 
-@app.callback()
-def options(
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and leave.")] = False,
-) -> None:
-    if debug:
-        os.environ["TRITLOOM_DEBUG"] = "1"
+@functools.cache
+def verbs() -> Any:
+    """The command with all its verbs, as typer has it."""
+    import typer
 
+    from tritloom.host.commands import bench, boards, build, cache, check, doctor, fit, generate, models, pack, run, verify
+    from tritloom.host.commands.common import main_options, with_options
 
-for verb in (doctor, models, boards, check, fit, generate, build, pack, run, verify, bench):
-    app.command(verb.__name__.rpartition(".")[2])(with_options(verb.command))
+    app = typer.Typer(
+        name="tritloom",
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        help="Ternary language models on FPGAs: checkpoint to Verilog, weight image and tokens.",
+    )
+    app.callback()(main_options)
+    for verb in (doctor, models, boards, check, fit, generate, build, pack, run, verify, bench, cache):
+        app.command(verb.__name__.rpartition(".")[2])(with_options(verb.command))
+    return typer.main.get_command(app)
 
 
 def explain(error: BaseException) -> tuple[str, int]:
@@ -88,8 +89,11 @@ def explain(error: BaseException) -> tuple[str, int]:
         extra = EXTRAS.get(package)
         return f"the package {package} is missing: run `make setup`" + (f" or `pip install 'tritloom[{extra}]'`" if extra else ""), FAILED
     if isinstance(error, OSError) and error.filename is not None:
-        kind = BAD_INPUT if isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError | PermissionError) else FAILED
-        return f"{error.filename}: {error.strerror}; check the path and its permissions", kind
+        wrong = isinstance(error, (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError))
+        named = str(error.filename)
+        named = named if len(named) <= LONGEST else f"{named[:LONGEST]}..."
+        advice = "make room there" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "check the path and its permissions"
+        return f"{named}: {error.strerror}; {advice}", BAD_INPUT if wrong or error.errno in WRONG_PATH else FAILED
     if isinstance(error, OSError) and error.strerror:
         return f"writing or reading failed: {error.strerror}", FAILED
     if isinstance(error, MemoryError):
@@ -97,50 +101,69 @@ def explain(error: BaseException) -> tuple[str, int]:
     return f"internal error: {type(error).__name__}: {text}; `tritloom --debug ...` shows where", FAILED
 
 
-class OutputError(HostError):
-    """What was found cannot be shown."""
-
-
-def _terminate(*_: object) -> None:
-    raise SystemExit(TERMINATED)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
+    """Run the command line; returns the exit status. Without `arguments` it is the process's own, and a signal ends the process."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     before = os.environ.get("TRITLOOM_DEBUG")
     writable = prepare_streams()
     Console.shown = False
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _terminate)  # what is half done is cleaned up, as after Ctrl-C
-    message, status = "", 0
+
+    def fail(message: str, status: int) -> None:
+        if message:
+            _fail(message, status, "--json" in given and not Console.shown)
+
+    with ending.signals(lambda number: _fail(_ended(number), 128 + number, False)), warnings.catch_warnings():
+        try:
+            warnings.showwarning = functools.partial(_warning, warnings.showwarning)
+            if not writable:
+                raise OutputError("stdout is closed: there is nowhere to write to")
+            message, status = _run(given)
+        except KeyboardInterrupt as interrupt:
+            status = ending.status_of(interrupt)
+            message = _ended(status - 128)
+            if arguments is None:
+                fail(message, status)
+                ending.leave(status)
+        except BrokenPipeError:
+            message, status = "", FAILED
+        except Exception as error:
+            if os.environ.get("TRITLOOM_DEBUG"):
+                traceback.print_exc()
+            message, status = explain(error)
+        finally:
+            if before is None:
+                os.environ.pop("TRITLOOM_DEBUG", None)
+    fail(message, status)
+    return status
+
+
+def _run(given: list[str]) -> tuple[str, int]:
+    """What to say, and the exit status, where a verb ends as verbs do."""
+    import typer
+
+    command = verbs()
     try:
-        if not writable:
-            raise OutputError("stdout is closed: there is nowhere to write to")
-        verbs = typer.main.get_command(app)
-        with verbs.make_context("tritloom", list(given)) as context:
-            verbs.invoke(context)
+        with command.make_context("tritloom", list(given)) as context:
+            command.invoke(context)
         sys.stdout.flush()
     except typer.Exit as leaving:
-        message, status = "", leaving.exit_code
-    except (KeyboardInterrupt, typer.Abort):
-        message, status = "interrupted", INTERRUPTED
+        return "", leaving.exit_code
     except typer.TyperException as error:
         verb = getattr(error, "ctx", None)
         text = " ".join(error.format_message().split()).replace("Value error, ", "")
-        message, status = f"{text.rstrip('.')}; see `{verb.command_path if verb else 'tritloom'} --help`", BAD_INPUT
-    except BrokenPipeError:
-        message, status = "", FAILED
-    except Exception as error:
-        if os.environ.get("TRITLOOM_DEBUG"):
-            traceback.print_exc()
-        message, status = explain(error)
-    finally:
-        if before is None:
-            os.environ.pop("TRITLOOM_DEBUG", None)
-    if message:
-        _fail(message, status, "--json" in given and not Console.shown)
-    return status
+        return f"{text.rstrip('.')}; see `{verb.command_path if verb else 'tritloom'} --help`", BAD_INPUT
+    return "", 0
+
+
+def _ended(number: int) -> str:
+    return "interrupted" if number == signal.SIGINT else "terminated"
+
+
+def _warning(others: Any, message: Warning | str, category: type[Warning], *details: Any, **more: Any) -> None:
+    if issubclass(category, CacheWarning):
+        Console().note(f"tritloom: {message}")
+    else:
+        others(message, category, *details, **more)
 
 
 def _fail(message: str, status: int, as_json: bool) -> None:

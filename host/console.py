@@ -14,8 +14,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
+
+from tritloom.system.ending import undone
 
 QUIET_SECONDS = 2.0
 """Steps shorter than this are not mentioned outside a terminal."""
@@ -121,9 +123,16 @@ def _bar(title: str, expected: float | None) -> Iterator[Update]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as progress:
+    # Progress hides the cursor, and shows it again unless it is ended by force.
+    with undone(lambda: None, lambda _: _show_cursor()), Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(title, total=None, text=hint)
         yield lambda done, total=1.0, text="": progress.update(task, completed=done, total=total, text=text or hint)
+
+
+def _show_cursor() -> None:
+    with suppress(OSError, ValueError):
+        if sys.stderr.isatty():
+            os.write(sys.stderr.fileno(), b"\x1b[?25h")
 
 
 @contextmanager

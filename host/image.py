@@ -8,9 +8,7 @@ A section with an address is loaded there in the machine's memory. Every part is
 from __future__ import annotations
 
 import json
-import os
 import struct
-import tempfile
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from numpy.typing import NDArray
 
 from tritloom.firmware.config import BuildConfig, round_up
 from tritloom.firmware.layout import MemoryMap, memory_map
+from tritloom.system.files import replaced
 
 Bytes = NDArray[np.uint8]
 
@@ -65,9 +64,9 @@ def _sections(records: list[Any], start: int, size: int) -> dict[str, Section]:
         address = _typed(record, "address", int) if record.get("address") is not None else None
         name, (offset, length, crc) = _typed(record, "name", str), (_typed(record, key, int) for key in ("offset", "length", "crc32"))
         if name in table:
-            raise ValueError(f"section {name!r} twice")
+            raise ValueError(f"section {name!r:.60} twice")
         if offset < start or offset % SECTION_ALIGN or offset + length > size:
-            raise ValueError(f"section {name!r} lies outside the file or in another section")
+            raise ValueError(f"section {name!r:.60} lies outside the file or in another section")
         table[name], start = Section(name, offset, length, crc, address), offset + length
     return table
 
@@ -78,7 +77,7 @@ def _spec(spec: dict[str, Any], config: BuildConfig) -> dict[str, Any]:
     named = [("eos_ids", token) for token in (ends if isinstance(ends, list) else [None])] + [("bos_id", start)] * (start is not None)
     for name, token in named:
         if type(token) is not int or not 0 <= token < config.shape.vocab:
-            raise ValueError(f"{name}: token {token!r} is not in the vocabulary")
+            raise ValueError(f"{name}: token {token!r:.60} is not in the vocabulary")
     return spec
 
 
@@ -120,26 +119,16 @@ def write_image(
     first = round_up(HEADER.size + len(record(0)[0]) + SECTION_ALIGN, SECTION_ALIGN)
     body, table = record(first)
     size = table[-1].offset + table[-1].length if table else HEADER.size + len(body)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(HEADER.pack(MAGIC, VERSION, config.digest, size, len(body), zlib.crc32(body)))
-            file.write(body)
-            for section, (_, data, _) in zip(table, contents, strict=True):
-                file.seek(section.offset)
-                for start in range(0, len(data), CRC_BLOCK):
-                    file.write(data[start : start + CRC_BLOCK].data)
-                if progress:
-                    progress(section.offset + section.length, size)
-            file.truncate(size)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with replaced(path) as place, open(place, "wb") as file:
+        file.write(HEADER.pack(MAGIC, VERSION, config.digest, size, len(body), zlib.crc32(body)))
+        file.write(body)
+        for section, (_, data, _) in zip(table, contents, strict=True):
+            file.seek(section.offset)
+            for start in range(0, len(data), CRC_BLOCK):
+                file.write(data[start : start + CRC_BLOCK].data)
+            if progress:
+                progress(section.offset + section.length, size)
+        file.truncate(size)
     return path
 
 
@@ -249,8 +238,7 @@ class Image:
     @property
     def bos_id(self) -> int | None:
         """Token that starts a text, if the model wants one."""
-        bos = self.spec.get("bos_id")
-        return None if bos is None else self._token("bos_id", bos)
+        return self.spec.get("bos_id")
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -258,12 +246,7 @@ class Image:
         ids = self.spec.get("eos_ids")
         if not isinstance(ids, list):
             raise ImageError(f"{self.path}: does not say which tokens end a text; {PACK_AGAIN}")
-        return tuple(self._token("eos_ids", each) for each in ids)
-
-    def _token(self, what: str, value: Any) -> int:
-        if type(value) is not int or not 0 <= value < self.config.shape.vocab:
-            raise ImageError(f"{self.path}: {what} {value!r} is no token of {self.config.shape.vocab}; {PACK_AGAIN}")
-        return value
+        return tuple(ids)
 
     @property
     def digest(self) -> int:

@@ -107,7 +107,7 @@ class Tokenizer:
             raise InputError("the tokenizer knows no part of the prompt: give other text, or the model's own tokenizer")
         if vocab is not None and (beyond := next((id for id in ids if id >= vocab), None)) is not None:
             token = self._tokenizer.id_to_token(beyond)
-            raise InputError(f"{token!r} in the prompt is token {beyond}, but the model's vocabulary ends at {vocab - 1}: leave it out")
+            raise InputError(f"{token!r:.60} in the prompt is token {beyond}, but the model's vocabulary ends at {vocab - 1}: leave it out")
         return ids if self.bos_id is None else [self.bos_id, *ids]
 
     def decode(self, ids: Iterable[int]) -> str:

@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
@@ -30,7 +29,7 @@ from tritloom.sim import stored
 from tritloom.sim.backends import SimBackend
 from tritloom.sim.integer_model import IntegerModel
 from tritloom.sim.verify import compare
-from tritloom.sim.verilated import default_build_dir
+from tritloom.system.files import cache, scratch
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results" / "equality.json"
@@ -85,16 +84,15 @@ def measure(model: str, name: str, report: Callable[[str], None]) -> dict[str, A
     checkpoint = open_checkpoint(ROOT / "models" / model)
     config = machine(checkpoint, name)
     started = time.monotonic()
-    cache = default_build_dir()
-    verilog = cached_verilog(config, cache.parent / "verilog")
+    verilog = cached_verilog(config)
     report(f"{model}, {name}: Verilog after {time.monotonic() - started:.0f} s")
     packed = pack(checkpoint, config)
     reference = IntegerModel(quantise(checkpoint), config.shortlist)
     runs = []
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "image"
+    with scratch(cache("scratch")) as folder:
+        path = folder / "image"
         write_image(path, config=config, spec=checkpoint.spec.to_dict(), sections=packed.sections)
-        backend = SimBackend.build(config, verilog, memory_bytes=packed.map.total_bytes, timing="ddr", build_dir=cache)
+        backend = SimBackend.build(config, verilog, memory_bytes=packed.map.total_bytes, timing="ddr")
         report(f"{model}, {name}: compiled after {time.monotonic() - started:.0f} s")
         image = Image.open(path)
         made = stored.digests(None, config, image)

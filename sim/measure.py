@@ -20,8 +20,6 @@ A result is a JSON file below docs/results/<board>/; sim/stored.py says whether 
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -47,9 +45,10 @@ from tritloom.host.image import Image
 from tritloom.host.session import Session
 from tritloom.sim.backends import SimBackend
 from tritloom.sim.stored import RESULTS, decisive, state_of
+from tritloom.system.files import write_atomically
 
 __all__ = ["RandomImage", "batch", "capacity", "decode", "drafted", "load", "prefill", "record", "record_synthesis", "result_path",
-           "rewriting", "store", "stored"]
+           "results_in", "rewriting", "store", "stored"]
 
 LEAST_CAPACITY = 256
 
@@ -345,24 +344,22 @@ def record_synthesis(found: list[Any], *, model: str, config: BuildConfig, famil
     } | made
 
 
-def result_path(board: str, model: str, what: str, settings: dict[str, Any] | None = None) -> Path:
-    """File of a result: model, what was measured, and what was set by hand."""
+def results_in(named: Path | None) -> Path:
+    """The folder of stored results: the one named, else docs/results of the clone that this is. Raises `InputError` if it is none."""
+    if named is None and not RESULTS.is_dir():
+        raise InputError("results are stored in docs/results of a clone, and this is an installed package: give --results DIR")
+    return named or RESULTS
+
+
+def result_path(board: str, model: str, what: str, settings: dict[str, Any] | None = None, folder: Path | None = None) -> Path:
+    """File of a result below `folder`: model, what was measured, and what was set by hand."""
     parts = [model, what, *(f"{name}{value}" for name, value in sorted((settings or {}).items()))]
-    return RESULTS / Path(board).stem / ("-".join(str(part).replace("/", "_") for part in parts) + ".json")
+    return results_in(folder) / Path(board).stem / ("-".join(str(part).replace("/", "_") for part in parts) + ".json")
 
 
 def store(entry: dict[str, Any], path: Path) -> None:
     """Write a result; the file at `path` is the old one or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, scratch = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(json.dumps(entry, indent=1) + "\n")
-        os.chmod(scratch, 0o644)
-        os.replace(scratch, path)
-    except BaseException:
-        Path(scratch).unlink(missing_ok=True)
-        raise
+    write_atomically(path.parent, {path.name: json.dumps(entry, indent=1) + "\n"})
 
 
 def load(path: Path) -> dict[str, Any] | None:
@@ -382,9 +379,10 @@ def load(path: Path) -> dict[str, Any] | None:
     return entry
 
 
-def stored(board: str | None = None) -> list[tuple[Path, dict[str, Any], str]]:
+def stored(board: str | None = None, folder: Path | None = None) -> list[tuple[Path, dict[str, Any], str]]:
     """(file, result, state) of every stored result, of one board or of all."""
-    folders = [RESULTS / board] if board else sorted(p for p in RESULTS.glob("*") if p.is_dir())
+    results = results_in(folder)
+    folders = [results / board] if board else sorted(p for p in results.glob("*") if p.is_dir())
     found = []
     for folder in folders:
         for path in sorted(folder.glob("*.json")):

@@ -62,7 +62,7 @@ def _bench(entry: dict[str, Any]) -> Job:
     if program != "tritloom":
         raise ValueError(f"{entry['command']!r}: not a command of tritloom")
     kind = "synthesis" if entry["what"] == "synthesis" else "tokens"
-    command = (sys.executable, "-m", "tritloom.host.cli", *arguments)
+    command = (sys.executable, "-m", "tritloom.host.cli", *arguments, "--store")
     return Job(entry["command"], kind, command, seconds=entry["measured"].get("simulated_s", 0))
 
 

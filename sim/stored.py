@@ -41,7 +41,7 @@ from tritloom.firmware.integer import GREEDY
 from tritloom.firmware.layout import MemoryMap, memory_map
 from tritloom.firmware.programs import generation
 from tritloom.gen.digests import digest, plain, syntax_digest, verilog_digest
-from tritloom.gen.generate import cached_verilog, write_atomically
+from tritloom.gen.generate import cached_verilog
 from tritloom.gen.models import Checkpoint, ModelSpec
 from tritloom.gen.models.checkpoint import matrix_shape, norm_length
 from tritloom.gen.pack import pack, quantise
@@ -51,7 +51,7 @@ from tritloom.host.image import Image
 from tritloom.host.session import sampling
 from tritloom.sim import memory as timing_presets
 from tritloom.sim.integer_model import IntegerModel
-from tritloom.sim.verilated import default_build_dir
+from tritloom.system.files import cache, write_atomically
 
 __all__ = ["CURRENT", "configuration_of", "decisive", "digests", "emitted", "entries", "known", "machines", "memory_digest", "reference",
            "state_of"]
@@ -125,7 +125,7 @@ def emitted(config: BuildConfig) -> str:
     """Digest of a machine's Verilog, which is emitted for it unless it is known what these sources make of the configuration."""
     kept = _kept(config)
     if not kept.is_file():
-        found = verilog_digest(cached_verilog(config, default_build_dir().parent / "verilog"), config)
+        found = verilog_digest(cached_verilog(config), config)
         write_atomically(kept.parent, {kept.name: found})
     return kept.read_text("utf-8")
 
@@ -137,7 +137,7 @@ def known(config: BuildConfig) -> str | None:
 
 
 def _kept(config: BuildConfig) -> Path:
-    return default_build_dir().parent / "digests" / syntax_digest() / f"{config.digest:08x}"
+    return cache("digests") / syntax_digest() / f"{config.digest:08x}"
 
 
 def _table() -> dict[str, str]:

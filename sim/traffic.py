@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import os
 import shutil
 import subprocess
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from tritloom.sim.memory import MemoryTiming
 from tritloom.sim.verilated import BuildError, Parameters, compiler, default_build_dir
+from tritloom.system.files import replaced
+from tritloom.system.processes import call
 
 __all__ = ["Traffic", "measure"]
 
@@ -78,13 +78,13 @@ def _library(base: Path) -> Path:
     key = hashlib.sha256("\0".join([*command, *(p.read_text("utf-8") for p in SOURCES)]).encode()).hexdigest()[:16]
     target = base / f"traffic-{key}.so"
     if not target.exists():
-        base.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=base) as folder:
+        with replaced(target) as made:
             for source in SOURCES:
-                shutil.copy(source, folder)
-            made = Path(folder) / "traffic.so"
-            done = subprocess.run([*command, "-o", str(made), "traffic.cpp"], cwd=folder, capture_output=True, text=True, timeout=300)
+                shutil.copy(source, made.parent)
+            done = call([*command, "-o", made, "traffic.cpp"], timeout_s=300, cwd=made.parent, stdout=subprocess.DEVNULL,
+                        stderr=subprocess.PIPE, text=True)
             if done.returncode:
                 raise BuildError(f"the memory model does not compile: {done.stderr.strip()[:300]}")
-            os.replace(made, target)
+            for source in SOURCES:
+                (made.parent / source.name).unlink()
     return target

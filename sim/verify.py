@@ -6,7 +6,6 @@ their layer and stage. So a difference is named by layer, stage, unit, slot and 
 
 from __future__ import annotations
 
-import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -27,7 +26,7 @@ from tritloom.host.session import Session
 from tritloom.host.tokenizer import Tokenizer
 from tritloom.sim.backends import EmulatorBackend, SimBackend
 from tritloom.sim.integer_model import IntegerModel
-from tritloom.sim.verilated import default_build_dir
+from tritloom.system.files import cache, scratch
 
 if TYPE_CHECKING:
     from tritloom.host.commands.common import Source
@@ -214,12 +213,12 @@ def verify(source: Source, text: str | None, tokens: int, progress: Progress | N
         raise InputError(f"{tokens} tokens after a prompt of {len(prompt)} go past the context of {spec.shape.context}: "
                          f"ask for at most {room}")
     done(0, 1, "packing the weights")
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch(cache("scratch")) as folder:
         packed = pack(checkpoint, config)
-        write_image(Path(folder) / "image", config=packed.config, spec=spec.to_dict(), sections=packed.sections)
-        image = Image.open(Path(folder) / "image")
+        write_image(folder / "image", config=packed.config, spec=spec.to_dict(), sections=packed.sections)
+        image = Image.open(folder / "image")
         done(0, 1, "generating Verilog")
-        verilog = cached_verilog(config, default_build_dir().parent / "verilog")
+        verilog = cached_verilog(config)
         backend = SimBackend.build(config, verilog, memory_bytes=image.map.total_bytes, timing=load(board).timing,
                                    progress=lambda fraction, text: done(fraction, 1, f"compiling: {text}"))
         try:

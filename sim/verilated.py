@@ -20,10 +20,10 @@ import platform
 import re
 import shutil
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,8 @@ from tritloom.firmware.registers import WRITE_CYCLES
 from tritloom.gen.timeline import Timeline, counts
 from tritloom.sim import verilator
 from tritloom.sim.memory import IDEAL, LINE_BYTES, Dram, MemoryTiming
+from tritloom.system import files
+from tritloom.system.processes import kill, started
 
 __all__ = ["BusError", "BuildError", "DramStatistics", "Parameters", "PortStatistics", "SimulationError", "SimulationTimeout",
            "Verilated", "compiler", "default_build_dir"]
@@ -148,10 +150,8 @@ class _DramStatistics(ctypes.Structure):
 
 
 def default_build_dir() -> Path:
-    """Where compiled machines are kept: TRITLOOM_CACHE, else the user's cache folder."""
-    named = os.environ.get("TRITLOOM_CACHE")
-    base = Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tritloom"
-    return base / "verilated"
+    """Where compiled machines are kept."""
+    return files.cache("verilated")
 
 
 class Verilated:
@@ -206,27 +206,27 @@ class Verilated:
         base = Path(build_dir) if build_dir is not None else default_build_dir()
         target = base / f"{config_key}-{_digest(text, top)}"
         library = target / "machine.so"
-        if library.exists():
+        if files.sound(target):
             return library
         base.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=base))
-        job = _Build(scratch, top, progress or (lambda fraction, text: None), time.monotonic() + timeout_s)
-        try:
-            job.run(text)
-        except BaseException as error:
-            if isinstance(error, BuildError) and job.log.exists():
+        with files.scratch(base) as scratch:
+            job = _Build(scratch / "machine", base, top, progress or (lambda fraction, text: None), time.monotonic() + timeout_s)
+            try:
+                job.run(text)
+            except BuildError as error:
+                if not job.log.exists():
+                    raise
                 failed = base / f"{target.name}.log"
                 shutil.copy(job.log, failed)
-                shutil.rmtree(scratch, ignore_errors=True)
                 raise BuildError(f"{error}; the tools' output is in {failed}") from None
-            shutil.rmtree(scratch, ignore_errors=True)
-            raise
-        try:
-            scratch.rename(target)
-        except OSError:  # another process was first
-            shutil.rmtree(scratch, ignore_errors=True)
-            if not library.exists():
-                raise
+            files.seal(job.folder)
+            if target.exists() and not files.sound(target):
+                shutil.rmtree(target)  # damaged
+            try:
+                job.folder.rename(target)
+            except OSError:  # another process was first
+                if not files.sound(target):
+                    raise
         return library
 
     # Life ----------------------------------------------------------------------------------------
@@ -478,13 +478,15 @@ class _Recording:
 class _Build:
     """One compilation in one folder."""
 
-    def __init__(self, folder: Path, top: str, progress: Progress, deadline: float) -> None:
-        self.folder, self.top, self.progress, self.deadline = folder, top, progress, deadline
+    def __init__(self, folder: Path, base: Path, top: str, progress: Progress, deadline: float) -> None:
+        self.folder, self.base, self.top, self.progress, self.deadline = folder, base, top, progress, deadline
         self.log = folder / "build.log"
+        self.running: list[subprocess.Popen[Any]] = []
         self.compiler = compiler()
-        self.runtime = folder.parent / f"runtime-{_tools_digest()}"
+        self.runtime = base / f"runtime-{_tools_digest()}"
 
     def run(self, verilog: str) -> None:
+        self.folder.mkdir()
         (self.folder / "top.v").write_text(verilog, encoding="utf-8")
         for source in HARNESS:
             shutil.copy(source, self.folder)
@@ -505,17 +507,21 @@ class _Build:
 
     def _take_runtime(self) -> None:
         """Verilator's own objects are the same for every machine and half of a small one's compilation."""
-        for kept in self.runtime.glob("*.o"):
-            shutil.copy(kept, self.folder)
+        if files.sound(self.runtime):
+            for kept in self.runtime.glob("*.o"):
+                shutil.copy(kept, self.folder)
 
     def _keep_runtime(self) -> None:
-        self.runtime.mkdir(exist_ok=True)
+        if files.sound(self.runtime):
+            return
+        made = self.folder.parent / "runtime"
+        made.mkdir()
         for name in RUNTIME:
-            kept = self.runtime / f"{Path(name).stem}.o"
-            if not kept.exists():
-                scratch = self.folder / f"{kept.name}.kept"
-                shutil.copy(self.folder / kept.name, scratch)
-                scratch.replace(kept)
+            shutil.copy(self.folder / f"{Path(name).stem}.o", made)
+        files.seal(made)
+        shutil.rmtree(self.runtime, ignore_errors=True)
+        with suppress(OSError):  # another process was first
+            made.rename(self.runtime)
 
     def _compile(self) -> None:
         include = verilator.root() / "include"
@@ -539,6 +545,8 @@ class _Build:
             except BaseException:
                 for job in jobs:
                     job.cancel()
+                for process in self.running:
+                    kill(process)
                 raise
         self._call([self.compiler, "-shared", "-o", "machine.so", *objects, "-pthread"], "the linker failed")
 
@@ -549,8 +557,9 @@ class _Build:
             log.flush()
             try:
                 environment = os.environ | {"VERILATOR_ROOT": str(verilator.root())}
-                status = subprocess.run(command, cwd=self.folder, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                                        timeout=max(left, 0.1)).returncode  # fmt: skip
+                with started(command, cwd=self.folder, env=environment, stdout=log, stderr=log) as process:
+                    self.running.append(process)
+                    status = process.wait(max(left, 0.1))
             except subprocess.TimeoutExpired:
                 raise BuildError(f"{Path(command[0]).name} did not end in the time given for the build") from None
             except FileNotFoundError:

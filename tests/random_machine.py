@@ -23,7 +23,7 @@ import synthetic
 from tritloom.firmware.config import BuildConfig, ConfigError, ModelShape
 from tritloom.firmware.integer import GREEDY, Sampling
 from tritloom.firmware.layout import memory_map
-from tritloom.gen.generate import cached_verilog, write_atomically
+from tritloom.gen.generate import cached_verilog
 from tritloom.gen.models import Checkpoint, open_checkpoint
 from tritloom.gen.pack import pack, quantise
 from tritloom.gen.quantised import QuantisedModel
@@ -37,6 +37,7 @@ from tritloom.sim.integer_model import IntegerModel
 from tritloom.sim.memory import LINE_BYTES, PRESETS, MemoryTiming
 from tritloom.sim.verify import compare
 from tritloom.sim.verilated import default_build_dir
+from tritloom.system.files import write_atomically
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results" / "random.json"
 HEAD_DIMS = (96, 100, 128, 256)
@@ -205,7 +206,7 @@ def check(what: Case, rtl: bool, report: Callable[[str], None] = lambda text: No
                     if list(session.generate(prompt, 3)) != alone(prompt, 3):
                         return f"emulator after a prompt of {len(prompt)}"
             return None
-        verilog = cached_verilog(what.config, default_build_dir().parent / "verilog")
+        verilog = cached_verilog(what.config)
         backend = SimBackend.build(what.config, verilog, memory_bytes=packed.map.total_bytes, timing=what.timing,
                                    build_dir=default_build_dir())
         if made is not None:

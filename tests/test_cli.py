@@ -460,14 +460,15 @@ def test_debug_shows_the_traceback(tritloom):
 
 def test_help_and_version(tritloom):
     status, out, _ = tritloom("--help")
-    assert status == 0 and all(verb in out for verb in ("doctor", "check", "fit", "generate", "build", "pack", "run", "verify", "bench"))
+    listed = ("doctor", "check", "fit", "generate", "build", "pack", "run", "verify", "bench", "cache")
+    assert status == 0 and all(verb in out for verb in listed)
     assert tritloom("--version")[1].startswith("tritloom ")
-    for verb in ("doctor", "check", "fit", "generate", "build", "pack", "run", "verify", "bench"):
+    for verb in listed:
         status, out, _ = tritloom(verb, "--help")
         assert status == 0 and "--json" in out
 
 
-@pytest.mark.parametrize(("number", "status", "last"), [(signal.SIGINT, 130, "tritloom: interrupted\n"), (signal.SIGTERM, 143, "")])
+@pytest.mark.parametrize(("number", "status", "last"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")])
 def test_interrupting_a_generation(number, status, last):
     # What a shell starts in the background ignores SIGINT, and so does what that starts.
     process = subprocess.Popen([*TRITLOOM, "run", str(MODEL), "--backend", "emulator", "--tokens", "400", "--ignore-stop"],
@@ -476,7 +477,7 @@ def test_interrupting_a_generation(number, status, last):
     assert process.stdout is not None and process.stdout.read(20).startswith("Once")
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == status and err.endswith(last) and "Traceback" not in err
+    assert process.returncode == status and err.endswith(f"tritloom: {last}\n") and "Traceback" not in err
 
 
 def test_a_reader_that_leaves_ends_the_run_quietly():

@@ -11,6 +11,7 @@ import pytest
 
 from tritloom.firmware.config import BuildConfig, ModelShape
 from tritloom.gen import generate, waivers, yosys
+from tritloom.system.files import write_atomically
 
 TINY = BuildConfig(
     shape=ModelShape(hidden=32, ffn=64, layers=2, heads=2, kv_heads=1, head_dim=16, vocab=64, context=64, activation="relu2",
@@ -60,10 +61,10 @@ def test_a_failure_leaves_the_folder_as_it_was(monkeypatch, tmp_path):
 def test_a_failing_write_leaves_no_trace(tmp_path):
     (tmp_path / "a").write_text("old")
     with pytest.raises(TypeError):
-        generate.write_atomically(tmp_path, {"a": "new", "b": 3})
+        write_atomically(tmp_path, {"a": "new", "b": 3})
     assert (os.listdir(tmp_path), (tmp_path / "a").read_text()) == (["a"], "old")
     with pytest.raises(TypeError):
-        generate.write_atomically(tmp_path / "folder", {"a": "new", "b": 3})
+        write_atomically(tmp_path / "folder", {"a": "new", "b": 3})
     assert os.listdir(tmp_path) == ["a"]
 
 

@@ -31,23 +31,24 @@ class Layer:
 LAYERS = {
     "rtl": Layer(ours={"rtl", "firmware"}, others={"amaranth", "numpy"}, pure=True),
     "firmware": Layer(ours={"firmware"}, others={"numpy"}, pure=True),
+    "system": Layer(ours={"system"}, others=set()),
     "boards": Layer(ours={"boards", "firmware"}, others=set()),
     "gen": Layer(
-        ours={"gen", "rtl", "firmware", "boards"},
+        ours={"gen", "rtl", "firmware", "boards", "system"},
         others={"amaranth", "gguf", "numpy", "pydantic", "pyosys", "safetensors", "tokenizers"},
     ),
-    "gen/calibrate.py": Layer(ours={"gen", "firmware"}, others={"numpy"}, lazy_others={"scipy"}),
+    "gen/calibrate.py": Layer(ours={"gen", "firmware", "system"}, others={"numpy"}, lazy_others={"scipy"}),
     "gen/bench.py": Layer(ours={"gen", "firmware"}, others={"numpy"}, lazy_ours={"boards", "host", "rtl", "sim"}),  # measures what they run
-    "host": Layer(ours={"host", "firmware", "boards"}, others={"numpy", "rich", "tokenizers", "typer"}),
+    "host": Layer(ours={"host", "firmware", "boards", "system"}, others={"numpy", "rich", "tokenizers", "typer"}),
     "host/commands": Layer(
-        ours={"host", "firmware", "boards"},
+        ours={"host", "firmware", "boards", "system"},
         others={"numpy", "rich", "tokenizers", "typer"},
         lazy_ours={"gen", "sim"},
     ),
     # Asks the tools whether they run, cocotb's among them.
     "host/doctor.py": Layer(ours={"host"}, others=set(), lazy_ours={"gen"}, lazy_others={"find_libpython"}),
     "sim": Layer(
-        ours={"sim", "host", "gen", "rtl", "firmware", "boards"},
+        ours={"sim", "host", "gen", "rtl", "firmware", "boards", "system"},
         others={"numpy"},
         lazy_others={"amaranth", "tokenizers", "torch", "transformers"},  # a demo runs without PyTorch
     ),

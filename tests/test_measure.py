@@ -1,6 +1,7 @@
 """Measuring whole tokens: what is measured, and the results kept of it."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -173,6 +174,38 @@ def test_resume_takes_what_is_stored_and_measures_what_is_stale(entry, verilog, 
     verilog[0] = "other"
     with pytest.raises(Started):
         bench.whole_tokens(SHAPE, "kv260", **options)
+
+
+def test_results_are_stored_on_request_alone(entry, verilog, tmp_path, monkeypatch):
+    """And where an installed package is told to; the tree's own are in docs/results."""
+    from tritloom.host.commands import common
+
+    class Backend:
+        def close(self):
+            pass
+
+    monkeypatch.setattr(common, "open_simulation", lambda *_: Backend())
+    monkeypatch.setattr(measure, "Watched", lambda backend: backend)
+    monkeypatch.setattr("tritloom.host.session.Session", lambda *_, **__: nullcontext())
+    monkeypatch.setattr(measure, "decode", lambda *_, **__: entry["measured"])
+    monkeypatch.setattr(measure, "RESULTS", tmp_path / "docs")
+    (tmp_path / "docs").mkdir()
+    options = dict(context=40, settings={"lanes": 1})
+    bench.whole_tokens(SHAPE, "kv260", **options)
+    assert not [*(tmp_path / "docs").rglob("*.json")]
+    bench.whole_tokens(SHAPE, "kv260", **options, store=True)
+    bench.whole_tokens(SHAPE, "kv260", **options, store=True, results=tmp_path / "mine")
+    assert [path.relative_to(tmp_path).parts[0] for path in sorted(tmp_path.rglob("*.json"))] == ["docs", "mine"]
+    assert bench.stored_report(results=tmp_path / "mine").results[0][0]["count"] == 40
+    monkeypatch.setattr(measure, "RESULTS", tmp_path / "site-packages")
+    for more in (dict(store=True), dict(resume=True)):
+        with pytest.raises(InputError, match="give --results DIR"):
+            bench.whole_tokens(SHAPE, "kv260", **options, **more)
+    for wrong in (dict(stored=True), dict(unit="tlmm", synth=True), dict(source=SHAPE), dict(source=SHAPE, drafts=2, prompt="Tom")):
+        with pytest.raises(bench.BenchError, match="--store keeps"):
+            bench.report(store=True, **wrong)
+    with pytest.raises(bench.BenchError, match="give --store"):
+        bench.report(source=SHAPE, context=40, results=tmp_path)
 
 
 def bench_config(name, **settings):

@@ -55,7 +55,7 @@ def test_the_synthesis_of_a_machine_is_stored(monkeypatch, tmp_path):
     path = {"unit": "dot", "start": "a", "end": "b", "delay": 3.0, "logic": 1.0, "nets": 2.0, "cells": ["FDRE", "2xLUT6"], "count": 7}
     timing = {"period": 3.965, "failing": 0, "paths": [path], "units": {"dot": 3.0}, "delays": {}, "allowance": ""}
     monkeypatch.setattr(depth, "worst_paths", lambda config: timing)
-    measured = bench.report(source=SHAPE, synth=True, board="kv260", context=256, settings={"lanes": 2})
+    measured = bench.report(source=SHAPE, synth=True, board="kv260", context=256, settings={"lanes": 2}, store=True)
     whole = next(row for row in measured.rows if row["measure"].endswith("whole, lut"))
     assert whole["unit"] == "LUT of 117,120"
     assert measured.rows[-1]["measure"].endswith("path a to b (FDRE 2xLUT6), 7 of them") and measured.rows[-1]["unit"] == "ns of 3.965"

@@ -39,7 +39,7 @@ def test_what_holds_no_more_is_run_once_in_order(results):
         "equality m, new", "equality m, quick", "equality m, slow", "random machines", 'tritloom bench --drafts 3 --prompt "a b"',
         "tritloom bench --context 9", "tritloom bench --synth --model m"]
     assert jobs[1].command[1:] == ("-m", "tritloom.sim.equality", "m/quick") and jobs[3].folder == "tests"
-    assert jobs[4].command[1:] == ("-m", "tritloom.host.cli", "bench", "--drafts", "3", "--prompt", "a b")
+    assert jobs[4].command[1:] == ("-m", "tritloom.host.cli", "bench", "--drafts", "3", "--prompt", "a b", "--store")
 
 
 def test_only_a_command_of_tritloom_is_run(results):

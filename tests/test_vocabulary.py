@@ -325,7 +325,7 @@ BAD = {
                                                    "pair": [], "special_tokens": {}}}}, "names <|bos|>, which it does not explain"),
     "table": ({"tokenizer": {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}}}, "table is damaged"),
     "settings": ({"beside": {"tokenizer_config.json": "{"}}, "not JSON"),
-    "end": ({"config": {"eos_token": "</s>"}}, "has no token '</s>', which .* names as eos_token"),
+    "end": ({"config": {"eos_token": "</s>"}}, "has no token '</s>', the eos_token of .*"),
     "added": ({"config": {"added_tokens_decoder": {"x": {"content": "a"}}}}, "in no known way"),
     "another's": ({"model": "stories-260k"}, "has 512 tokens, but the model's vocabulary 4,096"),
     "larger": ({"tokenizer": {"model": {"type": "WordLevel", "vocab": {"<|eos|>": 0, "a": 4096}, "unk_token": "a"}}}, "has token id 4096"),

@@ -13,6 +13,8 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE, Unigram
 
+from tritloom.gen.models.problems import shown
+
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 """Kinds of pieces, numbered alike in GGUF metadata and in SentencePiece files."""
 SPACE = "▁"
@@ -44,7 +46,7 @@ def ids_of(pieces: Sequence[Piece]) -> dict[str, int]:
     ids = {piece.text: i for i, piece in enumerate(pieces)}
     for i, piece in enumerate(pieces):
         if ids[piece.text] != i:
-            raise VocabularyError(f"token {piece.text!r} stands twice, with ids {i} and {ids[piece.text]}")
+            raise VocabularyError(f"token {shown(piece.text)} stands twice, with ids {i} and {ids[piece.text]}")
     return ids
 
 
@@ -106,7 +108,7 @@ def byte_level(pieces: Sequence[Piece], merges: Sequence[str], pre: PreTokenizer
     for merge in merges:
         left, space, right = merge[1:].partition(" ")
         if not (merge and space and right):
-            raise VocabularyError(f"merge {merge!r} is no pair of tokens")
+            raise VocabularyError(f"merge {shown(merge)} is no pair of tokens")
         pairs.append((merge[0] + left, right))
     library = Tokenizer(BPE(ids_of(pieces), pairs, ignore_merges=pre.whole))
     library.pre_tokenizer = pre_tokenizers.Sequence([
@@ -280,7 +282,7 @@ def read_gguf_vocabulary(metadata: dict[str, Any], pieces: list[Piece]) -> tuple
             raise VocabularyError("its vocabulary has no merges (tokenizer.ggml.merges), without which text cannot be encoded")
         name = metadata.get("tokenizer.ggml.pre", "default")
         if name not in PRE_TOKENIZERS:
-            raise VocabularyError(f"its pre-tokenizer {name!r} is not supported")
+            raise VocabularyError(f"its pre-tokenizer {shown(name)} is not supported")
         pre = PRE_TOKENIZERS[name]
         return byte_level(pieces, merges, pre), pre.starts
     if model == "llama":
@@ -288,4 +290,4 @@ def read_gguf_vocabulary(metadata: dict[str, Any], pieces: list[Piece]) -> tuple
             raise VocabularyError("its vocabulary has no scores (tokenizer.ggml.scores), without which text cannot be encoded")
         add_space = metadata.get("tokenizer.ggml.add_space_prefix", True)
         return sentencepiece(pieces, add_space=bool(add_space), unknown=metadata.get("tokenizer.ggml.unknown_token_id", 0)), True
-    raise VocabularyError(f"its kind of tokenizer, {model!r}, is not supported: gpt2 and llama are")
+    raise VocabularyError(f"its kind of tokenizer, {shown(model)}, is not supported: gpt2 and llama are")

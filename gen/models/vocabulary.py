@@ -29,7 +29,7 @@ from tritloom.gen.models.pieces import (
     read_gguf_vocabulary,
     read_sentencepiece,
 )
-from tritloom.gen.models.problems import CheckpointError
+from tritloom.gen.models.problems import CheckpointError, shown
 from tritloom.gen.models.spec import ModelSpec
 
 SIZE_LIMIT = 64 << 20
@@ -275,7 +275,7 @@ def _of_file(folder: Path, named: Path | None, vocab: int) -> tuple[Path, Tokeni
             notes.append(f"tokenizer_config.json says {said}, but tokenizer.json, which decides, {does}")
     eos = _text_of(settings.get("eos_token"))
     if eos is not None and library.token_to_id(eos) is None:
-        raise CheckpointError(str(path), f"has no token {eos!r}, which {path.parent / 'tokenizer_config.json'} names as eos_token", OWN)
+        raise CheckpointError(str(path), f"has no token {shown(eos)}, the eos_token of {path.parent / 'tokenizer_config.json'}", OWN)
     notes += _sizes(str(path), library, vocab)
     added = {token.content: id for id, token in library.get_added_tokens_decoder().items()}
     ends = _ends(_templates(settings.get("chat_template")), added)
@@ -297,7 +297,7 @@ def _add_named(source: str, library: Tokenizer, settings: dict[str, Any]) -> Non
             (library.add_special_tokens if special else library.add_tokens)([AddedToken(text, special=special, normalized=False)])
             have = library.token_to_id(text)
         if have != id:
-            raise CheckpointError(source, f"has token {text!r} as id {have}, but the settings beside it as {id}", OWN)
+            raise CheckpointError(source, f"has token {shown(text)} as id {have}, but the settings beside it as {id}", OWN)
     names = (_text_of(settings.get(key)) for key in ("bos_token", "eos_token", "unk_token", "pad_token"))
     _mark(library, [name for name in names if name is not None])
 
@@ -335,7 +335,7 @@ def _difference(pieces: list[Piece], library: Tokenizer) -> str | None:
     for i, piece in enumerate(pieces):
         other = library.id_to_token(i)
         if other != piece.text and piece.kind == NORMAL and not (other is None and piece.text.startswith(("[PAD", "<unused", "[EMPTY_"))):
-            return f"token {i} is {piece.text!r} in the file, {other!r} there"
+            return f"token {i} is {shown(piece.text)} in the file, {shown(other)} there"
     if (top := max(library.get_vocab().values(), default=-1)) >= len(pieces):
         return f"the file has {_number(len(pieces))} tokens, that one has number {top}"
     return None
@@ -401,7 +401,7 @@ def _gguf_ids(metadata: dict[str, Any], count: int) -> dict[str, int]:
         if id is None:
             continue
         if isinstance(id, bool) or not isinstance(id, int) or not 0 <= id < count:
-            raise CheckpointError(f"tokenizer.ggml.{key}", f"{id!r} is outside the vocabulary of {count}", "convert the model again")
+            raise CheckpointError(f"tokenizer.ggml.{key}", f"{shown(id)} is outside the vocabulary of {count}", "convert the model again")
         ids[key] = id
     return ids
 
@@ -411,7 +411,8 @@ def _surround_as_said(path: Path, library: Tokenizer, metadata: dict[str, Any], 
     adds = {key: metadata.get(f"tokenizer.ggml.add_{key}_token") for key in ("bos", "eos")}
     for key, value in adds.items():
         if value is not None and not isinstance(value, bool):
-            raise CheckpointError(f"tokenizer.ggml.add_{key}_token", f"must be true or false, not {value!r}", "convert the model again")
+            raise CheckpointError(f"tokenizer.ggml.add_{key}_token", f"must be true or false, not {shown(value)}",
+                                  "convert the model again")
     if starts is None and adds["bos"] is None and adds["eos"] is None:
         return
     before, after = _around(library)

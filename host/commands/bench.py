@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from tritloom.host.backend import InputError
-from tritloom.host.commands.common import JsonOption, SettingsOption, Source, settings_of
+from tritloom.host.commands.common import JsonOption, SettingsOption, Source, check_file, check_folder, settings_of
 from tritloom.host.console import Console
 
 
@@ -48,6 +47,10 @@ def command(
         str | None, typer.Option("--timing", metavar="PRESET", help="Simulated memory (the board's by default; see sim/memory.py).")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Take a stored result of the same machine and code.")] = False,
+    store: Annotated[bool, typer.Option("--store", help="Keep the result, in place of the stored one.")] = False,
+    results: Annotated[
+        Path | None, typer.Option("--results", metavar="DIR", help="Folder of stored results (docs/results of a clone by default).")
+    ] = None,
     stored: Annotated[bool, typer.Option("--stored", help="Show all stored results, and which of them are stale.")] = False,
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Also write a page: roofline, timeline, cycles by unit, comparison.")
@@ -63,7 +66,11 @@ def command(
     if unit is None and not source.given and not stored:
         raise InputError("nothing to measure: give --model NAME, or --unit tlmm --synth")
     if html is not None:
-        _check_writable(html)
+        check_file(html, "--html")
+    if store:
+        from tritloom.sim.measure import results_in
+
+        check_folder(results_in(results), "--results")
     fields = settings_of(settings)
     if head and "shortlist" in fields:
         raise InputError(f"--head {head} and --set shortlist={fields['shortlist']} both name the head: give one of them")
@@ -71,21 +78,13 @@ def command(
         fields["shortlist"] = SHORTLIST
     measured = report(unit=unit, synth=synth, source=source if source.given else None, board=board,
                       tokens=tokens or (64 if drafts else 8), context=context, prefill=prefill, batch=batch, shared=shared, drafts=drafts,
-                      prompt=prompt, timing=timing, resume=resume, stored=stored, settings=fields, console=console)  # fmt: skip
+                      prompt=prompt, timing=timing, resume=resume, stored=stored, store=store, results=results, settings=fields,
+                      console=console)  # fmt: skip
     if html is not None:
-        from tritloom.gen.generate import write_atomically
         from tritloom.gen.page import page
+        from tritloom.system.files import write_atomically
 
         write_atomically(html.parent, {html.name: page(measured.rows, measured.results)})
         console.note(f"Page: {html}")
     console.result(measured.rows, table(measured.rows))
 
-
-def _check_writable(html: Path) -> None:
-    """Raise `InputError` before a long measurement, not after it."""
-    if html.is_dir():
-        raise InputError(f"--html {html} is a folder: give a file in it, such as {html / 'bench.html'}")
-    if not html.parent.is_dir():
-        raise InputError(f"--html {html}: there is no folder {html.parent}; make it first")
-    if not os.access(html.parent, os.W_OK | os.X_OK):
-        raise InputError(f"--html {html}: folder {html.parent} is not writable; choose another one")

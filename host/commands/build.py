@@ -15,6 +15,7 @@ from tritloom.host.commands.common import (
     Plan,
     SettingsOption,
     Source,
+    check_folder,
 )
 from tritloom.host.console import Console
 
@@ -24,7 +25,8 @@ def command(
     board: BoardOption,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the results; made if needed.")] = Path("build"),
     seeds: Annotated[
-        list[int] | None, typer.Option("--seed", metavar="N", help="Seed of the placement; several are tried in order.")
+        list[int] | None,
+        typer.Option("--seed", min=0, max=(1 << 31) - 1, metavar="N", help="Seed of the placement; several are tried in order."),
     ] = None,
     context: ContextOption = None,
     settings: SettingsOption = None,
@@ -35,6 +37,7 @@ def command(
     from tritloom.gen.build import TimingFailure, build, report_text
 
     console = Console(json=as_json)
+    check_folder(out, "--out")
     plan = Plan.of(board, context, settings, config_file)
     config = plan.configuration(source.spec(plan.context))
     try:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tritloom.host.backend import InputError
 from tritloom.host.commands.common import JsonOption, Source, table
 from tritloom.host.console import Console
 
@@ -56,6 +57,8 @@ def command(
 ) -> None:
     """Check a checkpoint: description, shapes and every weight."""
     console = Console(json=as_json)
+    if no_tokenizer and source.tokenizer is not None:
+        raise InputError("--no-tokenizer leaves the tokenizer out that --tokenizer names: give one of them")
     shape = described_alone(source)
     if shape is not None:
         text = table([*described(shape), ("weights", "missing: this is a description alone"), ("result", SHAPE_ALONE)])

@@ -14,8 +14,9 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
@@ -26,6 +27,7 @@ from tritloom.firmware.names import unknown
 from tritloom.host.backend import HostError, InputError
 from tritloom.host.console import QUIET_SECONDS, Console, Update
 from tritloom.host.image import Image, ImageError
+from tritloom.system.files import cache, scratch
 
 if TYPE_CHECKING:
     from tritloom.gen.fit import FitResult
@@ -137,6 +139,8 @@ class Source:
         from tritloom.gen.models.shapes import published
 
         a_name = not self.path.exists() and self.path.name == str(self.path) and self.path.suffix != ".gguf"
+        if self.tokenizer is not None and not self.tokenizer.is_file():
+            raise InputError(f"{self.tokenizer}: no such file; leave --tokenizer out: none is needed here")
         if self.published or a_name:
             return published(str(self.path), context)
         return open_shape(self.path, context=context, **{name: value for name, value in self.said.items() if name != "tokenizer"})
@@ -156,6 +160,24 @@ class Source:
                 if status.st_size < 64 << 20:
                     digest.update(file.read_bytes())
         return digest.hexdigest()
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        try:
+            typer.echo(f"tritloom {version('tritloom')}")
+        except PackageNotFoundError:
+            typer.echo("tritloom (not installed)")
+        raise typer.Exit()
+
+
+def main_options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and leave.")] = False,
+) -> None:
+    """Options before the verb."""
+    if debug:
+        os.environ["TRITLOOM_DEBUG"] = "1"
 
 
 def with_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -223,7 +245,7 @@ def board_of(config: BuildConfig, named: str | None, file: Path) -> str:
 
     if named is not None and load(named).name != config.board:
         raise InputError(f"{file} is for board {config.board}: leave --board {named} out")
-    return named or config.board
+    return config.board if named is None else named
 
 
 @dataclass(frozen=True)
@@ -242,8 +264,9 @@ class Plan:
         from tritloom.boards.board import load
 
         if file is None:
-            load(board or DEFAULT_BOARD)
-            return cls(board or DEFAULT_BOARD, context, settings_of(settings))
+            board = DEFAULT_BOARD if board is None else board
+            load(board)
+            return cls(board, context, settings_of(settings))
         try:
             config = BuildConfig.from_json(file.read_text("utf-8"))
         except UnicodeDecodeError:
@@ -279,22 +302,40 @@ def fitted(spec: ModelSpec, board: str, settings: dict[str, Any]) -> FitResult:
     return result
 
 
+def check_folder(path: Path, option: str) -> None:
+    """Raise `InputError`, before the work instead of after it, if nothing can be written into a folder, which may have to be made."""
+    there = next(each for each in (path, *path.absolute().parents) if _exists(each))
+    if not there.is_dir():
+        raise InputError(f"{there}: is a file; give {option} a folder")
+    try:
+        with scratch(there):
+            pass
+    except OSError as error:
+        raise InputError(f"{there}: cannot be written into ({error.strerror}); give {option} another place") from None
+
+
+def check_file(path: Path, option: str) -> None:
+    """The same of a file, whose folder may have to be made."""
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; give {option} a file, such as {path / 'file'}")
+    check_folder(path.parent, option)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
 # What is made once and kept ------------------------------------------------------------------------
-
-
-def cache_folder(kind: str) -> Path:
-    """Where things of a kind are kept: below TRITLOOM_CACHE, else below the user's cache folder."""
-    named = os.environ.get("TRITLOOM_CACHE")
-    base = Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tritloom"
-    folder = base / kind
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 @contextmanager
 def timed_step(console: Console, title: str) -> Iterator[Update]:
     """A step that says how long it took the last time."""
-    path = cache_folder("timings") / f"{title.replace(' ', '-').lower()}.txt"
+    path = cache("timings") / f"{title.replace(' ', '-').lower()}.txt"
     try:
         expected = float(path.read_text("utf-8"))
     except (OSError, ValueError):
@@ -304,7 +345,8 @@ def timed_step(console: Console, title: str) -> Iterator[Update]:
         yield update
     elapsed = time.monotonic() - start
     if elapsed > QUIET_SECONDS:  # shorter ones were found in a cache
-        path.write_text(f"{elapsed:.1f}\n", "utf-8")
+        with suppress(OSError):  # only a hint
+            path.write_text(f"{elapsed:.1f}\n", "utf-8")
 
 
 def _sources_key(*packages: str) -> str:
@@ -319,7 +361,7 @@ def _sources_key(*packages: str) -> str:
 
 def image_of(source: Source, checkpoint: Checkpoint, config: BuildConfig, console: Console) -> Image:
     """The weight image, from the cache if neither model nor packer has changed."""
-    folder = cache_folder("images")
+    folder = cache("images")
     described = f"{config.to_json()}{checkpoint.spec.to_json()}{source.key()}".encode()
     content = hashlib.sha256(described + checkpoint.tokenizer.read_bytes()).hexdigest()[:16]
     name = f"{config.digest:08x}-{content}"
@@ -358,7 +400,7 @@ def open_simulation(config: BuildConfig, memory_bytes: int, timing: str, console
     from tritloom.sim.backends import SimBackend
 
     with timed_step(console, "Generating Verilog"):
-        verilog = cached_verilog(config, cache_folder("verilog"))
+        verilog = cached_verilog(config)
     with timed_step(console, "Compiling the simulation") as update:
         return SimBackend.build(
             config, verilog, memory_bytes=memory_bytes, timing=timing, progress=lambda fraction, text: update(fraction, 1.0, text)

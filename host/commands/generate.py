@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from tritloom.host.backend import InputError
 from tritloom.host.commands.common import (
     BoardOption,
     ConfigOption,
@@ -16,6 +15,7 @@ from tritloom.host.commands.common import (
     Plan,
     SettingsOption,
     Source,
+    check_folder,
     table,
 )
 from tritloom.host.console import Console
@@ -34,8 +34,7 @@ def command(
     from tritloom.gen.generate import write_machine
 
     console = Console(json=as_json)
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out}: is a file; give --out a folder")
+    check_folder(out, "--out")
     plan = Plan.of(board, context, settings, config_file)
     config = plan.configuration(source.spec(plan.context))
     with console.step("Generating Verilog") as update:

@@ -15,6 +15,7 @@ from tritloom.host.commands.common import (
     Plan,
     SettingsOption,
     Source,
+    check_file,
     table,
     write_image_of,
 )
@@ -33,6 +34,7 @@ def command(
 ) -> None:
     """Pack a model's weights, tables, firmware and tokenizer into an image."""
     console = Console(json=as_json)
+    check_file(out, "--out")
     plan = Plan.of(board, context, settings, config_file)
     checkpoint = source.open(plan.context)
     config = plan.configuration(checkpoint.spec)
