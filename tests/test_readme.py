@@ -1,6 +1,7 @@
 """What README.md prints can be typed: commands are parsed, the cheap ones run, the Python example runs as it stands."""
 
 import io
+import json
 import re
 import shlex
 import subprocess
@@ -70,6 +71,14 @@ def test_texts_and_images_on_the_emulator(here, capsys, monkeypatch):
             words = [word for n, word in enumerate(words) if "--tokens" not in words[max(n - 1, 0) : n + 1]]
             assert main([*words, "--tokens", "2", "--backend", "emulator"]) == 0
     assert len(RUN) >= 4 and "Once upon a time" in capsys.readouterr().out
+
+
+def test_the_drafts_example_gains_what_it_says(here, capsys):
+    ((words, passes),) = [(shlex.split(line, comments=True)[1:], re.search(r"(\d+) tokens in (\d+) passes", line))
+                          for block in blocks("sh") for line in block.splitlines() if "--drafts" in line]
+    assert passes and main([*words, "--backend", "emulator", "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert [len(data["tokens"]), data["passes"]] == [int(passes[1]), int(passes[2])] and len(data["tokens"]) > 2 * data["passes"]
 
 
 def test_the_python_example_runs_as_printed(here):

@@ -358,3 +358,27 @@ def test_check_finds_a_tokenizer_that_cannot_be_loaded(tmp_path):
         open_checkpoint(path)
     assert check(path, need_tokenizer=False).ok and open_checkpoint(path, need_tokenizer=False).tokenizer.read_bytes() == b""
     assert check(path, tokenizer=hugging_face(tmp_path / "other", TINY) / "tokenizer.json").ok
+
+
+# Settings that are not honoured ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name, said", [
+    ("generation_config.json", {"suppress_tokens": [5, 6]}), ("config.json", {"begin_suppress_tokens": [5]}),
+    ("generation_config.json", {"forced_eos_token_id": 0}), ("tokenizer_config.json", {"split_special_tokens": True}),
+])
+def test_what_would_change_a_text_and_is_not_done_is_said(tmp_path, name, said):
+    settings = json.loads((MODELS / "stories-4m" / "tokenizer_config.json").read_text()) if name.startswith("tokenizer") else {}
+    folder = changed(tmp_path / "model", beside={name: settings | said})
+    (note,) = of_folder(folder, None, 4096).notes
+    ((key, value),) = said.items()
+    assert note.startswith(f"{name} says {key} {value}, which is not done")
+    for nothing in (None, [], False):
+        changed(folder, beside={name: settings | {key: nothing}})
+        assert of_folder(folder, None, 4096).notes == ()
+
+
+def test_a_gguf_file_s_suppressed_tokens_are_said():
+    assert of_gguf(NOWHERE, metadata(suppress_tokens=[]), None, 4096).notes == ()
+    (note,) = of_gguf(NOWHERE, metadata(suppress_tokens=[7]), None, 4096).notes
+    assert "says tokenizer.ggml.suppress_tokens [7], which is not done" in note

@@ -47,6 +47,9 @@ END_NAMES = (
 GGUF_ENDS = ("eos_token_id", "eot_token_id", "eom_token_id", "fim_pad_token_id", "fim_rep_token_id", "fim_sep_token_id")
 GGUF_SPECIAL = (*GGUF_ENDS, "bos_token_id", "unknown_token_id", "padding_token_id", "seperator_token_id", "mask_token_id")
 
+UNHEEDED = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "forced_bos_token_id", "forced_eos_token_id", "sequence_bias")
+"""Settings of a text's choice of tokens, in generation_config.json or config.json, that the sampler does not have."""
+
 
 @dataclass(frozen=True)
 class Vocabulary:
@@ -153,6 +156,12 @@ def _settings(folder: Path) -> dict[str, Any]:
     return settings
 
 
+def _unheeded(file: str, settings: dict[str, Any], names: Iterable[str]) -> list[str]:
+    """What a file says of texts that no machine does."""
+    said = [name for name in names if not (settings.get(name) is None or settings[name] is False or settings[name] in ([], {}))]
+    return [f"{file} says {name} {shown(settings[name])}, which is not done: texts may differ from other programs'" for name in said]
+
+
 # Starts and ends -------------------------------------------------------------------------------------
 
 
@@ -253,9 +262,11 @@ def of_folder(folder: Path, named: Path | None, vocab: int, bos_id: int | None =
     Raises CheckpointError where there is none, where it cannot be loaded and where it does not fit a vocabulary of `vocab`.
     """
     path, library, ends, notes = _of_file(folder, named, vocab)
+    chosen = [note for name in ("config.json", "generation_config.json") if (folder / name).is_file()
+              for note in _unheeded(name, read_json(folder / name), UNHEEDED)]
     if bos_id is not None and not notes and not _around(library)[0]:
         notes = [f"the model names start token {bos_id}, but its tokenizer puts none in front of a prompt"]
-    return _finished(str(path), library, vocab, ends, notes)
+    return _finished(str(path), library, vocab, ends, [*notes, *chosen])
 
 
 def _of_file(folder: Path, named: Path | None, vocab: int) -> tuple[Path, Tokenizer, set[int], list[str]]:
@@ -276,7 +287,7 @@ def _of_file(folder: Path, named: Path | None, vocab: int) -> tuple[Path, Tokeni
     eos = _text_of(settings.get("eos_token"))
     if eos is not None and library.token_to_id(eos) is None:
         raise CheckpointError(str(path), f"has no token {shown(eos)}, the eos_token of {path.parent / 'tokenizer_config.json'}", OWN)
-    notes += _sizes(str(path), library, vocab)
+    notes += _sizes(str(path), library, vocab) + _unheeded("tokenizer_config.json", settings, ["split_special_tokens"])
     added = {token.content: id for id, token in library.get_added_tokens_decoder().items()}
     ends = _ends(_templates(settings.get("chat_template")), added)
     if eos is not None and (end := library.token_to_id(eos)) is not None:
@@ -364,6 +375,7 @@ def of_gguf(path: Path, metadata: dict[str, Any], named: Path | None, vocab: int
         _mark(library, [pieces[id].text for id in sorted({*special.values(), *ends})])
         notes += _sizes(str(source), library, vocab)
     ends |= {special[key] for key in GGUF_ENDS if key in special}
+    notes += _unheeded("the file", metadata, ["tokenizer.ggml.suppress_tokens"])
     _surround_as_said(path, library, metadata, special, starts)
     return _finished(str(source), library, vocab, ends, notes)
 
