@@ -438,6 +438,9 @@ def drafted(source: Source, board: str, drafts: int, *, tokens: int = 64, prompt
     story, most = min(REWRITTEN_TOKENS, spec.shape.context // 3), spec.shape.context // 3
     if max(len(ids), tokens) > most:
         raise BenchError(f"a prompt of {len(ids)} tokens and {tokens} tokens to write: at most {most} each fit the context written twice")
+    labels = settings | {"drafts": drafts} | ({"timing-": timing} if timing != target.timing else {})
+    kinds = ("ordinary", "rewrite")
+    files = {kind: measure.result_path(board, path.name, f"{kind}-{tokens}", labels, results) for kind in kinds if store}
     image = common.image_of(source, checkpoint, config, console)
     changes = (f' --prompt "{prompt}"' if prompt else "") + _changes(settings, timing if timing != target.timing else None)
     command = f"tritloom bench --model {source.path}{source.words} --board {board} --drafts {drafts} --tokens {tokens}{changes}"
@@ -446,7 +449,7 @@ def drafted(source: Source, board: str, drafts: int, *, tokens: int = 64, prompt
     made = stored.digests("drafts", config, image, timing)
     try:
         with Session(backend, image) as session:
-            for kind in ("ordinary", "rewrite"):
+            for kind in kinds:
                 with console.step(f"Writing, {kind}"):
                     text = ids
                     if kind == "rewrite":
@@ -454,8 +457,7 @@ def drafted(source: Source, board: str, drafts: int, *, tokens: int = 64, prompt
                     found = measure.drafted(session, text, tokens, drafts, spec.eos_ids)
                 entry = measure.record(found | {"prompt": kind}, model=path.name, what=f"drafts-{kind}", count=tokens, config=config,
                                        timing=timing, weights="checkpoint", command=command, made=made)
-                labels = settings | {"drafts": drafts} | ({"timing-": timing} if timing != target.timing else {})
-                _keep(entry, measure.result_path(board, path.name, f"{kind}-{tokens}", labels, results) if store else None, console)
+                _keep(entry, files.get(kind), console)
                 entries.append((entry, "measured"))
     finally:
         backend.close()

@@ -2,10 +2,14 @@
 
 import logging
 import sys
+from collections import defaultdict
 
 import pytest
 
-from tritloom.sim import equality, remeasure, stored
+from tritloom.host.backend import HostError
+from tritloom.host.cli import main
+from tritloom.host.commands import common
+from tritloom.sim import equality, measure, remeasure, stored
 
 FAILS = (sys.executable, "-c", "print('why'); raise SystemExit(3)")
 ENDS = (sys.executable, "-c", "print('done')")
@@ -40,6 +44,24 @@ def test_what_holds_no_more_is_run_once_in_order(results):
         "tritloom bench --context 9", "tritloom bench --synth --model m"]
     assert jobs[1].command[1:] == ("-m", "tritloom.sim.equality", "m/quick") and jobs[3].folder == "tests"
     assert jobs[4].command[1:] == ("-m", "tritloom.host.cli", "bench", "--drafts", "3", "--prompt", "a b", "--store")
+
+
+def test_a_command_stores_the_results_that_name_it_and_no_others(monkeypatch):
+    def stop(*_, **__):
+        raise HostError("enough")
+
+    files, written = defaultdict(set), set()
+    for name, found in stored.entries().items():
+        if "command" in found:
+            files[found["command"]].add(stored.RESULTS / name)
+    result_path = measure.result_path
+    monkeypatch.setattr(measure, "result_path", lambda *what: (written.add(result_path(*what)), result_path(*what))[1])
+    for place, name in ((stored, "digests"), (common, "image_of"), (measure.RandomImage, "of")):
+        monkeypatch.setattr(place, name, stop)
+    for command, named in files.items():
+        written.clear()
+        assert main([*remeasure._bench({"command": command, "what": "", "measured": {}}).command[3:]]) == 1
+        assert written == named, command
 
 
 def test_only_a_command_of_tritloom_is_run(results):
