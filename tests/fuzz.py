@@ -35,15 +35,19 @@ from typing import Any
 
 import numpy as np
 import safetensors
-from gguf import GGMLQuantizationType, GGUFReader
+import sentencepiece
+from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
 from gguf.quants import dequantize
 from safetensors.numpy import load_file, save_file
+from tokenizers import Tokenizer as Library
 
 import synthetic
 from tritloom.firmware.config import BuildConfig, ConfigError, ModelShape
 from tritloom.firmware.layout import memory_map
 from tritloom.gen.models import CheckpointError, check, open_checkpoint, open_shape
 from tritloom.gen.models.checkpoint import MATRICES, NORMS, SUB_NORMS
+from tritloom.gen.models.gguf_file import read_gguf
+from tritloom.gen.models.vocabulary import of_folder, of_gguf
 from tritloom.host.backend import InputError
 from tritloom.host.image import HEADER, Image, ImageError, write_image
 from tritloom.host.tokenizer import Tokenizer
@@ -63,6 +67,10 @@ SMALL = synthetic.TINY
 WIDE = ModelShape(hidden=256, ffn=256, layers=1, heads=4, kv_heads=1, head_dim=64, vocab=12, context=32, activation="silu", sub_norms=False)
 BITNET = dataclasses.replace(SMALL, hidden=64, heads=4, head_dim=16, ffn=64)
 CONFIG = BuildConfig(shape=SMALL, vector_lanes=4, attention_macs=8)
+
+VOCABULARY = 512
+"""Tokens of the vocabularies that are read by themselves."""
+TEXT = "Once upon a time, there was a ball."
 
 Files = dict[str, bytes]
 Edit = tuple[str, int]
@@ -118,7 +126,50 @@ def sources(folder: Path) -> dict[str, Files]:
     out["image"] = contents(folder / "image")
     stories = json.loads((ROOT / "models" / "stories-260k" / "tokenizer.json").read_text("utf-8"))
     out["tokenizer"] = {"tokenizer.json": json.dumps(stories).encode()}
-    return out
+    return out | vocabularies(folder / "vocabularies", stories)
+
+
+def vocabularies(folder: Path, stories: dict[str, Any]) -> dict[str, Files]:
+    """GGUF metadata of both kinds of vocabulary, a folder with tokenizer.model, and one with tokenizer.json and settings."""
+    folder.mkdir()
+    trained = folder / "pieces"
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(ROOT / "models" / "validation.txt"), model_prefix=str(trained), vocab_size=VOCABULARY, model_type="bpe",
+        byte_fallback=True, input_sentence_size=500, shuffle_input_sentence=False, minloglevel=2, num_threads=1)  # fmt: skip
+    model = trained.with_suffix(".model").read_bytes()
+    theirs = sentencepiece.SentencePieceProcessor(model_proto=model)
+    tokens = {id: token for token, id in stories["model"]["vocab"].items()} | {t["id"]: t["content"] for t in stories["added_tokens"]}
+    ids = range(VOCABULARY)
+    values: dict[str, dict[str, Any]] = {
+        "gpt2": {"pre": "gpt-2", "tokens": [tokens[id] for id in ids], "token_type": [3] * 3 + [1] * (VOCABULARY - 3),
+                 "merges": [pair if isinstance(pair, str) else " ".join(pair) for pair in stories["model"]["merges"]]},
+        "llama": {"tokens": [theirs.id_to_piece(id) for id in ids], "scores": [theirs.get_score(id) for id in ids],
+                  "token_type": [2, 3, 3, *(6 if theirs.is_byte(id) else 1 for id in ids[3:])]},
+    }  # fmt: skip
+    out = {}
+    for kind, lists in values.items():
+        writer = GGUFWriter(folder / f"{kind}.gguf", "llama")
+        for key, value in (lists | {"model": kind}).items():
+            (writer.add_string if isinstance(value, str) else writer.add_array)(f"tokenizer.ggml.{key}", value)
+        writer.add_bos_token_id(0 if kind == "gpt2" else 1)
+        writer.add_eos_token_id(1 if kind == "gpt2" else 2)
+        writer.add_add_bos_token(True)
+        writer.add_chat_template("{% for m in messages %}{{ m['content'] + eos_token }}{% endfor %}")
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        out[f"vocabulary {kind}"] = {"m.gguf": (folder / f"{kind}.gguf").read_bytes()}
+    settings: dict[str, Any] = {"add_bos_token": True, "bos_token": "<s>", "eos_token": {"content": "</s>"}}
+    out["vocabulary pieces"] = {"tokenizer.model": model, "tokenizer_config.json": json.dumps(settings).encode()}
+    settings = {"eos_token": "<|eos|>", "bos_token": "<|bos|>", "split_special_tokens": False,
+                "added_tokens_decoder": {"0": {"content": "<|bos|>", "special": True}, str(VOCABULARY): {"content": "<|im_end|>"}},
+                "chat_template": [{"name": "a", "template": "{{ message['content'] + '<|im_end|>' }}"}]}  # fmt: skip
+    beside: dict[str, Any] = {
+        "tokenizer.json": stories, "tokenizer_config.json": settings, "generation_config.json": {"suppress_tokens": [3], "eos_token_id": 1},
+        "special_tokens_map.json": {"pad_token": "<|pad|>"}, "added_tokens.json": {"<|im_end|>": VOCABULARY},
+    }  # fmt: skip
+    return out | {"vocabulary settings": {name: json.dumps(record).encode() for name, record in beside.items()}}
 
 
 @dataclasses.dataclass
@@ -280,6 +331,33 @@ def edit_json(files: Files, name: str, rng: random.Random) -> None:
         pass  # an earlier edit left nothing to read
 
 
+LIST = struct.pack("<I", 9)
+
+
+def edit_list(value: bytes, rng: random.Random) -> bytes:
+    """Change, remove or repeat one item of a list of texts, or some bytes of another one."""
+    item, count = struct.unpack_from("<IQ", value, 4)
+    if item != 8 or not count:
+        at = rng.randrange(16, len(value)) if len(value) > 16 else 4
+        return value[:at] + rng.randbytes(rng.choice((1, 4))) + value[at + 4 :]
+    items, at = [], 16
+    for _ in range(count):
+        length = struct.unpack_from("<Q", value, at)[0]
+        items.append(value[at + 8 : at + 8 + length])
+        at += 8 + length
+    at = rng.randrange(count)
+    match rng.randrange(4):
+        case 0:
+            del items[at]
+        case 1:
+            items.insert(at, rng.choice(items))
+        case 2:
+            items[at] = rng.choice(items)
+        case _:
+            items[at] = rng.choice((b"", b"\xff", b"a b", b"a b c", b"<0x0A>", "▁".encode(), b"</s>", b"\n\x1b", b"x" * 5000))
+    return value[:8] + struct.pack("<Q", len(items)) + b"".join(struct.pack("<Q", len(text)) + text for text in items)
+
+
 def edit_gguf(files: Files, name: str, rng: random.Random) -> None:
     """Change one value or one tensor's entry."""
     parts = Gguf.parse(files[name])
@@ -290,6 +368,8 @@ def edit_gguf(files: Files, name: str, rng: random.Random) -> None:
         form = {0: "B", 4: "I", 5: "i", 6: "f", 7: "B", 10: "Q", 11: "q", 12: "d"}.get(kind)
         number = rng.choice(NUMBERS)
         match rng.randrange(6):
+            case _ if value[:4] == LIST and rng.random() < 0.5:
+                parts.values[at] = key, edit_list(value, rng)
             case 0:
                 del parts.values[at]
             case 1:
@@ -302,7 +382,9 @@ def edit_gguf(files: Files, name: str, rng: random.Random) -> None:
                 parts.values[at] = key, other
             case 4:
                 new = rng.choice((b"llama.rope.scaling.type", b"llama.rope.scaling.factor", b"llama.expert_count", b"general.alignment",
-                                  b"llama.attention.key_length", b"llama.hidden_activation", b"split.count", b"\xff", b""))  # fmt: skip
+                                  b"llama.attention.key_length", b"llama.hidden_activation", b"split.count", b"\xff", b"",
+                                  b"tokenizer.ggml.pre", b"tokenizer.ggml.suppress_tokens", b"tokenizer.ggml.scores",
+                                  b"tokenizer.ggml.token_type", b"tokenizer.ggml.eot_token_id", b"tokenizer.chat_template"))  # fmt: skip
                 parts.values[at] = new, value
             case _:
                 text = rng.choice((b"", b"llama", b"linear", b"yarn", b"silu", b"\xff\xfe", b"9" * 50))
@@ -418,6 +500,8 @@ def read(kind: str, folder: Path) -> str | None:
         return read_image(folder / "m.img")
     if kind == "tokenizer":
         return read_tokenizer(folder / "tokenizer.json")
+    if kind.startswith("vocabulary"):
+        return read_vocabulary(folder)
     path = folder if not kind.startswith("GGUF") else folder / ("m-00001-of-00002.gguf" if kind == "GGUF split" else "m.gguf")
     options: dict[str, Any] = {"i2s": "x86"} if kind == "GGUF I2_S" else {}
     report = check(path, **options)
@@ -540,13 +624,50 @@ def read_image(path: Path) -> str | None:
 def read_tokenizer(path: Path) -> str | None:
     try:
         tokenizer = Tokenizer.from_file(path, 0)
-        ids = tokenizer.encode("Once upon a time, there was a ball.")
+        ids = tokenizer.encode(TEXT)
         text = tokenizer.decode(ids)
     except OWN_ERRORS as error:
         one_line(str(error))
         return None
     require(isinstance(text, str) and len(ids) < 1000, "an odd text")
     return hashlib.sha256(repr(ids).encode()).hexdigest()[:16]
+
+
+def read_vocabulary(folder: Path) -> str | None:
+    """A model's tokenizer from the files that it may come from; its tokens are compared with the file's."""
+    path = folder / "m.gguf"
+    try:
+        if path.exists() or not any(folder.glob("tokenizer*")):
+            vocabulary = of_gguf(path, read_gguf(path)[0], None, VOCABULARY)
+        else:
+            vocabulary = of_folder(folder, None, VOCABULARY + 1, 1)
+        ids = Tokenizer.from_file(vocabulary, vocabulary.start).encode(TEXT)
+    except OWN_ERRORS as error:
+        one_line(str(error))
+        return None
+    for note in vocabulary.notes:
+        one_line(note)
+    special = [*vocabulary.ends, *([] if vocabulary.start is None else [vocabulary.start])]
+    require(all(0 <= token <= VOCABULARY for token in special), f"special tokens {special}")
+    require(len(ids) < 1000, "an odd text")
+    library, model = Library.from_str(vocabulary.data.decode()), folder / "tokenizer.model"
+    stated: list[str] = []
+    if path.exists():
+        fields = GGUFReader(path).fields
+        if (tokens := fields.get("tokenizer.ggml.tokens")) is not None:
+            kinds = fields["tokenizer.ggml.token_type"].contents() if "tokenizer.ggml.token_type" in fields else None
+            texts = tokens.contents()
+            stated = [text if kinds is None or kinds[i] == 1 else "" for i, text in enumerate(texts)]
+    elif model.exists() and not (folder / "tokenizer.json").exists():
+        try:
+            theirs = sentencepiece.SentencePieceProcessor(model_proto=model.read_bytes())
+        except RuntimeError as error:
+            require("charsmap" in str(error), f"sentencepiece refuses it: {error}")  # whose units are not looked at one by one
+            return None
+        stated = [theirs.id_to_piece(id) for id in range(theirs.get_piece_size())]
+    for id, text in enumerate(stated):
+        require(not text or library.id_to_token(id) == text, f"token {id} is {library.id_to_token(id)!r}, the file says {text!r}")
+    return hashlib.sha256(repr((ids, special)).encode()).hexdigest()[:16]
 
 
 # Runs --------------------------------------------------------------------------------------------

@@ -382,3 +382,16 @@ def test_a_gguf_file_s_suppressed_tokens_are_said():
     assert of_gguf(NOWHERE, metadata(suppress_tokens=[]), None, 4096).notes == ()
     (note,) = of_gguf(NOWHERE, metadata(suppress_tokens=[7]), None, 4096).notes
     assert "says tokenizer.ggml.suppress_tokens [7], which is not done" in note
+
+
+@pytest.mark.parametrize("changes", [
+    lambda data: data.replace(b"<0x41>\x15", b",0x41>\x15"), lambda data: data + bytes(8),
+    lambda data: data.replace(b"<0x41>", b"<0x\x001>"),
+])
+def test_a_sentencepiece_file_that_its_own_library_refuses(changes):
+    data = changes(trained("bpe"))
+    assert data != trained("bpe")
+    with pytest.raises(RuntimeError):
+        sentencepiece.SentencePieceProcessor(model_proto=data)
+    with pytest.raises(VocabularyError):
+        read_sentencepiece(data)

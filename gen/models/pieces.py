@@ -207,6 +207,8 @@ def _fields(data: bytes) -> dict[int, list[Any]]:
     try:
         while at < len(data):
             number, wire = divmod(varint(), 8)
+            if number == 0:
+                raise ValueError
             if wire == 0:
                 value: Any = varint()
                 value -= (value >> 63) << 64  # negative numbers are stored in 64 bits
@@ -230,15 +232,20 @@ def read_sentencepiece(data: bytes) -> tuple[Tokenizer, int, int]:
         for entry in map(_fields, model[1]):
             (score,) = struct.unpack("<f", entry.get(2, [bytes(4)])[-1])
             pieces.append(Piece(entry[1][-1].decode(), int(entry.get(3, [NORMAL])[-1]), score))
+            if "\0" in pieces[-1].text:
+                raise VocabularyError("a piece holds a null character")
         algorithm, suffix, unknown, start, end = (
             int(trainer.get(number, [default])[-1]) for number, default in ((3, 1), (24, 0), (40, 0), (41, 1), (42, 2))
         )
         charsmap = bytes(normaliser.get(2, [b""])[-1])
+        fallback = bool(trainer.get(35, [0])[-1])
         add_space, one_space, escape = (bool(normaliser.get(number, [1])[-1]) for number in (3, 4, 5))
     except (ValueError, KeyError, TypeError, AttributeError, struct.error):
         raise VocabularyError("not a SentencePiece file") from None
     if algorithm not in (1, 2):
         raise VocabularyError(f"SentencePiece model type {algorithm} is not supported, only unigram (1) and BPE (2)")
+    if {piece.text for piece in pieces if piece.kind == BYTE} != (BYTES if fallback else set()):
+        raise VocabularyError("its pieces for bytes are not <0x00> to <0xFF>, or there are some without byte_fallback")
     if suffix or not escape:
         raise VocabularyError("SentencePiece files that mark a space after a word, or not at all, are not supported")
     library = sentencepiece(
