@@ -17,6 +17,11 @@ CONFIG = fit(published("TriLM-99M", 256), "kv260", lanes=2).config
 SHAPE = Source(model=Path("TriLM-99M"))
 
 
+@pytest.fixture(scope="module")
+def found():
+    return parts.parts_of(CONFIG)
+
+
 def counted(design, family, **_):
     """One LUT for each cell of a module that is not its own: stands for the run of Yosys."""
     top = design[design.index("module \\top\n"):]
@@ -24,25 +29,24 @@ def counted(design, family, **_):
     return {name: cells.count(name) for name in cells} | {"LUT6": 1}
 
 
-def test_the_parts_are_the_units_and_what_lanes_share():
-    found = parts.parts_of(CONFIG)
+def test_the_parts_are_the_units_and_what_lanes_share(found):
     assert {"top", "memory", "matmul", "vector", "dot", "sampler"} < set(found)
     assert {"lookup_lane", "table_builder"} < set(found["matmul"].holds) and "dot_lane" in found["dot"].holds
     assert not any("memory" in part.holds for name, part in found.items() if name != "top")
 
 
-def test_shared_modules_are_counted_as_often_as_they_occur(monkeypatch):
+def test_shared_modules_are_counted_as_often_as_they_occur(found, monkeypatch):
     monkeypatch.setattr(synth, "cells_of", counted)
-    found = {(part.unit, part.name): part for part in parts.synthesise(parts.parts_of(CONFIG), "xcup")}
-    assert found["dot", "dot_lane"].count == 2 and found["top", "top"].count == 1
-    assert parts.totals(list(found.values()))["lut"] == sum(part.count for part in found.values())
-    assert sum(unit["lut"] for unit in parts.by_unit(list(found.values())).values()) == sum(part.count for part in found.values())
+    counts = {(part.unit, part.name): part for part in parts.synthesise(found, "xcup")}
+    assert counts["dot", "dot_lane"].count == 2 and counts["top", "top"].count == 1
+    assert parts.totals(list(counts.values()))["lut"] == sum(part.count for part in counts.values())
+    assert sum(unit["lut"] for unit in parts.by_unit(list(counts.values())).values()) == sum(part.count for part in counts.values())
 
 
-def test_a_part_does_not_depend_on_the_others():
+def test_a_part_does_not_depend_on_the_others(found):
     """So that its result in the cache outlives their changes."""
     other = fit(published("TriLM-99M", 256), "kv260", lanes=2, sampler_candidates=32).config
-    one, two = parts.parts_of(CONFIG), parts.parts_of(other)
+    one, two = found, parts.parts_of(other)
     changed = {name for name in one if one[name].design != two[name].design}
     assert "sampler" in changed and changed <= {"sampler", "registers", "top"}
 
