@@ -32,6 +32,8 @@ Progress = Callable[[int, int], None]
 LOG2_E = log2(np.e)
 TABLE_ERROR = 0.1
 """How wrong int8 codes may be for half of a table's rows: a row's sum of errors over its sum of magnitudes. 0.01 is usual."""
+ROPE_ROWS = 1 << 14
+"""Positions whose rotary rows are made at once."""
 CACHE_WEIGHTS = 1 << 29
 """A model with no more ternary weights than this keeps its layers in memory once read."""
 
@@ -59,8 +61,13 @@ def adjacent_pairs(trits: Trits, head_dim: int) -> Trits:
 
 def rotary_tables(spec: ModelSpec) -> tuple[NDArray[np.int16], NDArray[np.int16]]:
     """Cosines and sines [context, head_dim/2], Q1.14."""
-    angle = np.arange(spec.shape.context)[:, None] * frequencies(spec.rope_theta, spec.shape.head_dim, spec.rope_scaling)
-    return tuple(np.rint(f(angle) * (1 << ROPE_BITS)).astype(np.int16) for f in (np.cos, np.sin))  # type: ignore[return-value]
+    f = frequencies(spec.rope_theta, spec.shape.head_dim, spec.rope_scaling)
+    cos, sin = (np.empty((spec.shape.context, len(f)), np.int16) for _ in range(2))
+    for start in range(0, len(cos), ROPE_ROWS):
+        angle = np.arange(start, min(start + ROPE_ROWS, len(cos)))[:, None] * f
+        cos[start : start + ROPE_ROWS] = np.rint(np.cos(angle) * (1 << ROPE_BITS))
+        sin[start : start + ROPE_ROWS] = np.rint(np.sin(angle) * (1 << ROPE_BITS))
+    return cos, sin
 
 
 def _quantise_table(checkpoint: Checkpoint, name: str) -> Table:

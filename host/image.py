@@ -30,6 +30,8 @@ VERSION = 2
 HEADER = struct.Struct("<8sIIQII")
 """Magic, version, configuration digest, file size, record length, record CRC-32."""
 SECTION_ALIGN = 4096
+RECORD_LIMIT = 1 << 20
+"""Bytes of a record; one has a few thousand."""
 CRC_BLOCK = 16 << 20
 PACK_AGAIN = "pack the model again"
 
@@ -61,7 +63,7 @@ def _sections(records: list[Any], start: int, size: int) -> dict[str, Section]:
     for record in records:
         if not isinstance(record, dict):
             raise ValueError("a section is not a record")
-        address = _typed(record, "address", int) if record.get("address") is not None else None
+        address = None if record.get("address", 0) is None else _typed(record, "address", int)
         name, (offset, length, crc) = _typed(record, "name", str), (_typed(record, key, int) for key in ("offset", "length", "crc32"))
         if name in table:
             raise ValueError(f"section {name!r:.60} twice")
@@ -168,11 +170,11 @@ class Image:
             raise ImageError(f"{path}: truncated: {size} of {stated} bytes; copy it again, or {PACK_AGAIN}")
         if size > stated:
             raise ImageError(f"{path}: {size - stated} bytes follow its end; copy it again, or {PACK_AGAIN}")
+        if length > min(RECORD_LIMIT, size - HEADER.size):
+            raise ImageError(f"{path}: its record of {length} bytes is longer than any; copy it again, or {PACK_AGAIN}")
         body = data[HEADER.size : HEADER.size + length].tobytes()
         if zlib.crc32(body) != crc:
             raise ImageError(f"{path}: its record is damaged (CRC); copy it again, or {PACK_AGAIN}")
-        if len(body) < length:
-            raise ImageError(f"{path}: its record is longer than the file; {PACK_AGAIN}")
         try:
             content = json.loads(body)
             config = BuildConfig.from_dict(_typed(content, "config", dict))

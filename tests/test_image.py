@@ -104,6 +104,7 @@ def assign(*path, value):
         (assign("sections", 1, "offset", value=4096), "section 'rope' lies outside the file or in another section"),
         (assign("sections", 1, "name", value="weights"), "section 'weights' twice"),
         (assign("sections", 0, "address", value=1 << 20), "section weights is not where its configuration has it"),
+        (lambda record: record["sections"][4].pop("address"), "address is missing"),
         (assign("sections", 0, "address", value=None), "section weights is not where its configuration has it"),
         (assign("sections", 1, "name", value="head"), "section head is not where its configuration has it"),
         (assign("sections", 2, "name", value="firmware"), "has no section program"),

@@ -22,6 +22,8 @@ from tritloom.gen.models.safetensors import read_safetensors_folder, without_wei
 from tritloom.gen.models.spec import ModelSpec
 from tritloom.gen.models.vocabulary import of_folder, of_gguf
 
+TRIED = 256
+"""Positions of the cache while the numbers are tried."""
 WEIGHTS_FIX = "download them; fit, generate and bench do with config.json alone"
 
 
@@ -110,7 +112,8 @@ def check_numbers(checkpoint: Checkpoint) -> ModelSpec:
     """Whether the machine's fixed point carries them; the description with what is to be noted of that."""
     from tritloom.gen.pack import quantise  # which imports this package
 
-    return quantise(checkpoint).spec
+    found = quantise(checkpoint, min(checkpoint.spec.shape.context, TRIED)).spec  # a few tokens are tried, whatever the context
+    return dataclasses.replace(found, shape=checkpoint.spec.shape)
 
 
 NO_WEIGHTS = "no such file: the weights are missing"

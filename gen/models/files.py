@@ -21,8 +21,8 @@ from tritloom.gen.models.problems import CheckpointError, shown
 AGAIN = "copy or download the file again"
 JSON_BYTES = 64 << 20
 """Most bytes of a JSON file: the largest tokenizers in use take about half."""
-JSON_ITEMS = 4 << 20
-"""Most values in one, which bounds the time and the memory that reading takes."""
+JSON_ITEMS = 2 << 20
+"""Most values in one, which bounds the time and the memory that reading takes: the largest tokenizers have half."""
 JSON_DEPTH = 64
 PARTS = (".incomplete", ".part", ".partial", ".crdownload", ".aria2", ".download", ".tmp")
 """What download tools append to the name of a file that is not whole yet."""

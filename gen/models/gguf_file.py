@@ -21,22 +21,23 @@ STRING, ARRAY = 8, 9
 I2_S = 36
 """bitnet.cpp's type number, unknown to the gguf package: 2-bit codes, then a 32-byte tail with the scale."""
 I2_S_TAIL = 32
-ENTRIES = 1 << 16
+ENTRIES = 1 << 14
 """Most tensors, and most metadata values, of a file."""
-ITEMS = 1 << 20
-"""Most items of an array: twice as many as the longest list of merges in use."""
+ITEMS = 1 << 22
+"""Most items of all lists, of which a text counts as four: the largest vocabularies in use, with their merges, have two thirds."""
 NAME_BYTES = 1 << 10
 DIMENSIONS = 4
 SPLIT_NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 
 Metadata = dict[str, Any]
+_LENGTH = struct.Struct("<Q").unpack_from
 
 
 class _Cursor:
     """Sequential reads that end in a CheckpointError, never beyond the file."""
 
     def __init__(self, path: Path, file: NDArray[np.uint8]) -> None:
-        self.path, self.file, self.at = path, file, 0
+        self.path, self.file, self.at, self.left = path, file, 0, ITEMS
 
     def bytes(self, count: int) -> bytes:
         if self.at + count > len(self.file):
@@ -65,6 +66,18 @@ class _Cursor:
         """A text; bytes that are not UTF-8 are kept as lone surrogates."""
         return self.bytes(self.scalar("Q")).decode("utf-8", "surrogateescape")
 
+    def strings(self, count: int) -> list[str]:
+        """So many texts; their number may be in the hundreds of thousands."""
+        buffer, size, at, found = memoryview(self.file.data), len(self.file), self.at, []
+        for _ in range(count):
+            length = _LENGTH(buffer, at)[0] if at + 8 <= size else size
+            start, at = at + 8, at + 8 + length
+            if at > size:
+                raise truncated(self.path, f"the header goes on after its {size} bytes")
+            found.append(str(buffer[start:at], "utf-8", "surrogateescape"))
+        self.at = at
+        return found
+
     def number(self, kind: int, key: str) -> Any:
         if kind not in SCALARS:
             raise CheckpointError(key, f"stored as metadata type {kind}, which is unknown", "convert the model again with current tools")
@@ -79,9 +92,12 @@ class _Cursor:
             return self.string()
         if kind != ARRAY:
             return self.number(kind, key)
-        item, count = self.scalar("I"), self.count(ITEMS, f"items in {key}")
+        item = self.scalar("I")
+        weight = 4 if item == STRING else 1
+        count = self.count(self.left // weight, f"items in {key}")
+        self.left -= weight * count
         if item == STRING:
-            return [self.string() for _ in range(count)]
+            return self.strings(count)
         if item == ARRAY:
             raise CheckpointError(key, "a list of lists, which no model needs", "convert the model again with current tools")
         if item not in SCALARS:

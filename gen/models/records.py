@@ -38,7 +38,7 @@ def read_record(kind: type[R], data: Any, problems: Problems, place: str, prefix
     try:
         return kind.model_validate(data)
     except ValidationError as error:
-        for found in error.errors(include_url=False, include_context=False):
+        for found in error.errors(include_url=False):
             subject = ".".join(str(part) for part in found["loc"])
             problems.add(prefix + subject if subject else prefix.rstrip(".") or place, _cause(found), f"correct {place}")
         return None
@@ -53,4 +53,7 @@ def _cause(found: Any) -> str:
         return f"must be a record of names and values, not {shown(found['input'])}"
     if found["type"] == "value_error":
         return found["msg"].removeprefix("Value error, ")
+    if found["type"] in ("too_short", "too_long"):
+        bound = f"at least {found['ctx']['min_length']}" if found["type"] == "too_short" else f"at most {found['ctx']['max_length']}"
+        return f"must hold {bound} values, not {shown(found['input'])}"
     return f"must be {found['msg'].removeprefix('Input should be ')}, not {shown(found['input'])}"

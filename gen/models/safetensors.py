@@ -15,8 +15,9 @@ from tritloom.gen.models.files import AGAIN, Tensor, map_file, other_file, parse
 from tritloom.gen.models.problems import CheckpointError, Problems, shown
 from tritloom.gen.models.records import Record, read_record
 
-HEADER_LIMIT = 16 << 20
-"""Bytes of a header: an entry takes about 120, so that this is a hundred times the longest in use."""
+HEADER_LIMIT = 8 << 20
+ENTRIES = 1 << 14
+"""Most tensors of a file, twenty times those of the largest model that is read; an entry of the header takes about 120 bytes."""
 SHARDS = 4096
 INDEX = "model.safetensors.index.json"
 NOT_SAFETENSORS = "give a model.safetensors file"
@@ -53,6 +54,8 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     if base > len(file):
         raise truncated(path, f"the header wants {base} bytes, the file has {len(file)}")
     header = parse_json(file[8:base].tobytes(), f"header of {path}")
+    if len(header) > ENTRIES:
+        raise CheckpointError(str(path), f"damaged: {len(header)} tensors", AGAIN)
     problems = Problems()
     read_record(Notes, {"__metadata__": header.pop("__metadata__", {})}, problems, f"the header of {path.name}")
     entries = {name: read_record(Entry, entry, problems, f"the header of {path.name}", f"{name}.") for name, entry in header.items()}
