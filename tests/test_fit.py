@@ -420,8 +420,8 @@ def test_projected_cycles_are_near_the_simulated_ones(name):
 
 
 def test_the_slowest_path_is_that_of_the_machines_that_were_synthesised():
-    found = [(e["configuration"]["sequences"], e["measured"]["timing"]) for _, e, _ in measure.stored()
-             if e["what"] == "synthesis" and e["family"] == "xcup"]
+    found = [(e["configuration"]["sequences"], e["measured"]["timing"]) for path, e, _ in measure.stored()
+             if e["what"] == "synthesis" and e["family"] == "xcup" and "vector_lanes" not in path.name]  # as `fit` gives them
     for several, said in enumerate(cost.SLOWEST_PATH_NS["xcup"]):
         slowest = max(t["paths"][0]["delay"] + t["delays"]["clock uncertainty"] for texts, t in found if (texts > 1) == bool(several))
         assert said is not None and 0.995 * slowest < said < 1.1 * slowest
