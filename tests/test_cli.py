@@ -289,12 +289,14 @@ def test_models_and_boards_are_listed_by_name(tritloom):
 
     status, out, _ = tritloom("models")
     names = [line.split("  ")[0] for line in out.partition("\n\n")[0].splitlines()[1:]]
-    assert status == 0 and "LlamaForCausalLM" in out and {"bitnet_b1_58-large", "bitnet-b1.58-2B-4T"} < set(names) and len(names) == 10
+    assert status == 0 and "LlamaForCausalLM" in out and {"bitnet_b1_58-large", "bitnet-b1.58-2B-4T"} < set(names)
+    clone = (Path(common.__file__).resolve().parents[2] / "models").is_dir()  # an installed package has the published shapes alone
+    assert len(names) == (10 if clone else 6)
     listed = json.loads(tritloom("models", "--json")[1])
     assert "bitnet-b1.58" in listed["families"]["gguf"]
     listed = listed["models"]
     assert [each["name"] for each in listed] == names and {each["name"]: each["weights"] for each in listed}["TriLM-99M"] is False
-    assert MODEL.resolve() in [Path(each["name"]).resolve() for each in listed if each["weights"]]
+    assert clone == (MODEL.resolve() in [Path(each["name"]).resolve() for each in listed if each["weights"]])
     status, out, _ = tritloom("boards")
     names = [line.split("  ")[0] for line in out.splitlines()[1:]]
     assert status == 0 and [load(name).name for name in names] == names and "kv260" in names

@@ -27,6 +27,7 @@ def assert_close(a, b, correlation=0.9999):
     assert np.corrcoef(a.ravel(), b.ravel())[0, 1] > correlation, np.corrcoef(a.ravel(), b.ravel())[0, 1]
 
 
+@pytest.mark.needs("torch", "transformers")
 def test_the_formulas_are_transformers_on_a_trained_model():
     path = MODELS / "stories-260k"
     checkpoint = open_checkpoint(path)
@@ -38,6 +39,7 @@ def test_the_formulas_are_transformers_on_a_trained_model():
     assert (got.argmax(-1) == expected.argmax(-1)).all()
 
 
+@pytest.mark.needs("torch", "transformers")
 @pytest.mark.parametrize("scaling", [None, {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}])
 @pytest.mark.parametrize("kind", ["divide", "ternary"])
 def test_the_formulas_are_transformers_on_llama(tmp_path, kind, scaling):
@@ -53,6 +55,7 @@ def test_the_formulas_are_transformers_on_llama(tmp_path, kind, scaling):
     assert_close(integer * scale.value()[:, None], expected, 0.99)
 
 
+@pytest.mark.needs("torch", "transformers")
 def test_1bitllm_s_models_have_the_formulas_for_reference(tmp_path):
     """transformers would load them as plain Llama; under BitNet's own names it computes the same."""
     w = weights(TINY)
@@ -76,6 +79,7 @@ def test_gguf_files_have_the_formulas_for_reference(tmp_path):
     assert_close(reference.logits(IDS), FloatReference(folder).logits(IDS), 0.999)  # the file's head is Q8_0
 
 
+@pytest.mark.needs("torch", "transformers")
 @pytest.mark.parametrize(
     "options, reason",
     [
@@ -90,6 +94,7 @@ def test_what_transformers_would_load_otherwise_is_not_compared_with_it(tmp_path
     assert isinstance(reference, PaperModel) and reason in reference.name
 
 
+@pytest.mark.needs("torch", "transformers")
 def test_a_head_of_its_own_is_transformers_head(tmp_path):
     path = hugging_face(tmp_path, TINY, tied=False, config=NEW | {"tie_word_embeddings": True})
     checkpoint = open_checkpoint(path)
@@ -99,6 +104,7 @@ def test_a_head_of_its_own_is_transformers_head(tmp_path):
     assert_close(integer * scale.value()[:, None], expected, 0.99)
 
 
+@pytest.mark.needs("torch", "transformers")
 def test_a_text_without_a_story_is_not_a_comparison(tmp_path):
     path = hugging_face(tmp_path, TINY, config=NEW)
     with pytest.raises(FidelityError, match="no story that fits"):

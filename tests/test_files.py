@@ -238,6 +238,7 @@ GGUF = {
 }
 
 
+@pytest.mark.needs("gguf")
 @pytest.mark.parametrize("case", GGUF)
 def test_gguf(tmp_path, case):
     data, cause = GGUF[case]

@@ -357,6 +357,7 @@ def test_what_calibration_measures_is_enough():
     assert len(found) >= 12 and all(found.count(family) >= 3 for family in cost.FAMILIES)
 
 
+@pytest.mark.needs("amaranth")
 def test_a_machine_that_is_not_measured_keeps_its_point(monkeypatch):
     def fails(what, progress, known):
         raise calibrate.SynthesisError("vector: Yosys failed: ERROR: no such cell (log: build/synth/x.log)")
@@ -369,6 +370,7 @@ def test_a_machine_that_is_not_measured_keeps_its_point(monkeypatch):
         'Once mended: python -m tritloom.gen.calibrate "1m, 4 bytes, 2 lanes"']
 
 
+@pytest.mark.needs("amaranth")
 def test_a_machine_is_synthesised_again_only_if_its_design_is_another(monkeypatch):
     """A renaming that the design does not show costs no synthesis."""
     what = next(c for c in calibrate.CONFIGURATIONS if c.family == "ice40" and c.name == "1m, 4 bytes")
@@ -390,7 +392,8 @@ def test_every_family_has_costs():
         cost.resources(config, "max10")
 
 
-SIMULATED = {path.stem: entry for path, entry, _ in measure.stored() if entry["what"] != "synthesis"}
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
+SIMULATED = {path.stem: entry for path, entry, _ in measure.stored(folder=RESULTS) if entry["what"] != "synthesis"}
 
 
 @pytest.mark.parametrize("name", SIMULATED)
@@ -420,7 +423,7 @@ def test_projected_cycles_are_near_the_simulated_ones(name):
 
 
 def test_the_slowest_path_is_that_of_the_machines_that_were_synthesised():
-    found = [(e["configuration"]["sequences"], e["measured"]["timing"]) for path, e, _ in measure.stored()
+    found = [(e["configuration"]["sequences"], e["measured"]["timing"]) for path, e, _ in measure.stored(folder=RESULTS)
              if e["what"] == "synthesis" and e["family"] == "xcup" and "vector_lanes" not in path.name]  # as `fit` gives them
     for several, said in enumerate(cost.SLOWEST_PATH_NS["xcup"]):
         slowest = max(t["paths"][0]["delay"] + t["delays"]["clock uncertainty"] for texts, t in found if (texts > 1) == bool(several))

@@ -78,6 +78,7 @@ def test_verilog_is_made_once_per_configuration_and_source(emitted, monkeypatch,
     assert len(emitted) == 3
 
 
+@pytest.mark.needs("verilator")
 def test_lint_finds_what_is_not_waived():
     verilog = "module top(input [3:0] a, output [1:0] b, output c);\n  assign b = a;\n  assign c = missing;\nendmodule\n"
     assert any("missing" in line for line in generate.lint(verilog))
@@ -114,6 +115,7 @@ endmodule
 """
 
 
+@pytest.mark.needs("verilator")
 def test_waivers_are_for_what_is_computed_not_for_what_is_connected():
     text = waivers.annotate(CONNECTED)
     found = re.findall(r"-(\w+): .*?:(\d+):", "\n".join(generate.lint(text)))
@@ -143,6 +145,7 @@ MACHINES = {
 }
 
 
+@pytest.mark.needs("amaranth", "verilator")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["plain", *MACHINES])
 def test_a_machine_is_clean_for_the_linter_and_for_yosys(name, tmp_path, monkeypatch):

@@ -16,6 +16,8 @@ from tritloom.sim.backends import SimBackend
 from tritloom.sim.integer_model import IntegerModel
 from tritloom.sim.verify import compare
 
+pytest.importorskip("amaranth")
+
 MODEL = Path(__file__).parents[1] / "models" / "stories-260k"
 
 

@@ -23,6 +23,8 @@ from tritloom.host.session import Session
 from tritloom.sim import measure, stored
 from tritloom.sim.backends import SimBackend
 
+pytest.importorskip("amaranth")
+
 ROOT = Path(__file__).parents[1]
 MODEL = ROOT / "models" / "stories-260k"
 SHAPE = Source(model=Path("TriLM-99M"))

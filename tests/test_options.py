@@ -42,6 +42,7 @@ def test_every_verb_that_opens_a_model_takes_the_same_words():
     assert set(get_args(get_args(get_type_hints(Source)["i2s"])[0])) == set(I2S_BLOCKS)
 
 
+@pytest.mark.needs("gguf")
 @pytest.mark.parametrize("words, make", [
     (("--i2s", "arm"), lambda path: gguf_i2s(path, BITNET, weights(BITNET), block=64)),
     (("--activation", "relu2"), lambda path: gguf(path, BITNET, weights(BITNET), architecture="bitnet")),
@@ -60,6 +61,7 @@ def test_what_a_gguf_file_leaves_open_is_said_to_any_verb(tritloom, tmp_path, wo
         assert tritloom(*arguments, words[0], "abacus")[0] == 2, verb
 
 
+@pytest.mark.needs("gguf")
 def test_another_layout_is_not_answered_from_the_cache(tritloom, tmp_path):
     path = gguf_i2s(tmp_path / "m.gguf", BITNET, weights(BITNET), block=64)
     for layout in ("arm", "x86", "arm"):

@@ -12,6 +12,8 @@ from tritloom.gen.page import page
 from tritloom.host.commands.common import Source
 from tritloom.sim import measure, stored
 
+pytest.importorskip("amaranth")
+
 CONFIG = fit(published("TriLM-99M", 256), "kv260", lanes=2).config
 
 SHAPE = Source(model=Path("TriLM-99M"))

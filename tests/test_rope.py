@@ -116,6 +116,7 @@ RAMP = np.clip((np.arange(HEAD // 2) - 1) / (8 - 1), 0, 1)  # of yarn from 512 p
 
 
 def gguf(changes, factors=None, architecture="llama"):
+    pytest.importorskip("gguf")  # the plain package has none
     problems, tensors = Problems(), {}
     if factors is not None:
         data = np.array(factors, np.float32)

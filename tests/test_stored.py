@@ -86,7 +86,7 @@ def place(monkeypatch, tmp_path):
     """Folders of results and caches of their own; counts the machines that are emitted."""
     emitted = []
 
-    def emit(config, folder):
+    def emit(config, folder=None):
         emitted.append(config)
         return VERILOG
 
