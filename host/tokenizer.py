@@ -63,7 +63,8 @@ class Tokenizer:
         self._tokenizer = tokenizer
         self.bos_id = None if bos_id in tokenizer.encode("").ids[:1] else bos_id
         kinds = _kinds(tokenizer.decoder)
-        self._byte_level, self._byte_fallback = kinds == {"ByteLevel"}, "ByteFallback" in kinds
+        self._byte_level, self._byte_fallback = "ByteLevel" in kinds, "ByteFallback" in kinds
+        self._bytes_alone = kinds == {"ByteLevel"}
         self._special = {id for id, token in tokenizer.get_added_tokens_decoder().items() if token.special}
         plain = [id for token, id in tokenizer.get_vocab().items() if token.isascii() and token.isalnum() and id not in self._special]
         self._before = [min(plain)] if plain else []
@@ -135,12 +136,15 @@ class Tokenizer:
             return f"<token {id}>".encode()
         if id in self._special:
             return b""
-        if self._byte_level:
-            known = all(character in BYTE_ALPHABET for character in token)
+        known = self._byte_level and all(character in BYTE_ALPHABET for character in token)
+        if self._bytes_alone:
             return bytes(BYTE_ALPHABET[character] for character in token) if known else token.encode()
         if self._byte_fallback and (match := BYTE_TOKEN.fullmatch(token)):
             return bytes.fromhex(match[1])
-        return self.whole([*self._before, id])[len(self.whole(self._before)) :].encode()
+        text = self.whole([*self._before, id])[len(self.whole(self._before)) :]
+        if known and "\N{REPLACEMENT CHARACTER}" in text:  # part of a character, where other steps stand beside the byte-level one
+            return bytes(BYTE_ALPHABET[character] for character in token)
+        return text.encode()
 
 
 class TextStream:

@@ -73,6 +73,35 @@ def test_unfinished_downloads(tmp_path):
     assert_refused(path, "model.safetensors", "a link to ../../blobs/4d7a, which is not there")
 
 
+OPTIONAL = ["generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
+            "model.safetensors.index.json"]  # fmt: skip
+
+
+@pytest.mark.parametrize("file", OPTIONAL)
+def test_a_file_that_a_model_may_lack_was_to_be_there(tmp_path, file):
+    path = hugging_face(tmp_path / "m")
+    (path / file).unlink(missing_ok=True)
+    assert check(path).ok
+    (path / file).symlink_to("../../blobs/4d7a")
+    assert_refused(path, file, "a link to ../../blobs/4d7a, which is not there")
+    (path / file).unlink()
+    (path / (file + ".incomplete")).write_bytes(b"{")
+    assert_refused(path, file, "download is not finished")
+    (path / file).mkdir()
+    assert_refused(path, file, "not")
+
+
+def test_a_file_far_too_large_is_not_read(tmp_path):
+    for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
+        path = hugging_face(tmp_path / name)
+        with (path / name).open("wb") as file:
+            file.write(b"{")
+            file.truncate(8 << 30)
+        start = time.process_time()
+        assert_refused(path, name, "larger than any such file")
+        assert time.process_time() - start < 1
+
+
 def test_a_download_cache_is_not_a_folder_of_a_model(tmp_path):
     hugging_face(tmp_path / "models--a--b" / "snapshots" / "4d7a")
     assert_refused(tmp_path / "models--a--b", "models--a--b", "a download cache")

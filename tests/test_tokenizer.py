@@ -47,11 +47,13 @@ def words():
 @pytest.fixture(scope="module")
 def tokenizers(request):
     byte_level = Library.from_file(str(request.config.rootpath / "models" / "stories-4m" / "tokenizer.json"))
-    return {"byte level": byte_level, "bpe": bpe(), "unigram": unigram(), "words": words()}
+    beside = Library.from_str(byte_level.to_str())
+    beside.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
+    return {"byte level": byte_level, "bytes and more": beside, "bpe": bpe(), "unigram": unigram(), "words": words()}
 
 
 TEXTS = st.text(st.one_of(st.sampled_from("ab th漢字🦊é\n\u200d"), st.characters(exclude_categories=["Cs"])), max_size=12)
-KINDS = pytest.mark.parametrize("kind", ["byte level", "bpe", "unigram", "words"])
+KINDS = pytest.mark.parametrize("kind", ["byte level", "bytes and more", "bpe", "unigram", "words"])
 FREQUENT = settings(deadline=None, max_examples=100)
 
 

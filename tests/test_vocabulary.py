@@ -324,6 +324,8 @@ BAD = {
                                                    "single": [{"SpecialToken": {"id": "<|bos|>", "type_id": 0}}],
                                                    "pair": [], "special_tokens": {}}}}, "names <|bos|>, which it does not explain"),
     "table": ({"tokenizer": {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}}}, "table is damaged"),
+    "table inside": ({"tokenizer": {"normalizer": {"type": "Sequence", "normalizers": [{"type": "Sequence", "normalizers": [
+        {"type": "Precompiled", "precompiled_charsmap": "AAAA"}]}]}}}, "table is damaged"),
     "settings": ({"beside": {"tokenizer_config.json": "{"}}, "not JSON"),
     "end": ({"config": {"eos_token": "</s>"}}, "has no token '</s>', the eos_token of .*"),
     "added": ({"config": {"added_tokens_decoder": {"x": {"content": "a"}}}}, "in no known way"),

@@ -90,7 +90,14 @@ def truncated(path: Path, where: str) -> CheckpointError:
     return CheckpointError(str(path), f"truncated: {where}" + (f" (found {part.name} beside it)" if part else ""), AGAIN)
 
 
-def _missing(path: Path) -> CheckpointError:
+def there(path: Path) -> bool:
+    """Whether a file that a model may lack is there, or was to be: a link to nothing, a download that is not finished, a folder of
+    its name. Its reader then says what is wrong with it."""
+    return os.path.lexists(path) or unfinished(path) is not None
+
+
+def missing(path: Path) -> CheckpointError:
+    """The error for a name under which no file can be read."""
     part = unfinished(path)
     if part is not None:
         return CheckpointError(str(path), f"no such file: its download is not finished (found {part.name})", "let the download end")
@@ -117,7 +124,7 @@ def other_file(path: Path, data: NDArray[np.uint8], cause: str, fix: str) -> Che
 def map_file(path: Path) -> NDArray[np.uint8]:
     """The bytes of a file, memory-mapped. Raises CheckpointError if it is empty or cannot be read."""
     if not path.is_file():
-        raise _missing(path)
+        raise missing(path)
     try:
         if path.stat().st_size == 0:
             raise CheckpointError(str(path), "the file is empty", AGAIN)
@@ -175,12 +182,14 @@ def parse_json(data: bytes, subject: str, fix: str = AGAIN) -> dict[str, Any]:
     raise fail(f"nested deeper than {JSON_DEPTH} levels")
 
 
-def read_json(path: Path, missing: str = "") -> dict[str, Any]:
-    """The object of a JSON file; `missing` is what to do when there is no such file."""
+def read_json(path: Path, advice: str = "") -> dict[str, Any]:
+    """The object of a JSON file; `advice` is what to do when there is no such file."""
     if not path.is_file():
-        error = _missing(path)
-        raise CheckpointError(error.subject, error.cause, missing) if missing and error.cause == "no such file" else error
+        error = missing(path)
+        raise CheckpointError(error.subject, error.cause, advice) if advice and error.cause == "no such file" else error
     data = map_file(path)
+    if len(data) > JSON_BYTES:
+        raise other_file(path, data, f"larger than any such file ({len(data)} bytes)", AGAIN)
     try:
         return parse_json(data.tobytes(), str(path))
     except CheckpointError as error:

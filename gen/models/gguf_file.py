@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from tritloom.gen.models.files import AGAIN, Tensor, map_file, other_file, truncated, unfinished
+from tritloom.gen.models.files import AGAIN, Tensor, map_file, other_file, there, truncated
 from tritloom.gen.models.problems import CheckpointError, Problems, shown
 from tritloom.gen.models.records import Record, read_record
 
@@ -208,7 +208,7 @@ def read_gguf(path: Path) -> tuple[Metadata, dict[str, Tensor]]:
     if split.number:
         raise CheckpointError(str(path), f"file {split.number + 1} of a model in {split.count} files", f"give the first, {parts[0]}")
     for number, part in enumerate(parts[1:], 1):
-        if not part.is_file() and unfinished(part) is None:
+        if not there(part):
             raise CheckpointError(str(part), f"no such file: the model is in {split.count} files", "download all of them")
         more, others = _read_part(part)
         found = _split(part, more)

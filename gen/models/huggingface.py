@@ -22,7 +22,7 @@ from tritloom.gen.models.checkpoint import (
     single_magnitude,
     unpack_rows,
 )
-from tritloom.gen.models.files import Tensor, read_json
+from tritloom.gen.models.files import Tensor, read_json, there
 from tritloom.gen.models.problems import CheckpointError, Problems, shown
 from tritloom.gen.models.records import Context, Ids, Layers, Record, Size, VocabularySize, read_record
 from tritloom.gen.models.rope import RopeFields, hugging_face_rope
@@ -221,7 +221,7 @@ def hugging_face_spec(folder: Path, tensors: dict[str, Tensor] | None, activatio
         config, 500000.0 if architecture == "BitNetForCausalLM" else 10000.0, shape.context, shape.head_dim, problems
     )
     generation: Generation | None = Generation()
-    if (path := folder / "generation_config.json").is_file() and (stated := problems.catch(lambda: read_json(path))) is not None:
+    if there(path := folder / "generation_config.json") and (stated := problems.catch(lambda: read_json(path))) is not None:
         generation = read_record(Generation, stated, problems, path.name)
     if problems.found or generation is None:
         return None

@@ -11,7 +11,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from tritloom.gen.models.files import AGAIN, Tensor, map_file, other_file, parse_json, read_json, truncated, unfinished
+from tritloom.gen.models.files import AGAIN, Tensor, map_file, other_file, parse_json, read_json, there, truncated
 from tritloom.gen.models.problems import CheckpointError, Problems, shown
 from tritloom.gen.models.records import Record, read_record
 
@@ -86,7 +86,7 @@ class Index(Record):
 
 def without_weights(folder: Path) -> bool:
     """Whether a folder holds no weights at all, in whatever form or state."""
-    return not any(folder.glob("*.safetensors*")) and not any(folder.glob("*.bin*")) and unfinished(folder / "model.safetensors") is None
+    return not any(folder.glob("*.safetensors*")) and not any(folder.glob("*.bin*")) and not there(folder / "model.safetensors")
 
 
 def _shards(index: Path) -> dict[str, str]:
@@ -107,11 +107,11 @@ def _shards(index: Path) -> dict[str, str]:
 def read_safetensors_folder(folder: Path) -> dict[str, Tensor]:
     """Tensors of model.safetensors, or of every shard that model.safetensors.index.json names."""
     path, index = folder / "model.safetensors", folder / INDEX
-    places = _shards(index) if index.is_file() else {}
-    if places and set(places.values()) != {path.name} and path.is_file():
+    places = _shards(index) if there(index) else {}
+    if places and set(places.values()) != {path.name} and there(path):
         raise CheckpointError(str(index), f"names other files than {path.name}, which is there too", "remove what is not this model's")
     if not places:
-        if not path.is_file() and not path.is_symlink() and unfinished(path) is None:
+        if not there(path):
             other = [p.name for p in sorted(folder.glob("*.bin")) + sorted(folder.glob("*.safetensors"))]
             found = f" (found {', '.join(other[:3])})" if other else ""
             raise CheckpointError(str(path), f"no such file{found}", "download the model in safetensors form")

@@ -18,7 +18,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.processors import TemplateProcessing
 
-from tritloom.gen.models.files import read_json
+from tritloom.gen.models.files import missing, read_json, there
 from tritloom.gen.models.pieces import (
     CONTROL,
     NORMAL,
@@ -86,7 +86,8 @@ UNREAD = Vocabulary("no tokenizer was read", b"")
 
 def _contents(path: Path) -> bytes:
     if not path.is_file():
-        raise CheckpointError(str(path), "no such file", MISSING)
+        error = missing(path)
+        raise CheckpointError(error.subject, error.cause, MISSING) if error.cause == "no such file" else error
     if (size := path.stat().st_size) > SIZE_LIMIT:
         raise CheckpointError(str(path), f"{size} bytes are no tokenizer's", OWN)
     return path.read_bytes()
@@ -129,11 +130,10 @@ def _from_json(path: Path) -> Tokenizer:
 
 
 def _parts(record: Any) -> list[dict[str, Any]]:
-    """A component of a tokenizer.json and what it is made of."""
+    """A component of a tokenizer.json and what it is made of, at any depth (which parse_json limits)."""
     if not isinstance(record, dict):
         return []
-    inside = [part for key in ("normalizers", "processors") for part in record.get(key) or ()]
-    return [record, *(part for part in inside if isinstance(part, dict))]
+    return [record, *(part for key in ("normalizers", "processors") for inside in record.get(key) or () for part in _parts(inside))]
 
 
 def _text_of(token: Any) -> str | None:
@@ -147,11 +147,11 @@ def _settings(folder: Path) -> dict[str, Any]:
     """tokenizer_config.json with what older folders keep beside it."""
     settings: dict[str, Any] = {}
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        if (folder / name).is_file() and (name == "tokenizer_config.json" or "added_tokens_decoder" not in settings):
+        if there(folder / name) and (name == "tokenizer_config.json" or "added_tokens_decoder" not in settings):
             settings |= read_json(folder / name)
-    if (folder / "added_tokens.json").is_file() and "added_tokens_decoder" not in settings:
+    if there(folder / "added_tokens.json") and "added_tokens_decoder" not in settings:
         settings["added_tokens_decoder"] = {str(i): {"content": text} for text, i in read_json(folder / "added_tokens.json").items()}
-    if (folder / "chat_template.jinja").is_file():
+    if there(folder / "chat_template.jinja"):
         settings["chat_template"] = _contents(folder / "chat_template.jinja").decode("utf-8", "replace")
     return settings
 
@@ -262,7 +262,7 @@ def of_folder(folder: Path, named: Path | None, vocab: int, bos_id: int | None =
     Raises CheckpointError where there is none, where it cannot be loaded and where it does not fit a vocabulary of `vocab`.
     """
     path, library, ends, notes = _of_file(folder, named, vocab)
-    chosen = [note for name in ("config.json", "generation_config.json") if (folder / name).is_file()
+    chosen = [note for name in ("config.json", "generation_config.json") if there(folder / name)
               for note in _unheeded(name, read_json(folder / name), UNHEEDED)]
     if bos_id is not None and not notes and not _around(library)[0]:
         notes = [f"the model names start token {bos_id}, but its tokenizer puts none in front of a prompt"]
@@ -272,7 +272,7 @@ def of_folder(folder: Path, named: Path | None, vocab: int, bos_id: int | None =
 def _of_file(folder: Path, named: Path | None, vocab: int) -> tuple[Path, Tokenizer, set[int], list[str]]:
     """A tokenizer's file, the tokenizer, ids that end a text by the settings beside the file, and notes."""
     path = named or folder / "tokenizer.json"
-    if named is None and not path.is_file() and (folder / "tokenizer.model").is_file():
+    if named is None and not there(path) and there(folder / "tokenizer.model"):
         path = folder / "tokenizer.model"
     settings, notes = _settings(path.parent), []
     if path.suffix == ".model":
@@ -361,7 +361,7 @@ def of_gguf(path: Path, metadata: dict[str, Any], named: Path | None, vocab: int
     special = _gguf_ids(metadata, vocab if pieces is None else len(pieces))
     notes: list[str] = []
     if pieces is None:
-        if named is None and not any((path.parent / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+        if named is None and not any(there(path.parent / name) for name in ("tokenizer.json", "tokenizer.model")):
             raise CheckpointError(str(path), "carries no vocabulary, and no tokenizer.json lies beside it", MISSING)
         source, library, ends, notes = _of_file(path.parent, named, vocab)
         starts = None
