@@ -12,6 +12,7 @@ from typing import Protocol
 from tokenizers import Tokenizer as _Tokenizer
 
 from tritloom.host.backend import InputError
+from tritloom.system.silence import silence
 
 LONGEST_CHARACTER = 4
 """Bytes of the longest UTF-8 sequence, and so the most tokens that share a character."""
@@ -82,7 +83,8 @@ class Tokenizer:
     @classmethod
     def from_bytes(cls, data: bytes, bos_id: int | None = None) -> Tokenizer:
         try:
-            return cls(_Tokenizer.from_buffer(data), bos_id)
+            with silence():
+                return cls(_Tokenizer.from_buffer(data), bos_id)
         except BaseException as error:
             raise InputError(f"not a tokenizer ({_reason(error)}); take tokenizer.json from the model's source") from None
 
@@ -101,7 +103,8 @@ class Tokenizer:
         except UnicodeEncodeError as error:
             raise InputError(f"character {error.start + 1} of the prompt is not valid Unicode: give the prompt as UTF-8") from None
         try:
-            ids = self._tokenizer.encode(text).ids
+            with silence():
+                ids = self._tokenizer.encode(text).ids
         except BaseException as error:
             raise InputError(f"the tokenizer cannot read the prompt ({_reason(error)}): take the one of the model's source") from None
         if ids == self._tokenizer.encode("").ids:

@@ -162,6 +162,8 @@ CONFIGS = {
     "longrope": ({"rope_scaling": {"rope_type": "longrope", "factor": 4}}, "rope_scaling", "'longrope' is not supported"),
     "other name": ({"model_type": "mistral"}, "model_type", "'mistral' contradicts architecture BitNetForCausalLM"),
     "two activations": ({"hidden_activation": "silu"}, "hidden_act", "contradicts hidden_activation"),
+    "another key": ({"activation_function": "silu"}, "hidden_act", "contradicts activation_function"),
+    "inside": ({"text_config": {"hidden_act": "silu"}}, "hidden_act", "contradicts text_config.hidden_act"),
     "many layers": ({"num_hidden_layers": 10**7}, "num_hidden_layers", "less than or equal to 4096, not 10000000"),
     "text": ({"head_dim": "16"}, "head_dim", "must be a valid integer, not '16'"),
     "a list": ({"hidden_size": [32]}, "hidden_size", "must be a valid integer, not [32]"),

@@ -326,6 +326,13 @@ BAD = {
     "table": ({"tokenizer": {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}}}, "table is damaged"),
     "table inside": ({"tokenizer": {"normalizer": {"type": "Sequence", "normalizers": [{"type": "Sequence", "normalizers": [
         {"type": "Precompiled", "precompiled_charsmap": "AAAA"}]}]}}}, "table is damaged"),
+    "outside": ({"tokenizer": {"post_processor": {"type": "TemplateProcessing", "single": [{"Sequence": {"id": "B", "type_id": 0}}],
+                                                  "pair": [{"Sequence": {"id": "A", "type_id": 0}}], "special_tokens": {}}}},
+                "not a tokenizer"),
+    "no prompt": ({"tokenizer": {"post_processor": {
+        "type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<|bos|>", "type_id": 0}}], "pair": [],
+        "special_tokens": {"<|bos|>": {"id": "<|bos|>", "ids": [0], "tokens": ["a"]}}}}}, "leaves the text out"),
+    "an id twice": ({"tokenizer": {"model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 1}, "merges": []}}}, "id 1 stands for 2 of"),
     "settings": ({"beside": {"tokenizer_config.json": "{"}}, "not JSON"),
     "end": ({"config": {"eos_token": "</s>"}}, "has no token '</s>', the eos_token of .*"),
     "added": ({"config": {"added_tokens_decoder": {"x": {"content": "a"}}}}, "in no known way"),
@@ -336,11 +343,12 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_tokenizer_that_cannot_be_used(tmp_path, name):
+def test_a_tokenizer_that_cannot_be_used(tmp_path, capfd, name):
     changes, cause = BAD[name]
     with pytest.raises(CheckpointError, match=cause) as error:
         of_folder(changed(tmp_path / "m", **changes), None, 4096)
     assert "\n" not in str(error.value) and error.value.fix
+    assert capfd.readouterr().err == ""
 
 
 def test_sizes_that_differ_are_said(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from copy import copy
 from typing import Any
@@ -69,18 +70,26 @@ def shape_of(problems: Problems, place: str, **values: Any) -> ModelShape | None
         return None
 
 
+ACTIVATION_KEY = re.compile(r"(.*\.)?(hidden_|(mlp|ffn|feed_forward)_(hidden_)?)?(act|activation)(_fn|_func|_function)?")
+
+
+def other_activations(data: dict[str, Any], *read: str) -> dict[str, Any]:
+    """What a file's keys of other names than those that are `read` call an activation: what names one is not passed over."""
+    return {key: value for key, value in data.items() if key not in read and ACTIVATION_KEY.fullmatch(key)}
+
+
 ACTIVATIONS = {"relu2": "relu2", "silu": "silu", "swish": "silu"}
 """Names in files, and the activations that gate."""
 
 
-def activation_of(named: dict[str, str | None], chosen: str | None, default: str | None, problems: Problems) -> str:
+def activation_of(named: dict[str, Any], chosen: str | None, default: str | None, problems: Problems) -> str:
     """The activation that gates: what the file names (`named`, by key), else what the user chose, else what the architecture means.
 
     What contradicts the file is refused; so is leaving it open (a `default` of None).
     """
     found = {key: name for key, name in named.items() if name is not None}
     for key, name in found.items():
-        if name not in ACTIVATIONS:
+        if not isinstance(name, str) or name not in ACTIVATIONS:
             problems.add(key, f"{shown(name)} is not supported", "supported are relu2, silu (both gated)")
             return "silu"
     if chosen is not None and chosen not in ACTIVATIONS:

@@ -9,7 +9,17 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field
 
-from tritloom.gen.models.checkpoint import MATRICES, Checkpoint, Floats, Trits, activation_of, scale_of, shape_of, single_magnitude
+from tritloom.gen.models.checkpoint import (
+    MATRICES,
+    Checkpoint,
+    Floats,
+    Trits,
+    activation_of,
+    other_activations,
+    scale_of,
+    shape_of,
+    single_magnitude,
+)
 from tritloom.gen.models.files import AGAIN, Tensor
 from tritloom.gen.models.gguf_file import Metadata, gguf_floats, i2s_trits, tq_trits
 from tritloom.gen.models.problems import CheckpointError, Problems, shown
@@ -193,7 +203,9 @@ def gguf_spec(
     if fields is None or tokens is None:
         return None
     _check_fields(keys, problems)
-    gate = activation_of({"hidden_activation": fields.hidden_activation, "hidden_act": fields.hidden_act}, activation, default, problems)
+    named = {"hidden_activation": fields.hidden_activation, "hidden_act": fields.hidden_act}
+    named |= other_activations(metadata, *(f"{architecture}.{name}" for name in named))
+    gate = activation_of(named, activation, default, problems)
     if bias := next((name for name in tensors if name.endswith(".bias")), None):
         problems.add(bias, "biases are not supported", "use a model without biases")
     embedding = tensors.get(GgufCheckpoint.embedding_name)

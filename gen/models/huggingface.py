@@ -17,6 +17,7 @@ from tritloom.gen.models.checkpoint import (
     Trits,
     absmean,
     activation_of,
+    other_activations,
     scale_of,
     shape_of,
     single_magnitude,
@@ -192,10 +193,13 @@ def hugging_face_spec(folder: Path, tensors: dict[str, Tensor] | None, activatio
     data = problems.catch(lambda: read_json(folder / "config.json", "give the folder of a Hugging Face model, with all its files"))
     architecture = _kind(folder, data, problems) if data is not None else None
     config = read_record(Config, data, problems, "config.json") if architecture is not None else None
-    if config is None or architecture is None:
+    if data is None or config is None or architecture is None:
         return None
     sub_norms = ARCHITECTURES[architecture]
     named = {"hidden_act": config.hidden_act, "hidden_activation": config.hidden_activation}
+    inside = data.get("text_config")
+    named |= other_activations(data, *named)
+    named |= other_activations({f"text_config.{key}": value for key, value in (inside if isinstance(inside, dict) else {}).items()})
     gate = activation_of(named, activation, "relu2" if architecture == "BitNetForCausalLM" else "silu", problems)
     for key in ("attention_bias", "mlp_bias"):
         if getattr(config, key):

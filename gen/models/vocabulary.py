@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from tritloom.gen.models.pieces import (
 )
 from tritloom.gen.models.problems import CheckpointError, shown
 from tritloom.gen.models.spec import ModelSpec
+from tritloom.system.silence import silence
 
 SIZE_LIMIT = 64 << 20
 """Bytes of a tokenizer's file; the largest known have a third of it."""
@@ -96,7 +98,8 @@ def _contents(path: Path) -> bytes:
 def _guarded(source: str, action: Callable[[], Any]) -> Any:
     """What an action of the library gives; whatever it ends with (it has a BaseException of its own) is a CheckpointError."""
     try:
-        return action()
+        with silence():
+            return action()
     except CheckpointError:
         raise
     except BaseException as error:
@@ -123,7 +126,14 @@ def _from_json(path: Path) -> Tokenizer:
         library = Tokenizer.from_buffer(data)
         library.no_truncation()
         library.no_padding()
-        library.encode("a")
+        bare = Tokenizer(library.model)
+        bare.normalizer, bare.pre_tokenizer = library.normalizer, library.pre_tokenizer  # type: ignore[reportAttributeAccessIssue]
+        if not set(bare.encode("a").ids) <= set(library.encode("a").ids):
+            raise VocabularyError("what it makes of a text leaves the text out (post_processor)")
+        model = record.get("model")
+        if isinstance(vocab := model.get("vocab") if isinstance(model, dict) else None, dict) and len(set(vocab.values())) < len(vocab):
+            id, count = Counter(vocab.values()).most_common(1)[0]
+            raise VocabularyError(f"id {id} stands for {count} of its tokens")
         return library
 
     return _guarded(str(path), load)
@@ -253,6 +263,7 @@ def _finished(source: str, library: Tokenizer, vocab: int, ends: set[int], notes
     if after:
         notes = [*notes, f"the tokenizer ends every prompt with {library.id_to_token(after[-1])}"]
     data = library.to_str().encode()
+    _guarded(source, lambda: Tokenizer.from_buffer(data))  # what is written is what is read
     return Vocabulary(source, data, before[0] if before else None, tuple(sorted(id for id in ends if id < vocab)), tuple(notes))
 
 
