@@ -50,18 +50,11 @@ def test_every_stored_run_is_equal_and_long_enough():
 SYNTHESISED = [path for path, entry, _ in measure.stored() if entry["what"] == "synthesis"]
 NOT_YET = {"bitnet-b1.58-2B-4T-synthesis-sequences8", "bitnet-b1.58-2B-4T-synthesis-shortlist256", "stories-1m-synthesis"}
 """Synthesised before resets, errors of the memory and the sampler's wider logits came: to be done again (`make results`)."""
-TOO_SLOW = {"bitnet_b1_58-large-synthesis-sequences8", "bitnet_b1_58-large-synthesis-sequences8-vector_lanes8"}
-"""The sampler's control takes 4.238 ns of 3.965 there, and in the first the way from the dot engine to the logits' queue 4.07 ns."""
 
 
-def synthesised(failing: set[str], reason: str) -> list:
-    """All syntheses, of which those named in `failing` must fail."""
-    assert failing <= {path.stem for path in SYNTHESISED}
-    mark = pytest.mark.xfail(strict=True, raises=AssertionError, reason=reason)
-    return [pytest.param(path, id=path.stem, marks=mark if path.stem in failing else ()) for path in SYNTHESISED]
-
-
-@pytest.mark.parametrize("path", synthesised(NOT_YET, "not synthesised again yet"))
+@pytest.mark.parametrize("path", [
+    pytest.param(path, id=path.stem, marks=pytest.mark.xfail(strict=True, raises=AssertionError, reason="not synthesised again yet")
+                 if path.stem in NOT_YET else ()) for path in SYNTHESISED])
 def test_every_machine_that_was_synthesised_is_today_s_and_fits_its_device(path):
     """Run the file's command when this fails: the machine is another one, or no longer fits."""
     entry = json.loads(path.read_text("utf-8"))
@@ -70,7 +63,7 @@ def test_every_machine_that_was_synthesised_is_today_s_and_fits_its_device(path)
     assert all(total[kind] * size <= available[kind] for kind, size in {"lut": 1, "dsp": 1, "bram": 36, "uram": 288}.items())
 
 
-@pytest.mark.parametrize("path", synthesised(TOO_SLOW, "the sampler's control is 0.27 ns too slow with eight lanes of the dot engine"))
+@pytest.mark.parametrize("path", SYNTHESISED, ids=lambda path: path.stem)
 def test_every_machine_that_was_synthesised_fits_its_clock(path):
     timing = json.loads(path.read_text("utf-8"))["measured"]["timing"]
     assert timing["failing"] == 0 and timing["paths"][0]["delay"] <= timing["period"]
