@@ -91,6 +91,12 @@ def test_a_file_that_a_model_may_lack_was_to_be_there(tmp_path, file):
     assert_refused(path, file, "not")
 
 
+@pytest.mark.parametrize("name", [".", "/"])
+def test_a_folder_without_a_name_is_no_file(tmp_path, name):
+    (problem,) = check(hugging_face(tmp_path / "m"), tokenizer=name).problems
+    assert "not a file" in problem.cause
+
+
 def test_a_file_far_too_large_is_not_read(tmp_path):
     for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
         path = hugging_face(tmp_path / name)

@@ -260,6 +260,20 @@ def test_the_start_token_is_put_in_front_as_in_transformers(tmp_path):
         assert any("add_bos_token" in note for note in vocabulary.notes) == (add is not None and add != template)
 
 
+@pytest.mark.parametrize("said", [
+    {"additional_special_tokens": ["ing"]}, {"extra_special_tokens": ["ing"]}, {"extra_special_tokens": {"a_token": "ing"}},
+    {"mask_token": "ing"}, {"cls_token": {"__type": "AddedToken", "content": "ing"}},
+])
+def test_words_that_the_settings_call_special_are_as_in_transformers(tmp_path, said):
+    from transformers import AutoTokenizer
+
+    folder = changed(tmp_path / "m", config=said)
+    shutil.copy(MODELS / "stories-4m" / "config.json", folder)
+    theirs = AutoTokenizer.from_pretrained(folder)
+    ids = encode(of_folder(folder, None, 4096), "singer, king")
+    assert ids == theirs("singer, king").input_ids and theirs.convert_tokens_to_ids("ing") in ids
+
+
 IM_END, OTHER = "<|im_end|>", "<|over|>"
 CHATML = "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n'}}{% endfor %}"
 OVER = CHATML.replace("im_end", "over")

@@ -80,6 +80,8 @@ class Tensor:
 
 def unfinished(path: Path) -> Path | None:
     """A partial download of `path`, as its tool left it beside it."""
+    if not path.name:  # the folder that one is in, or the root
+        return None
     names = [path.with_name(path.name + part) for part in PARTS]
     names += sorted((path.parent / ".cache" / "huggingface" / "download").glob(f"{path.name}.*incomplete"))
     return next((name for name in names if name.is_file()), None)

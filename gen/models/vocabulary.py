@@ -320,8 +320,10 @@ def _add_named(source: str, library: Tokenizer, settings: dict[str, Any]) -> Non
             have = library.token_to_id(text)
         if have != id:
             raise CheckpointError(source, f"has token {shown(text)} as id {have}, but the settings beside it as {id}", OWN)
-    names = (_text_of(settings.get(key)) for key in ("bos_token", "eos_token", "unk_token", "pad_token"))
-    _mark(library, [name for name in names if name is not None])
+    named = [settings.get(f"{name}_token") for name in ("bos", "eos", "unk", "pad", "sep", "cls", "mask")]
+    for more in (settings.get("additional_special_tokens"), settings.get("extra_special_tokens")):
+        named += more if isinstance(more, list) else more.values() if isinstance(more, dict) else ()
+    _mark(library, [name for name in map(_text_of, named) if name is not None])
 
 
 def _mark(library: Tokenizer, names: Iterable[str]) -> None:
