@@ -549,7 +549,8 @@ def stored_report(board: str | None = None, results: Path | None = None) -> Repo
 
     found = measure.stored(board, results)
     if not found:
-        raise BenchError(f"no stored results{f' of board {board}' if board else ''}: measure with --model NAME --board NAME --context N")
+        raise BenchError(f"no stored results{f' of board {board}' if board else ''}{f' in {results}' if results else ''}: "
+                         "measure with --model NAME --board NAME --context N --store")
     return _report((entry, f"stored on {entry['date']}" if state == CURRENT else state) for _, entry, state in found)
 
 
@@ -579,6 +580,9 @@ def report(*, unit: str | None = None, synth: bool = False, source: Source | Non
         raise BenchError("--store keeps whole tokens, a machine's synthesis, or texts with drafts after the usual prompt: give "
                          "--context N, --prefill N, --drafts N or --synth, and no --prompt, --unit or --stored")
     if stored:
+        others = (source, unit, context, prefill, batch, shared, drafts, prompt, timing)
+        if synth or resume or any(option is not None for option in others):
+            raise BenchError("--stored shows all results and measures nothing: leave all but --results, --html and --json out")
         return stored_report(results=results)
     if unit is not None:
         if unit != "tlmm" or not synth:

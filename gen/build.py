@@ -351,7 +351,8 @@ def build(config: BuildConfig, out_dir: str | Path, progress: Progress | None = 
     """
     board = load(board or config.board) if not isinstance(board, Board) else board
     if board.toolchain != "ecp5" or board.device not in DEVICES:
-        raise ConfigError(f"board {board.name} is not built by the open tools: use `tritloom generate` and the vendor's tools")
+        way = "use `tritloom generate` and the vendor's tools" if board.real else "it is simulated, by `tritloom run`"
+        raise ConfigError(f"board {board.name} is not built by the open tools: {way}")
     tell = progress or (lambda *_: None)
     out, deadline = Path(out_dir), time.monotonic() + timeout_s
     seconds: dict[str, float] = {}

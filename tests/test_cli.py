@@ -230,9 +230,9 @@ def test_fit_speaks_to_people(tritloom, tmp_path):
     own.write_text("import dataclasses\nfrom tritloom.boards.board import load\n"
                    "BOARD = dataclasses.replace(load('kv260'), name='own', window=(4096, 1 << 19))\n")
     status, out, _ = tritloom("fit", "--model", MODEL, "--board", own, "--set", "sequences=4")
-    assert status == 1 and re.search(r"^lacks +0\.9\d* MiB of memory of 0\.5$", out, re.M)
+    assert status == 1 and re.search(r"^needs +0\.9\d* MiB of memory of 0\.5$", out, re.M)
     assert re.search(r"of 512\.0 KiB: 182%; the board has 4,096\.0 MiB of DRAM, .* 0x00001000 to 0x00080fff", out) and "bound by" not in out
-    assert "--context 256" in out and re.search(r"^fits on .*kv260, ", out, re.M)
+    assert "a context of 256, at 256 positions" in out and "--context 256" in out and re.search(r"^fits on .*kv260, ", out, re.M)
     out = tritloom("fit", "--model", "bitnet_b1_58-large", "--board", "kv260", "--context", 256, "--set", "sequences=8")[1]
     assert "slack +0.03 ns" in out
     assert re.search(r"^more of one thing, at 256 positions +one text +8 texts +first token +LUTs +how$", out, re.M)
@@ -294,6 +294,8 @@ def test_models_and_boards_are_listed_by_name(tritloom):
     assert len(names) == (10 if clone else 6)
     listed = json.loads(tritloom("models", "--json")[1])
     assert "bitnet-b1.58" in listed["families"]["gguf"]
+    counts = {Path(each["name"]).name: each["parameters"] for each in listed["models"]}
+    assert counts["Llama3-8B-1.58"] == 8_030_261_248 and counts.get("stories-27m", 27_288_064) == 27_288_064  # as published
     listed = listed["models"]
     assert [each["name"] for each in listed] == names and {each["name"]: each["weights"] for each in listed}["TriLM-99M"] is False
     assert clone == (MODEL.resolve() in [Path(each["name"]).resolve() for each in listed if each["weights"]])

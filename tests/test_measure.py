@@ -208,6 +208,11 @@ def test_results_are_stored_on_request_alone(entry, verilog, tmp_path, monkeypat
             bench.report(store=True, **wrong)
     with pytest.raises(bench.BenchError, match="give --store"):
         bench.report(source=SHAPE, context=40, results=tmp_path)
+    for wrong in (dict(source=SHAPE), dict(context=40), dict(synth=True), dict(timing="ddr")):
+        with pytest.raises(bench.BenchError, match="--stored shows all results"):
+            bench.report(stored=True, **wrong)
+    with pytest.raises(bench.BenchError, match=f"no stored results in {tmp_path / 'none'}: "):
+        bench.report(stored=True, results=tmp_path / "none")
 
 
 def bench_config(name, **settings):

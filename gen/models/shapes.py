@@ -61,7 +61,7 @@ SHAPES: dict[str, ModelSpec] = {
 def published(name: str, context: int | None = None) -> ModelSpec:
     """The model called `name` with a cache of `context` positions. Raises `ConfigError` for unknown names and too long contexts."""
     if name not in SHAPES:
-        raise ConfigError(f"{unknown('model', name, SHAPES)}, or give the folder of a checkpoint")
+        raise ConfigError(f"{unknown('model', name, SHAPES)}, or give the folder of a checkpoint, such as `tritloom models` lists")
     return SHAPES[name].with_context(context)
 
 

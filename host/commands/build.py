@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from tritloom.host.commands.common import (
-    BoardOption,
     ConfigOption,
     ContextOption,
     JsonOption,
@@ -22,7 +21,7 @@ from tritloom.host.console import Console
 
 def command(
     source: Source,
-    board: BoardOption,
+    board: Annotated[str, typer.Option("--board", metavar="NAME", help="Board to build for.")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the results; made if needed.")] = Path("build"),
     seeds: Annotated[
         list[int] | None,

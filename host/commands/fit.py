@@ -83,7 +83,7 @@ def text(result: FitResult, board: Board, speeds: list[dict[str, float]], clock:
     """What people read: whether it fits, what it takes, how fast it is, what more would bring, and the configuration."""
     c, p = result.config, result.predicted
     rows: list[tuple[str, Any]] = [("fits", "yes" if result.fits else "no")]
-    rows += [("lacks", need) for need in result.needs.values() if need.lacks]
+    rows += [("needs", need) for need in result.needs.values() if need.lacks]
     if result.fits:
         rows.append(("bound by", result.binds))
     elif others:
@@ -135,12 +135,13 @@ def speed_rows(speeds: list[dict[str, float]]) -> list[list[str]]:
 
 
 def gain_rows(more: list[Relaxation], at: int, texts: int) -> list[list[str]]:
-    """A row for each change; what it does to the speeds at `at` positions."""
+    """A row for each change; what it does to the speeds at `at` positions, a shorter context at its own end."""
     batch = [f"{texts} texts"] if texts > 1 else []
     rows = [[f"more of one thing, at {at:,} positions", "one text", *batch, "first token", "LUTs", "how"]]
     for each in more:
         how = f"--context {each.context}" if each.context else " ".join(f"--set {name}={value}" for name, value in each.settings.items())
         gains = [each.decode, *([each.batch] if batch else []), each.first_token]
-        rows.append([each.change, *("–" if gain is None else f"×{gain:.2f}" for gain in gains), f"{each.lut:+,}",
+        change = f"{each.change}, at {min(at, each.context):,} positions" if each.context else each.change
+        rows.append([change, *("–" if gain is None else f"×{gain:.2f}" for gain in gains), f"{each.lut:+,}",
                      how if each.fits else f"{how}: does not fit, {each.lacks}"])
     return rows

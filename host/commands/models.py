@@ -38,6 +38,7 @@ def command(as_json: JsonOption = False) -> None:
 
 
 def parameters(spec: ModelSpec) -> int:
-    """Weights of the matrices and of the tables of embeddings."""
+    """Weights of the matrices, of the tables of embeddings and of the norms."""
     s: Any = spec.shape
-    return s.layers * s.hidden * (s.qkv_rows + s.q_size + 3 * s.ffn) + s.vocab * s.hidden * (1 if spec.tied_embeddings else 2)
+    norms = s.layers * (2 * s.hidden + (s.q_size + s.ffn if s.sub_norms else 0)) + s.hidden
+    return s.layers * s.hidden * (s.qkv_rows + s.q_size + 3 * s.ffn) + s.vocab * s.hidden * (1 if spec.tied_embeddings else 2) + norms

@@ -49,7 +49,8 @@ def command(
     ] = None,
     prompt: Annotated[
         list[str] | None,
-        typer.Option("--prompt", metavar="TEXT", help="Text to go on from, - for that on stdin; several of them are written together."),
+        typer.Option("--prompt", metavar="TEXT", help=f"Text to go on from ({DEFAULT_PROMPT!r} by default), - for that on stdin; "
+                                                       "several of them are written together."),
     ] = None,
     prompt_file: Annotated[
         list[Path] | None,
