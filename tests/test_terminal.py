@@ -201,6 +201,15 @@ def test_configurations_that_are_none(tritloom, tmp_path, content):
 # Images --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("option", ["--config", "--prompt-file"])
+def test_a_file_without_end_is_refused_at_once(tritloom, tmp_path, option):
+    with (tmp_path / "large").open("wb") as large:
+        large.truncate(8 << 30)
+    for file in ("/dev/zero", tmp_path / "large"):
+        status, out, err = tritloom(*RUN, option, file)
+        assert (status, out) == (2, "") and f"{file}: more than" in one_line(err)
+
+
 def test_an_image_is_run_without_its_checkpoint(tritloom, tmp_path):
     image = tmp_path / "story.img"
     assert tritloom("pack", MODEL, "--context", 64, "--set", "sequences=2", "--out", image)[0] == 0

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal, get_type_hints
 
 import typer
 
@@ -50,6 +50,8 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable outpu
 
 FITTED_FIELDS = {f.name: f.type for f in dataclasses.fields(BuildConfig) if f.name not in ("shape", "board")}
 """Names and types of what `--set` may fix."""
+CONFIGURATION_BYTES, TEXT_BYTES = 1 << 20, 64 << 20
+"""Most bytes of a configuration, and of a text."""
 MOST_CHARACTERS = 100
 """Of what follows `--set`."""
 
@@ -268,7 +270,8 @@ class Plan:
             load(board)
             return cls(board, context, settings_of(settings))
         try:
-            config = BuildConfig.from_json(file.read_text("utf-8"))
+            with file.open("rb") as opened:
+                config = BuildConfig.from_json(bounded(opened, CONFIGURATION_BYTES, str(file)).decode("utf-8"))
         except UnicodeDecodeError:
             raise InputError(f"{file}: not a configuration; give config.json as `tritloom generate` wrote it") from None
         except ConfigError as error:
@@ -414,7 +417,7 @@ def texts_of(prompts: Iterable[str] | None, files: Iterable[Path] | None) -> lis
         if prompt == "-":
             if read or sys.stdin is None:
                 raise InputError("stdin is closed" if sys.stdin is None else "--prompt - reads stdin, which gives one text: give it once")
-            texts.append(_content(sys.stdin.buffer.read(), "the prompt on stdin"))
+            texts.append(_content(bounded(sys.stdin.buffer, TEXT_BYTES, "the prompt on stdin"), "the prompt on stdin"))
             read = True
         else:  # a surrogate stands for a byte that is not of the locale's encoding
             foreign = any("\ud800" <= character <= "\udfff" for character in prompt)
@@ -424,7 +427,16 @@ def texts_of(prompts: Iterable[str] | None, files: Iterable[Path] | None) -> lis
 
 def text_in(file: Path) -> str:
     """Text of a UTF-8 file, without the end of its last line. Raises `InputError`."""
-    return _content(file.read_bytes(), str(file))
+    with file.open("rb") as opened:
+        return _content(bounded(opened, TEXT_BYTES, str(file)), str(file))
+
+
+def bounded(file: BinaryIO, most: int, what: str) -> bytes:
+    """All of a file, which may have no end. Raises `InputError` for more than `most` bytes."""
+    data = file.read(most + 1)
+    if len(data) > most:
+        raise InputError(f"{what}: more than {most >> 20} MiB, which is too much to be meant; check the path")
+    return data
 
 
 def _decoded(data: bytes, what: str) -> str:
