@@ -136,6 +136,8 @@ def test_a_file_cut_short_names_what_is_beside_it(tmp_path):
         ("[" * 100_000, "nested deeper"),
         ('{"a": ' + "[" * 100 + "]" * 100 + "}", "nested deeper than 64"),
         ("[1, 2]", "not a JSON object"),
+        ("\ufeff{}", "begins with a byte order mark"),
+        ("\udcff\udcfe{\0}\0", "begins with a byte order mark"),
         ('{"a": "\udcff"}', "not JSON"),
         ("{" + "," * (5 << 20) + "}", "larger than any"),
     ],

@@ -5,6 +5,7 @@ Every byte that a reader takes comes through here, and a file that is not what i
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import re
@@ -163,6 +164,8 @@ def parse_json(data: bytes, subject: str, fix: str = AGAIN) -> dict[str, Any]:
 
     if len(data) > JSON_BYTES or data.count(b",") + data.count(b"[") + data.count(b"{") > JSON_ITEMS:
         raise fail(f"larger than any such file ({len(data)} bytes of JSON)")
+    if data.startswith((codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise CheckpointError(subject, "begins with a byte order mark", "save it as UTF-8 without one")
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=_pairs, parse_float=_float, parse_constant=_constant)
     except RecursionError:
