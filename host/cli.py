@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import itertools
 import json
 import os
 import signal
@@ -21,6 +22,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
+from tritloom.host.backend import InputError
 from tritloom.host.console import Console, prepare_streams
 from tritloom.system import ending
 from tritloom.system.files import CacheWarning
@@ -141,6 +143,7 @@ def _run(given: list[str]) -> tuple[str, int]:
     """What to say, and the exit status, where a verb ends as verbs do."""
     import typer
 
+    _refuse_empty(given)
     command = verbs()
     try:
         with command.make_context("tritloom", list(given)) as context:
@@ -153,6 +156,15 @@ def _run(given: list[str]) -> tuple[str, int]:
         text = " ".join(error.format_message().split()).replace("Value error, ", "")
         return f"{text.rstrip('.')}; see `{verb.command_path if verb else 'tritloom'} --help`", BAD_INPUT
     return "", 0
+
+
+def _refuse_empty(given: list[str]) -> None:
+    """An empty text is a prompt or a mistake: as a path it would be the current folder."""
+    for before, argument in itertools.pairwise(["", *given]):
+        option, equals, value = argument.partition("=")
+        named = before if argument == "" else option if option.startswith("--") and equals and not value else None
+        if named is not None and named != "--prompt":
+            raise InputError(f"{named if named.startswith('-') else 'an argument'} is empty: is a variable of the shell not set?")
 
 
 def _ended(number: int) -> str:

@@ -136,3 +136,11 @@ def test_errors_of_the_system_name_the_path(number, status):
     text, got = explain(OSError(number, os.strerror(number), "/a/" + "b" * 9000))
     assert got == status and text.startswith("/a/bbb") and len(text) < 400
     assert ("make room" in text) is (number in (errno.ENOSPC, errno.EDQUOT))
+
+
+@pytest.mark.parametrize("given", [
+    ("generate", "--model", MODEL, "--out", ""), ("generate", "--model", MODEL, "--out="), ("run", "--image", ""), ("run", ""),
+    ("run", "--model", MODEL, "--prompt-file", ""), ("pack", "--model", MODEL, "--out", ""),
+], ids=str)  # fmt: skip
+def test_an_empty_path_is_not_the_current_folder(capsys, place, given):
+    assert "is empty" in refused(capsys, place, *given)

@@ -204,7 +204,7 @@ def _read(
     problems.add(
         str(path),
         "no such checkpoint" if not path.exists() else "neither a model folder nor a GGUF file",
-        "give the folder of a Hugging Face model or a .gguf file",
+        "give the folder of a Hugging Face model or a .gguf file (`tritloom models` lists those at hand)",
     )
     return None, None
 
