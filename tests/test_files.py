@@ -269,6 +269,7 @@ GGUF = {
     "unaligned": (padded(header([ARCHITECTURE], [info(offset=4)])), "no multiple of 32"),
     "one name": (padded(header([ARCHITECTURE], [info(), info(offset=32)])), "twice in m.gguf"),
     "alignment": (header([text("general.alignment") + struct.pack("<II", 4, 0)]), "must be a power of two"),
+    "alignment's type": (header([text("general.alignment") + struct.pack("<I?", 7, True)]), "must be of metadata type 4, not 7"),
     "big-endian": (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "big-endian"),
     "old version": (header(version=1), "GGUF version 1"),
     "old format": (b"tjgg" + bytes(32), "an old GGML file"),

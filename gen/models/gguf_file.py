@@ -17,7 +17,7 @@ from tritloom.gen.models.problems import CheckpointError, Problems, shown
 from tritloom.gen.models.records import Record, read_record
 
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-STRING, ARRAY = 8, 9
+UINT32, STRING, ARRAY = 4, 8, 9
 I2_S = 36
 """bitnet.cpp's type number, unknown to the gguf package: 2-bit codes, then a 32-byte tail with the scale."""
 I2_S_TAIL = 32
@@ -86,8 +86,7 @@ class _Cursor:
             raise CheckpointError(key, f"{value} is not a number", AGAIN)
         return value
 
-    def value(self, key: str) -> Any:
-        kind = self.scalar("I")
+    def value(self, kind: int, key: str) -> Any:
         if kind == STRING:
             return self.string()
         if kind != ARRAY:
@@ -145,7 +144,10 @@ def _read_part(path: Path) -> tuple[Metadata, dict[str, Tensor]]:
         key = cursor.name()
         if key in metadata:
             raise CheckpointError(key, f"twice in the metadata of {path.name}", AGAIN)
-        metadata[key] = cursor.value(key)
+        kind = cursor.scalar("I")
+        if key == "general.alignment" and kind != UINT32:
+            raise CheckpointError(key, f"must be of metadata type {UINT32}, not {kind}", AGAIN)
+        metadata[key] = cursor.value(kind, key)
     entries = []
     for _ in range(tensor_count):
         name, dimensions = cursor.name(), cursor.scalar("I")
