@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 # sources is preferred where there is one; elsewhere: make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 
-# Pythons that the plain package is also tested with, where they are installed (make test): the oldest and the newest.
+# Pythons that the plain package is also tested with, where they are installed (make plain-others): the oldest and the newest.
 OLDEST := python3.10
 NEWEST := python3.15 python3.14 python3.13 python3.12
 
@@ -20,6 +20,7 @@ help:
 	@echo "make demo    generate a story on a simulated accelerator (installs what it needs, no PyTorch)"
 	@echo "make test    lint, types and all tests (installs the test tools too)"
 	@echo "make plain   test the package without generator and simulator, from its wheel (PYTHON=python3.10: with that one)"
+	@echo "make plain-others  the same on the oldest and the newest Python that are installed (about five minutes each)"
 	@echo "make setup   install everything into $(VENV)"
 	@echo "make digests   say which stored results still hold, after a change of the hardware (about ten minutes)"
 	@echo "make results   measure again what holds no more of all stored results, JOBS=2 at a time (hours; goes on when interrupted)"

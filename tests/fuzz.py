@@ -36,7 +36,7 @@ from typing import Any
 import numpy as np
 import safetensors
 import sentencepiece
-from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader, GGUFWriter
 from gguf.quants import dequantize
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer as Library
@@ -550,8 +550,8 @@ def other_tensors(path: Path) -> dict[str, tuple[str, list[int], bytes]]:
             alignment = int.from_bytes(dict(parts.values).get(b"general.alignment", b"1234\x20")[4:], "little")
             start = -(-parts.header_bytes // alignment) * alignment
             for name, dims, kind, offset in parts.tensors:
-                size = int(np.prod(dims)) // 4 + 32 if kind == 36 else int(np.prod(dims)) * {0: 4, 1: 2}[kind]
-                dtype = {36: "I2_S", 0: "F32", 1: "F16"}[kind]
+                (block, size), dtype = ((4, 1), "I2_S") if kind == 36 else (GGML_QUANT_SIZES[kind := GGMLQuantizationType(kind)], kind.name)
+                size = int(np.prod(dims)) // block * size + 32 * (dtype == "I2_S")
                 out[name.decode()] = dtype, dims[::-1], data[start + offset : start + offset + size]
         else:
             out |= {t.name: (t.tensor_type.name, [int(d) for d in t.shape][::-1], data[t.data_offset : t.data_offset + t.n_bytes])

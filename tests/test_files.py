@@ -266,6 +266,7 @@ GGUF = {
     "beyond the file": (padded(header([ARCHITECTURE], [info(offset=1 << 40)])), "truncated"),
     "huge": (padded(header([ARCHITECTURE], [info(dims=(1 << 60, 1 << 60))])), "truncated"),
     "overlap": (padded(header([ARCHITECTURE], [info("a", (16,)), info("b", (8,), offset=32)])), "overlaps another tensor"),
+    "gap": (padded(header([ARCHITECTURE], [info("a", (8,)), info("b", (8,), offset=64)])) + bytes(64), "the tensors before it end at 32"),
     "unaligned": (padded(header([ARCHITECTURE], [info(offset=4)])), "no multiple of 32"),
     "one name": (padded(header([ARCHITECTURE], [info(), info(offset=32)])), "twice in m.gguf"),
     "alignment": (header([text("general.alignment") + struct.pack("<II", 4, 0)]), "must be a power of two"),

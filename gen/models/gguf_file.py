@@ -170,9 +170,11 @@ def _read_part(path: Path) -> tuple[Metadata, dict[str, Tensor]]:
             raise CheckpointError(name, f"begins at byte {offset} of the data, which is no multiple of {alignment}", AGAIN)
         if offset < end:
             raise CheckpointError(name, f"overlaps another tensor in {path.name}", AGAIN)
+        if base + offset + size > len(file):
+            raise truncated(path, f"{name} ends at byte {base + offset + size}, the file has {len(file)}")
+        if offset > -(-end // alignment) * alignment:
+            raise CheckpointError(name, f"begins at byte {offset} of the data; the tensors before it end at {end}", AGAIN)
         end = offset + size
-        if base + end > len(file):
-            raise truncated(path, f"{name} ends at byte {base + end}, the file has {len(file)}")
         tensors[name] = Tensor(name, dtype, shape, file[base + offset : base + end])
     return metadata, {name: tensors[name] for _, _, name, _, _ in entries}
 
