@@ -14,6 +14,15 @@ import pytest
 from tritloom.system import ending, processes
 from tritloom.system.ending import Terminated, signals, undone
 
+
+@pytest.fixture(autouse=True)
+def not_ignored():
+    """A signal that is ignored from the start, as SIGHUP under nohup, stays ignored: not here."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 SWALLOWS = """
 class Lost:
     def __del__(self):  # KeyboardInterrupt in here is printed, and that is all
