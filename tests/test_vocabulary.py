@@ -410,7 +410,7 @@ def test_a_gguf_file_s_suppressed_tokens_are_said():
 
 @pytest.mark.parametrize("changes", [
     lambda data: data.replace(b"<0x41>\x15", b",0x41>\x15"), lambda data: data + bytes(8),
-    lambda data: data.replace(b"<0x41>", b"<0x\x001>"),
+    lambda data: data.replace(b"<0x41>", b"<0x\x001>"), lambda data: data.replace(b"<s>\x15\0\0\0\0\x18\x03", b"<s>\x15\0\0\0\0\x18\x02"),
 ])
 def test_a_sentencepiece_file_that_its_own_library_refuses(changes):
     data = changes(trained("bpe"))

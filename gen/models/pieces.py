@@ -244,6 +244,8 @@ def read_sentencepiece(data: bytes) -> tuple[Tokenizer, int, int]:
         raise VocabularyError("not a SentencePiece file") from None
     if algorithm not in (1, 2):
         raise VocabularyError(f"SentencePiece model type {algorithm} is not supported, only unigram (1) and BPE (2)")
+    if (count := sum(piece.kind == UNKNOWN for piece in pieces)) != 1:
+        raise VocabularyError(f"it has {count} unknown tokens where a SentencePiece file has one")
     if {piece.text for piece in pieces if piece.kind == BYTE} != (BYTES if fallback else set()):
         raise VocabularyError("its pieces for bytes are not <0x00> to <0xFF>, or there are some without byte_fallback")
     if suffix or not escape:
