@@ -1,5 +1,6 @@
 """Mutated files in the suite: a few hundred by number, some by hypothesis, and whether the stored long run is of these readers."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -34,3 +35,11 @@ def test_what_is_wrong_is_seen(corpus, monkeypatch):
     monkeypatch.setattr(GgufCheckpoint, "ternary", lambda self, *what: (-right(self, *what)[0], right(self, *what)[1]))
     with pytest.raises(fuzz.Wrong, match="holds other weights"):
         corpus.outcome("GGUF TQ2_0", [])
+
+
+def test_the_stored_run_is_whole_and_of_every_kind(corpus):
+    """By `make fuzz`. Its digest of what the readers do is not compared: it depends on the tree's path, through a SentencePiece file."""
+    record = json.loads(fuzz.RESULTS.read_text("utf-8"))
+    assert (record["files"], record["first"], record["failures"]) == (fuzz.FILES, 0, [])
+    assert record["longest_s"] < fuzz.SECOND_LIMIT and record["peak_bytes"] < 1 << 30
+    assert set(record["kinds"]) == set(corpus.kinds) and all(kind["accepted"] and kind["refused"] for kind in record["kinds"].values())
