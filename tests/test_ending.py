@@ -17,10 +17,12 @@ from tritloom.system.ending import Terminated, signals, undone
 
 @pytest.fixture(autouse=True)
 def not_ignored():
-    """A signal that is ignored from the start, as SIGHUP under nohup, stays ignored: not here."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    """A signal that is ignored from the start (SIGHUP under nohup, SIGINT in a shell's background) stays ignored: not here."""
+    wanted = {signal.SIGHUP: signal.SIG_DFL, signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in wanted.items()}
     yield
-    signal.signal(signal.SIGHUP, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 SWALLOWS = """
