@@ -272,7 +272,7 @@ def needs(config: BuildConfig, layout: MemoryMap, board: Board, cost: dict[str, 
         if cost[kind] or have:
             found[kind] = Need(name, cost[kind] / size, None if have is None else have / size)
     if config.memory == "axi":
-        have = min(board.window_bytes, ADDRESS_LIMIT) if board.memory == "axi" or not board.real else 0
+        have = board.window_bytes if board.memory == "axi" or not board.real else 0
         found["memory"] = Need("MiB of memory", layout.total_bytes / MIB, have / MIB)
     else:  # its memory is among the resources, but for what no address reaches
         have = ADDRESS_LIMIT / MIB if layout.total_bytes > ADDRESS_LIMIT else None

@@ -15,6 +15,7 @@ import copy
 import dataclasses
 import faulthandler
 import hashlib
+import io
 import json
 import multiprocessing
 import os
@@ -132,11 +133,12 @@ def sources(folder: Path) -> dict[str, Files]:
 def vocabularies(folder: Path, stories: dict[str, Any]) -> dict[str, Files]:
     """GGUF metadata of both kinds of vocabulary, a folder with tokenizer.model, and one with tokenizer.json and settings."""
     folder.mkdir()
-    trained = folder / "pieces"
+    written = io.BytesIO()  # trained on lines and written into memory: a model file holds the paths of its files
+    lines = (ROOT / "models" / "validation.txt").read_text("utf-8").splitlines()[:500]
     sentencepiece.SentencePieceTrainer.train(
-        input=str(ROOT / "models" / "validation.txt"), model_prefix=str(trained), vocab_size=VOCABULARY, model_type="bpe",
-        byte_fallback=True, input_sentence_size=500, shuffle_input_sentence=False, minloglevel=2, num_threads=1)  # fmt: skip
-    model = trained.with_suffix(".model").read_bytes()
+        sentence_iterator=iter(lines), model_writer=written, vocab_size=VOCABULARY, model_type="bpe", byte_fallback=True,
+        minloglevel=2, num_threads=1)  # fmt: skip
+    model = written.getvalue()
     theirs = sentencepiece.SentencePieceProcessor(model_proto=model)
     tokens = {id: token for token, id in stories["model"]["vocab"].items()} | {t["id"]: t["content"] for t in stories["added_tokens"]}
     ids = range(VOCABULARY)
