@@ -81,11 +81,11 @@ unit: setup
 
 # Emits all machines that have stored results; those whose Verilog is the same stay current.
 digests: setup
-	$(BIN)/python -m tritloom.sim.stored
+	$(BIN)/python -m tritloom.sim.bench.stored
 
 JOBS ?= 2
 results: setup
-	$(BIN)/python -m tritloom.sim.remeasure $(JOBS)
+	$(BIN)/python -m tritloom.sim.bench.remeasure $(JOBS)
 
 # An environment a version; the package itself is built and installed each time, not linked.
 plain:
@@ -105,7 +105,7 @@ plain-others:
 
 # Several machines, two models, prompts of awkward lengths; runs what holds no more.
 equality: setup
-	$(BIN)/python -m tritloom.sim.equality
+	$(BIN)/python -m tritloom.sim.check.equality
 
 # Random shapes, machines and work; each prints its seed.
 random: setup
@@ -116,7 +116,7 @@ fuzz: setup
 	cd tests && ../$(BIN)/python fuzz.py --store
 
 calibrate: setup
-	$(BIN)/python -m tritloom.gen.calibrate
+	$(BIN)/python -m tritloom.gen.fit.calibrate
 
 clean:
 	rm -rf build .pytest_cache .ruff_cache

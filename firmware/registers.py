@@ -1,6 +1,6 @@
 """The control and status registers: their one declaration.
 
-The hardware bank (rtl/csr.py), the host's names, the C header, the JSON export and docs/registers.md
+The hardware bank (rtl/control/registers.py), the host's names, the C header, the JSON export and docs/registers.md
 all come from `REGISTERS`. Addresses are bytes; registers are 32 bits wide.
 """
 

@@ -129,7 +129,7 @@ def _package(name: str, pinned: str, part: str) -> dict[str, Any]:
 
 
 def _yosys() -> str:
-    from tritloom.gen import yosys
+    from tritloom.gen.tools import yosys
 
     command = os.environ.get("YOSYS") or str(yosys.executable())
     return subprocess.run([command, "-V"], check=True, capture_output=True, text=True, timeout=120).stdout.strip()

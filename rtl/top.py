@@ -8,18 +8,17 @@ from amaranth.lib.wiring import In, Out
 
 from tritloom.firmware.config import BuildConfig
 from tritloom.firmware.isa import Destination, TraceUnit
-
-from .attention import DotEngine
-from .axi import axi_members
-from .csr import ControlRegisters, axi_lite_members
-from .memory import AxiMemory, OnChipMemory
-from .router import ReadArbiter, WeightRouter, WriteArbiter
-from .sampler import Sampler
-from .sequencer import Sequencer
-from .shortlist import ShortList
-from .stream import Fifo, LightSlice, Slice
-from .tlmm import TernaryMatmul
-from .vector import VectorUnit
+from tritloom.rtl.attention.unit import DotEngine
+from tritloom.rtl.control.registers import ControlRegisters, axi_lite_members
+from tritloom.rtl.control.sequencer import Sequencer
+from tritloom.rtl.head.sampler import Sampler
+from tritloom.rtl.head.shortlist import ShortList
+from tritloom.rtl.memory.axi import axi_members
+from tritloom.rtl.memory.router import ReadArbiter, WeightRouter, WriteArbiter
+from tritloom.rtl.memory.system import AxiMemory, OnChipMemory
+from tritloom.rtl.stream import Fifo, LightSlice, Slice
+from tritloom.rtl.ternary.tlmm import TernaryMatmul
+from tritloom.rtl.vector.unit import VectorUnit
 
 __all__ = ["Accelerator"]
 

@@ -11,7 +11,7 @@ from amaranth import C, Cat, Module, Mux, Signal, Value, signed, unsigned
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
-from .shared import once
+from tritloom.rtl.once import once
 
 __all__ = [
     "EXPONENT_BITS",

@@ -14,9 +14,9 @@ from tritloom.firmware.emulator import Emulator, EmulatorError, TraceEvent
 from tritloom.firmware.programs import ARG_PROMPT, ARG_STOP, ARG_TOKENS
 from tritloom.firmware.registers import FIFO_DEPTH, IDENTIFIER, MAP_VERSION, MEMORY_FAILED, REGISTER
 from tritloom.host.backend import Bytes, DeviceError
-from tritloom.sim import memory as timing_presets
-from tritloom.sim.memory import MemoryTiming
-from tritloom.sim.verilated import SimulationError, Verilated
+from tritloom.sim import dram
+from tritloom.sim.dram import MemoryTiming
+from tritloom.sim.machine import SimulationError, Verilated
 
 __all__ = ["EmulatorBackend", "NullBackend", "SimBackend"]
 
@@ -58,7 +58,7 @@ class SimBackend:
         """Compile `verilog` (or find it compiled) and put `memory_bytes` behind it."""
         library = Verilated.build(verilog, f"{config.digest:08x}", build_dir, progress=progress)
         size = round_up(max(memory_bytes, 1), PAGE * config.mem_ports)
-        preset = timing_presets.preset(timing) if isinstance(timing, str) else timing
+        preset = dram.preset(timing) if isinstance(timing, str) else timing
         machine = Verilated(library, memory_bytes=size, timing=preset, seed=seed)
         return cls(machine, config, [port * (size // config.mem_ports) for port in range(machine.axi_ports)])
 

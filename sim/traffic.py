@@ -12,8 +12,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from tritloom.sim.memory import MemoryTiming
-from tritloom.sim.verilated import BuildError, Parameters, compiler, default_build_dir
+from tritloom.sim.dram import MemoryTiming
+from tritloom.sim.machine import BuildError, Parameters, compiler, default_build_dir
 from tritloom.system.files import replaced
 from tritloom.system.processes import call
 

@@ -10,7 +10,7 @@ import pytest
 
 from tritloom.firmware.programs import NO_STOP_TOKEN
 from tritloom.firmware.registers import PAGE_BYTES, PORTS, REGISTERS
-from tritloom.gen.registers import to_c_header
+from tritloom.gen.verilog.registers import to_c_header
 
 SOURCE = Path(__file__).resolve().parents[1] / "docs" / "driver.c"
 NAMES = {register.address: register.name for register in REGISTERS}

@@ -30,7 +30,8 @@ def packages(path: Path) -> frozenset[str]:
         file = pending.pop()
         for name in _imported(ast.parse(file.read_text("utf-8")), ["tritloom", *file.relative_to(TESTS.parent).parent.parts]):
             top, *rest = name.split(".")
-            roots = [TESTS.parent.joinpath(*rest)] if top == "tritloom" else [TESTS / top]
+            folders = [TESTS, *(item for item in TESTS.iterdir() if item.is_dir())]
+            roots = [TESTS.parent.joinpath(*rest)] if top == "tritloom" else [folder / top for folder in folders]
             ours = [file for root in roots for file in (root.with_suffix(".py"), root / "__init__.py") if file.is_file()]
             if not ours and top != "tritloom" and top not in sys.stdlib_module_names:
                 found.add("torch" if name.startswith("safetensors.torch") else top)

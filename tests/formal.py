@@ -6,7 +6,7 @@ from pathlib import Path
 from amaranth import Elaboratable, Value, ValueCastable
 from amaranth.back import rtlil
 
-from tritloom.gen import yosys
+from tritloom.gen.tools import yosys
 
 
 def prove(design: Elaboratable, ports: list[ValueCastable | Value], folder: Path, *, depth: int) -> None:

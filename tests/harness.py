@@ -42,7 +42,7 @@ from cocotb_tools.runner import Verilator
 
 from seed import seed_from_environment
 from tritloom.gen import verilator
-from tritloom.gen.emit import to_verilog
+from tritloom.gen.verilog.emit import to_verilog
 
 BUILD = Path(__file__).resolve().parent.parent / "build" / "tests"
 OPTIMISATION = "-O0"
@@ -232,10 +232,10 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} is not JSON: {value!r}")
 
 
-def tests_folder_on_path() -> None:
-    """Simulations import test modules by name: keep this folder importable in them."""
-    if str(Path(__file__).parent) not in sys.path:
-        sys.path.insert(0, str(Path(__file__).parent))
+def tests_on_path() -> None:
+    """Simulations import test modules by name: keep their folders importable in them."""
+    here = Path(__file__).parent
+    sys.path[:0] = [str(folder) for folder in (here, here / "rtl") if str(folder) not in sys.path]
 
 
-tests_folder_on_path()
+tests_on_path()

@@ -23,20 +23,20 @@ import synthetic
 from tritloom.firmware.config import BuildConfig, ConfigError, ModelShape
 from tritloom.firmware.integer import GREEDY, Sampling
 from tritloom.firmware.layout import memory_map
-from tritloom.gen.generate import cached_verilog
 from tritloom.gen.models import Checkpoint, open_checkpoint
 from tritloom.gen.pack import pack, quantise
 from tritloom.gen.quantised import QuantisedModel
 from tritloom.gen.scaling import Scaling, rescaled
+from tritloom.gen.verilog.generate import cached_verilog
 from tritloom.host.backend import Backend, DeviceError
 from tritloom.host.image import Image, write_image
 from tritloom.host.session import Session, sampling
-from tritloom.sim import stored
 from tritloom.sim.backends import EmulatorBackend, SimBackend
+from tritloom.sim.bench import stored
+from tritloom.sim.check.verify import compare
+from tritloom.sim.dram import LINE_BYTES, PRESETS, MemoryTiming
 from tritloom.sim.integer_model import IntegerModel
-from tritloom.sim.memory import LINE_BYTES, PRESETS, MemoryTiming
-from tritloom.sim.verify import compare
-from tritloom.sim.verilated import default_build_dir
+from tritloom.sim.machine import default_build_dir
 from tritloom.system.files import write_atomically
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results" / "random.json"

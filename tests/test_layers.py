@@ -37,8 +37,7 @@ LAYERS = {
         ours={"gen", "rtl", "firmware", "boards", "system"},
         others={"amaranth", "gguf", "numpy", "pydantic", "pyosys", "safetensors", "tokenizers"},
     ),
-    "gen/calibrate.py": Layer(ours={"gen", "firmware", "system"}, others={"numpy"}, lazy_others={"scipy"}),
-    "gen/bench.py": Layer(ours={"gen", "firmware"}, others={"numpy"}, lazy_ours={"boards", "host", "rtl", "sim"}),  # measures what they run
+    "gen/fit/calibrate.py": Layer(ours={"gen", "firmware", "system"}, others={"numpy"}, lazy_others={"scipy"}),
     "host": Layer(ours={"host", "firmware", "boards", "system"}, others={"numpy", "rich", "tokenizers", "typer"}),
     "host/commands": Layer(
         ours={"host", "firmware", "boards", "system"},
@@ -53,7 +52,7 @@ LAYERS = {
         lazy_others={"amaranth", "tokenizers", "torch", "transformers"},  # a demo runs without PyTorch
     ),
 }
-MAY_PRINT = {"gen/calibrate.py", "host/cli.py", "host/console.py", "gen/yosys.py"}
+MAY_PRINT = {"gen/fit/calibrate.py", "host/cli.py", "host/console.py", "gen/tools/yosys.py"}
 """Commands and what they write with; all other code is a library."""
 
 
@@ -115,11 +114,11 @@ def test_imports(module):
 @pytest.mark.parametrize(
     "module, source",
     [
-        ("rtl/tlmm.py", "from pathlib import Path"),
-        ("rtl/tlmm.py", "import torch"),
-        ("rtl/tlmm.py", "def f():\n    from tritloom.gen import pack"),
-        ("rtl/tlmm.py", "from ..gen import pack"),
-        ("rtl/tlmm.py", "from .. import host"),
+        ("rtl/ternary/tlmm.py", "from pathlib import Path"),
+        ("rtl/ternary/tlmm.py", "import torch"),
+        ("rtl/ternary/tlmm.py", "def f():\n    from tritloom.gen import pack"),
+        ("rtl/ternary/tlmm.py", "from ...gen import pack"),
+        ("rtl/ternary/tlmm.py", "from ... import host"),
         ("firmware/isa.py", "import amaranth.lib.data"),
         ("firmware/isa.py", "with open('x') as f: pass"),
         ("gen/pack.py", "from tritloom.sim import backends"),
@@ -137,7 +136,7 @@ def test_violations_are_seen(module, source):
 @pytest.mark.parametrize(
     "module, source",
     [
-        ("rtl/tlmm.py", "from .tables import Table\nfrom ..firmware import isa\nfrom tritloom import firmware\nimport math"),
+        ("rtl/ternary/tlmm.py", "from .tables import Table\nfrom ...firmware import isa\nfrom tritloom import firmware\nimport math"),
         ("host/commands/run.py", "def f():\n    from tritloom.sim.backends import SimBackend"),
         ("host/commands/run.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from tritloom.gen.models.spec import ModelSpec"),
         ("sim/fidelity.py", "def f():\n    import torch"),

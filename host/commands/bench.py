@@ -44,7 +44,7 @@ def command(
         typer.Option("--head", help="LM head: int8 rows (the default), or the same as --set shortlist=256."),
     ] = None,
     timing: Annotated[
-        str | None, typer.Option("--timing", metavar="PRESET", help="Simulated memory (the board's by default; see sim/memory.py).")
+        str | None, typer.Option("--timing", metavar="PRESET", help="Simulated memory (the board's by default; see sim/dram.py).")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Take a stored result of the same machine and code.")] = False,
     store: Annotated[bool, typer.Option("--store", help="Keep the result, in place of the stored one.")] = False,
@@ -59,8 +59,8 @@ def command(
     as_json: JsonOption = False,
 ) -> None:
     """Measure a unit or the whole machine."""
-    from tritloom.gen.bench import report, table
-    from tritloom.gen.fit import SHORTLIST
+    from tritloom.gen.fit.fit import SHORTLIST
+    from tritloom.sim.bench.report import report, table
 
     console = Console(json=as_json)
     if unit is None and not source.given and not stored:
@@ -68,7 +68,7 @@ def command(
     if html is not None:
         check_file(html, "--html")
     if store:
-        from tritloom.sim.measure import results_in
+        from tritloom.sim.bench.measure import results_in
 
         check_folder(results_in(results), "--results")
     fields = settings_of(settings)
@@ -81,7 +81,7 @@ def command(
                       prompt=prompt, timing=timing, resume=resume, stored=stored, store=store, results=results, settings=fields,
                       console=console)  # fmt: skip
     if html is not None:
-        from tritloom.gen.page import page
+        from tritloom.sim.bench.page import page
         from tritloom.system.files import write_atomically
 
         write_atomically(html.parent, {html.name: page(measured.rows, measured.results)})

@@ -33,7 +33,7 @@ def command(
     as_json: JsonOption = False,
 ) -> None:
     """Synthesise, place and route a machine."""
-    from tritloom.gen.build import TimingFailure, build, report_text
+    from tritloom.gen.tools.bitstream import TimingFailure, build, report_text
 
     console = Console(json=as_json)
     check_folder(out, "--out")

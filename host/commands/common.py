@@ -30,7 +30,7 @@ from tritloom.host.image import Image, ImageError
 from tritloom.system.files import cache, scratch
 
 if TYPE_CHECKING:
-    from tritloom.gen.fit import FitResult
+    from tritloom.gen.fit.fit import FitResult
     from tritloom.gen.models import Checkpoint, CheckReport, ModelSpec
     from tritloom.sim.backends import SimBackend
 
@@ -231,7 +231,7 @@ def settings_of(pairs: Iterable[str] | None) -> dict[str, Any]:
 def timing_of(name: str | None, board: str = DEFAULT_BOARD) -> str:
     """The simulated memory's timing: the one named, else the board's. Raises `InputError` before anything is compiled."""
     from tritloom.boards.board import load
-    from tritloom.sim.memory import TimingError, preset
+    from tritloom.sim.dram import TimingError, preset
 
     timing = load(board).timing if name is None else name
     try:
@@ -296,7 +296,7 @@ class Plan:
 
 def fitted(spec: ModelSpec, board: str, settings: dict[str, Any]) -> FitResult:
     """A configuration that fits the model to the board, with what is predicted for it. Raises `DoesNotFit`."""
-    from tritloom.gen.fit import fit
+    from tritloom.gen.fit.fit import fit
 
     result = fit(spec, board, **settings)
     if not result.fits or result.config is None:
@@ -399,7 +399,7 @@ def write_image_of(path: Path, checkpoint: Checkpoint, config: BuildConfig, cons
 
 def open_simulation(config: BuildConfig, memory_bytes: int, timing: str, console: Console) -> SimBackend:
     """The machine's Verilog, compiled and reset, with its memory."""
-    from tritloom.gen.generate import cached_verilog
+    from tritloom.gen.verilog.generate import cached_verilog
     from tritloom.sim.backends import SimBackend
 
     with timed_step(console, "Generating Verilog"):

@@ -23,7 +23,7 @@ from tritloom.host.console import Console
 
 if TYPE_CHECKING:
     from tritloom.boards.board import Board
-    from tritloom.gen.fit import FitResult, Relaxation
+    from tritloom.gen.fit.fit import FitResult, Relaxation
     from tritloom.gen.models import ModelSpec
 
 
@@ -36,7 +36,7 @@ def command(
 ) -> None:
     """Fit a model to a board."""
     from tritloom.boards.board import load
-    from tritloom.gen.fit import CONTEXT_FOR_SPEED, FitResult, fit, predict, relaxations
+    from tritloom.gen.fit.fit import CONTEXT_FOR_SPEED, FitResult, fit, predict, relaxations
 
     console = Console(json=as_json)
     with console.step("Fitting"):
@@ -58,7 +58,7 @@ def command(
 def boards_for(spec: ModelSpec, settings: dict[str, Any]) -> list[str]:
     """The boards in the tree that the model fits, with the same settings."""
     from tritloom.boards.board import names
-    from tritloom.gen.fit import fit
+    from tritloom.gen.fit.fit import fit
 
     def fits(name: str) -> bool:
         try:
@@ -71,7 +71,7 @@ def boards_for(spec: ModelSpec, settings: dict[str, Any]) -> list[str]:
 
 def clock_of(result: FitResult, board: Board) -> dict[str, float | None]:
     """The clock's period, the slowest path that other machines of the fabric have, and what is left; None: not known."""
-    from tritloom.gen.cost import SLOWEST_PATH_NS
+    from tritloom.gen.fit.cost import SLOWEST_PATH_NS
 
     several = result.config.sequences > 1
     period, path = 1e9 / result.config.clock_hz, SLOWEST_PATH_NS.get(board.family, (None, None))[several]

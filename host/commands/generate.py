@@ -31,7 +31,7 @@ def command(
     as_json: JsonOption = False,
 ) -> None:
     """Write a machine's Verilog, register map and configuration."""
-    from tritloom.gen.generate import write_machine
+    from tritloom.gen.verilog.generate import write_machine
 
     console = Console(json=as_json)
     check_folder(out, "--out")

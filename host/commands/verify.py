@@ -29,7 +29,7 @@ def command(
     as_json: JsonOption = False,
 ) -> None:
     """Compare RTL, emulator, integer model and float model; name the first difference. Also how often a short-list misses."""
-    from tritloom.sim.verify import verify
+    from tritloom.sim.check.verify import verify
 
     console = Console(json=as_json)
     if text is not None and not text.is_file():

@@ -1,0 +1,1 @@
+"""A configuration for a model and a board, and what it costs."""

@@ -1,0 +1,590 @@
+"""Choose a configuration for a model and a board, and say what it will cost.
+
+`fit` enumerates the shapes of the ternary engine that the board's memory can feed; of those within a percent of the fewest
+cycles per token it takes the one with the fewest tables, which every lane has to build; lanes go down, from what the board
+prescribes, until the device's resources suffice; where only memory lacks, results are written in two turns first.
+Predictions are projections: cycles from the units' documented latencies, resources from `gen.fit.cost`. `needs` puts them beside what the
+board has; `relaxations` says what more of one thing would bring.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
+from math import ceil, log, log2
+from typing import Any, NamedTuple
+
+from tritloom.boards.board import Board, load
+from tritloom.firmware.assembler import AssemblyError
+from tritloom.firmware.config import CHUNK, LIMITS, TRITS, BuildConfig, ConfigError, ModelShape
+from tritloom.firmware.layout import ADDRESS_LIMIT, MemoryMap, head_row_blocks, memory_map
+from tritloom.firmware.programs import generation
+from tritloom.gen.fit.cost import BLOCK_KIBIT, ULTRA_KIBIT, resources
+from tritloom.gen.models import ModelSpec
+
+CONTEXT_FOR_SPEED = 128
+"""Positions of the cache, and tokens of a prompt, for which speeds are predicted where nothing else is asked for."""
+MEMORY_EFFICIENCY = {"ddr": 0.95, "ideal": 1.0, "kv260": 0.99, "kv260-optimistic": 0.99, "kv260-pessimistic": 0.8}
+"""Share of the beat rate that long sequential reads reach (sim/dram.py)."""
+WRITE_CYCLES = {"axi": 14, "onchip": 2}
+"""Cycles that writing a beat of keys or values takes: heads lie far apart, and DRAM may open a row for each."""
+LANES = (16, 12, 8, 4, 2, 1)
+"""Numbers of lanes that are tried, from what the board prescribes (4 if it does not) down."""
+NEAR = 1.01
+"""Cycles of the engine shapes that are as good as the fastest one, as a multiple of its cycles."""
+WORTH = 1.02
+"""Gain in speed from which a relaxation is worth naming."""
+SLOWER = 0.995
+"""What a speed may fall to beside another one's gain: no advice is slower in anything."""
+SHORTLIST = 256
+"""Candidates of a short-list where none are named."""
+MOST_PROGRAM_WORDS = LIMITS["program_words"][1]
+MIB = 1 << 20
+PASSES = 64
+"""Passes of a prompt that are projected one by one; of more, so many of them stand for all."""
+BUILD_CYCLES = 14
+"""Cycles that building a symmetric table takes (full tables: twice)."""
+
+
+class Need(NamedTuple):
+    """What a machine takes of one thing, in that thing's own units, and what there is of it (None: no limit)."""
+
+    name: str
+    used: float
+    available: float | None
+
+    @property
+    def lacks(self) -> bool:
+        return self.available is not None and self.used > self.available
+
+    def __str__(self) -> str:
+        """For example: 118,204 LUTs of 117,120."""
+        of = "" if self.available is None else f" of {self.available:,.6g}" if self.available < 1e6 else f" of {self.available:,.0f}"
+        return f"{self.used:,.6g} {self.name}{of}" if self.used < 1e6 else f"{self.used:,.0f} {self.name}{of}"
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """`binds`: what limits it (what lacks when it does not fit, else what bounds the decode speed); `batch_binds`: what bounds
+    the speed of a full batch, None on a machine for one text; `predicted`: projected resources (memory on the device in Kibit) and bytes of
+    memory, and speeds at `predicted["context"]` positions (`predict`); `available`: the device's resources, in the same units;
+    `needs`: all that the machine takes beside all that the board has, by the keys of `predicted`."""
+
+    fits: bool
+    binds: str
+    config: BuildConfig
+    memory_map: MemoryMap
+    predicted: dict[str, float]
+    available: dict[str, int] = field(default_factory=dict)
+    batch_binds: str | None = None
+    needs: dict[str, Need] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"fits": self.fits, "binds": self.binds, "batch_binds": self.batch_binds,
+                "config": self.config.to_dict() | {"digest": f"{self.config.digest:08x}"},
+                "predicted": self.predicted, "available": self.available, "memory_bytes": self.memory_map.total_bytes,
+                "needs": [{"kind": kind, "name": need.name, "used": need.used, "available": need.available}
+                          for kind, need in self.needs.items()]}
+
+
+def cycles_per_pass(config: BuildConfig, context: int, tokens: int, *, answers: int, shared: int | None = None) -> dict[str, float]:
+    """Projected cycles per unit of one pass of `tokens` tokens up to position context-1: of one text, or, if `shared` is given, one each
+    of as many texts that have their first `shared` positions in common.
+
+    `answers`: tokens whose successors are chosen: none, the last, or all.
+    """
+    c, s = config, config.shape
+    build = {"symmetric14": BUILD_CYCLES, "full27": 2 * BUILD_CYCLES, "addsub": 0}[c.table_form]
+
+    groups = [min(c.lanes, tokens)] + ([tokens - c.lanes] if tokens > c.lanes else [])
+
+    def matmul(rows: int, inputs: int, count: int) -> float:
+        load = count * ceil((TRITS * c.tables + c.vector_lanes - 1) / c.vector_lanes)
+        tile_cycles = load + build + 2
+        turns = ceil(rows / c.rows_per_cycle) if count > c.result_lanes else 0
+        return tile_cycles + 16 + turns + ceil(inputs / (TRITS * c.tables)) * sum(
+            max(ceil(block / c.rows_per_cycle), tile_cycles) for block in c.blocks(rows))
+
+    def gains(length: int) -> float:
+        return length / v + ceil(32 / c.mem_bytes) + 4
+
+    v = c.vector_lanes
+    parts = max(1, v // c.rows_per_cycle) // c.banks  # reads that V results take
+    norm = {length: 2 * length / v + 60 for length in (s.hidden, s.q_size, s.ffn)}
+    resid = parts * s.hidden / v + 15
+    head_cycles = max(25, 2 * parts * s.head_dim / v + 10)
+    # A head's words and their scale, but for those that may wait.
+    rows = 2 * s.kv_heads * max(groups)
+    written = WRITE_CYCLES[c.memory] * (ceil(s.head_dim * c.attention_rows / c.attention_macs) + 1) * max(0, rows - c.kv_write_rows) / rows
+    queries, keys = s.heads * head_cycles + 50, 2 * s.kv_heads * max(head_cycles, written) + 50
+    qkv = queries + keys
+    chunks = ceil(context / CHUNK)
+
+    def visible(positions: int) -> float:
+        """Of a pass over some positions of a cache: the way there, their rows, and of each chunk two blocks of scales and what is
+        between its jobs."""
+        chunk = 2 * c.kv_scale_block_bytes / c.mem_bytes + 5
+        return 2 * positions * s.head_dim / c.attention_macs + chunk * ceil(positions / CHUNK) + 20 * (positions > 0)
+
+    def attend(count: int) -> float:
+        """Of the tokens that the dot engine takes at once: of several texts, each has positions of its own behind those that all share."""
+        passes = s.kv_heads * (ceil(s.group / c.dot_lanes) if count == 1 else s.group)
+        positions = visible(context) if shared is None else visible(shared) + count * visible(context - shared)
+        return passes * (positions + 20) + 200
+
+    # The vector unit follows the matrices of one group: keys and values beside the queries' matrix, the first token's words beside the
+    # last tile, activation beside all blocks but the last.
+    one = len(groups) == 1
+    at_once = queries if one else qkv
+    beside = {rows: rows / c.rows_per_cycle if one else 0.0 for rows in (s.hidden, s.q_size)}
+    pairs = (c.gate_up_blocks[-1] if one else 2 * s.ffn) / v
+
+    matrices = ((s.qkv_rows, s.hidden), (s.hidden, s.q_size), (2 * s.ffn, s.hidden), (s.hidden, s.ffn))
+    sub = int(s.sub_norms)
+    parameters = [gains(n) for n in (s.q_size * sub, s.hidden, s.ffn * sub, s.hidden)]
+    # Texts attend apart where that is quicker: the dot engine's lanes take heads of one then.
+    apart = shared is not None and attend(c.dot_lanes) > c.dot_lanes * attend(1)
+    together = 1 if apart else c.dot_lanes
+    # Vector work after each matrix of a layer, for a group: all of it, and what of it attention is.
+    after, attention = [], 0.0
+    for count in groups:
+        # While the dot engine attends for a turn, the vector unit works on the ones before and after.
+        turns = [min(together, count - start) for start in range(0, count, together)]
+        if turns == [count] and count > 2 and shared == 0 and s.group == 1:  # the host's choice (host.batch)
+            turns = [1, count - 2, 1]
+        meanwhile = [before * norm[s.q_size] + behind * at_once for before, behind in zip([0, *turns[:-1]], [*turns[1:], 0], strict=True)]
+        wait = turns[0] * at_once + sum(map(max, map(attend, turns), meanwhile)) + turns[-1] * norm[s.q_size]
+        alone = count * (at_once + norm[s.q_size])
+        attention = max(attention, wait - alone)
+        wait += max(0.0, count * keys - matmul(s.q_size, s.hidden, count)) if one else 0.0
+        add = count * (resid + norm[s.hidden]) - min(resid, beside[s.hidden])
+        after.append((wait - min(queries, beside[s.q_size]), add, count * (parts * pairs + 20 + norm[s.ffn]), add))
+    streams = [[matmul(*matrix, count) for matrix in matrices] for count in groups]
+    if one:
+        layer = {"matmul": sum(streams[0]), "vector": sum(after[0]) - attention + sum(parameters), "attention": attention}
+    else:
+        # One group's matrices beside the other's work before and after them; nothing is beside the first group's work before gate and up.
+        (attend_a, gate_a, activate_a, add_a), (attend_b, gate_b, activate_b, add_b) = after
+        (_, o_a, gate_up_a, down_a), (qkv_b, _, gate_up_b, down_b) = streams
+        pieces = len(c.gate_up_blocks)
+        ahead, rest = gate_up_a * c.gate_up_ahead / pieces, activate_b / min(pieces, 2)
+        waits = sum(max(0, work - stream) for work, stream in (
+            (add_b, streams[0][0]), (attend_a, qkv_b), (attend_b, o_a + ahead), (gate_b, gate_up_a - ahead), (activate_a, gate_up_b),
+            (rest, down_a), (add_a, down_b)))
+        # Attention is beside the other group's matrices, but reads from the same memory.
+        reads = sum(ceil(count / c.dot_lanes) for count in groups) * s.kv_heads * chunks * 2 * c.kv_half_bytes / c.mem_bytes
+        layer = {"matmul": sum(map(sum, streams)), "vector": gate_a + waits + sum(parameters), "attention": reads}
+    if answers == tokens:
+        result = {unit: s.layers * cycles for unit, cycles in layer.items()}
+    else:  # Of the last layer, tokens leave keys and values; only the last one takes the rest.
+        result = {unit: (s.layers - 1) * cycles for unit, cycles in layer.items()}
+        result["matmul"] += sum(stream[0] for stream in streams)
+        result["vector"] += tokens * qkv
+        if answers:
+            result["matmul"] += sum(matmul(*matrix, 1) for matrix in matrices[1:])
+            result["vector"] += sum(parameters) + 2 * (resid + norm[s.hidden]) + norm[s.q_size] + parts * 2 * s.ffn / v + 20 + norm[s.ffn]
+            result["attention"] += attend(1)
+    if answers and not c.shortlist:
+        # The head's rows are streamed for as many tokens as the dot engine has lanes; logits leave one by one.
+        sets = [min(c.dot_lanes, answers - start) for start in range(0, answers, c.dot_lanes)]
+        result["head"] = sum(ceil(s.vocab / c.group_rows) * (1 + c.group_rows * max(s.hidden / c.attention_macs, count)) for count in sets)
+    elif answers:
+        # In random order this many rows enter the heap one after the other; each stops the scan for a few cycles.
+        entries = c.shortlist * (1 + log(s.vocab / c.shortlist))
+        rescored = c.shortlist * max(c.head_row_bytes / c.attention_macs + 3, 2 * log2(c.shortlist) + 2, 8)
+        blocks = Counter(head_row_blocks(c)).items()
+        result["head"] = sum(n * matmul(rows, s.hidden, 1) for rows, n in blocks) + c.head_block_rows * parts / v + entries + rescored
+    return result
+
+
+def _bound(units: dict[str, float], beats: float, config: BuildConfig, board: Board) -> tuple[float, str]:
+    """Cycles of a pass of so many beats from memory, and what bounds them: "memory" or the busiest unit."""
+    if config.memory == "axi":
+        # A faster clock does not make the board's memory faster.
+        beats *= max(1.0, config.clock_hz / board.clock_hz if board.real else 0.0) / MEMORY_EFFICIENCY[board.timing]
+    cycles = max(beats, sum(units.values()))
+    return cycles, "memory" if beats > 0.8 * cycles else max(units, key=lambda unit: units[unit])
+
+
+def prompt_cycles(config: BuildConfig, layout: MemoryMap, board: Board, prompt: int) -> float:
+    """Projected cycles to the first token after `prompt` tokens."""
+    def one(done: int, count: int, last: bool) -> float:
+        beats = layout.pass_beats(count > config.lanes, last) + (config.shortlist_bytes // config.mem_bytes if last else 0)
+        return _bound(cycles_per_pass(config, done, count, answers=int(last)), beats, config, board)[0]
+
+    most = config.groups * config.lanes
+    full = ceil(prompt / most) - 1  # passes before the last one
+    cycles = one(prompt, prompt - full * most, True)
+    # Their cycles grow with the position: where there are many, each of a few stands for those around it.
+    edges = [full * n // PASSES for n in range(PASSES + 1)] if full > PASSES else range(full + 1)
+    for first, end in pairwise(edges):
+        cycles += (end - first) * one((first + end + 1) * most // 2, most, False)
+    return cycles
+
+
+def batch_cycles(config: BuildConfig, layout: MemoryMap, board: Board, context: int, tokens: int,
+                 shared: int | None = 0) -> tuple[float, str]:
+    """Projected cycles of a pass of `tokens` tokens up to position context-1, all of which are answered, and what bounds it: one each of
+    as many texts with their first `shared` positions in common, or, if `shared` is None, those of one text: a draft."""
+    turns = ceil(tokens / config.dot_lanes)
+    common = context if shared is None else shared
+    caches = turns * ceil(common / CHUNK) + tokens * ceil((context - common) / CHUNK)
+    cache_beats = config.shape.layers * config.shape.kv_heads * caches * 2 * config.kv_half_bytes // config.mem_bytes
+    beats = layout.layers_beats + turns * layout.epilogue_beats + cache_beats
+    return _bound(cycles_per_pass(config, context, tokens, answers=tokens, shared=shared), beats, config, board)
+
+
+def predict(config: BuildConfig, layout: MemoryMap, board: Board, context: int | None = None) -> tuple[dict[str, float], str, str | None]:
+    """Projected speeds at `context` positions (CONTEXT_FOR_SPEED, or all that the cache holds), what bounds decode, and what bounds a full
+    batch, if there can be one. Speeds: of decode when the cache holds so many positions, of a batch of texts of so many each, and the
+    time to the first token after a prompt of so many."""
+    context = min(CONTEXT_FOR_SPEED, config.shape.context) if context is None else context
+    token_beats = layout.token_beats + config.shortlist_bytes // config.mem_bytes
+    decode, binds = _bound(cycles_per_pass(config, context, 1, answers=1), token_beats, config, board)
+    predicted: dict[str, float] = {
+        "context": context,
+        "decode_cycles_per_token": decode,
+        "decode_tokens_per_s": config.clock_hz / decode,
+        "ttft_s": prompt_cycles(config, layout, board, context) / config.clock_hz,
+        "memory_share": token_beats / decode,
+    }
+    texts = min(config.sequences, config.lanes)
+    if texts == 1 or config.shortlist:  # a machine with a short-list takes one text
+        return predicted, binds, None
+    batch, batch_binds = batch_cycles(config, layout, board, context, texts)
+    predicted |= {"batch_texts": texts, "batch_tokens_per_s": texts * config.clock_hz / batch, "batch_speed_up": texts * decode / batch}
+    return predicted, binds, batch_binds
+
+
+def needs(config: BuildConfig, layout: MemoryMap, board: Board, cost: dict[str, int]) -> dict[str, Need]:
+    """What a machine takes beside what the board has, by kind: resources (`cost`, of `gen.fit.cost`) in blocks where they are blocks, bytes
+    of memory, and of a board with memory ports what they carry."""
+    blocks = BLOCK_KIBIT[board.family]
+    units = {"lut": ("LUTs", 1), "ff": ("flip-flops", 1), "bram": (f"block RAMs of {blocks} Kibit", blocks),
+             "uram": (f"UltraRAMs of {ULTRA_KIBIT} Kibit", ULTRA_KIBIT), "dsp": ("multipliers", 1)}
+    found = {}
+    for kind, (name, size) in units.items():
+        have = board.resources.get(kind)
+        if cost[kind] or have:
+            found[kind] = Need(name, cost[kind] / size, None if have is None else have / size)
+    if config.memory == "axi":
+        have = board.window_bytes if board.memory == "axi" or not board.real else 0
+        found["memory"] = Need("MiB of memory", layout.total_bytes / MIB, have / MIB)
+    else:  # its memory is among the resources, but for what no address reaches
+        have = ADDRESS_LIMIT / MIB if layout.total_bytes > ADDRESS_LIMIT else None
+        found["memory"] = Need("MiB of memory", layout.total_bytes / MIB, have)
+    if config.memory == board.memory == "axi" and board.real:
+        found["mem_bytes"] = Need("bytes a cycle from memory", config.mem_bytes, board.mem_bytes)
+        found["mem_ports"] = Need("memory ports", config.mem_ports, board.mem_ports)
+        found["port_bytes"] = Need("bytes a memory port", config.mem_bytes // config.mem_ports, board.mem_bytes // board.mem_ports)
+    return found
+
+
+def _largest_power(limit: int, *multiples: int) -> int:
+    """The largest power of two up to `limit` that divides every one of `multiples`."""
+    value = 1
+    while 2 * value <= limit and all(m % (2 * value) == 0 for m in multiples):
+        value *= 2
+    return value
+
+
+def _engine_shapes(packing: str, mem_bytes: int) -> list[tuple[int, int]]:
+    """(tables, rows_per_cycle) pairs whose word fits a beat, none dominated by one more table."""
+    pairs = []
+    for rows in (1, 2, 4, 8, 16):
+        best = 0
+        for tables in range(1, 65):
+            n = tables * rows
+            size = ceil(5 * n / 8) if packing == "index5" else 3 * (n // 5) + min(n % 5, 3)
+            if size <= mem_bytes:
+                best = tables
+                pairs.append((tables, rows))
+        if not best:
+            break
+    return pairs
+
+
+def _dot_shape(shape: ModelShape, mem_bytes: int, fixed: dict[str, Any]) -> tuple[int, int]:
+    """(attention_macs, attention_rows): the most multipliers a beat can feed, with as few rows side by side as head_dim allows."""
+    lanes = int(fixed.get("vector_lanes", 2))
+    most = _largest_power(min(mem_bytes, 64), shape.hidden)
+    choices = [(macs, rows) for macs in (most >> i for i in range(most.bit_length())) for rows in (1, 2, 4, 8, 16)
+               if fixed.get("attention_macs", macs) == macs and fixed.get("attention_rows", rows) == rows
+               and lanes <= macs // rows and shape.head_dim % (macs // rows) == 0 and shape.head_dim * rows // macs >= rows
+               and rows <= macs // rows and (rows == 1 or 4 * rows <= mem_bytes)]
+    if choices:
+        return choices[0]
+    return int(fixed.get("attention_macs", most)), int(fixed.get("attention_rows", 1))  # BuildConfig says what is wrong
+
+
+def fit(spec: ModelSpec, board: Board | str, *, at: int | None = None, **overrides: Any) -> FitResult:
+    """The configuration for `spec` on `board`; `overrides` fix any field of BuildConfig. `at`: positions of the cache for which speeds are
+    predicted (`predict`); the choice does not depend on it.
+
+    Raises ConfigError when no configuration exists at all, BoardError for an unknown board.
+    """
+    board = load(board) if isinstance(board, str) else board
+    s = spec.shape
+    if at is not None and not 1 <= at <= s.context:
+        raise ConfigError(f"speeds can be predicted at 1 to {s.context} positions of this cache, not at {at}")
+    given = {k: v for k, v in overrides.items() if v is not None}
+    fixed: dict[str, Any] = {
+        "shape": s, "board": board.name, "clock_hz": board.clock_hz, "mem_bytes": board.mem_bytes, "mem_ports": board.mem_ports,
+        "memory": board.memory,
+    } | board.parameters | given
+    unknown = sorted(set(fixed) - {f.name for f in dataclasses.fields(BuildConfig)})
+    if unknown:
+        raise ConfigError(f"unknown configuration field(s): {', '.join(unknown)}")
+    for name, (least, most) in LIMITS.items():
+        if name in fixed and not (type(fixed[name]) is int and least <= fixed[name] <= most):
+            BuildConfig(**{"shape": s, name: fixed[name]})  # says what is wrong
+    mem = fixed["mem_bytes"]
+    macs, rows = _dot_shape(s, mem, fixed)
+    fixed |= {"attention_macs": macs, "attention_rows": rows}
+    if "vector_lanes" not in fixed:
+        fixed["vector_lanes"] = _largest_power(min(max(8, mem // 4), macs // rows), s.hidden, s.ffn, s.head_dim)
+        if fixed["vector_lanes"] < 2:
+            raise ConfigError(f"hidden ({s.hidden}), ffn ({s.ffn}) and attention_macs/attention_rows ({macs // rows}) must be even: "
+                              "the vector unit takes two elements a cycle")
+    # A row of keys must find room: at most a beat for each of its words.
+    fixed.setdefault("write_fifo_beats", max(BuildConfig.write_fifo_beats, 1 << (s.head_dim * rows // macs - 1).bit_length()))
+    if fixed["memory"] == "onchip":
+        fixed.setdefault("weight_fifo_beats", 16)
+        fixed.setdefault("read_fifo_beats", 16)
+        fixed.setdefault("sampler_candidates", 16)
+    packing = str(fixed.setdefault("packing", "trit5"))
+    pairs = [(t, q) for t, q in _engine_shapes(packing, mem) if fixed.get("tables", t) == t and fixed.get("rows_per_cycle", q) == q]
+    if not pairs:
+        pairs = [(fixed.get("tables", 1), fixed.get("rows_per_cycle", 1))]
+
+    sizes: dict[tuple[int, int, int], int] = {}
+
+    def build(lanes: int, attention_lanes: int, turns: int, **more: int) -> FitResult:
+        shared = fixed | {"lanes": lanes, "attention_lanes": attention_lanes, "result_turns": turns} | more
+        if "groups" not in given and lanes == 1:
+            shared["groups"] = 1
+        config, layout = _engine(shared, pairs, spec, board, sizes)
+        words = _program_words(config, layout) if layout.total_bytes <= ADDRESS_LIMIT else 0
+        if words and "program_words" not in fixed:
+            config = dataclasses.replace(config, program_words=max(config.program_words, 1 << (words - 1).bit_length()))
+        cost = resources(config, board.family)
+        found = needs(config, layout, board, cost)
+        if words > config.program_words:
+            found["program_words"] = Need("words of program", words, config.program_words)
+        predicted, binds, batch_binds = predict(config, layout, board, at)
+        regions = layout.regions.values()
+        predicted = {**cost, "image_bytes": sum(r.length for r in regions if r.loaded),
+                     "cache_bytes": sum(r.length for r in regions if not r.loaded), "memory_bytes": layout.total_bytes, **predicted}
+        over = [kind for kind, need in found.items() if need.lacks]
+        if over:
+            binds = ", ".join(f"{kind}: {cost[kind]} of {board.resources[kind]}" if kind in cost else f"{kind}: {found[kind]}"
+                              for kind in over)
+        return FitResult(not over, binds, config, layout, predicted, board.resources, batch_binds, found)
+
+    most, turns_given = fixed.pop("lanes", 4), "result_turns" in fixed
+    turns = fixed.pop("result_turns", 1)
+    attention = fixed.pop("attention_lanes", 0)
+
+    def machine(lanes: int, attention_lanes: int, **more: int) -> FitResult:
+        result = build(lanes, attention_lanes, turns, **more)
+        over = _over(result)
+        if turns_given or lanes == 1 or not over or not over <= {"bram", "uram"}:
+            return result
+        other = build(lanes, attention_lanes, 2, **more)  # results of two turns take less memory
+        return result if _over(other) else other
+
+    def batch_speed(result: FitResult) -> float:
+        """At the cache's end, so that the choice is one for all contexts at which speeds are asked for."""
+        return predict(result.config, result.memory_map, board, s.context)[0].get("batch_tokens_per_s", 0)
+
+    lanes = [most] if "lanes" in given else [most, *(n for n in LANES if n < most)]
+    attending = [(n, attention if "attention_lanes" in given else min(attention, n)) for n in lanes]
+    result = _first_that_fits(partial(machine, *pair) for pair in attending)
+    texts = fixed.get("sequences", 1)
+    enough = [n for n in lanes if n <= min((n for n in LANES if n >= texts), default=most)]
+    if texts > 1 and attention and enough and "attention_lanes" not in given:
+        # Texts together are answered as many at a time as the dot engine has lanes: rather a lane there for each, and fewer in all, or
+        # half the vector lanes.
+        ways: list[dict[str, int]] = [{}]
+        if "vector_lanes" not in given and fixed["vector_lanes"] > 2:
+            ways.append({"vector_lanes": fixed["vector_lanes"] // 2})
+        other = _first_that_fits(partial(machine, n, 0, **more) for n in enough for more in ways)
+        if not _over(other) and batch_speed(other) > batch_speed(result):
+            result = other
+    return result
+
+
+def _engine(values: dict[str, Any], pairs: list[tuple[int, int]], spec: ModelSpec, board: Board,
+            sizes: dict[tuple[int, int, int], int]) -> tuple[BuildConfig, MemoryMap]:
+    """The machine of `values` with the best of the engine shapes (tables, rows_per_cycle) of `pairs`: of those whose model finds room in
+    memory, if any does. `sizes`: bytes of those that do not, by engine shape and turns of the results."""
+    found: list[tuple[float, BuildConfig]] = []
+    error: ConfigError | None = None
+    sized = values["memory"] == "onchip" and "onchip_bytes" not in values
+    for tables, rows in pairs:
+        room: dict[str, Any] = {"onchip_bytes": ADDRESS_LIMIT} if sized else {}
+        try:
+            config = BuildConfig(**{**values, "tables": tables, "rows_per_cycle": rows, **room})
+        except ConfigError as problem:
+            error = problem
+            continue
+        found.append((cycles_per_pass(config, 1, 1, answers=1)["matmul"], config))
+    if not found:
+        raise error or ConfigError(f"no engine shape fits {values['mem_bytes']} bytes per cycle")
+    limit = min(board.window_bytes, ADDRESS_LIMIT) if values["memory"] == "axi" else ADDRESS_LIMIT
+
+    def key(config: BuildConfig) -> tuple[int, int, int]:
+        return config.tables, config.rows_per_cycle, config.result_turns
+
+    # Whatever the engine: the head's rows, the caches, and weights at their entropy. Where these find no room, none is looked for.
+    s, anyone = spec.shape, found[0][1]
+    weights = s.layers * s.hidden * (s.qkv_rows + s.q_size + 3 * s.ffn)
+    least = weights * log2(3) / 8 + s.vocab * s.hidden + anyone.sequences * anyone.kv_sequence_bytes
+    left = [entry for entry in found if key(entry[1]) not in sizes]
+    while left:
+        fewest = min(cycles for cycles, _ in left)
+        best = min((entry for entry in left if entry[0] <= NEAR * fewest), key=lambda entry: (entry[1].tables, entry[0]))
+        config, layout = best[1], memory_map(best[1], tied=spec.tied_embeddings, limit=None)
+        if layout.total_bytes <= limit or least > limit:
+            break
+        sizes[key(config)] = layout.total_bytes
+        left.remove(best)
+    else:
+        config = min((config for _, config in found), key=lambda config: sizes[key(config)])
+        layout = memory_map(config, tied=spec.tied_embeddings, limit=None)
+    if sized:
+        config = dataclasses.replace(config, onchip_bytes=min(layout.total_bytes, ADDRESS_LIMIT))
+    elif values["memory"] == "onchip" and layout.total_bytes > config.onchip_bytes:
+        raise ConfigError(f"onchip_bytes ({config.onchip_bytes}) must hold the {layout.total_bytes} bytes of the model: leave it out")
+    return config, layout
+
+
+def _program_words(config: BuildConfig, layout: MemoryMap) -> int:
+    """Words of a machine's programs."""
+    try:
+        return len(generation(dataclasses.replace(config, program_words=MOST_PROGRAM_WORDS), layout))
+    except AssemblyError as error:
+        raise ConfigError(f"the programs are too long: {error}; raise block_rows ({config.block_rows})") from None
+
+
+def _first_that_fits(machines: Iterable[Callable[[], FitResult]]) -> FitResult:
+    """The first for which the device's resources suffice, or the last one. The first must be possible, the others need not."""
+    result = None
+    for machine in machines:
+        try:
+            result = machine()
+        except ConfigError:
+            if result is None:
+                raise
+            continue
+        if not _over(result):
+            break
+    assert result is not None, "there is a machine to try"
+    return result
+
+
+def _over(result: FitResult) -> set[str]:
+    """The device's resources of which there are too few."""
+    return {kind for kind, need in result.needs.items() if need.lacks and kind in ("lut", "ff", "bram", "uram", "dsp")}
+
+
+# What more of one thing would bring -----------------------------------------------------------------------
+
+ENGINE = ("tables", "rows_per_cycle")
+UNITS = ("lanes", "groups", "vector_lanes", "attention_macs", "attention_rows", *ENGINE)
+"""Fields that stay as they are beside a change, but for those that must follow it."""
+
+
+@dataclass(frozen=True)
+class Relaxation:
+    """What one change would bring: speeds as multiples of what they are (`batch`: None on a machine for one text), LUTs on top, and
+    whether the machine then fits, or what lacks. `fit` with `settings` added gives that machine, and nothing else changes; `context`, if
+    not None, is the change instead."""
+
+    change: str
+    decode: float
+    first_token: float
+    batch: float | None
+    lut: int
+    fits: bool
+    lacks: str
+    settings: dict[str, Any]
+    context: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def relaxations(spec: ModelSpec, board: Board | str, result: FitResult, **overrides: Any) -> list[Relaxation]:
+    """Changes of one thing at a time that make `result` (of `fit` with the same arguments) faster in something and slower in nothing, or
+    fit at all. Speeds are those at the positions of `result`, or at the end of a cache that is shorter."""
+    board = load(board) if isinstance(board, str) else board
+    c, s = result.config, spec.shape
+    given = {k: v for k, v in overrides.items() if v is not None}
+    at = int(result.predicted["context"])
+
+    def changed(settings: dict[str, Any], *follow: str) -> tuple[FitResult, dict[str, Any]]:
+        """The machine with `settings`, and with what more must be given so that all but `follow` stays as it is."""
+        other = fit(spec, board, at=at, **given | settings)
+        kept = {name: getattr(c, name) for name in UNITS if name not in settings and name not in follow}
+        pinned = {name: value for name, value in kept.items() if getattr(other.config, name) != value}
+        if other.config.attention_lanes != c.attention_lanes:
+            pinned["attention_lanes"] = c.attention_lanes if c.attention_lanes or "lanes" not in settings else c.dot_lanes
+        if pinned:
+            settings = settings | pinned
+            other = fit(spec, board, at=at, **given | settings)
+        return other, settings
+
+    memory = result.needs.get("memory")
+    ways: list[tuple[str, dict[str, Any], tuple[str, ...]]] = []
+    if c.memory == "axi":
+        wider = {"mem_bytes": 2 * c.mem_bytes, "mem_ports": 2 * c.mem_ports}
+        ways.append((f"memory of {2 * c.mem_bytes} bytes a cycle", wider, ("vector_lanes", "attention_macs", "attention_rows", *ENGINE)))
+    ways += [(f"{2 * c.lanes} lanes", {"lanes": 2 * c.lanes}, ("groups",)),
+             (f"{2 * c.vector_lanes} vector lanes", {"vector_lanes": 2 * c.vector_lanes}, ("attention_macs", "attention_rows")),
+             (f"{2 * c.attention_macs} multipliers a lane",
+              {"attention_macs": 2 * c.attention_macs, "attention_rows": 2 * c.attention_rows}, ())]
+    if not c.shortlist and c.sequences == 1 and s.vocab >= 4 * SHORTLIST:
+        ways.append((f"a short-list of {SHORTLIST}", {"shortlist": SHORTLIST}, ()))
+    if not result.fits:
+        ways += [(f"{n} lanes", {"lanes": n}, UNITS) for n in LANES if n < c.lanes and _over(result)]
+        if memory is not None and memory.lacks:
+            ways.clear()  # nothing of these takes less
+        ways += [(f"caches of {n} texts", {"sequences": n}, UNITS) for n in (c.sequences // 2,) if n]
+    found = []
+    for change, settings, follow in ways:
+        try:
+            other, settings = changed(settings, *follow)
+        except ConfigError:
+            continue  # no such machine
+        found.append(_relaxation(change, result, other, settings))
+    room = memory is None or memory.available is None or result.predicted["image_bytes"] <= memory.available * MIB
+    context = s.context // 2 if room else 0
+    while not result.fits and context:
+        other = fit(dataclasses.replace(spec, shape=dataclasses.replace(s, context=context)), board, at=min(at, context), **given)
+        if other.fits:
+            speeds = predict(c, result.memory_map, board, min(at, context))[0]
+            there = dataclasses.replace(result, predicted=result.predicted | speeds)
+            found.append(_relaxation(f"a context of {context}", there, other, {}, context))
+        context = 0 if other.fits else context // 2
+    return [gain for gain in found if gain is not None]
+
+
+def _relaxation(change: str, result: FitResult, other: FitResult, settings: dict[str, Any],
+                context: int | None = None) -> Relaxation | None:
+    """A change from `result` to `other`, or None if it is not worth naming."""
+    before, after = result.predicted, other.predicted
+    batch = None
+    if "batch_tokens_per_s" in before and "batch_tokens_per_s" in after:
+        batch = round(after["batch_tokens_per_s"] / before["batch_tokens_per_s"], 3)
+    gain = Relaxation(change, round(before["decode_cycles_per_token"] / after["decode_cycles_per_token"], 3),
+                      round(before["ttft_s"] / after["ttft_s"], 3), batch, round(after["lut"] - before["lut"]), other.fits,
+                      ", ".join(str(need) for need in other.needs.values() if need.lacks), settings, context)
+    if not result.fits:
+        return gain if other.fits else None
+    speeds = [gain.decode, gain.first_token, *([] if batch is None else [batch])]
+    return gain if max(speeds) >= WORTH and min(speeds) >= SLOWER else None

@@ -1,0 +1,1 @@
+"""Yosys, nextpnr and what is read from their reports."""

@@ -1,0 +1,1 @@
+"""Ternary matmul: weights looked up in tables of partial sums."""

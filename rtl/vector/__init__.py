@@ -1,0 +1,1 @@
+"""Vector unit: norms, rotary embedding, quantisation, gated activations, residual addition."""

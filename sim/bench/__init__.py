@@ -1,0 +1,1 @@
+"""Measuring: whole tokens in simulated RTL, syntheses, their tables and pages."""

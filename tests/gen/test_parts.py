@@ -1,0 +1,81 @@
+"""A machine in parts: what is shared is counted as often as it occurs, and every part is synthesised once."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tritloom.gen.fit.fit import fit
+from tritloom.gen.models.shapes import published
+from tritloom.gen.tools import parts, synthesis
+from tritloom.gen.tools import timing as depth
+from tritloom.host.commands.common import Source
+from tritloom.sim.bench import measure, stored
+from tritloom.sim.bench import report as bench
+from tritloom.sim.bench.page import page
+
+pytest.importorskip("amaranth")
+
+CONFIG = fit(published("TriLM-99M", 256), "kv260", lanes=2).config
+
+SHAPE = Source(model=Path("TriLM-99M"))
+
+
+@pytest.fixture(scope="module")
+def found():
+    return parts.parts_of(CONFIG)
+
+
+def counted(design, family, **_):
+    """One LUT for each cell of a module that is not its own: stands for the run of Yosys."""
+    top = design[design.index("module \\top\n"):]
+    cells = re.findall(r"^ *cell \\(\w[\w.]*) ", top[: top.index("\nend\n")], re.M)
+    return {name: cells.count(name) for name in cells} | {"LUT6": 1}
+
+
+def test_the_parts_are_the_units_and_what_lanes_share(found):
+    assert {"top", "memory", "matmul", "vector", "dot", "sampler"} < set(found)
+    assert {"lookup_lane", "table_builder"} < set(found["matmul"].holds) and "dot_lane" in found["dot"].holds
+    assert not any("memory" in part.holds for name, part in found.items() if name != "top")
+
+
+def test_shared_modules_are_counted_as_often_as_they_occur(found, monkeypatch):
+    monkeypatch.setattr(synthesis, "cells_of", counted)
+    counts = {(part.unit, part.name): part for part in parts.synthesise(found, "xcup")}
+    assert counts["dot", "dot_lane"].count == 2 and counts["top", "top"].count == 1
+    assert parts.totals(list(counts.values()))["lut"] == sum(part.count for part in counts.values())
+    assert sum(unit["lut"] for unit in parts.by_unit(list(counts.values())).values()) == sum(part.count for part in counts.values())
+
+
+def test_a_part_does_not_depend_on_the_others(found):
+    """So that its result in the cache outlives their changes."""
+    other = fit(published("TriLM-99M", 256), "kv260", lanes=2, sampler_candidates=32).config
+    one, two = found, parts.parts_of(other)
+    changed = {name for name in one if one[name].design != two[name].design}
+    assert "sampler" in changed and changed <= {"sampler", "registers", "top"}
+
+
+def test_the_synthesis_of_a_machine_is_stored(monkeypatch, tmp_path):
+    monkeypatch.setattr(synthesis, "cells_of", counted)
+    monkeypatch.setattr(measure, "RESULTS", tmp_path)
+    for name in ("emitted", "known"):
+        monkeypatch.setattr(stored, name, lambda config: "as measured")
+    path = {"unit": "dot", "start": "a", "end": "b", "delay": 3.0, "logic": 1.0, "nets": 2.0, "cells": ["FDRE", "2xLUT6"], "count": 7}
+    timing = {"period": 3.965, "failing": 0, "paths": [path], "units": {"dot": 3.0}, "delays": {}, "allowance": ""}
+    monkeypatch.setattr(depth, "worst_paths", lambda config: timing)
+    measured = bench.report(source=SHAPE, synth=True, board="kv260", context=256, settings={"lanes": 2}, store=True)
+    whole = next(row for row in measured.rows if row["measure"].endswith("whole, lut"))
+    assert whole["unit"] == "LUT of 117,120"
+    assert measured.rows[-1]["measure"].endswith("path a to b (FDRE 2xLUT6), 7 of them") and measured.rows[-1]["unit"] == "ns of 3.965"
+    assert whole["command"] == "tritloom bench --synth --model TriLM-99M --board kv260 --context 256 --set lanes=2"
+    assert [path.name for path in (tmp_path / "kv260").iterdir()] == ["TriLM-99M-synthesis-context-256-lanes2.json"]
+    monkeypatch.setattr(synthesis, "cells_of", None)
+    again = bench.report(source=SHAPE, synth=True, board="kv260", context=256, settings={"lanes": 2}, resume=True)
+    assert [row["value"] for row in again.rows] == [row["value"] for row in measured.rows]
+    assert [entry["what"] for entry, _ in again.results] == ["synthesis"]
+    assert "Measured numbers" in page(again.rows, again.results)  # a page of rows alone: there are no cycles to draw
+    assert {row["state"] for row in bench.stored_report().rows} == {row["state"] for row in again.rows}
+    monkeypatch.setattr(stored, "known", lambda config: "other")
+    assert bench.stored_report().rows[0]["state"].startswith("stale: its Verilog changed")
+    with pytest.raises(bench.BenchError, match="measures no cycles"):
+        bench.report(source=SHAPE, synth=True, board="kv260", prefill=4)

@@ -1,0 +1,71 @@
+"""Published shapes and the random weights that stand for them."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from synthetic import LLAMA, TINY
+from tritloom.firmware.config import BuildConfig, ConfigError
+from tritloom.firmware.layout import memory_map
+from tritloom.gen.fit.fit import fit
+from tritloom.gen.models.shapes import SHAPES, memory_pieces, published
+from tritloom.host.session import Session
+from tritloom.sim.backends import EmulatorBackend
+from tritloom.sim.bench.measure import RandomImage
+
+LAYERS_MB = {"bitnet_b1_58-large": 135.9, "bitnet-b1.58-2B-4T": 416.8, "bitnet_b1_58-3B": 644.3, "Falcon3-1B-1.58bit": 226.5,
+             "TriLM-99M": 9.6}
+"""Ternary weights of all layers at 1.6 bits."""
+
+
+def small(shape=TINY, *, tied=True, **changes):
+    spec = dataclasses.replace(SHAPES["TriLM-99M"], shape=shape, tied_embeddings=tied)
+    values = dict(lanes=1, tables=5, rows_per_cycle=4, vector_lanes=4, attention_macs=8, mem_bytes=16) | changes
+    return spec, BuildConfig(shape=shape, **values)
+
+
+@pytest.mark.parametrize("name, megabytes", LAYERS_MB.items())
+def test_sizes(name, megabytes):
+    s = published(name).shape
+    weights = s.layers * s.hidden * (s.qkv_rows + s.q_size + 3 * s.ffn)
+    assert round(weights * 1.6 / 8e6, 1) == megabytes
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_every_shape_has_a_machine_for_the_kv260(name):
+    config = fit(published(name, 256), "kv260").config
+    assert config.shape.context == 256 and config.shape.layers == SHAPES[name].shape.layers
+
+
+def test_unknown_models_contexts_and_shapes_are_refused():
+    with pytest.raises(ConfigError, match="no model called 'gpt'.*bitnet_b1_58-large"):
+        published("gpt")
+    with pytest.raises(ConfigError, match="from 1 to the model's 2048"):
+        published("bitnet_b1_58-large", 4000)
+    with pytest.raises(ConfigError, match="attention_macs/attention_rows .32. must divide head_dim .100."):
+        fit(published("bitnet_b1_58-3B", 256), "kv260", attention_macs=32, attention_rows=1)
+
+
+@pytest.mark.parametrize("shape, tied", [(TINY, True), (LLAMA, False)])
+def test_pieces_fill_the_memory_once(shape, tied):
+    spec, config = small(shape, tied=tied)
+    layout = memory_map(config, tied=tied)
+    filled = np.zeros(layout.total_bytes, np.uint8)
+    for address, data in memory_pieces(spec, config, layout):
+        assert data.dtype == np.uint8 and address % config.mem_bytes == 0
+        filled[address : address + len(data)] += 1
+    expected = np.zeros_like(filled)
+    for region in layout.regions.values():
+        expected[region.base : region.end] = 1
+    assert (filled == expected).all()
+
+
+@pytest.mark.parametrize("shape, tied", [(TINY, True), (LLAMA, False)])
+def test_a_machine_runs_on_random_weights_and_nothing_saturates(shape, tied):
+    spec, config = small(shape, tied=tied)
+    image = RandomImage.of(spec, config)
+    with Session(EmulatorBackend(config, image.map.total_bytes), image) as session:
+        session.assume(40)
+        assert len(list(session.generate([1], 3))) == 3 and session.position == 43
+        assert session.stats().saturations == 0

@@ -1,0 +1,526 @@
+"""The command line: what scripts rely on, and one line for everything that goes wrong."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from tritloom.firmware.config import BuildConfig
+from tritloom.gen.scaling import Scaling
+from tritloom.host import console as console_module
+from tritloom.host.cli import main
+from tritloom.host.commands import common
+from tritloom.host.console import Console
+from tritloom.host.image import Image
+
+MODEL = Path(__file__).resolve().parents[2] / "models" / "stories-260k"
+TRITLOOM = [sys.executable, "-m", "tritloom.host.cli"]
+RUN = ["run", "--model", str(MODEL), "--backend", "emulator", "--context", "64"]
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch, cache):
+    monkeypatch.setenv("TRITLOOM_CACHE", str(cache))
+    monkeypatch.delenv("TRITLOOM_DEBUG", raising=False)
+    monkeypatch.setattr(console_module, "QUIET_SECONDS", 3600)  # a busy computer shows no progress
+
+
+@pytest.fixture
+def tritloom(capsys):
+    """Runs a command; gives exit status, stdout and stderr."""
+
+    def run(*arguments):
+        status = main([str(a) for a in arguments])
+        return status, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A copy of the model to spoil."""
+    return Path(shutil.copytree(MODEL, tmp_path / "model"))
+
+
+# run -------------------------------------------------------------------------------------------------
+
+
+def test_run_and_verify_say_what_saturations_mean(tritloom, monkeypatch, tmp_path):
+    said = re.compile(r"^saturations +[\d,]+ numbers did not fit the machine's fixed point and were cut: the text may differ", re.M)
+    assert not said.search("".join(tritloom(*RUN, "--tokens", 1)[1:]))
+    monkeypatch.setenv("TRITLOOM_CACHE", str(tmp_path))
+    monkeypatch.setattr("tritloom.gen.pack.choose", lambda model, found: Scaling(-13, (0,) * 5, (0,) * 5))
+    status, *texts = tritloom(*RUN, "--tokens", 1)
+    assert status == 0 and said.search("".join(texts))
+    monkeypatch.setattr("tritloom.sim.check.verify.verify", lambda *_, **__: {
+        "equal": True, "compared_tokens": 1, "first_difference": None, "saturations": 1234})
+    assert said.search("".join(tritloom("verify", MODEL, "--float-tokens", 0)[1:]))
+
+
+def test_run_json(tritloom):
+    status, out, err = tritloom(*RUN, "--prompt", "Once upon a time", "--tokens", 6, "--json")
+    data = json.loads(out)
+    assert status == 0 and err == ""
+    assert set(data) >= {"text", "tokens", "backend", "prefill_cycles", "decode_cycles_per_token", "clock_hz", "tokens_per_s_at_clock",
+                         "memory_share", "wall_s"}  # fmt: skip
+    assert data["backend"] == "emulator" and len(data["tokens"]) == 6 and data["text"]
+    assert data["prefill_cycles"] is None and data["wall_s"] > 0 and data["clock_hz"] == 250_000_000
+
+
+def test_run_for_people_shows_prompt_text_and_summary(tritloom):
+    _, out, _ = tritloom(*RUN, "--prompt", "Once upon a time", "--tokens", 6, "--json")
+    text = json.loads(out)["text"]
+    status, out, err = tritloom(*RUN, "--prompt", "Once upon a time", "--tokens", 6)
+    assert status == 0 and out.startswith("Once upon a time" + text + "\n") and "wall clock" in err and out.count("\n") == 1
+
+
+def test_run_samples_reproducibly(tritloom):
+    def tokens(*settings):
+        return json.loads(tritloom(*RUN, "--tokens", 8, *settings, "--json")[1])["tokens"]
+
+    settings = ("--temperature", "1.2", "--top-k", 40, "--top-p", "0.9", "--seed")
+    assert tokens(*settings, 1) == tokens(*settings, 1) != tokens(*settings, 2)
+    assert tokens("--temperature", 0) == tokens()
+
+
+def test_run_writes_several_texts_as_each_alone(tritloom):
+    options = ("--tokens", 6, "--temperature", "0.9", "--json")
+    prompts = ("Once upon a time", "One day", "Tom")
+    alone = [json.loads(tritloom(*RUN, "--prompt", prompt, "--seed", n, *options)[1])["text"] for n, prompt in enumerate(prompts)]
+    several = [part for prompt in prompts for part in ("--prompt", prompt)]
+    status, out, err = tritloom(*RUN, *several, "--set", "lanes=3", "--drafts", 2, *options)
+    data = json.loads(out)
+    assert status == 0 and err == "" and [text["text"] for text in data["texts"]] == alone and data["passes"] < 18
+    status, out, _ = tritloom(*RUN, *several, *options[:-1])
+    assert status == 0 and out.startswith(f"[1] {prompts[0]}{alone[0]}\n[2] {prompts[1]}{alone[1]}\n")
+    assert "--set sequences=N" in one_line(tritloom(*RUN, *several, "--set", "sequences=2")[2])
+
+
+def test_run_packs_once_and_mends_its_cache(tritloom, monkeypatch, cache):
+    assert tritloom(*RUN, "--tokens", 1)[0] == 0
+    monkeypatch.setattr(common, "write_image_of", None)
+    assert tritloom(*RUN, "--tokens", 1)[0] == 0
+    monkeypatch.undo()
+    os.environ["TRITLOOM_CACHE"] = str(cache)
+    for image in (cache / "images").iterdir():
+        os.truncate(image, 5000)
+    status, _, err = tritloom(*RUN, "--tokens", 1)
+    assert status == 0 and "packing again" in err
+
+
+# Bad input -------------------------------------------------------------------------------------------
+
+
+def one_line(err):
+    assert err.startswith("tritloom: ") and err.count("\n") == 1 and "Traceback" not in err
+    return err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Missing command"),
+        (["frobnicate"], "No such command"),
+        (["run", "--frobnicate"], "No such option"),
+        (["run"], "give one model"),
+        ([*RUN, "--prompt", ""], "the prompt is empty"),
+        ([*RUN, "--prompt", "word " * 100], "longer than the context of 64"),
+        ([*RUN, "--tokens", "64"], "go past the context of 64: ask for at most"),
+        ([*RUN, "--tokens", "0"], "--tokens"),
+        ([*RUN, "--context", "100000"], "context must be from 1 to the model's 512"),
+        ([*RUN, "--backend", "abacus"], "no backend abacus: choose sim or emulator"),
+        ([*RUN, "--board", "abacus"], "no board called 'abacus'"),
+        ([*RUN, "--temperature", "-1"], "the temperature must be"),
+        ([*RUN, "--top-p", "2"], "top-p must be"),
+        ([*RUN, "--set", "lanes"], "write FIELD=VALUE"),
+        ([*RUN, "--set", "wheels=4"], "no field called 'wheels'"),
+        ([*RUN, "--set", "lanes=many"], "lanes is a number, such as --set lanes=2"),
+        ([*RUN, "--set", "ultra_ram=1"], "ultra_ram is true or false"),
+        ([*RUN, "--set", "mem_bytes=33"], "mem_bytes"),
+        ([*RUN, "--config", "/nowhere/config.json"], "/nowhere/config.json: No such file"),
+        (["run", "--model", "/nowhere"], "/nowhere"),
+        (["pack", "--model", "/nowhere", "--out", "x"], "/nowhere"),
+        (["fit", "--model", "/nowhere"], "/nowhere"),
+        (["generate", "--model", str(MODEL), "--out", str(MODEL / "config.json")], "is a file; give --out a folder"),
+        (["bench"], "nothing to measure"),
+        (["bench", "--model", "stories-1m", "--head", "shortlist", "--set", "shortlist=64"], "both name the head"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(tritloom, arguments, message):
+    status, out, err = tritloom(*arguments)
+    assert status == 2 and out == "" and message in one_line(err)
+
+
+def test_damaged_models_are_refused_by_every_verb(tritloom, model, tmp_path):
+    weights = model / "model.safetensors"
+    os.truncate(weights, weights.stat().st_size // 2)
+    verbs = (["run"], ["fit"], ["pack", "--out", tmp_path / "image"], ["generate", "--out", tmp_path / "out"])
+    for verb in verbs:
+        status, out, err = tritloom(*verb, "--model", model)
+        assert status == 2 and "truncated" in one_line(err), verb
+    assert not (tmp_path / "image").exists() and not (tmp_path / "out").exists()
+
+
+def test_check_names_problems(tritloom, model):
+    status, out, _ = tritloom("check", MODEL, "--json")
+    assert status == 0 and json.loads(out)["ok"] and json.loads(out)["problems"] == []
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"hidden_act": "gelu"}))
+    status, out, _ = tritloom("check", model, "--json")
+    problems = json.loads(out)["problems"]
+    assert status == 2 and not json.loads(out)["ok"] and "gelu" in str(problems)
+    assert all({"cause", "detail", "fix"} <= set(p) and ("tensor" in p) != ("key" in p) for p in problems)
+    assert "gelu" in tritloom("check", model)[1]
+
+
+def test_configurations_from_files(tritloom, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text("{}")
+    assert "tritloom generate" in one_line(tritloom(*RUN, "--config", path)[2])
+    _, out, _ = tritloom("fit", "--model", MODEL, "--context", 64, "--set", "lanes=2", "--json")
+    path.write_text(json.dumps(json.loads(out)["config"]))
+    status, out, _ = tritloom(*RUN, "--config", path, "--tokens", 1, "--json")
+    assert status == 0 and json.loads(out)["digest"] == json.loads(path.read_text())["digest"]
+    assert "leave one of them out" in one_line(tritloom(*RUN, "--config", path, "--set", "lanes=2")[2])
+
+
+# The other verbs -------------------------------------------------------------------------------------
+
+
+def test_fit(tritloom):
+    status, out, _ = tritloom("fit", "--model", MODEL, "--board", "sim", "--json")
+    data = json.loads(out)
+    assert status == 0 and data["fits"] is True and set(data) >= {"fits", "binds", "config", "predicted"}
+    assert BuildConfig.from_dict(data["config"]).board == "sim"
+    assert {"lut", "ff", "bram", "dsp", "decode_tokens_per_s", "ttft_s"} <= set(data["predicted"])
+    assert "predicted lut" in tritloom("fit", "--model", MODEL)[1]
+
+
+def test_fit_says_for_which_context_its_speeds_are(tritloom):
+    found = {}
+    for context, columns in ((64, [64]), (512, [128, 512])):
+        _, out, _ = tritloom("fit", "--model", MODEL, "--board", "kv260", "--context", context, "--json")
+        data = json.loads(out)
+        assert data["predicted"]["context"] == context and [speed["context"] for speed in data["speeds"]] == columns
+        found[context] = data["predicted"]["decode_tokens_per_s"]
+    assert found[64] > 1.05 * found[512]
+    out = tritloom("fit", "--model", MODEL, "--board", "kv260")[1]
+    assert "at 128 positions  at 512 positions" in out and "1 text of 512 positions" in out
+
+
+def test_fit_speaks_to_people(tritloom, tmp_path):
+    status, out, _ = tritloom("fit", "--model", MODEL, "--board", "ecp5-85f", "--set", "clock_hz=80000000")
+    assert status == 0 and re.search(r"block RAMs of 16 Kibit of 208: \d+%", out) and re.search(r"LUTs of 83,640: \d+%", out)
+    assert "slack -4.22 ns: too slow, it takes 59 MHz" in out and re.search(r"image +\d+\.\d KiB", out) and "--set lanes=2" in out
+    own = tmp_path / "own.py"
+    own.write_text("import dataclasses\nfrom tritloom.boards.board import load\n"
+                   "BOARD = dataclasses.replace(load('kv260'), name='own', window=(4096, 1 << 19))\n")
+    status, out, _ = tritloom("fit", "--model", MODEL, "--board", own, "--set", "sequences=4")
+    assert status == 1 and re.search(r"^needs +0\.9\d* MiB of memory of 0\.5$", out, re.M)
+    assert re.search(r"of 512\.0 KiB: 182%; the board has 4,096\.0 MiB of DRAM, .* 0x00001000 to 0x00080fff", out) and "bound by" not in out
+    assert "a context of 256, at 256 positions" in out and "--context 256" in out and re.search(r"^fits on .*kv260, ", out, re.M)
+    out = tritloom("fit", "--model", "bitnet_b1_58-large", "--board", "kv260", "--context", 256, "--set", "sequences=8")[1]
+    assert "slack +0.03 ns" in out
+    assert re.search(r"^more of one thing, at 256 positions +one text +8 texts +first token +LUTs +how$", out, re.M)
+    assert "--set lanes=16 --set attention_lanes=8: does not fit, " in out
+
+
+def test_a_description_alone_is_enough_where_no_weights_are_needed(tritloom, tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    shutil.copy(MODEL / "config.json", folder)
+    status, out, _ = tritloom("check", folder)
+    assert status == 0 and re.search(r"^weights +missing", out, re.M) and "5 layers" in out
+    assert json.loads(tritloom("check", folder, "--json")[1])["weights"] is False
+    assert tritloom("check", "bitnet_b1_58-large")[0] == 0
+    whole = json.loads(tritloom("fit", "--model", MODEL, "--json")[1])
+    assert json.loads(tritloom("fit", "--model", folder, "--json")[1])["config"] == whole["config"]
+    status, _, err = tritloom("run", "--model", folder, "--backend", "emulator")
+    assert status == 2 and "the weights are missing" in one_line(err)
+    (folder / "config.json").write_text((folder / "config.json").read_text().replace('"hidden_size"', '"hidden_sizes"'))
+    status, out, _ = tritloom("check", folder)
+    assert status == 2 and "hidden_size" in out and "the weights are missing" in out
+
+
+NO_WEIGHTS = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+              "vocab_size": 256, "max_position_embeddings": 100, "rms_norm_eps": 1e-5, "rope_theta": 1e4, "bos_token_id": 1,
+              "eos_token_id": 2, "tie_word_embeddings": True}
+
+
+@pytest.mark.parametrize("family", [
+    {"architectures": ["BitNetForCausalLM"], "model_type": "bitnet", "hidden_act": "relu2",
+     "quantization_config": {"quant_method": "bitnet"}},
+    {"architectures": ["BitnetForCausalLM"], "model_type": "llama", "hidden_act": "silu", "weight_bits": 1, "input_bits": 8},
+    {"architectures": ["LlamaForCausalLM"], "hidden_act": "silu", "tie_word_embeddings": False},
+    {"architectures": ["LlamaForCausalLM"], "hidden_act": "silu", "quantization_config": {"quant_method": "bitnet"}},
+])
+def test_every_family_works_without_weights(tritloom, tmp_path, monkeypatch, family):
+    from tritloom.gen.verilog import generate
+    from tritloom.sim.bench import report
+
+    seen = []
+    monkeypatch.setattr(generate, "write_machine", lambda config, *_: seen.append(config.shape.hidden) or [])
+    monkeypatch.setattr(report, "whole_tokens", lambda _, board, *, context, **__: seen.append((board, context)) or report.Report([]))
+    (tmp_path / "config.json").write_text(json.dumps(NO_WEIGHTS | family))
+    assert [tritloom(verb, tmp_path)[0] for verb in ("check", "fit")] == [0, 0]
+    assert tritloom("generate", tmp_path, "--out", tmp_path / "x")[0] == 0
+    status, _, err = tritloom("bench", tmp_path)
+    assert status == 0 and "has no weights: random ones are measured" in err
+    assert tritloom("bench", tmp_path, "--prefill", 9)[0] == 0 and seen == [64, ("sim", 99), ("sim", None)]
+    status, _, err = tritloom("bench", tmp_path, "--drafts", 2)
+    assert status == 2 and "which writes no text: leave --drafts out" in one_line(err)
+
+
+def test_models_and_boards_are_listed_by_name(tritloom):
+    from tritloom.boards.board import load
+
+    status, out, _ = tritloom("models")
+    names = [line.split("  ")[0] for line in out.partition("\n\n")[0].splitlines()[1:]]
+    assert status == 0 and "LlamaForCausalLM" in out and {"bitnet_b1_58-large", "bitnet-b1.58-2B-4T"} < set(names)
+    clone = (Path(common.__file__).resolve().parents[2] / "models").is_dir()  # an installed package has the published shapes alone
+    assert len(names) == (10 if clone else 6)
+    listed = json.loads(tritloom("models", "--json")[1])
+    assert "bitnet-b1.58" in listed["families"]["gguf"]
+    counts = {Path(each["name"]).name: each["parameters"] for each in listed["models"]}
+    assert counts["Llama3-8B-1.58"] == 8_030_261_248 and counts.get("stories-27m", 27_288_064) == 27_288_064  # as published
+    listed = listed["models"]
+    assert [each["name"] for each in listed] == names and {each["name"]: each["weights"] for each in listed}["TriLM-99M"] is False
+    assert clone == (MODEL.resolve() in [Path(each["name"]).resolve() for each in listed if each["weights"]])
+    status, out, _ = tritloom("boards")
+    names = [line.split("  ")[0] for line in out.splitlines()[1:]]
+    assert status == 0 and [load(name).name for name in names] == names and "kv260" in names
+    assert "2,047.0 MiB of 4,096.0 MiB" in out and "Verilog, for the vendor's tool" in out
+    assert [each["name"] for each in json.loads(tritloom("boards", "--json")[1])] == names
+
+
+@pytest.mark.parametrize("verb", ["fit", "generate", "run", "bench", "pack", "build", "verify"])
+def test_absurd_numbers_are_refused_before_anything_is_built(tritloom, tmp_path, verb):
+    more = {"generate": ["--out", tmp_path / "x"], "pack": ["--out", tmp_path / "x"], "build": ["--board", "sim", "--out", tmp_path / "x"]}
+    for value in ("1000000", "9" * 5000):
+        status, out, err = tritloom(verb, "--model", MODEL, *more.get(verb, []), "--set", f"lanes={value}")
+        assert status == 2 and not out and "lanes" in one_line(err) and len(err) < 300
+
+
+def test_fit_shows_a_full_batch(tritloom):
+    several = ("fit", "--model", MODEL, "--set", "sequences=2")
+    data = json.loads(tritloom(*several, "--json")[1])
+    assert data["batch_binds"] and {"batch_tokens_per_s", "batch_speed_up"} <= set(data["predicted"])
+    assert f"a full batch bound by {data['batch_binds']}" in " ".join(tritloom(*several)[1].split())
+
+
+def test_what_does_not_fit_is_status_1(tritloom, monkeypatch):
+    from tritloom.gen.fit import fit
+
+    good = fit.fit
+    monkeypatch.setattr(fit, "fit", lambda *a, **k: SimpleNamespace(**vars(good(*a, **k)) | {"fits": False, "binds": "lut"}))
+    status, out, _ = tritloom("fit", "--model", MODEL, "--json")
+    assert status == 1 and json.loads(out)["fits"] is False
+    status, _, err = tritloom(*RUN)
+    assert status == 1 and "does not fit sim: lut" in one_line(err)
+
+
+def test_pack_writes_an_image_or_nothing(tritloom, tmp_path, monkeypatch):
+    path = tmp_path / "new" / "story.img"
+    status, out, _ = tritloom("pack", "--model", MODEL, "--context", 64, "--out", path, "--json")
+    assert status == 0 and json.loads(out)["digest"] == f"{Image.open(path).digest:08x}"
+    before = path.read_bytes()
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    status, _, err = tritloom("pack", "--model", MODEL, "--out", path)
+    assert status == 130 and one_line(err) == "tritloom: interrupted\n"
+    assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
+
+
+def test_generate_writes_the_machine(tritloom, tmp_path, monkeypatch):
+    from tritloom.gen.verilog import generate
+
+    monkeypatch.setattr(generate, "generate_verilog", lambda config: "module top; endmodule\n")
+    status, out, _ = tritloom("generate", "--model", MODEL, "--board", "sim", "--out", tmp_path / "out", "--json")
+    data = json.loads(out)
+    assert status == 0 and {Path(f).suffix for f in data["files"]} == {".v", ".json", ".h"}
+    config = BuildConfig.from_json((tmp_path / "out" / "config.json").read_text())
+    assert data["digest"] == f"{config.digest:08x}"
+
+    def fail(config):
+        raise generate.GenerateError("no Yosys: install it")
+
+    monkeypatch.setattr(generate, "generate_verilog", fail)
+    status, _, err = tritloom("generate", "--model", MODEL, "--out", tmp_path / "other")
+    assert status == 1 and "no Yosys: install it" in one_line(err) and not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("equal", [True, False])
+def test_verify(tritloom, monkeypatch, equal):
+    from tritloom.sim.check import verify
+
+    first = None if equal else {"layer": 3, "unit": "residual", "index": 7, "expected": 1, "got": 2}
+    result = {"equal": equal, "compared_tokens": 5, "first_difference": first, "saturations": 0, "float": None}
+    calls = []
+    monkeypatch.setattr(verify, "verify", lambda *a, **options: calls.append((*a, options)) or result)
+    status, out, _ = tritloom("verify", "--model", MODEL, "--tokens", 5, "--float-tokens", 30, "--set", "lanes=1", "--json")
+    assert status == (0 if equal else 1) and json.loads(out) == result
+    assert calls[0][0].path == MODEL and calls[0][1:3] == (None, 5) and callable(calls[0][3])
+    assert calls[0][4] == {"board": "sim", "settings": {"lanes": 1}, "float_tokens": 30, "floor": False}
+    assert ("layer 3" in tritloom("verify", "--model", MODEL, "--tokens", 5)[1]) is not equal
+    assert "no such text file" in one_line(tritloom("verify", "--model", MODEL, "--text", "/nowhere.txt")[2])
+
+
+def test_bench(tritloom, monkeypatch):
+    from tritloom.sim.bench import report
+
+    row = {"measure": "tlmm symmetric14", "value": 6.5, "unit": "LUT", "kind": "synthesised", "command": "tritloom bench --synth"}
+    monkeypatch.setattr(report, "report", lambda **options: report.Report([row]))
+    status, out, _ = tritloom("bench", "--unit", "tlmm", "--synth", "--json")
+    assert status == 0 and json.loads(out) == [row]
+    assert "symmetric14" in tritloom("bench", "--unit", "tlmm", "--synth")[1]
+
+
+@pytest.mark.parametrize("head, settings", [
+    (None, {"lanes": 2}), ("int8", {"lanes": 2}), ("shortlist", {"lanes": 2, "shortlist": 256}),
+])
+def test_bench_takes_a_head_by_name(tritloom, monkeypatch, head, settings):
+    from tritloom.sim.bench import report
+
+    seen = []
+    monkeypatch.setattr(report, "report", lambda **options: seen.append(options["settings"]) or report.Report([]))
+    named = ["--head", head] if head else []
+    assert tritloom("bench", "--model", "bitnet_b1_58-large", *named, "--set", "lanes=2", "--json")[0] == 0 and seen == [settings]
+
+
+def test_build_reports_a_missed_clock_as_status_1(tritloom, monkeypatch, tmp_path):
+    from tritloom.gen.tools import bitstream
+
+    report = {"ok": False, "fmax_mhz": 40.0}
+
+    def miss(*_, **__):
+        raise bitstream.TimingFailure("40 MHz instead of 50: lower the clock", report)
+
+    monkeypatch.setattr(bitstream, "build", miss)
+    monkeypatch.setattr(bitstream, "report_text", str)
+    status, out, err = tritloom("build", "--model", MODEL, "--board", "ecp5-85f", "--out", tmp_path, "--json")
+    assert status == 1 and json.loads(out) == report and "40 MHz instead of 50" in one_line(err)
+
+
+@pytest.mark.parametrize("ok", [True, False])
+def test_doctor(tritloom, monkeypatch, ok):
+    from tritloom.host.commands import doctor
+
+    row = {"name": "g++", "ok": ok, "detail": "/usr/bin/g++" if ok else "not on PATH", "fix": "" if ok else "apt install g++",
+           "needed_for": "run", "required": True}  # fmt: skip
+    monkeypatch.setattr(doctor, "findings", lambda: [row])
+    status, out, _ = tritloom("doctor", "--json")
+    assert status == (0 if ok else 1) and json.loads(out) == {"ok": ok, "findings": [row]}
+    assert ("apt install g++" in tritloom("doctor")[1]) is not ok
+
+
+# Errors of every kind --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (ModuleNotFoundError("No module named 'amaranth'", name="amaranth.hdl"), 1, "pip install 'tritloom[gen]'"),
+        (ModuleNotFoundError("No module named 'torch'", name="torch"), 1, "pip install 'tritloom[test]'"),
+        (ModuleNotFoundError("No module named 'tritloom.gen.x'", name="tritloom.gen.x"), 1, "make setup"),
+        (OSError(28, "No space left on device", "/full"), 1, "/full: No space left on device"),
+        (PermissionError(13, "Permission denied", "/locked"), 2, "/locked: Permission denied"),
+        (MemoryError("array of 1 TiB"), 1, "out of memory"),
+        (ZeroDivisionError("division\nby zero"), 1, "internal error: ZeroDivisionError: division by zero"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_any_error_is_one_line(tritloom, monkeypatch, error, status, message):
+    from tritloom.host.commands import doctor
+
+    def fail():
+        raise error
+
+    monkeypatch.setattr(doctor, "findings", fail)
+    got, _, err = tritloom("doctor")
+    assert got == status and message in one_line(err)
+
+
+def test_debug_shows_the_traceback(tritloom):
+    _, _, err = tritloom("--debug", "fit", "--model", "/nowhere")
+    assert "Traceback" in err and "CheckpointError" in err
+    assert "TRITLOOM_DEBUG" not in os.environ
+
+
+def test_help_and_version(tritloom):
+    status, out, _ = tritloom("--help")
+    listed = ("doctor", "check", "fit", "generate", "build", "pack", "run", "verify", "bench", "cache")
+    assert status == 0 and all(verb in out for verb in listed)
+    assert tritloom("--version")[1].startswith("tritloom ")
+    for verb in listed:
+        status, out, _ = tritloom(verb, "--help")
+        assert status == 0 and "--json" in out
+
+
+@pytest.mark.parametrize(("number", "status", "last"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")])
+def test_interrupting_a_generation(number, status, last):
+    # What a shell starts in the background ignores SIGINT, and so does what that starts.
+    process = subprocess.Popen([*TRITLOOM, "run", str(MODEL), "--backend", "emulator", "--tokens", "400", "--ignore-stop"],
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL))  # fmt: skip
+    assert process.stdout is not None and process.stdout.read(20).startswith("Once")
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == status and err.endswith(f"tritloom: {last}\n") and "Traceback" not in err
+
+
+def test_a_reader_that_leaves_ends_the_run_quietly():
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([*TRITLOOM, *RUN, "--tokens", "40", "--ignore-stop"], **pipes, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.read(4)
+        process.stdout.close()
+        assert "Traceback" not in process.stderr.read()
+    assert process.returncode == 1
+
+
+# Progress --------------------------------------------------------------------------------------------
+
+
+def test_progress_is_plain_lines_without_a_terminal(monkeypatch, capsys):
+    monkeypatch.setattr(console_module, "QUIET_SECONDS", 0.05)
+    monkeypatch.setattr(console_module, "LINE_SECONDS", 0.05)
+    for as_json in (False, True):
+        with Console(terminal=False, json=as_json).step("Packing", expected=3) as update:
+            update(1, 4)
+            time.sleep(0.3)
+        out, err = capsys.readouterr()
+        lines = err.splitlines()
+        assert out == "" and lines[0] == "Packing: usually 3 s ..." and "25 %" in lines[1] and "left" in lines[1] and "done in" in lines[-1]
+
+
+def test_short_steps_are_silent(capsys):
+    for console in (Console(terminal=False), Console(json=True, terminal=False), Console(quiet=True, terminal=True)):
+        with console.step("Packing") as update:
+            update(1, 4, "half")
+            update(0.5)
+        console.quiet and console.note("a remark")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_progress_on_a_terminal(capsys):
+    console = Console(terminal=True)
+    with console.step("Packing", expected=3) as update:
+        update(1, 4, "weights")
+    assert capsys.readouterr().out == ""

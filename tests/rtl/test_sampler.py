@@ -1,0 +1,185 @@
+"""The sampler against integer.sample: every mode, vocabulary and list length, under stalls."""
+
+import gc
+
+import cocotb
+import numpy as np
+import pytest
+from cocotb.triggers import FallingEdge
+
+import harness
+import streams
+from tritloom.firmware import integer
+from tritloom.rtl.head.sampler import Sampler
+
+MODES = ("greedy", "plain", "top_k", "top_p", "both")
+
+
+@cocotb.test()
+async def samples(dut):
+    p = streams.parameters()
+    dut.abandon.value = 0
+    dut.logit_scale_write__valid.value = 0
+    bench = await streams.start(dut)
+    tokens, cycles = [], []
+    for case in p["cases"]:
+        for slot in case["slots"]:
+            dut.logit_scale_write__valid.value = 1
+            dut.logit_scale_write__scale.value = slot["logit_scale"]
+            if hasattr(dut, "logit_scale_write__slot"):
+                dut.logit_scale_write__slot.value = slot["command"]["slot"]
+            await FallingEdge(dut.clk)
+            dut.logit_scale_write__valid.value = 0
+            await streams.send(dut, "cmd", [slot["command"]])
+        assert dut.busy.value == 1
+        if case.get("abandon"):
+            await streams.send(dut, "logits_i", case["logits"][:case["abandon"]])
+            dut.abandon.value = 1
+            await streams.send(dut, "logits_i", case["logits"][case["abandon"]:])
+            dut.abandon.value = 0
+            await FallingEdge(dut.clk)
+            assert dut.busy.value == 0
+            continue
+        sent = streams.send(dut, "logits_i", case["logits"], stall=case["stall"])
+        got = await streams.receive(dut, "token_o", len(case["slots"]), stall=case["stall"])
+        tokens.append(list(got))
+        last = (await sent)[-1]
+        cycles.append([cycle - last for cycle in got.cycles])
+        await streams.cycles(dut)
+        assert dut.busy.value == 0
+    streams.report(tokens=tokens, cycles=cycles, total=bench.cycle)
+
+
+def packed(scale):
+    return int(scale.m) | (int(scale.e) & 1023) << 16
+
+
+def make(rng, vocab, mode, candidates, stall="none", order="random", logits=None, scale=None):
+    """One case and the token it must give."""
+    spread = float(rng.choice([0.3, 2.0, 8.0]))
+    if logits is None:
+        scale = integer.uf_from_float(float(2.0 ** rng.uniform(-30, -8)))
+        logits = np.rint(rng.normal(0, spread, vocab) / scale.value())
+    logits = np.clip(np.array(logits, np.int64), -(1 << 43), (1 << 43) - 1)
+    if order == "ties":
+        logits = rng.choice(logits[:4], vocab)
+    elif order != "random":
+        logits = np.sort(logits)[:: -1 if order == "falling" else 1]
+    temperature = float(rng.choice([1e-9, 1e-4, 0.2, 0.7, 1.0, 3.0, 1000.0]))
+    top_k = int(rng.integers(1, candidates + 4)) if mode in ("top_k", "both") else 0
+    top_p = int(rng.integers(1, 65536)) if mode in ("top_p", "both") else 65536
+    heat = integer.GREEDY.temperature_scale
+    if mode != "greedy":
+        heat = integer.uf_from_float(2.0**integer.LOGIT_DROP * np.log2(np.e) / temperature)
+    noise = int(rng.integers(0, 1 << 32))
+    settings = integer.Sampling(heat, top_k, top_p, 0)
+    temperature, limits = settings.words
+    command = {"slot": 0, "noise": noise, "temperature": temperature, "limits": limits}
+    case = {"slots": [{"command": command, "logit_scale": packed(scale)}], "stall": stall,
+            "logits": [{"logit": int(logit), "id": i, "slot": 0} for i, logit in enumerate(logits)]}
+    return case, [integer.sample(logits, scale, settings, noise, candidates)]
+
+
+def together(rng, pairs, first, shuffled):
+    """One case of several slots from `first` on: the logits in random mixture, each slot's in any order if `shuffled`."""
+    slots, queues = [], []
+    for slot, (case, _) in enumerate(pairs, first):
+        (one,) = case["slots"]
+        slots.append(one | {"command": one["command"] | {"slot": slot}})
+        queues.append([logit | {"slot": slot} for logit in case["logits"]])
+        if shuffled:
+            rng.shuffle(queues[-1])
+    turns = rng.permutation(np.repeat(np.arange(len(queues)), len(queues[0])))
+    case = {"slots": slots, "logits": [queues[turn].pop(0) for turn in turns], "stall": pairs[0][0]["stall"]}
+    return case, [token for _, (token,) in pairs]
+
+
+def check(vocab, candidates, pairs, **shape):
+    cases = [case for case, _ in pairs]
+    result = harness.run(Sampler(vocab=vocab, candidates=candidates, **shape), "sampler", __name__, parameters={"cases": cases})
+    wanted = [tokens for case, tokens in pairs if not case.get("abandon")]
+    assert result["tokens"] == wanted
+    return result
+
+
+@pytest.mark.parametrize("vocab, candidates, stalls", [(37, 4, streams.STALLS), (64, 8, ("none", "random")), (300, 64, ("none",)),
+                                                       (3, 8, ("none", "random")), (1, 1, ("none",))])
+def test_every_mode(vocab, candidates, stalls):
+    rng = np.random.default_rng(vocab)
+    check(vocab, candidates, [make(rng, vocab, mode, candidates, stall, order)
+                              for stall in stalls for mode in MODES for order in ("random", "ties", "rising", "falling")
+                              for _ in range(1 if stall == "rare" else 2)])
+
+
+@pytest.mark.parametrize("slots, vocab, candidates", [(2, 37, 4), (3, 16, 8), (5, 20, 1)])
+def test_slots_have_settings_and_tokens_of_their_own(slots, vocab, candidates):
+    rng = np.random.default_rng(slots)
+    pairs = []
+    for stall in ("none", "random"):
+        for _ in range(12):
+            count = int(rng.integers(1, slots + 1))
+            shuffled = bool(rng.integers(2))
+            modes = ("greedy", "plain", "top_k") if shuffled else MODES
+            parts = [make(rng, vocab, str(rng.choice(modes)), candidates, stall, str(rng.choice(("random", "ties"))))
+                     for _ in range(count)]
+            pairs.append(together(rng, parts, int(rng.integers(slots - count + 1)), shuffled))
+    check(vocab, candidates, pairs, slots=slots)
+
+
+def test_a_short_list_in_any_order():
+    """Candidates instead of the whole vocabulary: fewer logits, of any ids."""
+    rng = np.random.default_rng(8)
+    pairs = []
+    for mode in ("greedy", "top_k", "greedy"):
+        case, _ = make(rng, 1000, mode, 8, order="ties")
+        case["logits"] = [case["logits"][i] for i in rng.choice(1000, 12, replace=False)]
+        best = min(case["logits"], key=lambda logit: (-logit["logit"], logit["id"]))
+        if mode == "top_k":
+            case["slots"][0]["command"]["limits"] = 1 | 0xFFFF << 16
+        pairs.append((case, [best["id"]]))
+    check(1000, 8, pairs, logits=12)
+
+
+def test_greedy_tokens_of_many_slots_follow_each_other():
+    rng = np.random.default_rng(9)
+    pairs = [together(rng, [make(rng, 20, "greedy", 4) for _ in range(4)], 0, False) for _ in range(2)]
+    result = check(20, 4, pairs, slots=4)
+    assert result["cycles"] == [[Sampler.latency + 3 * i for i in range(4)]] * 2
+
+
+def test_extremes():
+    rng = np.random.default_rng(5)
+    pairs = []
+    for mode in MODES:
+        for logits in ([-(1 << 43)] * 37, [(1 << 43) - 1] * 37, [(1 << 43) - 1, -(1 << 43)] * 18 + [0], [0] * 36 + [1]):
+            for scale in (integer.uf_from_float(1.0), integer.uf_from_float(2.0**-60), integer.uf_from_float(0.0)):
+                pairs.append(make(rng, 37, mode, 4, logits=logits, scale=scale))
+    check(37, 4, pairs)
+
+
+def test_latency_and_throughput():
+    rng = np.random.default_rng(6)
+    modes = ["greedy"] * 3 + ["plain"] * 3
+    result = check(37, 4, [make(rng, 37, mode, 4) for mode in modes])
+    noisy = Sampler.latency - 1 + Sampler.drain
+    assert result["cycles"] == [[Sampler.latency if mode == "greedy" else noisy] for mode in modes]
+    assert result["total"] < 6 * 37 + 3 * 12 + 3 * 50
+
+
+def test_abandoned_commands_leave_no_trace():
+    rng = np.random.default_rng(7)
+    pairs = []
+    for abandoned in MODES:
+        for at, mode in zip((1, 2, 7, 30, 36), MODES, strict=True):
+            case, token = make(rng, 37, abandoned, 4)
+            pairs += [(case | {"abandon": at}, token), make(rng, 37, mode, 4)]
+    check(37, 4, pairs)
+
+
+@pytest.mark.filterwarnings("ignore::amaranth.hdl._ir.UnusedElaboratable")
+def test_parameters_are_validated():
+    with pytest.raises(ValueError, match="vocab must be a positive integer, not 0"):
+        Sampler(vocab=0, candidates=4)
+    with pytest.raises(ValueError, match="candidates must be from 1 to 65535, not 0"):
+        Sampler(vocab=4, candidates=0)
+    gc.collect()  # within the filter: Amaranth complains of components that nobody used

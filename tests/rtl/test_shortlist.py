@@ -1,0 +1,133 @@
+"""The short-list unit against integer.short_list: sizes, blocks, ties and orders, under stalls, twice in a row, after an abandoned list."""
+
+import gc
+
+import cocotb
+import numpy as np
+import pytest
+
+import harness
+import streams
+from tritloom.firmware import integer
+from tritloom.rtl.head.shortlist import ShortList
+
+LATENCY = 2
+
+
+class Accumulators:
+    """Answers `acc_read` LATENCY cycles later; the greatest value where nothing was written."""
+
+    def __init__(self, dut, width, bits, parts):
+        self.dut, self.width, self.bits, self.parts, self.slot, self.rows, self.origin = dut, width, bits, parts, 0, [], 0
+
+    async def drive(self):
+        history, reads = [0] * LATENCY, [(0, 0)] * self.parts
+        while True:
+            await streams.cycles(self.dut)
+            self.dut.acc_read__data.value = history.pop(0)
+            address, part = int(self.dut.acc_read__addr.value), int(self.dut.acc_read__part.value)
+            read = self.dut.acc_read__en.value == 1 and self.dut.acc_read__slot.value == self.slot
+            # A word is there with its last part, if the parts before were read just before.
+            reads = [*reads[1 - self.parts :], (address, part)] if self.parts > 1 else [(address, part)]
+            whole = read and reads == [(address, n) for n in range(self.parts)]
+            rows = self.rows[(address - self.origin) * self.width :][: self.width] if whole and address >= self.origin else []
+            rows = rows + [(1 << self.bits - 1) - 1] * (self.width - len(rows))
+            history.append(sum((value & (1 << self.bits) - 1) << i * self.bits for i, value in enumerate(rows)))
+
+
+@cocotb.test()
+async def lists(dut):
+    p = streams.parameters()
+    bench = await streams.start(dut, idle_limit=20_000)
+    accumulators = Accumulators(dut, p["width"], p["bits"], p["parts"])
+    cocotb.start_soon(accumulators.drive())
+    got, cycles = [], []
+    for case in p["cases"]:
+        start, begun = 0, bench.cycle
+        for i, rows in enumerate(case["blocks"]):
+            accumulators.slot, accumulators.rows = case["slot"], case["logits"][start : start + rows]
+            accumulators.origin = case["origin"] * (i % 2)
+            await streams.send(dut, "cmd", [{"slot": case["slot"], "rows": rows, "first": int(i == 0),
+                                             "at": accumulators.origin * p["width"] // p["rows_per_cycle"]}])
+            while dut.busy.value == 1:
+                await streams.cycles(dut)
+            accumulators.rows = []
+            await streams.cycles(dut, case["between"])
+            start += rows
+        cycles.append(bench.cycle - begun)
+        if case["taken"]:
+            got.append(list(await streams.receive(dut, "ids_o", case["taken"], stall=case["stall"])))
+        if case["taken"] == p["count"]:
+            await streams.cycles(dut, 50)
+            assert dut.ids_o__valid.value == 0
+    streams.report(got=got, cycles=cycles)
+
+
+def case(rng, vocab, count, *, hidden=32, most=64, order="random", slot=0, stall="none", between=3, taken=None, origin=0):
+    top = 127 * hidden
+    logits = rng.integers(-top, top + 1, vocab)
+    if order == "ties":
+        logits = rng.integers(-2, 3, vocab)
+    elif order == "equal":
+        logits[:] = rng.choice([-top, 0, top])
+    elif order != "random":
+        logits = np.sort(logits)[:: -1 if order == "falling" else 1]
+    blocks = []
+    while sum(blocks) < vocab:
+        blocks.append(int(min(vocab - sum(blocks), rng.integers(1, most + 1) if order == "random" else most)))
+    return {"logits": logits.tolist(), "blocks": blocks, "slot": slot, "stall": stall, "between": between, "origin": origin,
+            "taken": count if taken is None else taken}
+
+
+def check(cases, *, vocab, count, queue, width, hidden=32, bits=18, most=64, parts=1, rows_per_cycle=2):
+    unit = ShortList(vocab=vocab, count=count, queue=queue, hidden=hidden, slot_bits=1, vector_lanes=width, rows_per_cycle=rows_per_cycle,
+                     acc_bits=bits, max_rows=2 * most, acc_read_latency=LATENCY, acc_parts=parts)
+    result = harness.run(unit, "shortlist", __name__, parameters={
+        "cases": cases, "width": width, "bits": bits, "count": count, "parts": parts, "rows_per_cycle": rows_per_cycle})
+    expected = [integer.short_list(np.array(c["logits"]), count).tolist()[: c["taken"]] for c in cases if c["taken"]]
+    assert result["got"] == expected
+    return unit, result["cycles"]
+
+
+@pytest.mark.parametrize("vocab, count, queue, width, parts", [
+    (300, 16, 64, 8, 2), (100, 2, 4, 4, 1), (64, 64, 8, 16, 1), (70, 4, 1, 2, 1), (5, 4, 16, 8, 2),
+])
+def test_lists(vocab, count, queue, width, parts):
+    rng = np.random.default_rng([vocab, count])
+    orders = ("random", "ties", "rising", "falling", "equal")
+    cases = [case(rng, vocab, count, order=order, slot=int(rng.integers(2)), stall=stall, between=int(rng.choice([0, 3, 200])),
+                  origin=64 // width)
+             for stall in streams.STALLS for order in orders]
+    check(cases, vocab=vocab, count=count, queue=queue, width=width, parts=parts)
+
+
+def test_an_abandoned_list_leaves_no_trace():
+    rng = np.random.default_rng(3)
+    cases = []
+    for taken in (0, 1, 7, 0, 15):
+        cases.append(case(rng, 200, 16, order="falling", taken=taken, between=0))
+        if not taken:
+            cases[-1]["blocks"] = cases[-1]["blocks"][:2]
+        cases.append(case(rng, 200, 16, order="rising"))
+    check(cases, vocab=200, count=16, queue=64, width=8)
+
+
+def test_rows_that_do_not_enter_pass_at_full_rate():
+    rng = np.random.default_rng(4)
+    one = case(rng, 1024, 4, order="falling", most=1024, between=0)
+    unit, cycles = check([one], vocab=1024, count=4, queue=64, width=8, most=1024)
+    # The first 64 fill the queue before the heap's threshold is known; the rest takes a cycle a word.
+    assert 1024 / 8 <= cycles[0] <= 1024 / 8 + 2 * 64 + 4 * unit.entry_cycles + 100
+
+
+@pytest.mark.filterwarnings("ignore::amaranth.hdl._ir.UnusedElaboratable")
+@pytest.mark.parametrize("change, message", [
+    (dict(count=6), "count must be a power of two from 2 to vocab"), (dict(count=512), "count must be a power of two from 2 to vocab"),
+    (dict(acc_bits=12), "acc_bits must be 13 or more for 32 inputs, not 12"), (dict(queue=0), "queue and acc_read_latency must be"),
+])
+def test_parameters_are_validated(change, message):
+    parameters = dict(vocab=300, count=16, queue=64, hidden=32, slot_bits=1, vector_lanes=8, rows_per_cycle=2, acc_bits=18, max_rows=64,
+                      acc_read_latency=2, acc_parts=1)
+    with pytest.raises(ValueError, match=message):
+        ShortList(**(parameters | change))
+    gc.collect()  # within the filter: Amaranth complains of components that nobody used

@@ -1,0 +1,177 @@
+"""Vector unit against the integer functions: layer-like programs and extremes, under stalls."""
+
+import gc
+import warnings
+
+import numpy as np
+import pytest
+from amaranth.hdl import UnusedElaboratable
+from amaranth.sim import Simulator
+
+import harness
+from tritloom.firmware import integer
+from tritloom.firmware.config import BuildConfig, ModelShape
+from tritloom.rtl.vector.glu import GatedUnit
+from tritloom.rtl.vector.unit import VectorUnit
+
+FORMS = ["random", "extreme", "zero", "one", "least", "random"]
+CONFIGS = {
+    "wide": dict(
+        lanes=3,
+        groups=2,
+        vector_lanes=8,
+        attention_macs=16,
+        attention_rows=2,
+        mem_bytes=32,
+        shape=dict(hidden=64, ffn=96, heads=4, kv_heads=2, head_dim=24, activation="relu2"),
+    ),
+    "narrow": dict(
+        lanes=1,
+        vector_lanes=2,
+        attention_macs=2,
+        mem_bytes=4,
+        packing="index5",
+        shape=dict(hidden=16, ffn=24, heads=2, kv_heads=1, head_dim=8, activation="relu2"),
+    ),
+    "silu": dict(
+        lanes=2,
+        vector_lanes=4,
+        attention_macs=8,
+        attention_rows=2,
+        mem_bytes=16,
+        shape=dict(hidden=32, ffn=48, heads=3, kv_heads=3, head_dim=16, activation="silu"),
+    ),
+    "square": dict(
+        lanes=2,
+        vector_lanes=4,
+        attention_macs=4,
+        mem_bytes=4,
+        packing="index5",
+        shape=dict(hidden=64, ffn=32, heads=2, kv_heads=2, head_dim=32, activation="relu2"),
+    ),
+}
+
+
+def configuration(name):
+    fields = dict(CONFIGS[name])
+    shape = ModelShape(layers=1, vocab=45, context=64, sub_norms=True, **fields.pop("shape"))
+    return BuildConfig(shape=shape, tables=1, rows_per_cycle=1, **fields)
+
+
+def parameters_of(c):
+    s = c.shape
+    return dict(
+        lanes=c.lanes,
+        groups=c.groups,
+        sub_norms=s.sub_norms,
+        vector_lanes=c.vector_lanes,
+        mem_bytes=c.mem_bytes,
+        hidden=s.hidden,
+        ffn=s.ffn,
+        heads=s.heads,
+        kv_heads=s.kv_heads,
+        head_dim=s.head_dim,
+        activation=s.activation,
+        acc_bits=c.acc_bits,
+        attention_macs=c.attention_macs,
+        attention_rows=c.attention_rows,
+        group_rows=c.group_rows,
+        head_row_bytes=c.head_row_bytes,
+        head_group_bytes=c.head_group_bytes,
+        rope_row_bytes=c.rope_row_bytes,
+        kv_scale_block_bytes=c.kv_scale_block_bytes,
+        kv_half_bytes=c.kv_half_bytes,
+        kv_head_bytes=c.kv_head_bytes,
+        kv_write_rows=c.kv_write_rows,
+        write_fifo_beats=c.write_fifo_beats,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "stall", "acc_latency", "acc_parts"),
+    [("wide", "random", 1, 1), ("narrow", "none", 2, 1), ("silu", "random", 2, 1), ("square", "periodic", 1, 1), ("wide", "random", 2, 2),
+     ("silu", "none", 2, 2)],
+)
+def test_programs(name, stall, acc_latency, acc_parts):
+    config = configuration(name)
+    parameters = {"config": config.to_dict(), "acc_latency": acc_latency, "acc_parts": acc_parts, "stall": stall, "forms": FORMS}
+    unit = VectorUnit(**parameters_of(config), acc_read_latency=acc_latency, acc_parts=acc_parts)
+    harness.run(unit, f"vector_{name}", "cocotb_vector", parameters=parameters)
+
+
+@pytest.mark.parametrize(("name", "acc_latency"), [("wide", 1), ("square", 1)])
+def test_cycles(name, acc_latency):
+    """The declared cycles per operation, without stalls; a short NORMQ waits for its scale."""
+    config = configuration(name)
+    parameters = {"config": config.to_dict(), "acc_latency": acc_latency, "acc_parts": 1, "stall": "none", "forms": ["random"] * 3}
+    unit = VectorUnit(**parameters_of(config), acc_read_latency=acc_latency)
+    cycles = harness.run(unit, f"vector_{name}", "cocotb_vector", testcase="layers", parameters=parameters)["cycles"]
+    print(cycles)  # shown by pytest -s
+    s, v = config.shape, config.vector_lanes
+    longest = max(s.hidden, s.q_size, s.ffn)
+    limits = {
+        "NORMQ": max(2 * longest // v + 60, longest // v + 100),
+        "RESID": s.hidden // v + 15,
+        "GLU": 2 * s.ffn // v + 20,
+        "QKV": (s.heads + 2 * s.kv_heads) * max(25, 2 * s.head_dim // v + 10) + 50,
+    }
+    for label, counts in cycles.items():
+        op, _, count = label.partition(" x")
+        if op in limits:
+            assert max(counts) <= limits[op] * int(count) + 10, f"{label}: {counts}, limit {limits[op]} a slot"
+
+
+@pytest.mark.parametrize(("activation", "acc_bits"), [("relu2", 24), ("relu2", 16), ("relu2", 19), ("silu", 19)])
+def test_gated_unit(activation, acc_bits):
+    """Every bit of the work elements, with words as close as they may come."""
+    rng = np.random.default_rng(acc_bits)
+    lanes, words = 4, 60
+    dut = GatedUnit(vector_lanes=lanes, activation=activation, acc_bits=acc_bits)
+    gate_bits = 32 if activation == "silu" else acc_bits
+    limit = min(acc_bits, 20) - 1  # the integer functions hold 62 bits
+    gates = rng.integers(-(1 << gate_bits - 1), 1 << gate_bits - 1, (words, lanes)) >> rng.integers(0, gate_bits, (words, lanes))
+    ups = rng.integers(-(1 << limit), 1 << limit, (words, lanes)) >> rng.integers(0, limit, (words, lanes))
+    if activation == "silu":
+        gates[:20] = rng.integers(-(1 << 21), 1 << 21, (20, lanes))
+        gates[0] = [-(1 << 31), (1 << 31) - 1, -(1 << 20), 1 << 20]
+        m, e = integer.work_norm(integer.silu(gates) * ups, -integer.SILU_BITS)
+    else:
+        gates = np.clip(gates, -(1 << limit), (1 << limit) - 1)
+        gates[0] = [(1 << limit) - 1, 1, 0, -1]
+        ups[0], ups[1] = -(1 << limit), (1 << limit) - 1
+        m, e = integer.gated_relu2(gates, ups)
+    got = {}
+
+    async def process(ctx):
+        for cycle in range(2 * words + dut.lead + dut.latency + 1):
+            for name, values, at in (("gate", gates, cycle), ("up", ups, cycle - dut.lead)):
+                valid = at >= 0 and at % 2 == 0 and at // 2 < words
+                ctx.set(getattr(dut, f"{name}_valid"), valid)
+                if valid:
+                    for k in range(lanes):
+                        ctx.set(getattr(dut, name)[k], int(values[at // 2, k]))
+            due = cycle - dut.lead - dut.latency
+            if due >= 0 and due % 2 == 0:
+                got[due // 2] = [(ctx.get(dut.o[k].m), ctx.get(dut.o[k].e)) for k in range(lanes)]
+            await ctx.tick()
+
+    simulator = Simulator(dut)
+    simulator.add_clock(1e-6)
+    simulator.add_testbench(process)
+    simulator.run()
+    for i in range(words):
+        assert got[i] == list(zip(m[i].tolist(), e[i].tolist(), strict=True)), f"word {i}: gate {gates[i]}, up {ups[i]}"
+
+
+def test_parameters():
+    good = parameters_of(configuration("silu"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnusedElaboratable)
+        for bad, message in (
+            ({"acc_bits": 30}, "acc_bits must be from 9 to 24, not 30"),
+            ({"acc_parts": 3}, "acc_parts must be 1 or 2, not 3"),
+            ({"hidden": 30}, r"vector_lanes \(4\) must divide hidden \(30\)"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                VectorUnit(**good | bad)
+        gc.collect()
