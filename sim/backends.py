@@ -15,6 +15,7 @@ from tritloom.firmware.programs import ARG_PROMPT, ARG_STOP, ARG_TOKENS
 from tritloom.firmware.registers import FIFO_DEPTH, IDENTIFIER, MAP_VERSION, MEMORY_FAILED, REGISTER
 from tritloom.host.backend import Bytes, DeviceError
 from tritloom.sim import dram
+from tritloom.sim.compile import compile_verilog
 from tritloom.sim.dram import MemoryTiming
 from tritloom.sim.machine import SimulationError, Verilated
 
@@ -56,7 +57,7 @@ class SimBackend:
         progress: Callable[[float, str], None] | None = None,
     ) -> SimBackend:
         """Compile `verilog` (or find it compiled) and put `memory_bytes` behind it."""
-        library = Verilated.build(verilog, f"{config.digest:08x}", build_dir, progress=progress)
+        library = compile_verilog(verilog, f"{config.digest:08x}", build_dir, progress=progress)
         size = round_up(max(memory_bytes, 1), PAGE * config.mem_ports)
         preset = dram.preset(timing) if isinstance(timing, str) else timing
         machine = Verilated(library, memory_bytes=size, timing=preset, seed=seed)

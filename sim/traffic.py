@@ -12,8 +12,9 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from tritloom.sim.compile import BuildError, compiler, default_build_dir
 from tritloom.sim.dram import MemoryTiming
-from tritloom.sim.machine import BuildError, Parameters, compiler, default_build_dir
+from tritloom.sim.machine import Parameters
 from tritloom.system.files import replaced
 from tritloom.system.processes import call
 

@@ -34,9 +34,9 @@ from tritloom.host.session import Session, sampling
 from tritloom.sim.backends import EmulatorBackend, SimBackend
 from tritloom.sim.bench import stored
 from tritloom.sim.check.verify import compare
+from tritloom.sim.compile import default_build_dir
 from tritloom.sim.dram import LINE_BYTES, PRESETS, MemoryTiming
 from tritloom.sim.integer_model import IntegerModel
-from tritloom.sim.machine import default_build_dir
 from tritloom.system.files import write_atomically
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results" / "random.json"

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tritloom.host import cli
-from tritloom.sim import machine, traffic
+from tritloom.sim import traffic
+from tritloom.sim.compile import HARNESS
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "models" / "stories-260k"
@@ -63,7 +64,7 @@ def test_doctor_says_what_is_missing(tritloom):
 
 
 def test_the_simulator_s_sources_are_in_the_package():
-    assert all(path.is_file() for path in (*machine.HARNESS, *traffic.SOURCES))
+    assert all(path.is_file() for path in (*HARNESS, *traffic.SOURCES))
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="no tomllib")

@@ -1,4 +1,4 @@
-"""The simulated machine (sim/machine.py): registers, memory, counting, protocol checks, and the streamer's rate."""
+"""The simulated machine (sim/compile.py, sim/machine.py): registers, memory, counting, protocol checks, and the streamer's rate."""
 
 import functools
 import shutil
@@ -14,10 +14,10 @@ from tritloom.firmware.isa import Descriptor, DescriptorOp, Destination, TraceUn
 from tritloom.gen.verilog.emit import to_verilog
 from tritloom.rtl.memory.axi import axi_members
 from tritloom.rtl.memory.system import AxiMemory
-from tritloom.sim import machine as simulated
 from tritloom.sim.bench.timeline import counts
+from tritloom.sim.compile import BuildError, compile_verilog, default_build_dir
 from tritloom.sim.dram import DDR, IDEAL, KV260, MemoryTiming, preset
-from tritloom.sim.machine import BuildError, BusError, SimulationError, SimulationTimeout, Verilated
+from tritloom.sim.machine import BusError, SimulationError, SimulationTimeout, Verilated
 
 DESCRIPTOR, START, EXPECT, SUM, BEATS = 0x000, 0x010, 0x014, 0x018, 0x01C
 READ, WRITE, STATUS, FAULT, HANG = 0x020, 0x028, 0x030, 0x038, 0x040
@@ -140,7 +140,7 @@ class Top(wiring.Component):
 @functools.cache
 def built(mem_bytes, mem_ports):
     text = to_verilog(Top(mem_bytes=mem_bytes, mem_ports=mem_ports), "top")
-    return Verilated.build(text, f"memory-{mem_bytes}-{mem_ports}", BUILD / "verilated")
+    return compile_verilog(text, f"memory-{mem_bytes}-{mem_ports}", BUILD / "verilated")
 
 
 def machine(timing=IDEAL, *, mem_bytes=32, mem_ports=1, seed=1):
@@ -301,9 +301,9 @@ def test_ports_may_be_absent(tmp_path):
     for runtime in (BUILD / "verilated").glob("runtime-*"):
         shutil.copytree(runtime, tmp_path / runtime.name)
     told = []
-    library = Verilated.build(SMALL, "small", tmp_path, progress=lambda fraction, text: told.append((fraction, text)))
+    library = compile_verilog(SMALL, "small", tmp_path, progress=lambda fraction, text: told.append((fraction, text)))
     assert told[0] == (0.0, "Verilator") and told[-1] == (1.0, "built") and told == sorted(told, key=lambda entry: entry[0])
-    assert Verilated.build(SMALL, "small", tmp_path, progress=lambda fraction, text: pytest.fail("built again")) == library
+    assert compile_verilog(SMALL, "small", tmp_path, progress=lambda fraction, text: pytest.fail("built again")) == library
     assert {path.name.split("-")[0] for path in tmp_path.iterdir()} == {"runtime", "small"}
     with Verilated(library) as sim:
         assert sim.wait(10) == 1
@@ -314,14 +314,14 @@ def test_ports_may_be_absent(tmp_path):
 
 def test_bad_builds_say_why(tmp_path, monkeypatch):
     with pytest.raises(BuildError, match="Verilator rejected the Verilog.*in .*bad-.*log"):
-        Verilated.build("module top(input clk; endmodule", "bad", tmp_path)
+        compile_verilog("module top(input clk; endmodule", "bad", tmp_path)
     with pytest.raises(BuildError, match="no port rst"):
-        Verilated.build("module top(input clk, output o); assign o = clk; endmodule", "bad", tmp_path)
+        compile_verilog("module top(input clk, output o); assign o = clk; endmodule", "bad", tmp_path)
     assert {path.suffix for path in tmp_path.iterdir()} == {".log"}
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(BuildError, match="apt install g"):
-        Verilated.build(SMALL, "small", tmp_path)
+        compile_verilog(SMALL, "small", tmp_path)
 
 
 def test_timing_presets():
@@ -330,4 +330,4 @@ def test_timing_presets():
         preset("fast")
     with pytest.raises(ValueError, match="latency must be"):
         MemoryTiming(latency=0)
-    assert simulated.default_build_dir().name == "verilated"
+    assert default_build_dir().name == "verilated"
