@@ -20,6 +20,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from tritloom.firmware import commands
 from tritloom.firmware.isa import SCRATCH_WORDS, DotOp, Op, Unit, VectorOp
 
 REGISTERS = 16
@@ -86,37 +87,19 @@ RT = Operand("rt", "register", 16, 4)
 IMM = Operand("imm", "signed", 32, 32)
 TARGET = Operand("target", "label", 32, 32)
 
-_VECTOR = (
-    Operand("slot", "register", 8, 4),
-    Operand("count", "register", 20, 4),
-    Operand("a", "register", 12, 4),
-    Operand("b", "register", 16, 4),
-    Operand("length", "number", 32, 16),
-    Operand("source", "number", 27, 1),
-    Operand("norm", "number", 28, 1),
-    Operand("dest", "number", 29, 2),
-    Operand("bank", "number", 48, 2),
-    Operand("follow", "number", 50, 3),
-)
-_MATMUL = (
-    Operand("inputs", "number", 32, 16),
-    Operand("steps", "number", 48, 16),
-    Operand("slot", "register", 8, 4),
-    Operand("count", "register", 20, 4),
-    Operand("at", "register", 12, 4),
-)
-_DOT = (
-    Operand("slot", "register", 8, 4),
-    Operand("count", "register", 20, 4),
-    Operand("position", "register", 12, 4),
-    Operand("kv_base", "register", 16, 4),
-)
-_SAMPLE = (
-    Operand("slot", "register", 8, 4),
-    Operand("noise", "register", 12, 4),
-    Operand("temperature", "register", 16, 4),
-    Operand("limits", "register", 20, 4),
-)
+def _operands(command: commands.Command, *first: str) -> tuple[Operand, ...]:
+    """The operands of a unit's command in the order in which they are written: those of `first`, then the others; but not the operation,
+    which the mnemonic says."""
+    fields = sorted((field for field in command.fields if field.name != "op"),
+                    key=lambda field: first.index(field.name) if field.name in first else len(first))
+    return tuple(Operand(field.name, "register", commands.REGISTER_FIELDS[field.source], 4) if field.in_register else
+                 Operand(field.name, "number", commands.NUMBER_FIELDS[field.source] + field.low, field.width) for field in fields)
+
+
+_VECTOR = _operands(commands.VECTOR, "slot", "count", "a", "b", "length")
+_MATMUL = _operands(commands.MATMUL)
+_DOT = _operands(commands.DOT)
+_SAMPLE = _operands(commands.SAMPLE)
 _VECTOR_DOC = {
     VectorOp.PARAM: "load a parameter block with `length` gains from the weight stream into `bank`, from which the others take theirs",
     VectorOp.EMBED: "X[`slot`] = embedding of token `a` from the table at `b`",
@@ -169,8 +152,7 @@ FORMS: tuple[Form, ...] = (
     Form("token", Op.TOKEN, (RD,), "`rd` = the sampler's next token, in the order of the slots; waits for it"),
     Form("load", Op.LOAD, (RD, RS, IMM), "`rd` = scratch word `rs` + `imm`; takes a cycle more"),
     Form("store", Op.STORE, (RT, RS, IMM), "scratch word `rs` + `imm` = `rt`"),
-    Form("scan", Op.SCAN, (Operand("slot", "register", 8, 4), Operand("rows", "number", 32, 16), Operand("first", "number", 24, 1),
-                           Operand("at", "register", 12, 4)),
+    Form("scan", Op.SCAN, _operands(commands.SCAN),
          "enter `rows` results of `slot`, from step `at` on, in the short-list, under the next ids (from 0 if `first`, in an empty list); "
          "`wait matmul` waits for it", True),
 )

@@ -14,11 +14,10 @@ from math import ceil
 import numpy as np
 from numpy.typing import NDArray
 
-from tritloom.firmware import integer
+from tritloom.firmware import commands, integer
 from tritloom.firmware.config import CHUNK, KV_SCALE_BYTES, PARAM_HEADER_BYTES, TRITS, BuildConfig, round_up
 from tritloom.firmware.integer import UF_ONE, AttentionState, Int, Sampling, Saturations, UFloat, uf_mul, uf_unpack
 from tritloom.firmware.isa import (
-    BANK_SHIFT,
     SCRATCH_WORDS,
     Descriptor,
     DescriptorOp,
@@ -174,25 +173,15 @@ class Emulator:
             elif i.op == Op.FLUSH:
                 self._segments.clear()
             elif i.op == Op.VECTOR:
-                self._vector(i, a, b, r[i.rd] & 0xFF, r[i.ru] & 0xFF)
+                self._vector(**commands.VECTOR.values(i, r))
             elif i.op == Op.MATMUL:
-                self._matmul(i.imm & 0xFFFF, i.imm >> 16, r[i.rd] & 0xFF, r[i.ru] & 0xFF, a)
+                self._matmul(**commands.MATMUL.values(i, r))
             elif i.op == Op.DOT:
-                op = i.flags & 3
-                if op == DotOp.SHARE:
-                    self._share(a, b)
-                elif op != DotOp.HEAD:
-                    self._joined.append((r[i.rd] & 0xFF, r[i.ru] & 0xFF, a, b))
-                    if op == DotOp.ATTEND:
-                        self._attend_all()
-                elif self.config.shortlist:
-                    self._short_list_rows(r[i.rd] & 0xFF, r[i.ru] & 0xFF, b)
-                else:
-                    self._head_rows(r[i.rd] & 0xFF, r[i.ru] & 0xFF)
+                self._dot(**commands.DOT.values(i, r))
             elif i.op == Op.SCAN:
-                self._scan(r[i.rd] & 0xFF, i.imm & 0xFFFF, a, first=i.flags & 1)
+                self._scan(**commands.SCAN.values(i, r))
             elif i.op == Op.SAMPLE:
-                self._samples.append((self._lane(r[i.rd] & 0xFF), Sampling.of_words(b, r[i.ru]), a))
+                self._queue_sample(**commands.SAMPLE.values(i, r))
             elif i.op == Op.TOKEN:
                 r[i.rd] = self._sample()
             elif i.op == Op.LOAD:
@@ -279,9 +268,22 @@ class Emulator:
                 raise EmulatorError(f"slot {s} has {len(self._codes[s])} codes, the matrix {inputs} inputs")
             self._accumulators[s, first: first + len(matrix)] = integer.ternary_matmul(self._codes[s][:inputs], matrix)
 
-    def _vector(self, i: Instruction, a: int, b: int, slot: int, count: int) -> None:
-        op = VectorOp(i.flags & 7)
-        length, bank = i.imm & 0xFFFF, i.imm >> BANK_SHIFT & 3
+    def _dot(self, op: int, slot: int, count: int, position: int, kv_base: int) -> None:
+        if op == DotOp.SHARE:
+            self._share(position, kv_base)
+        elif op != DotOp.HEAD:
+            self._joined.append((slot, count, position, kv_base))
+            if op == DotOp.ATTEND:
+                self._attend_all()
+        elif self.config.shortlist:
+            self._short_list_rows(slot, count, kv_base)
+        else:
+            self._head_rows(slot, count)
+
+    def _vector(self, op: int, source: int, norm: int, dest: int, slot: int, count: int, length: int, bank: int, follow: int, a: int,
+                b: int) -> None:
+        """Run a command. `follow` says whose results to wait for: here they are there already."""
+        op = VectorOp(op)
         if op == VectorOp.PARAM:
             self._load_parameters(length, bank)
             return
@@ -297,13 +299,13 @@ class Emulator:
             return
         for s in range(slot, slot + count):
             if op == VectorOp.NORMQ:
-                self._norm_quantise(s, length, parameters, bank, source=i.flags >> 3 & 1, norm=i.flags >> 4 & 1, dest=i.flags >> 5 & 3)
+                self._norm_quantise(s, length, parameters, bank, source=source, norm=norm, dest=dest)
             elif op == VectorOp.RESID:
                 scale = uf_mul(self._code_scale[s], parameters.scales[0])
                 self._x[s, :length] = integer.residual_add(self._x[s, :length], self._accumulators[s][:length], scale, self.saturations)
                 self._emit("residual", s, self._x[s, :length], bank)
             elif op == VectorOp.QKV:
-                self._qkv(s, a + s - slot, b, parameters, bank, dest=i.flags >> 5 & 3)
+                self._qkv(s, a + s - slot, b, parameters, bank, dest=dest)
             else:
                 self._gated(s, length, a * self.config.vector_lanes, b * self.config.vector_lanes, parameters)
 
@@ -469,7 +471,7 @@ class Emulator:
             self._logits[n] = logits, None
             self._emit("logits", n, logits)  # of bank 0: the final norm's
 
-    def _scan(self, slot: int, rows: int, at: int, *, first: int) -> None:
+    def _scan(self, slot: int, rows: int, first: int, at: int) -> None:
         if not self.config.shortlist:
             raise EmulatorError("SCAN on a machine without a short-list")
         if first:
@@ -493,6 +495,9 @@ class Emulator:
         logits = integer.head_logits(self._activations[lane, : s.hidden], codes, scales)
         self._logits[lane] = logits, ids
         self._emit("logits", lane, logits)
+
+    def _queue_sample(self, slot: int, noise: int, temperature: int, limits: int) -> None:
+        self._samples.append((self._lane(slot), Sampling.of_words(temperature, limits), noise))
 
     def _sample(self) -> int:
         if not self._samples or self._samples[0][0] not in self._logits:

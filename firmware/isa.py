@@ -103,15 +103,8 @@ class Instruction:
         return cls(Op(word & 0xFF), word >> 8 & 15, word >> 12 & 15, word >> 16 & 15, word >> 20 & 15, word >> 24 & 0xFF, word >> 32)
 
 
-BANK_SHIFT = 16
-"""Where a vector command's bank of parameters stands in imm; `follow` stands behind it."""
-
 MOST_FOLLOWED = 7
 """Greatest `follow`: no more matrices can be under way."""
-
-
-def vector_flags(op: VectorOp, source: int = 0, norm: int = 0, dest: int = 0) -> int:
-    return op | source << 3 | norm << 4 | dest << 5
 
 
 @dataclass(frozen=True)

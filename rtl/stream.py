@@ -7,6 +7,8 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.fifo import SyncFIFOBuffered
 from amaranth.lib.wiring import In, Out
 
+from tritloom.rtl.parameters import FIFO_LATENCY
+
 __all__ = ["Fifo", "LightSlice", "Slice"]
 
 
@@ -111,7 +113,7 @@ class Fifo(wiring.Component):
         Payloads held, output register included.
     """
 
-    latency = 2
+    latency = FIFO_LATENCY
 
     def __init__(self, shape, depth):
         if not isinstance(depth, int) or depth < 1:

@@ -30,6 +30,8 @@ class Layer:
 
 LAYERS = {
     "rtl": Layer(ours={"rtl", "firmware"}, others={"amaranth", "numpy"}, pure=True),
+    **{f"rtl/{room}parameters.py": Layer(ours={"rtl", "firmware"}, others=set(), pure=True)  # asked by gen/fit, in the plain package too
+       for room in ("", "attention/", "control/", "head/", "memory/", "ternary/", "vector/")},
     "firmware": Layer(ours={"firmware"}, others={"numpy"}, pure=True),
     "system": Layer(ours={"system"}, others=set()),
     "boards": Layer(ours={"boards", "firmware"}, others=set()),
@@ -116,6 +118,7 @@ def test_imports(module):
     [
         ("rtl/ternary/tlmm.py", "from pathlib import Path"),
         ("rtl/ternary/tlmm.py", "import torch"),
+        ("rtl/ternary/parameters.py", "import amaranth"),
         ("rtl/ternary/tlmm.py", "def f():\n    from tritloom.gen import pack"),
         ("rtl/ternary/tlmm.py", "from ...gen import pack"),
         ("rtl/ternary/tlmm.py", "from ... import host"),
@@ -144,6 +147,13 @@ def test_violations_are_seen(module, source):
 )
 def test_what_is_allowed_passes(module, source):
     assert violations(module, source) == []
+
+
+def test_a_machine_is_fitted_without_amaranth():
+    code = "import sys, tritloom.gen.fit.fit; print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0, run.stderr
+    assert "amaranth" not in run.stdout.split()
 
 
 def test_the_command_line_starts_without_generator_and_simulator():

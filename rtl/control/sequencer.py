@@ -7,18 +7,15 @@ from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from tritloom.firmware.assembler import ARGUMENTS, REGISTERS
-from tritloom.firmware.isa import BANK_SHIFT, SCRATCH_WORDS, Op, Unit
+from tritloom.firmware.commands import DOT, MATMUL, SAMPLE, SCAN, VECTOR
+from tritloom.firmware.isa import SCRATCH_WORDS, Op, Unit
 from tritloom.firmware.registers import MEMORY_FAILED, UNKNOWN_INSTRUCTION
+from tritloom.rtl.commands import command_layout
 
-__all__ = ["DOT_COMMAND", "MATMUL_COMMAND", "SAMPLE_COMMAND", "SCAN_COMMAND", "Sequencer", "UNITS", "VECTOR_COMMAND", "loader_signature"]
+__all__ = ["Sequencer", "UNITS", "loader_signature"]
 
-VECTOR_COMMAND = data.StructLayout({
-    "op": 3, "source": 1, "norm": 1, "dest": 2, "slot": 8, "count": 8, "length": 16, "bank": 2, "follow": 3, "a": 32, "b": 32,
-})
-MATMUL_COMMAND = data.StructLayout({"inputs": 16, "steps": 16, "slot": 8, "count": 8, "at": 16})
-DOT_COMMAND = data.StructLayout({"op": 2, "slot": 8, "count": 8, "position": 32, "kv_base": 32})
-SCAN_COMMAND = data.StructLayout({"slot": 8, "rows": 16, "first": 1, "at": 16})
-SAMPLE_COMMAND = data.StructLayout({"slot": 8, "noise": 32, "temperature": 32, "limits": 32})
+COMMANDS = {"vector": VECTOR, "matmul": MATMUL, "dot": DOT, "sampler": SAMPLE, "scan": SCAN}
+"""The command of each port to a unit."""
 
 UNITS = len(Unit)
 """Bits of `unit_busy`, in the order of firmware.isa.Unit."""
@@ -95,11 +92,7 @@ class Sequencer(wiring.Component):
             "args": In(data.ArrayLayout(32, ARGUMENTS)),
             "prompt_i": In(stream.Signature(32)),
             "token_o": Out(stream.Signature(32)),
-            "vector": Out(stream.Signature(VECTOR_COMMAND)),
-            "matmul": Out(stream.Signature(MATMUL_COMMAND)),
-            "dot": Out(stream.Signature(DOT_COMMAND)),
-            "sampler": Out(stream.Signature(SAMPLE_COMMAND)),
-            "scan": Out(stream.Signature(SCAN_COMMAND)),
+            **{unit: Out(stream.Signature(command_layout(command))) for unit, command in COMMANDS.items()},
             "token_i": In(stream.Signature(32)),
             "stream_start": Out(stream.Signature(8)),
             "flush": Out(1), "flushing": In(1),
@@ -196,22 +189,14 @@ class Sequencer(wiring.Component):
 
     def _payloads(self, m: Module, instruction, operand) -> None:
         """Commands made of the instruction and its registers."""
-        vector, matmul, dot = self.vector.payload, self.matmul.payload, self.dot.payload
-        m.d.comb += [
-            Cat(vector.op, vector.source, vector.norm, vector.dest).eq(instruction.flags),
-            vector.length.eq(instruction.imm), Cat(vector.bank, vector.follow).eq(instruction.imm[BANK_SHIFT:]),
-            vector.slot.eq(operand["rd"]), vector.count.eq(operand["ru"]), vector.a.eq(operand["rs"]), vector.b.eq(operand["rt"]),
-            Cat(matmul.inputs, matmul.steps).eq(instruction.imm),
-            matmul.slot.eq(operand["rd"]), matmul.count.eq(operand["ru"]), matmul.at.eq(operand["rs"]),
-            dot.op.eq(instruction.flags), dot.slot.eq(operand["rd"]), dot.count.eq(operand["ru"]),
-            dot.position.eq(operand["rs"]), dot.kv_base.eq(operand["rt"]),
-            self.sampler.payload.slot.eq(operand["rd"]), self.sampler.payload.noise.eq(operand["rs"]),
-            self.sampler.payload.temperature.eq(operand["rt"]), self.sampler.payload.limits.eq(operand["ru"]),
-            self.scan.payload.slot.eq(operand["rd"]), self.scan.payload.rows.eq(instruction.imm),
-            self.scan.payload.first.eq(instruction.flags), self.scan.payload.at.eq(operand["rs"]),
-            self.stream_start.payload.eq(instruction.imm),
-            self.token_o.payload.eq(operand["rs"]),
-        ]
+        for unit, command in COMMANDS.items():
+            payload = getattr(self, unit).payload
+            # The vector unit's registers come last: only the order of the emitted assignments depends on it.
+            fields = sorted(command.fields, key=lambda field: field.in_register) if command is VECTOR else command.fields
+            for field in fields:
+                given = operand[field.source] if field.in_register else instruction[field.source][field.low:]
+                m.d.comb += payload[field.name].eq(given)
+        m.d.comb += [self.stream_start.payload.eq(instruction.imm), self.token_o.payload.eq(operand["rs"])]
 
     def _execute(self, m: Module, instruction, operand, result, writes, taken, busy, store, outlets, offers, takes) -> None:
         def put(value):

@@ -9,8 +9,9 @@ from amaranth import C, Cat, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
+from tritloom.firmware.commands import SCAN
 from tritloom.rtl.arith import index_shape
-from tritloom.rtl.control.sequencer import SCAN_COMMAND
+from tritloom.rtl.commands import command_layout
 from tritloom.rtl.once import once
 from tritloom.rtl.stream import Fifo, Slice
 
@@ -90,7 +91,7 @@ class ShortList(wiring.Component):
 
     Members
     -------
-    cmd : In(stream of SCAN_COMMAND)
+    cmd : In(stream of firmware.commands.SCAN)
         At least one row. Ready when no scan is under way.
     busy : Out(1)
         A scan is under way: the accumulators must stand.
@@ -118,7 +119,7 @@ class ShortList(wiring.Component):
         self._address = index_shape(-(-max_rows // vector_lanes))
         self.entry_cycles = 2 * (count.bit_length() - 1) + 1
         super().__init__({
-            "cmd": In(stream.Signature(SCAN_COMMAND)),
+            "cmd": In(stream.Signature(command_layout(SCAN))),
             "busy": Out(1),
             "acc_read": Out(wiring.Signature({
                 "en": Out(1), "slot": Out(slot_bits), "addr": Out(self._address), "part": Out(index_shape(acc_parts)),

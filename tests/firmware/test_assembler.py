@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tritloom.firmware.assembler import EXAMPLE, FORMS, AssemblyError, Program, assemble, disassemble, parse, reference
-from tritloom.firmware.isa import DotOp, Instruction, Op, Unit, VectorOp, vector_flags
+from tritloom.firmware.isa import DotOp, Instruction, Op, Unit, VectorOp
 
 ISA = Path(__file__).parents[2] / "docs" / "isa.md"
 
@@ -45,7 +45,7 @@ def test_builder_matches_the_instruction_record():
         Instruction(Op.LI, rd=3, imm=0xFFFFFFFF),
         Instruction(Op.ADDI, rd=4, rs=3, imm=0xFFFFFFFB),
         Instruction(Op.BNE, rs=3, rt=4, imm=9),
-        Instruction(Op.VECTOR, rd=1, ru=2, rs=3, rt=4, flags=vector_flags(VectorOp.NORMQ, 1, 1, 1), imm=640),
+        Instruction(Op.VECTOR, rd=1, ru=2, rs=3, rt=4, flags=VectorOp.NORMQ | 1 << 3 | 1 << 4 | 1 << 5, imm=640),
         Instruction(Op.MATMUL, imm=640 | 99 << 16),
         Instruction(Op.DOT, rd=1, ru=2, rs=3, rt=4, flags=1),
         Instruction(Op.SAMPLE, rd=4, rs=5, rt=6, ru=7),
