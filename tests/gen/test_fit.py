@@ -15,7 +15,7 @@ from tritloom.gen.fit import calibrate, cost
 from tritloom.gen.fit.fit import WORTH, batch_cycles, cycles_per_pass, fit, predict, prompt_cycles, relaxations
 from tritloom.gen.models import open_checkpoint
 from tritloom.gen.models.shapes import published
-from tritloom.sim.bench import measure
+from tritloom.sim.bench import results
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
 SHIPPED = ("stories-260k", "stories-1m", "stories-4m", "stories-27m")
@@ -393,7 +393,7 @@ def test_every_family_has_costs():
 
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
-SIMULATED = {path.stem: entry for path, entry, _ in measure.stored(folder=RESULTS) if entry["what"] != "synthesis"}
+SIMULATED = {path.stem: entry for path, entry, _ in results.stored(folder=RESULTS) if entry["what"] != "synthesis"}
 
 
 @pytest.mark.parametrize("name", SIMULATED)
@@ -423,7 +423,7 @@ def test_projected_cycles_are_near_the_simulated_ones(name):
 
 
 def test_the_slowest_path_is_that_of_the_machines_that_were_synthesised():
-    found = [(e["configuration"]["sequences"], e["measured"]["timing"]) for path, e, _ in measure.stored(folder=RESULTS)
+    found = [(e["configuration"]["sequences"], e["measured"]["timing"]) for path, e, _ in results.stored(folder=RESULTS)
              if e["what"] == "synthesis" and e["family"] == "xcup" and "vector_lanes" not in path.name]  # as `fit` gives them
     for several, said in enumerate(cost.SLOWEST_PATH_NS["xcup"]):
         slowest = max(t["paths"][0]["delay"] + t["delays"]["clock uncertainty"] for texts, t in found if (texts > 1) == bool(several))

@@ -9,10 +9,11 @@ from tritloom.gen.fit.fit import fit
 from tritloom.gen.models.shapes import published
 from tritloom.gen.tools import parts, synthesis
 from tritloom.gen.tools import timing as depth
+from tritloom.host.backend import InputError
 from tritloom.host.commands.common import Source
-from tritloom.sim.bench import measure, stored
-from tritloom.sim.bench import report as bench
+from tritloom.sim.bench import benchmarks, results, stored
 from tritloom.sim.bench.page import page
+from tritloom.sim.bench.report import stored_report
 
 pytest.importorskip("amaranth")
 
@@ -57,25 +58,25 @@ def test_a_part_does_not_depend_on_the_others(found):
 
 def test_the_synthesis_of_a_machine_is_stored(monkeypatch, tmp_path):
     monkeypatch.setattr(synthesis, "cells_of", counted)
-    monkeypatch.setattr(measure, "RESULTS", tmp_path)
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
     for name in ("emitted", "known"):
         monkeypatch.setattr(stored, name, lambda config: "as measured")
     path = {"unit": "dot", "start": "a", "end": "b", "delay": 3.0, "logic": 1.0, "nets": 2.0, "cells": ["FDRE", "2xLUT6"], "count": 7}
     timing = {"period": 3.965, "failing": 0, "paths": [path], "units": {"dot": 3.0}, "delays": {}, "allowance": ""}
     monkeypatch.setattr(depth, "worst_paths", lambda config: timing)
-    measured = bench.report(source=SHAPE, synth=True, board="kv260", context=256, settings={"lanes": 2}, store=True)
+    measured = benchmarks.report(source=SHAPE, synth=True, board="kv260", context=256, settings={"lanes": 2}, store=True)
     whole = next(row for row in measured.rows if row["measure"].endswith("whole, lut"))
     assert whole["unit"] == "LUT of 117,120"
     assert measured.rows[-1]["measure"].endswith("path a to b (FDRE 2xLUT6), 7 of them") and measured.rows[-1]["unit"] == "ns of 3.965"
     assert whole["command"] == "tritloom bench --synth --model TriLM-99M --board kv260 --context 256 --set lanes=2"
     assert [path.name for path in (tmp_path / "kv260").iterdir()] == ["TriLM-99M-synthesis-context-256-lanes2.json"]
     monkeypatch.setattr(synthesis, "cells_of", None)
-    again = bench.report(source=SHAPE, synth=True, board="kv260", context=256, settings={"lanes": 2}, resume=True)
+    again = benchmarks.report(source=SHAPE, synth=True, board="kv260", context=256, settings={"lanes": 2}, resume=True)
     assert [row["value"] for row in again.rows] == [row["value"] for row in measured.rows]
     assert [entry["what"] for entry, _ in again.results] == ["synthesis"]
     assert "Measured numbers" in page(again.rows, again.results)  # a page of rows alone: there are no cycles to draw
-    assert {row["state"] for row in bench.stored_report().rows} == {row["state"] for row in again.rows}
+    assert {row["state"] for row in stored_report().rows} == {row["state"] for row in again.rows}
     monkeypatch.setattr(stored, "known", lambda config: "other")
-    assert bench.stored_report().rows[0]["state"].startswith("stale: its Verilog changed")
-    with pytest.raises(bench.BenchError, match="measures no cycles"):
-        bench.report(source=SHAPE, synth=True, board="kv260", prefill=4)
+    assert stored_report().rows[0]["state"].startswith("stale: its Verilog changed")
+    with pytest.raises(InputError, match="measures no cycles"):
+        benchmarks.report(source=SHAPE, synth=True, board="kv260", prefill=4)

@@ -270,11 +270,12 @@ NO_WEIGHTS = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 
 ])
 def test_every_family_works_without_weights(tritloom, tmp_path, monkeypatch, family):
     from tritloom.gen.verilog import generate
-    from tritloom.sim.bench import report
+    from tritloom.sim.bench import benchmarks
+    from tritloom.sim.bench.report import Report
 
     seen = []
     monkeypatch.setattr(generate, "write_machine", lambda config, *_: seen.append(config.shape.hidden) or [])
-    monkeypatch.setattr(report, "whole_tokens", lambda _, board, *, context, **__: seen.append((board, context)) or report.Report([]))
+    monkeypatch.setattr(benchmarks, "whole_tokens", lambda _, board, *, context, **__: seen.append((board, context)) or Report([]))
     (tmp_path / "config.json").write_text(json.dumps(NO_WEIGHTS | family))
     assert [tritloom(verb, tmp_path)[0] for verb in ("check", "fit")] == [0, 0]
     assert tritloom("generate", tmp_path, "--out", tmp_path / "x")[0] == 0
@@ -383,10 +384,11 @@ def test_verify(tritloom, monkeypatch, equal):
 
 
 def test_bench(tritloom, monkeypatch):
-    from tritloom.sim.bench import report
+    from tritloom.sim.bench import benchmarks
+    from tritloom.sim.bench.report import Report
 
     row = {"measure": "tlmm symmetric14", "value": 6.5, "unit": "LUT", "kind": "synthesised", "command": "tritloom bench --synth"}
-    monkeypatch.setattr(report, "report", lambda **options: report.Report([row]))
+    monkeypatch.setattr(benchmarks, "report", lambda **options: Report([row]))
     status, out, _ = tritloom("bench", "--unit", "tlmm", "--synth", "--json")
     assert status == 0 and json.loads(out) == [row]
     assert "symmetric14" in tritloom("bench", "--unit", "tlmm", "--synth")[1]
@@ -396,10 +398,11 @@ def test_bench(tritloom, monkeypatch):
     (None, {"lanes": 2}), ("int8", {"lanes": 2}), ("shortlist", {"lanes": 2, "shortlist": 256}),
 ])
 def test_bench_takes_a_head_by_name(tritloom, monkeypatch, head, settings):
-    from tritloom.sim.bench import report
+    from tritloom.sim.bench import benchmarks
+    from tritloom.sim.bench.report import Report
 
     seen = []
-    monkeypatch.setattr(report, "report", lambda **options: seen.append(options["settings"]) or report.Report([]))
+    monkeypatch.setattr(benchmarks, "report", lambda **options: seen.append(options["settings"]) or Report([]))
     named = ["--head", head] if head else []
     assert tritloom("bench", "--model", "bitnet_b1_58-large", *named, "--set", "lanes=2", "--json")[0] == 0 and seen == [settings]
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import oracle
-from tritloom.firmware.config import BuildConfig
+from tritloom.firmware.config import BuildConfig, ConfigError
 from tritloom.gen.fit.fit import fit
 from tritloom.gen.models import open_checkpoint
 from tritloom.gen.models.shapes import published
@@ -19,8 +19,8 @@ from tritloom.host.commands.common import Source
 from tritloom.host.image import Image, write_image
 from tritloom.host.session import Session
 from tritloom.sim.backends import SimBackend
-from tritloom.sim.bench import measure, stored
-from tritloom.sim.bench import report as bench
+from tritloom.sim.bench import benchmarks, measure, results, stored
+from tritloom.sim.bench.report import stored_report, table
 from tritloom.sim.bench.timeline import unpack
 
 pytest.importorskip("amaranth")
@@ -131,24 +131,24 @@ def verilog(monkeypatch):
 def entry(session, verilog):
     measured = measure.decode(session, 40)
     fixed = dict(model="m", what="decode", count=40, timing="ideal", weights="random", command="c")
-    return measure.record(measured, config=session.config, made=stored.digests("decode", session.config, session.image, "ideal"), **fixed)
+    return results.record(measured, config=session.config, made=stored.digests("decode", session.config, session.image, "ideal"), **fixed)
 
 
 def test_results_are_kept_whole_and_know_their_machine(entry, verilog, tmp_path, monkeypatch):
     path = tmp_path / "kv260" / "m-decode-40.json"
-    assert measure.load(path) is None
-    measure.store(entry, path)
-    assert measure.load(path) == json.loads(json.dumps(entry)) and list(path.parent.iterdir()) == [path]
+    assert results.load(path) is None
+    results.store(entry, path)
+    assert results.load(path) == json.loads(json.dumps(entry)) and list(path.parent.iterdir()) == [path]
     assert stored.state_of(entry) == stored.CURRENT
-    monkeypatch.setattr(measure, "RESULTS", tmp_path)
-    assert {r["state"] for r in bench.stored_report().rows} == {f"stored on {entry['date']}"}
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    assert {r["state"] for r in stored_report().rows} == {f"stored on {entry['date']}"}
     verilog[0] = "other"
     assert stored.state_of(entry).startswith("stale: its Verilog changed since 2")
-    rows = bench.stored_report().rows
-    assert rows[0]["state"].startswith("stale") and "(stale: its Verilog" in bench.table(rows)
+    rows = stored_report().rows
+    assert rows[0]["state"].startswith("stale") and "(stale: its Verilog" in table(rows)
     path.write_text("{}")
     with pytest.raises(InputError, match="not a stored measurement"):
-        bench.stored_report()
+        stored_report()
 
 
 def test_resume_takes_what_is_stored_and_measures_what_is_stale(entry, verilog, tmp_path, monkeypatch):
@@ -160,22 +160,22 @@ def test_resume_takes_what_is_stored_and_measures_what_is_stale(entry, verilog, 
     def start(*_):
         raise Started
 
-    monkeypatch.setattr(measure, "RESULTS", tmp_path)
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
     monkeypatch.setattr(common, "open_simulation", start)
     config = bench_config("TriLM-99M", lanes=1)
     made = stored.digests("decode", config, measure.RandomImage.of(published("TriLM-99M", 256), config), "kv260")
-    kept = measure.record(entry["measured"], model="TriLM-99M", what="decode", count=40, config=config, timing="kv260", weights="random",
+    kept = results.record(entry["measured"], model="TriLM-99M", what="decode", count=40, config=config, timing="kv260", weights="random",
                           command="the command", made=made)
-    measure.store(kept, measure.result_path("kv260", "TriLM-99M", "decode-40", {"lanes": 1}))
+    results.store(kept, results.result_path("kv260", "TriLM-99M", "decode-40", {"lanes": 1}))
     options = dict(context=40, settings={"lanes": 1}, resume=True)
-    rows = bench.whole_tokens(SHAPE, "kv260", **options).rows
+    rows = benchmarks.whole_tokens(SHAPE, "kv260", **options).rows
     assert rows[0]["value"] == entry["measured"]["cycles"] and rows[0]["command"] == "the command"
     for changes in ({"resume": False}, {"settings": {"lanes": 2}}, {"timing": "kv260-pessimistic"}, {"context": 41}, {"prefill": 3}):
         with pytest.raises(Started):
-            bench.whole_tokens(SHAPE, "kv260", **(options | changes))
+            benchmarks.whole_tokens(SHAPE, "kv260", **(options | changes))
     verilog[0] = "other"
     with pytest.raises(Started):
-        bench.whole_tokens(SHAPE, "kv260", **options)
+        benchmarks.whole_tokens(SHAPE, "kv260", **options)
 
 
 def test_results_are_stored_on_request_alone(entry, verilog, tmp_path, monkeypatch):
@@ -188,31 +188,31 @@ def test_results_are_stored_on_request_alone(entry, verilog, tmp_path, monkeypat
 
     monkeypatch.setattr(common, "open_simulation", lambda *_: Backend())
     monkeypatch.setattr(measure, "Watched", lambda backend: backend)
-    monkeypatch.setattr("tritloom.host.session.Session", lambda *_, **__: nullcontext())
+    monkeypatch.setattr("tritloom.sim.bench.benchmarks.Session", lambda *_, **__: nullcontext())
     monkeypatch.setattr(measure, "decode", lambda *_, **__: entry["measured"])
-    monkeypatch.setattr(measure, "RESULTS", tmp_path / "docs")
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "docs")
     (tmp_path / "docs").mkdir()
     options = dict(context=40, settings={"lanes": 1})
-    bench.whole_tokens(SHAPE, "kv260", **options)
+    benchmarks.whole_tokens(SHAPE, "kv260", **options)
     assert not [*(tmp_path / "docs").rglob("*.json")]
-    bench.whole_tokens(SHAPE, "kv260", **options, store=True)
-    bench.whole_tokens(SHAPE, "kv260", **options, store=True, results=tmp_path / "mine")
+    benchmarks.whole_tokens(SHAPE, "kv260", **options, store=True)
+    benchmarks.whole_tokens(SHAPE, "kv260", **options, store=True, folder=tmp_path / "mine")
     assert [path.relative_to(tmp_path).parts[0] for path in sorted(tmp_path.rglob("*.json"))] == ["docs", "mine"]
-    assert bench.stored_report(results=tmp_path / "mine").results[0][0]["count"] == 40
-    monkeypatch.setattr(measure, "RESULTS", tmp_path / "site-packages")
+    assert stored_report(folder=tmp_path / "mine").results[0][0]["count"] == 40
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "site-packages")
     for more in (dict(store=True), dict(resume=True)):
         with pytest.raises(InputError, match="give --results DIR"):
-            bench.whole_tokens(SHAPE, "kv260", **options, **more)
+            benchmarks.whole_tokens(SHAPE, "kv260", **options, **more)
     for wrong in (dict(stored=True), dict(unit="tlmm", synth=True), dict(source=SHAPE), dict(source=SHAPE, drafts=2, prompt="Tom")):
-        with pytest.raises(bench.BenchError, match="--store keeps"):
-            bench.report(store=True, **wrong)
-    with pytest.raises(bench.BenchError, match="give --store"):
-        bench.report(source=SHAPE, context=40, results=tmp_path)
-    for wrong in (dict(source=SHAPE), dict(context=40), dict(synth=True), dict(timing="ddr")):
-        with pytest.raises(bench.BenchError, match="--stored shows all results"):
-            bench.report(stored=True, **wrong)
-    with pytest.raises(bench.BenchError, match=f"no stored results in {tmp_path / 'none'}: "):
-        bench.report(stored=True, results=tmp_path / "none")
+        with pytest.raises(InputError, match="--store keeps"):
+            benchmarks.report(store=True, **wrong)
+    with pytest.raises(InputError, match="give --store"):
+        benchmarks.report(source=SHAPE, context=40, folder=tmp_path)
+    for wrong in (dict(context=40), dict(synth=True), dict(timing="ddr")):
+        with pytest.raises(InputError, match="--stored shows results"):
+            benchmarks.report(stored=True, **wrong)
+    with pytest.raises(InputError, match=f"no stored results in {tmp_path / 'none'}: "):
+        benchmarks.report(stored=True, folder=tmp_path / "none")
 
 
 def bench_config(name, **settings):
@@ -224,13 +224,13 @@ def bench_config(name, **settings):
     (dict(source=SHAPE, context=40, timing="fast"), "choose ideal, ddr, kv260"),
 ])
 def test_what_cannot_be_measured_is_refused(options, words):
-    with pytest.raises((bench.ConfigError, InputError), match=words):
-        bench.report(board="kv260", **options)
+    with pytest.raises((ConfigError, InputError), match=words):
+        benchmarks.report(board="kv260", **options)
 
 
 def test_stored_results_are_readable_and_say_whether_they_are_stale():
     """A stale result does not fail: it is shown as stale until it is measured again."""
-    for path, entry, state in measure.stored():
+    for path, entry, state in results.stored():
         assert state == stored.CURRENT or state.startswith("stale: "), path
         assert path.parent.name == entry["board"] and stored.configuration_of(entry) is not None
         simulated = entry["kind"] == "rtl-simulated"

@@ -10,7 +10,7 @@ import pytest
 
 from tritloom.firmware.isa import Unit
 from tritloom.host.cli import main
-from tritloom.sim.bench import report, timeline
+from tritloom.sim.bench import benchmarks, report, timeline
 from tritloom.sim.bench.page import _arrivals, bounds, page
 from tritloom.sim.bench.timeline import ROWS, Timeline
 
@@ -159,7 +159,7 @@ def test_a_layer_is_what_lies_between_times_of_writing():
 
 
 def test_html_is_written_whole_or_refused_before_anything_is_measured(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(report, "stored_report", lambda **_: report.Report(report.entry_rows(entry(), "measured"), [(entry(), "measured")]))
+    monkeypatch.setattr(benchmarks, "stored_report", lambda *_: report.report_of([(entry(), "measured")]))
     assert main(["bench", "--stored", "--json", "--html", str(tmp_path / "a.html")]) == 0
     assert json.loads(capsys.readouterr().out)[0]["unit"] == "cycles/token"
     assert [p.name for p in tmp_path.iterdir()] == ["a.html"] and "Roofline" in text_of((tmp_path / "a.html").read_text("utf-8"))

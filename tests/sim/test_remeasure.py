@@ -10,6 +10,7 @@ from tritloom.host.backend import HostError
 from tritloom.host.cli import main
 from tritloom.host.commands import common
 from tritloom.sim.bench import measure, remeasure, stored
+from tritloom.sim.bench import results as kept
 from tritloom.sim.check import equality
 
 FAILS = (sys.executable, "-c", "print('why'); raise SystemExit(3)")
@@ -55,8 +56,8 @@ def test_a_command_stores_the_results_that_name_it_and_no_others(monkeypatch):
     for name, found in stored.entries().items():
         if "command" in found:
             files[found["command"]].add(stored.RESULTS / name)
-    result_path = measure.result_path
-    monkeypatch.setattr(measure, "result_path", lambda *what: (written.add(result_path(*what)), result_path(*what))[1])
+    result_path = kept.result_path
+    monkeypatch.setattr(kept, "result_path", lambda *what: (written.add(result_path(*what)), result_path(*what))[1])
     for place, name in ((stored, "digests"), (common, "image_of"), (measure.RandomImage, "of")):
         monkeypatch.setattr(place, name, stop)
     for command, named in files.items():

@@ -1,14 +1,16 @@
 """Measured numbers: their rows, the share of every unit, the table and what is refused."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tritloom.firmware.isa import Unit
+from tritloom.host.backend import InputError
 from tritloom.host.commands.common import Source
-from tritloom.sim.bench import report
-from tritloom.sim.bench.report import CycleShares, Measured
+from tritloom.sim.bench import benchmarks, measure, report, results, stored
+from tritloom.sim.bench.measure import CycleShares, Measured
 
 SHAPE = Source(model=Path("TriLM-99M"))
 
@@ -55,6 +57,38 @@ def test_table_names_every_unit():
     assert all(unit in text for unit in ("matmul", "vector", "dot", "sequencer"))
 
 
+@pytest.mark.parametrize("width", [40, 80, 140])
+def test_a_table_fits_the_terminal_and_says_all(width):
+    entry = json.loads((results.RESULTS / "kv260" / "bitnet_b1_58-large-decode-128.json").read_text())
+    rows = report.entry_rows(entry, "stale: its Verilog changed since then")
+    text = report.table(rows, width)
+    least = max(map(len, text.split()))
+    assert all(len(line) <= max(width, 65, least) for line in text.splitlines())  # the names' 16 columns, and the numbers'
+    said = " ".join(text.split())
+    assert all(report.number(row["value"]) in said and row["unit"] in said for row in rows)
+    assert said.count(entry["command"]) == said.count("stale: its Verilog") == said.count("memory kv260, random weights") == 1
+
+
+def test_stored_results_are_chosen_by_board_and_model(monkeypatch):
+    listed = [(path, json.loads(path.read_text()), stored.CURRENT) for path in sorted(results.RESULTS.glob("*/*.json"))]
+    monkeypatch.setattr(results, "stored", lambda folder: listed)
+    found = {(entry["board"], entry["model"]) for _, entry, _ in listed}
+    assert ("kv260", "stories-1m") not in found and len(found) > 3
+    for board, model in ((None, None), ("kv260", None), (None, "stories-4m"), ("kv260", "bitnet_b1_58-large")):
+        shown = {(entry["board"], entry["model"]) for entry, _ in report.stored_report(board, model).results}
+        assert shown == {pair for pair in found if board in (None, pair[0]) and model in (None, pair[1])}
+    for pair, words in ((("kv26", None), "no board called 'kv26' .*kv260"), ((None, "stories-4"), "no model called .* mean stories-4m")):
+        with pytest.raises(InputError, match=words):
+            report.stored_report(*pair)
+
+
+def test_a_folder_is_told_from_the_published_shape_of_its_name(tmp_path):
+    """Their results differ: a shape's weights are random."""
+    (tmp_path / "TriLM-99M").mkdir()
+    assert benchmarks.name_of(Source(model=tmp_path / "TriLM-99M")) == "TriLM-99M-local"
+    assert benchmarks.name_of(SHAPE) == "TriLM-99M" and benchmarks.name_of(Source(model=tmp_path / "mine")) == "mine"
+
+
 class Machine:
     """Stands for the simulation: every token is the histogram once."""
 
@@ -93,7 +127,7 @@ class FakeSession:
 
 def test_only_tokens_after_the_first_are_counted():
     seen = []
-    m = report.measure_session(FakeSession(Machine()), [1, 2, 3], 4, lambda *a: seen.append(a[:2]))
+    m = measure.measure_session(FakeSession(Machine()), [1, 2, 3], 4, lambda *a: seen.append(a[:2]))
     assert m.shares.cycles == 4000
     assert m.waits == {"refresh": 0.05, "latency": 0, "ready": 0.05}
     assert m.cycles == 5000
@@ -103,8 +137,8 @@ def test_only_tokens_after_the_first_are_counted():
 def test_a_device_without_a_clock_is_refused():
     session = FakeSession(Machine())
     del type(session.backend).machine
-    with pytest.raises(report.BenchError, match="no clock"):
-        report.measure_session(session, [1], 1)
+    with pytest.raises(InputError, match="no clock"):
+        measure.measure_session(session, [1], 1)
 
 
 @pytest.mark.parametrize("arguments, words", [
@@ -120,8 +154,8 @@ def test_a_device_without_a_clock_is_refused():
     ({"source": SHAPE, "context": 40, "batch": 2, "shared": 48}, "at most the --context less 2"),
 ])
 def test_what_cannot_be_measured_is_refused(arguments, words):
-    with pytest.raises(report.BenchError, match=words):
-        report.report(**arguments)
+    with pytest.raises(InputError, match=words):
+        benchmarks.report(**arguments)
 
 
 @pytest.mark.needs("amaranth")
@@ -129,7 +163,7 @@ def test_tlmm_rows(monkeypatch):
     entry = {"family": "xcup", "form": "symmetric14", "tables": 16, "rows_per_cycle": 4, "lut_per_weight": 6.5, "lut_per_weight_built": 7.5,
              "lane": {"lut": 1248, "ff": 1000, "bram": 0}}
     monkeypatch.setattr("tritloom.gen.tools.synthesis.tlmm_table", lambda progress=None: [entry])
-    rows = report.tlmm_synth()
+    rows = benchmarks.tlmm_synth()
     assert rows[0] == {"measure": "tlmm symmetric14 xcup T=16 Q=4 lane", "value": 6.5, "unit": "LUT/weight/cycle", "kind": "synthesised",
                        "command": "tritloom bench --unit tlmm --synth"}
 
@@ -138,5 +172,5 @@ def test_tlmm_rows(monkeypatch):
     ({"lanes": 4}, "--set lanes=5"), ({"lanes": 4, "sequences": 4}, "--set lanes=5 --set sequences=5"),
     ({"sequences": 4}, "--set sequences=5")])
 def test_a_batch_for_which_the_machine_is_too_small_says_what_to_set(settings, missing):
-    with pytest.raises(report.BenchError, match=f"5 texts need as many lanes and caches.*: {missing}$"):
-        report.whole_tokens(SHAPE, "kv260", context=128, batch=5, settings={"lanes": 8} | settings)
+    with pytest.raises(InputError, match=f"5 texts need as many lanes and caches.*: {missing}$"):
+        benchmarks.whole_tokens(SHAPE, "kv260", context=128, batch=5, settings={"lanes": 8} | settings)

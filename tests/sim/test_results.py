@@ -8,7 +8,7 @@ import random_machine
 from tritloom.boards.board import load as load_board
 from tritloom.gen.verilog.digests import syntax_digest, verilog_digest
 from tritloom.gen.verilog.generate import generate_verilog
-from tritloom.sim.bench import measure, stored
+from tritloom.sim.bench import results, stored
 from tritloom.sim.check import equality
 
 pytest.importorskip("amaranth", reason="results are of this tree's Verilog")
@@ -41,7 +41,7 @@ def test_every_stored_run_is_equal_and_long_enough():
             assert run["equal"] and run["generated_tokens"] >= 64
 
 
-SYNTHESISED = [path for path, entry, _ in measure.stored() if entry["what"] == "synthesis"]
+SYNTHESISED = [path for path, entry, _ in results.stored() if entry["what"] == "synthesis"]
 NOT_YET = {"bitnet-b1.58-2B-4T-synthesis-sequences8"}
 """Synthesised before resets, errors of the memory and the sampler's wider logits came: to be done again (`make results`)."""
 
