@@ -8,6 +8,7 @@ import pkgutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tritloom.firmware.errors import InputError
 from tritloom.firmware.names import unknown
 
 MEMORIES = ("axi", "onchip")
@@ -17,7 +18,7 @@ ADDRESS_LIMIT = 1 << 32
 """Bytes that a memory port's addresses reach."""
 
 
-class BoardError(ValueError):
+class BoardError(InputError):
     """A board that does not exist or cannot be loaded; the message names the remedy."""
 
 

@@ -21,6 +21,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from tritloom.firmware import commands
+from tritloom.firmware.errors import TritloomError
 from tritloom.firmware.isa import SCRATCH_WORDS, DotOp, Op, Unit, VectorOp
 
 REGISTERS = 16
@@ -28,7 +29,7 @@ ARGUMENTS = 8
 DEFAULT_WORDS = 512
 
 
-class AssemblyError(ValueError):
+class AssemblyError(TritloomError):
     """A program that cannot be encoded; the message names the place and the remedy."""
 
 

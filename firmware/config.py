@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
+from tritloom.firmware.errors import InputError
 from tritloom.firmware.names import unknown
 
 TRITS = 3
@@ -71,7 +72,7 @@ LIMITS = {
 """Least and most of each number of a configuration: what rtl/ takes, and no more than a fabric could hold."""
 
 
-class ConfigError(ValueError):
+class ConfigError(InputError):
     """A configuration that cannot exist; the message names the field and the remedy."""
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from tritloom.firmware import commands, integer
 from tritloom.firmware.config import CHUNK, KV_SCALE_BYTES, PARAM_HEADER_BYTES, TRITS, BuildConfig, round_up
+from tritloom.firmware.errors import TritloomError
 from tritloom.firmware.integer import UF_ONE, AttentionState, Int, Sampling, Saturations, UFloat, uf_mul, uf_unpack
 from tritloom.firmware.isa import (
     SCRATCH_WORDS,
@@ -43,7 +44,7 @@ def _ten_bits(scale: UFloat) -> UFloat:
     return scale
 
 
-class EmulatorError(RuntimeError):
+class EmulatorError(TritloomError):
     """The program did something the machine cannot do (a stall for ever, or data that is not there)."""
 
 

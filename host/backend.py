@@ -9,23 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tritloom.firmware.config import BuildConfig
+from tritloom.firmware.errors import TritloomError
 
 Bytes = bytes | bytearray | memoryview | NDArray[np.uint8]
 
 
-class HostError(Exception):
-    """Something the host cannot do, in one line that says what to do about it. `exit_status`: 2 for bad input, else 1."""
-
-    exit_status = 1
-
-
-class InputError(HostError):
-    """The caller asked for what cannot be."""
-
-    exit_status = 2
-
-
-class DeviceError(HostError):
+class DeviceError(TritloomError):
     """The device did something wrong, or is not what it should be."""
 
 
@@ -42,7 +31,7 @@ class DeviceTimeout(DeviceFault):
     """A bounded wait ran out."""
 
 
-class DeviceBusy(HostError):
+class DeviceBusy(TritloomError):
     """Another session holds the device."""
 
 

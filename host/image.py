@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tritloom.firmware.config import BuildConfig, round_up
+from tritloom.firmware.config import BuildConfig, ConfigError, round_up
+from tritloom.firmware.errors import InputError
 from tritloom.firmware.layout import MemoryMap, memory_map
 from tritloom.system.files import replaced
 
@@ -36,7 +37,7 @@ CRC_BLOCK = 16 << 20
 PACK_AGAIN = "pack the model again"
 
 
-class ImageError(Exception):
+class ImageError(InputError):
     """An image that cannot be used; the message says what is wrong and what to do."""
 
 
@@ -181,7 +182,7 @@ class Image:
             sections = _sections(_typed(content, "sections", list), HEADER.size + length, size)
             spec = _spec(_typed(content, "spec", dict), config)
             layout = memory_map(config, tied="embedding" not in sections)
-        except (ValueError, RecursionError) as error:  # of which ConfigError is one
+        except (ConfigError, ValueError, RecursionError) as error:
             reason = str(error) or "nested too deeply"
             raise ImageError(f"{path}: its record cannot be read ({reason}); {PACK_AGAIN} with this tritloom") from None
         if config.digest != digest:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tritloom.firmware.config import BuildConfig
+from tritloom.firmware.errors import InputError
 from tritloom.firmware.integer import GREEDY, LOGIT_DROP, Sampling, noise_word, noise_words, uf_from_float
 from tritloom.firmware.isa import Unit
 from tritloom.firmware.programs import (
@@ -41,7 +42,7 @@ from tritloom.firmware.programs import (
     NO_STOP_TOKEN,
 )
 from tritloom.firmware.registers import FIFO_DEPTH, IDENTIFIER, MAP_VERSION, MEMORY_FAILED, PAGE_BYTES, REGISTER
-from tritloom.host.backend import Backend, DeviceBusy, DeviceError, DeviceFault, DeviceTimeout, InputError
+from tritloom.host.backend import Backend, DeviceBusy, DeviceError, DeviceFault, DeviceTimeout
 from tritloom.host.batch import Batch, Passes, Text
 from tritloom.host.drafting import PromptLookup
 from tritloom.host.image import Image

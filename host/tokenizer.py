@@ -11,7 +11,7 @@ from typing import Protocol
 
 from tokenizers import Tokenizer as _Tokenizer
 
-from tritloom.host.backend import InputError
+from tritloom.firmware.errors import InputError
 from tritloom.system.silence import silence
 
 LONGEST_CHARACTER = 4

@@ -11,6 +11,7 @@ import numpy as np
 
 from tritloom.firmware.config import BuildConfig, round_up
 from tritloom.firmware.emulator import Emulator, EmulatorError, TraceEvent
+from tritloom.firmware.errors import TritloomError
 from tritloom.firmware.programs import ARG_PROMPT, ARG_STOP, ARG_TOKENS
 from tritloom.firmware.registers import FIFO_DEPTH, IDENTIFIER, MAP_VERSION, MEMORY_FAILED, REGISTER
 from tritloom.host.backend import Bytes, DeviceError
@@ -218,7 +219,7 @@ class _SoftDevice:
         self._closed = True
 
 
-class _Runaway(Exception):
+class _Runaway(TritloomError):
     """The program neither took nor gave a token for too long."""
 
 

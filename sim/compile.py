@@ -20,6 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from tritloom.firmware.errors import TritloomError
 from tritloom.firmware.isa import TraceUnit
 from tritloom.gen import verilator
 from tritloom.system import files
@@ -47,7 +48,7 @@ RUNTIME = ("verilated.cpp", "verilated_threads.cpp")
 Progress = Callable[[float, str], None]
 
 
-class BuildError(RuntimeError):
+class BuildError(TritloomError):
     """A machine could not be compiled; the message says what to do or names the log."""
 
 

@@ -45,6 +45,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+from tritloom.firmware.errors import InputError
 from tritloom.firmware.names import unknown
 
 __all__ = ["DDR", "DDR4_2400", "IDEAL", "KV260", "KV260_OPTIMISTIC", "KV260_PESSIMISTIC", "LINE_BYTES", "PRESETS", "Dram", "MemoryTiming",
@@ -191,7 +192,7 @@ KV260_PESSIMISTIC = MemoryTiming(
 PRESETS = {"ideal": IDEAL, "ddr": DDR, "kv260": KV260, "kv260-optimistic": KV260_OPTIMISTIC, "kv260-pessimistic": KV260_PESSIMISTIC}
 
 
-class TimingError(ValueError):
+class TimingError(InputError):
     """A timing that does not exist; the message names those that do."""
 
 

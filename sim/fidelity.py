@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from tritloom.firmware.errors import TritloomError
 from tritloom.firmware.integer import ternary_ranks
 from tritloom.gen.models import Checkpoint
 from tritloom.gen.models.files import read_json
@@ -29,7 +30,7 @@ FLOOR_BITS = 16
 Floats = NDArray[np.float64]
 
 
-class FidelityError(RuntimeError):
+class FidelityError(TritloomError):
     """The comparison cannot be made; the message says what is missing."""
 
 

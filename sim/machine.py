@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tritloom.firmware.errors import TritloomError
 from tritloom.firmware.registers import WRITE_CYCLES
 from tritloom.sim.bench.timeline import Timeline, counts
 from tritloom.sim.dram import IDEAL, LINE_BYTES, Dram, MemoryTiming
@@ -41,7 +42,7 @@ RECORD_CYCLES, RECORD_BINS = 16, 1 << 14
 STOP_IRQ, STOP_ERROR = 1, 2
 
 
-class SimulationError(RuntimeError):
+class SimulationError(TritloomError):
     """The simulated machine did something wrong."""
 
 

@@ -44,12 +44,12 @@ from tokenizers import Tokenizer as Library
 
 import synthetic
 from tritloom.firmware.config import BuildConfig, ConfigError, ModelShape
+from tritloom.firmware.errors import InputError
 from tritloom.firmware.layout import memory_map
 from tritloom.gen.models import CheckpointError, check, open_checkpoint, open_shape
 from tritloom.gen.models.checkpoint import MATRICES, NORMS, SUB_NORMS
 from tritloom.gen.models.gguf_file import read_gguf
 from tritloom.gen.models.vocabulary import of_folder, of_gguf
-from tritloom.host.backend import InputError
 from tritloom.host.image import HEADER, Image, ImageError, write_image
 from tritloom.host.tokenizer import Tokenizer
 

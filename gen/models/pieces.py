@@ -13,6 +13,7 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE, Unigram
 
+from tritloom.firmware.errors import TritloomError
 from tritloom.gen.models.problems import shown
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
@@ -21,7 +22,7 @@ SPACE = "▁"
 BYTES = frozenset(f"<0x{byte:02X}>" for byte in range(256))
 
 
-class VocabularyError(Exception):
+class VocabularyError(TritloomError):
     """A vocabulary that no tokenizer can be built from: the reason, in one line."""
 
 

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from tritloom.firmware.errors import InputError
+
 LONGEST = 240
 """Characters of a file's own text that a message repeats at most."""
 
@@ -25,7 +27,7 @@ def plain(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in short)
 
 
-class CheckpointError(Exception):
+class CheckpointError(InputError):
     """A checkpoint that cannot be used: `subject` (tensor, key or file), `cause`, and `fix`, in one line."""
 
     def __init__(self, subject: str, cause: str, fix: str) -> None:

@@ -20,6 +20,7 @@ from typing import Any, TypedDict
 
 from tritloom.boards.board import Board, load
 from tritloom.firmware.config import BuildConfig, ConfigError
+from tritloom.firmware.errors import TritloomError
 from tritloom.gen.tools import yosys
 from tritloom.gen.verilog.generate import generate_verilog
 from tritloom.system.files import cache, scratch, write_atomically
@@ -39,7 +40,7 @@ SHARES = (0.05, 0.3, 0.97)
 """How far a build is after the Verilog, after synthesis and after routing."""
 
 
-class BuildError(RuntimeError):
+class BuildError(TritloomError):
     """A build failed; the message names the step and its log."""
 
 

@@ -20,6 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from tritloom.firmware.errors import TritloomError
 from tritloom.gen.tools import yosys
 from tritloom.system import files, processes
 
@@ -28,7 +29,7 @@ __all__ = ["FAMILIES", "SynthesisError", "cells_of", "netlist_of", "resources", 
 TOP = "top"
 
 
-class SynthesisError(RuntimeError):
+class SynthesisError(TritloomError):
     """Yosys failed; the message is one line: its error, and where its log is kept."""
 
 

@@ -14,6 +14,7 @@ from amaranth.hdl import ClockSignal, Const, Fragment, Instance, ResetSignal, Va
 from amaranth.hdl._ir import PortDirection  # what convert() itself uses; it has no public name
 from amaranth.lib import wiring
 
+from tritloom.firmware.errors import TritloomError
 from tritloom.gen.tools import yosys
 from tritloom.gen.verilog import waivers
 
@@ -22,7 +23,7 @@ __all__ = ["Emission", "EmissionError", "to_rtlil", "to_verilog"]
 DOMAIN = "sync"
 
 
-class EmissionError(RuntimeError):
+class EmissionError(TritloomError):
     """A component marked `once` is not what its mark says."""
 
 

@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from tritloom.firmware.config import BuildConfig
+from tritloom.firmware.errors import TritloomError
 from tritloom.gen import verilator
 from tritloom.gen.verilog import registers
 from tritloom.system import files, processes
@@ -24,7 +25,7 @@ VERILOG = "tritloom.v"
 SOURCES = ("rtl", "firmware", "gen/verilog/emit.py", "gen/verilog/generate.py", "gen/verilog/waivers.py")
 """What the emitted Verilog depends on, besides the configuration."""
 
-class GenerateError(RuntimeError):
+class GenerateError(TritloomError):
     """The Verilog could not be made or checked; the message says what to do."""
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from tritloom.host.backend import InputError
+from tritloom.firmware.errors import InputError
 from tritloom.host.commands.common import BoardOption, JsonOption, SettingsOption, Source, check_file, check_folder, settings_of
 from tritloom.host.console import Console
 

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
+from tritloom.firmware.errors import InputError, TritloomError
 from tritloom.firmware.names import unknown
-from tritloom.host.backend import HostError, InputError
 from tritloom.host.commands.common import JsonOption, table
 from tritloom.host.console import Console
 from tritloom.system import files
@@ -25,7 +25,7 @@ def command(
             raise InputError(unknown("kind of kept files", kind, files.KINDS))
     root = files.cache_root()
     if root is None:
-        raise HostError("there is no home folder, and so no cache: set TRITLOOM_CACHE to a folder")
+        raise TritloomError("there is no home folder, and so no cache: set TRITLOOM_CACHE to a folder")
     if root.exists() and not root.is_dir():
         raise InputError(f"{root}: is a file; set TRITLOOM_CACHE to a folder")
     found = {kind: size for kind, size in files.sizes(root).items() if not kinds or kind in kinds}

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tritloom.host.backend import InputError
+from tritloom.firmware.errors import InputError
 from tritloom.host.commands.common import JsonOption, Source, table
 from tritloom.host.console import Console
 

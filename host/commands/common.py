@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal, get_type_hi
 import typer
 
 from tritloom.firmware.config import BuildConfig, ConfigError
+from tritloom.firmware.errors import InputError, TritloomError
 from tritloom.firmware.names import unknown
-from tritloom.host.backend import HostError, InputError
 from tritloom.host.console import QUIET_SECONDS, Console, Update
 from tritloom.host.image import Image, ImageError
 from tritloom.system.files import cache, scratch
@@ -202,7 +202,7 @@ def with_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return expanded
 
 
-class DoesNotFit(HostError):
+class DoesNotFit(TritloomError):
     """The model does not fit the board."""
 
 
@@ -229,15 +229,12 @@ def settings_of(pairs: Iterable[str] | None) -> dict[str, Any]:
 
 
 def timing_of(name: str | None, board: str = DEFAULT_BOARD) -> str:
-    """The simulated memory's timing: the one named, else the board's. Raises `InputError` before anything is compiled."""
+    """The simulated memory's timing: the one named, else the board's. Raises `TimingError` before anything is compiled."""
     from tritloom.boards.board import load
-    from tritloom.sim.dram import TimingError, preset
+    from tritloom.sim.dram import preset
 
     timing = load(board).timing if name is None else name
-    try:
-        preset(timing)
-    except TimingError as error:
-        raise InputError(str(error)) from None
+    preset(timing)
     return timing
 
 

@@ -12,8 +12,9 @@ from typing import Annotated, Any
 import typer
 
 from tritloom.firmware.config import BuildConfig
+from tritloom.firmware.errors import InputError
 from tritloom.firmware.integer import Sampling
-from tritloom.host.backend import Backend, InputError
+from tritloom.host.backend import Backend
 from tritloom.host.batch import Text
 from tritloom.host.commands.common import (
     BoardOption,

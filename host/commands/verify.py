@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tritloom.host.backend import InputError
+from tritloom.firmware.errors import InputError
 from tritloom.host.commands.common import BoardOption, JsonOption, Plan, SettingsOption, Source, saturation_text, table, text_in
 from tritloom.host.console import Console
 

@@ -13,11 +13,11 @@ from typing import Any
 
 from tritloom.boards.board import load as load_board
 from tritloom.firmware.config import CHUNK
+from tritloom.firmware.errors import InputError
 from tritloom.gen.fit.fit import CONTEXT_FOR_SPEED, fit, predict, prompt_cycles
 from tritloom.gen.models.shapes import SHAPES
 from tritloom.gen.tools import parts, synthesis
 from tritloom.gen.tools import timing as paths
-from tritloom.host.backend import InputError
 from tritloom.host.commands import common
 from tritloom.host.commands.common import Source
 from tritloom.host.console import Console

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
 
+from tritloom.firmware.errors import InputError
 from tritloom.firmware.names import unknown
-from tritloom.host.backend import InputError
 from tritloom.sim.bench import results
 from tritloom.sim.bench.measure import Measured
 from tritloom.sim.bench.stored import CURRENT

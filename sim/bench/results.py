@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from tritloom.firmware.config import BuildConfig
+from tritloom.firmware.errors import InputError
 from tritloom.gen.fit.cost import BLOCK_KIBIT, ULTRA_KIBIT
 from tritloom.gen.tools import parts
-from tritloom.host.backend import InputError
 from tritloom.sim.bench.stored import RESULTS, decisive, state_of
 from tritloom.system.files import write_atomically
 

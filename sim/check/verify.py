@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from tritloom.boards.board import load
 from tritloom.firmware.emulator import TraceEvent
+from tritloom.firmware.errors import InputError
 from tritloom.firmware.integer import GREEDY, Sampling
 from tritloom.firmware.isa import TraceUnit
 from tritloom.gen.pack import pack, quantise
-from tritloom.host.backend import InputError
 from tritloom.host.image import Image, write_image
 from tritloom.host.session import Session
 from tritloom.host.tokenizer import Tokenizer

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from tritloom.firmware.errors import InputError
 from tritloom.gen.fit.fit import fit
 from tritloom.gen.models.shapes import published
 from tritloom.gen.tools import parts, synthesis
 from tritloom.gen.tools import timing as depth
-from tritloom.host.backend import InputError
 from tritloom.host.commands.common import Source
 from tritloom.sim.bench import benchmarks, results, stored
 from tritloom.sim.bench.page import page

@@ -8,10 +8,11 @@ import pytest
 from seed import seed_from_environment
 from synthetic import TINY, hugging_face
 from tritloom.firmware.config import BuildConfig, ConfigError
+from tritloom.firmware.errors import InputError
 from tritloom.firmware.layout import memory_map
 from tritloom.gen.models import open_checkpoint
 from tritloom.gen.pack import pack
-from tritloom.host.backend import DeviceBusy, InputError
+from tritloom.host.backend import DeviceBusy
 from tritloom.host.batch import _Prefix, _Segment, _together
 from tritloom.host.image import Image, write_image
 from tritloom.host.session import Session, sampling

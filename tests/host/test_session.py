@@ -11,10 +11,11 @@ import pytest
 import oracle
 from tritloom.firmware.assembler import assemble
 from tritloom.firmware.config import BuildConfig
+from tritloom.firmware.errors import InputError
 from tritloom.firmware.registers import FIFO_DEPTH, MEMORY_FAILED
 from tritloom.gen.models import open_checkpoint
 from tritloom.gen.pack import pack, quantise
-from tritloom.host.backend import DeviceBusy, DeviceError, DeviceFault, DeviceTimeout, InputError
+from tritloom.host.backend import DeviceBusy, DeviceError, DeviceFault, DeviceTimeout
 from tritloom.host.drafting import COST, CREEP, SLACK, Budget, PromptLookup
 from tritloom.host.image import Image, ImageError, write_image
 from tritloom.host.session import LONGEST, STEP_CYCLES, STOP, Session, sampling

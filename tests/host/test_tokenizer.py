@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-from tritloom.host.backend import InputError
+from tritloom.firmware.errors import InputError
 from tritloom.host.tokenizer import Tokenizer, _reason
 
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]

@@ -16,7 +16,7 @@ from tritloom.rtl.memory.axi import axi_members
 from tritloom.rtl.memory.system import AxiMemory
 from tritloom.sim.bench.timeline import counts
 from tritloom.sim.compile import BuildError, compile_verilog, default_build_dir
-from tritloom.sim.dram import DDR, IDEAL, KV260, MemoryTiming, preset
+from tritloom.sim.dram import DDR, IDEAL, KV260, MemoryTiming, TimingError, preset
 from tritloom.sim.machine import BusError, SimulationError, SimulationTimeout, Verilated
 
 DESCRIPTOR, START, EXPECT, SUM, BEATS = 0x000, 0x010, 0x014, 0x018, 0x01C
@@ -326,7 +326,7 @@ def test_bad_builds_say_why(tmp_path, monkeypatch):
 
 def test_timing_presets():
     assert preset("ddr") is DDR and round(DDR.beat_rate, 3) == 0.955
-    with pytest.raises(ValueError, match="choose ideal, ddr"):
+    with pytest.raises(TimingError, match="choose ideal, ddr"):
         preset("fast")
     with pytest.raises(ValueError, match="latency must be"):
         MemoryTiming(latency=0)

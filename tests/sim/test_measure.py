@@ -9,12 +9,12 @@ import pytest
 
 import oracle
 from tritloom.firmware.config import BuildConfig, ConfigError
+from tritloom.firmware.errors import InputError
 from tritloom.gen.fit.fit import fit
 from tritloom.gen.models import open_checkpoint
 from tritloom.gen.models.shapes import published
 from tritloom.gen.pack import pack
 from tritloom.gen.verilog.generate import cached_verilog
-from tritloom.host.backend import InputError
 from tritloom.host.commands.common import Source
 from tritloom.host.image import Image, write_image
 from tritloom.host.session import Session

@@ -6,7 +6,7 @@ from collections import defaultdict
 
 import pytest
 
-from tritloom.host.backend import HostError
+from tritloom.firmware.errors import TritloomError
 from tritloom.host.cli import main
 from tritloom.host.commands import common
 from tritloom.sim.bench import measure, remeasure, stored
@@ -50,7 +50,7 @@ def test_what_holds_no_more_is_run_once_in_order(results):
 
 def test_a_command_stores_the_results_that_name_it_and_no_others(monkeypatch):
     def stop(*_, **__):
-        raise HostError("enough")
+        raise TritloomError("enough")
 
     files, written = defaultdict(set), set()
     for name, found in stored.entries().items():

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tritloom.firmware.errors import InputError
 from tritloom.firmware.isa import Unit
-from tritloom.host.backend import InputError
 from tritloom.host.commands.common import Source
 from tritloom.sim.bench import benchmarks, measure, report, results, stored
 from tritloom.sim.bench.measure import CycleShares, Measured

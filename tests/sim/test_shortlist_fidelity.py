@@ -9,12 +9,12 @@ import pytest
 from synthetic import TINY, hugging_face, weights
 from tritloom.firmware import integer
 from tritloom.firmware.config import BuildConfig, ConfigError
+from tritloom.firmware.errors import InputError
 from tritloom.firmware.layout import flat_memory, head_row_blocks
 from tritloom.gen.models import open_checkpoint
 from tritloom.gen.models.shapes import memory_pieces
 from tritloom.gen.pack import pack, quantise
 from tritloom.gen.quantised import ternary_rows
-from tritloom.host.backend import InputError
 from tritloom.host.image import Image, write_image
 from tritloom.host.session import Session, sampling
 from tritloom.sim.backends import EmulatorBackend

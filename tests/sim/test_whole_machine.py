@@ -14,13 +14,14 @@ import harness
 import oracle
 from tritloom.firmware.assembler import assemble
 from tritloom.firmware.config import BuildConfig
+from tritloom.firmware.errors import InputError
 from tritloom.firmware.integer import GREEDY
 from tritloom.firmware.isa import Unit
 from tritloom.firmware.registers import FIFO_DEPTH, MEMORY_FAILED
 from tritloom.gen.models import open_checkpoint
 from tritloom.gen.pack import pack, quantise
 from tritloom.gen.verilog.generate import cached_verilog
-from tritloom.host.backend import DeviceError, DeviceFault, DeviceTimeout, InputError
+from tritloom.host.backend import DeviceError, DeviceFault, DeviceTimeout
 from tritloom.host.image import Image, write_image
 from tritloom.host.session import RESET, START, STATUS, STOP, Session, sampling
 from tritloom.sim.backends import EmulatorBackend, SimBackend
