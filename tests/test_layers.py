@@ -47,7 +47,7 @@ LAYERS = {
         lazy_ours={"gen", "sim"},
     ),
     # Asks the tools whether they run, cocotb's among them.
-    "host/doctor.py": Layer(ours={"host"}, others=set(), lazy_ours={"gen"}, lazy_others={"find_libpython"}),
+    "host/doctor.py": Layer(ours={"host", "firmware"}, others=set(), lazy_ours={"gen"}, lazy_others={"find_libpython"}),
     "sim": Layer(
         ours={"sim", "host", "gen", "rtl", "firmware", "boards", "system"},
         others={"numpy"},
