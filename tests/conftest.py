@@ -21,23 +21,36 @@ LEFT_OUT: dict[str, set[str]] = {}
 """Test files that are not collected, and the packages that they lack."""
 
 
+FOLDERS = [TESTS, *(item for item in TESTS.iterdir() if item.is_dir())]
+
+
 @functools.cache
 def packages(path: Path) -> frozenset[str]:
     """Packages of others that importing a file imports: its own, and those of this tree's files that it imports."""
     found: set[str] = set()
     pending, seen = [path], {path}
     while pending:
-        file = pending.pop()
-        for name in _imported(ast.parse(file.read_text("utf-8")), ["tritloom", *file.relative_to(TESTS.parent).parent.parts]):
-            top, *rest = name.split(".")
-            folders = [TESTS, *(item for item in TESTS.iterdir() if item.is_dir())]
-            roots = [TESTS.parent.joinpath(*rest)] if top == "tritloom" else [folder / top for folder in folders]
-            ours = [file for root in roots for file in (root.with_suffix(".py"), root / "__init__.py") if file.is_file()]
-            if not ours and top != "tritloom" and top not in sys.stdlib_module_names:
-                found.add("torch" if name.startswith("safetensors.torch") else top)
-            pending += [file for file in ours if file not in seen]
-            seen.update(ours)
+        others, ours = _direct(pending.pop())
+        found |= others
+        pending += ours - seen
+        seen |= ours
     return frozenset(found)
+
+
+@functools.cache
+def _direct(file: Path) -> tuple[set[str], set[Path]]:
+    """What a file itself imports: packages of others, and files of this tree."""
+    others, files = set(), set()
+    for name in set(_imported(ast.parse(file.read_text("utf-8")), ["tritloom", *file.relative_to(TESTS.parent).parent.parts])):
+        top, *rest = name.split(".")
+        if top in sys.stdlib_module_names:
+            continue
+        roots = [TESTS.parent.joinpath(*rest)] if top == "tritloom" else [folder / top for folder in FOLDERS]
+        ours = [file for root in roots for file in (root.with_suffix(".py"), root / "__init__.py") if file.is_file()]
+        files.update(ours)
+        if not ours and top != "tritloom":
+            others.add("torch" if name.startswith("safetensors.torch") else top)
+    return others, files
 
 
 def _imported(tree: ast.AST, package: list[str]):
