@@ -22,7 +22,7 @@ from tritloom.firmware.config import CHUNK, BuildConfig
 from tritloom.firmware.errors import InputError
 from tritloom.firmware.integer import GREEDY, Sampling
 from tritloom.firmware.programs import segment_words
-from tritloom.host.backend import DeviceError
+from tritloom.host.backends.protocol import DeviceError
 from tritloom.host.drafting import Budget, PromptLookup
 
 Session = Any

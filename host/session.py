@@ -1,6 +1,6 @@
 """A conversation with one device: load an image, give it prompts, take tokens.
 
-    with Session(backend, Image.open("story.img")) as session:
+    with Session(backend, open_image("story.img")) as session:
         for token in session.generate(prompt, 100, stop_ids=[1]):
             ...
         print(session.stats())
@@ -26,6 +26,7 @@ from typing import Any, NoReturn
 
 from tritloom.firmware.config import BuildConfig
 from tritloom.firmware.errors import InputError
+from tritloom.firmware.image import Image
 from tritloom.firmware.integer import GREEDY, LOGIT_DROP, Sampling, noise_word, noise_words, uf_from_float
 from tritloom.firmware.isa import Unit
 from tritloom.firmware.programs import (
@@ -42,10 +43,9 @@ from tritloom.firmware.programs import (
     NO_STOP_TOKEN,
 )
 from tritloom.firmware.registers import FIFO_DEPTH, IDENTIFIER, MAP_VERSION, MEMORY_FAILED, PAGE_BYTES, REGISTER
-from tritloom.host.backend import Backend, DeviceBusy, DeviceError, DeviceFault, DeviceTimeout
+from tritloom.host.backends.protocol import Backend, DeviceBusy, DeviceError, DeviceFault, DeviceTimeout
 from tritloom.host.batch import Batch, Passes, Text
 from tritloom.host.drafting import PromptLookup
-from tritloom.host.image import Image
 
 MASK32 = 0xFFFFFFFF
 STEP_CYCLES = 1 << 16

@@ -45,12 +45,13 @@ from tokenizers import Tokenizer as Library
 import synthetic
 from tritloom.firmware.config import BuildConfig, ConfigError, ModelShape
 from tritloom.firmware.errors import InputError
+from tritloom.firmware.image import HEADER, ImageError
 from tritloom.firmware.layout import memory_map
 from tritloom.gen.models import CheckpointError, check, open_checkpoint, open_shape
 from tritloom.gen.models.checkpoint import MATRICES, NORMS, SUB_NORMS
 from tritloom.gen.models.gguf_file import read_gguf
 from tritloom.gen.models.vocabulary import of_folder, of_gguf
-from tritloom.host.image import HEADER, Image, ImageError, write_image
+from tritloom.host.image import open_image, write_image
 from tritloom.host.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -604,7 +605,7 @@ def compare_description(path: Path, shape: ModelShape) -> None:
 
 def read_image(path: Path) -> str | None:
     try:
-        image = Image.open(path)
+        image = open_image(path)
     except OWN_ERRORS as error:
         one_line(str(error))
         return None

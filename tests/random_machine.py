@@ -21,6 +21,7 @@ import numpy as np
 
 import synthetic
 from tritloom.firmware.config import BuildConfig, ConfigError, ModelShape
+from tritloom.firmware.image import Image
 from tritloom.firmware.integer import GREEDY, Sampling
 from tritloom.firmware.layout import memory_map
 from tritloom.gen.models import Checkpoint, open_checkpoint
@@ -28,10 +29,11 @@ from tritloom.gen.pack import pack, quantise
 from tritloom.gen.quantised import QuantisedModel
 from tritloom.gen.scaling import Scaling, rescaled
 from tritloom.gen.verilog.generate import cached_verilog
-from tritloom.host.backend import Backend, DeviceError
-from tritloom.host.image import Image, write_image
+from tritloom.host.backends.emulator import EmulatorBackend
+from tritloom.host.backends.protocol import Backend, DeviceError
+from tritloom.host.image import open_image, write_image
 from tritloom.host.session import Session, sampling
-from tritloom.sim.backends import EmulatorBackend, SimBackend
+from tritloom.sim.backends import SimBackend
 from tritloom.sim.bench import stored
 from tritloom.sim.check.verify import compare
 from tritloom.sim.compile import default_build_dir
@@ -184,7 +186,7 @@ def check(what: Case, rtl: bool, report: Callable[[str], None] = lambda text: No
         quantised = binary_points(what, quantise(model))
         packed, reference = pack(quantised, what.config), IntegerModel(quantised, what.config.shortlist)
         write_image(Path(name) / "image", config=what.config, spec=model.spec.to_dict(), sections=packed.sections)
-        image = Image.open(Path(name) / "image")
+        image = open_image(Path(name) / "image")
 
         def alone(prompt: list[int], count: int, choice: Sampling = GREEDY) -> list[int]:
             reference.reset()

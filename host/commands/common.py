@@ -24,9 +24,10 @@ import typer
 
 from tritloom.firmware.config import BuildConfig, ConfigError
 from tritloom.firmware.errors import InputError, TritloomError
+from tritloom.firmware.image import Image, ImageError
 from tritloom.firmware.names import unknown
 from tritloom.host.console import QUIET_SECONDS, Console, Update
-from tritloom.host.image import Image, ImageError
+from tritloom.host.image import open_image
 from tritloom.system.files import cache, scratch
 
 if TYPE_CHECKING:
@@ -368,14 +369,14 @@ def image_of(source: Source, checkpoint: Checkpoint, config: BuildConfig, consol
     path = folder / f"{name}-{_sources_key('gen', 'firmware')[:16]}.img"
     if path.is_file():
         try:
-            return Image.open(path)
+            return open_image(path)
         except ImageError:
             console.note("the cached image is damaged: packing again")
     write_image_of(path, checkpoint, config, console)
     for older in folder.glob(f"{name}-*.img"):
         if older != path:
             older.unlink(missing_ok=True)
-    return Image.open(path)
+    return open_image(path)
 
 
 def write_image_of(path: Path, checkpoint: Checkpoint, config: BuildConfig, console: Console) -> None:

@@ -20,7 +20,7 @@ from tritloom.host.commands.common import (
     write_image_of,
 )
 from tritloom.host.console import Console
-from tritloom.host.image import Image
+from tritloom.host.image import open_image
 
 
 def command(
@@ -39,7 +39,7 @@ def command(
     checkpoint = source.open(plan.context)
     config = plan.configuration(checkpoint.spec)
     write_image_of(out, checkpoint, config, console)
-    image = Image.open(out)
+    image = open_image(out)
     sections = {name: section.length for name, section in image.table.items()}
     data = {"image": str(out), "bytes": out.stat().st_size, "digest": f"{image.digest:08x}", "sections": sections}
     console.result(

@@ -13,8 +13,9 @@ import typer
 
 from tritloom.firmware.config import BuildConfig
 from tritloom.firmware.errors import InputError
+from tritloom.firmware.image import Image
 from tritloom.firmware.integer import Sampling
-from tritloom.host.backend import Backend
+from tritloom.host.backends.protocol import Backend
 from tritloom.host.batch import Text
 from tritloom.host.commands.common import (
     BoardOption,
@@ -34,7 +35,7 @@ from tritloom.host.commands.common import (
     timing_of,
 )
 from tritloom.host.console import Console
-from tritloom.host.image import Image
+from tritloom.host.image import open_image
 from tritloom.host.session import Session, Stats, check_drafts, sampling
 from tritloom.host.tokenizer import Tokenizer
 
@@ -133,7 +134,7 @@ class Found:
 
 def in_image(path: Path, board: str | None, console: Console) -> Found:
     with console.step("Reading the image"):
-        image = Image.open(path)
+        image = open_image(path)
     board = board_of(image.config, board, path)
     try:
         tokenizer = Tokenizer.from_bytes(image.tokenizer, image.bos_id)
@@ -167,7 +168,7 @@ def length(prompt: int, tokens: int | None, context: int) -> int:
 def open_backend(name: str, image: Image, timing: str, console: Console) -> Backend:
     memory_bytes = image.map.total_bytes
     if name == "emulator":
-        from tritloom.sim.backends import EmulatorBackend
+        from tritloom.host.backends.emulator import EmulatorBackend
 
         return EmulatorBackend(image.config, memory_bytes)
     return open_simulation(image.config, memory_bytes, timing, console)

@@ -29,12 +29,12 @@ from numpy.typing import NDArray
 
 from tritloom.firmware.config import CHUNK, BuildConfig
 from tritloom.firmware.errors import InputError
+from tritloom.firmware.image import Image
 from tritloom.firmware.isa import Unit
 from tritloom.firmware.layout import MemoryMap, memory_map
 from tritloom.firmware.programs import generation
 from tritloom.gen.models import ModelSpec
 from tritloom.gen.models.shapes import memory_pieces
-from tritloom.host.image import Image
 from tritloom.host.session import Session
 from tritloom.sim.backends import SimBackend
 from tritloom.sim.bench.timeline import view

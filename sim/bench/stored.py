@@ -37,6 +37,7 @@ import numpy as np
 
 from tritloom.firmware import integer
 from tritloom.firmware.config import BuildConfig, ConfigError, ModelShape
+from tritloom.firmware.image import Image
 from tritloom.firmware.integer import GREEDY
 from tritloom.firmware.layout import MemoryMap, memory_map
 from tritloom.firmware.programs import generation
@@ -47,7 +48,6 @@ from tritloom.gen.quantised import QuantisedModel
 from tritloom.gen.scaling import Scaling, rescaled
 from tritloom.gen.verilog.digests import digest, plain, syntax_digest, verilog_digest
 from tritloom.gen.verilog.generate import cached_verilog
-from tritloom.host.image import Image
 from tritloom.host.session import sampling
 from tritloom.sim import dram
 from tritloom.sim.integer_model import IntegerModel

@@ -23,7 +23,7 @@ from tritloom.gen.fit.fit import fit
 from tritloom.gen.models import Checkpoint, open_checkpoint
 from tritloom.gen.pack import pack, quantise
 from tritloom.gen.verilog.generate import cached_verilog
-from tritloom.host.image import Image, write_image
+from tritloom.host.image import open_image, write_image
 from tritloom.host.tokenizer import Tokenizer
 from tritloom.sim.backends import SimBackend
 from tritloom.sim.bench import stored
@@ -94,7 +94,7 @@ def measure(model: str, name: str, report: Callable[[str], None]) -> dict[str, A
         write_image(path, config=config, spec=checkpoint.spec.to_dict(), sections=packed.sections)
         backend = SimBackend.build(config, verilog, memory_bytes=packed.map.total_bytes, timing="ddr")
         report(f"{model}, {name}: compiled after {time.monotonic() - started:.0f} s")
-        image = Image.open(path)
+        image = open_image(path)
         made = stored.digests(None, config, image)
         try:
             for prompt in prompts(checkpoint, config):

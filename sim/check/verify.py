@@ -18,13 +18,15 @@ from numpy.typing import NDArray
 from tritloom.boards.board import load
 from tritloom.firmware.emulator import TraceEvent
 from tritloom.firmware.errors import InputError
+from tritloom.firmware.image import Image
 from tritloom.firmware.integer import GREEDY, Sampling
 from tritloom.firmware.isa import TraceUnit
 from tritloom.gen.pack import pack, quantise
-from tritloom.host.image import Image, write_image
+from tritloom.host.backends.emulator import EmulatorBackend
+from tritloom.host.image import open_image, write_image
 from tritloom.host.session import Session
 from tritloom.host.tokenizer import Tokenizer
-from tritloom.sim.backends import EmulatorBackend, SimBackend
+from tritloom.sim.backends import SimBackend
 from tritloom.sim.integer_model import IntegerModel
 from tritloom.system.files import cache, scratch
 
@@ -216,7 +218,7 @@ def verify(source: Source, text: str | None, tokens: int, progress: Progress | N
     with scratch(cache("scratch")) as folder:
         packed = pack(checkpoint, config)
         write_image(folder / "image", config=packed.config, spec=spec.to_dict(), sections=packed.sections)
-        image = Image.open(folder / "image")
+        image = open_image(folder / "image")
         done(0, 1, "generating Verilog")
         verilog = cached_verilog(config)
         backend = SimBackend.build(config, verilog, memory_bytes=image.map.total_bytes, timing=load(board).timing,

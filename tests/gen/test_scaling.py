@@ -14,9 +14,9 @@ from tritloom.gen import scaling
 from tritloom.gen.models import CheckpointError, check, open_checkpoint
 from tritloom.gen.pack import pack, quantise
 from tritloom.gen.scaling import Scaling, choose, measure, rescaled
-from tritloom.host.image import Image, write_image
+from tritloom.host.backends.emulator import EmulatorBackend
+from tritloom.host.image import open_image, write_image
 from tritloom.host.session import Session
-from tritloom.sim.backends import EmulatorBackend
 from tritloom.sim.integer_model import IntegerModel
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
@@ -164,7 +164,7 @@ def test_the_emulator_counts_what_the_integer_model_clamps(tmp_path):
     model = rescaled(model, Scaling(-12, zeros, zeros))
     config = BuildConfig(shape=model.shape, lanes=1, tables=11, attention_macs=16)
     write_image(tmp_path / "image", config=config, spec=model.spec.to_dict(), sections=pack(model, config).sections)
-    image = Image.open(tmp_path / "image")
+    image = open_image(tmp_path / "image")
     reference = IntegerModel(model)
     with Session(EmulatorBackend(config, image.map.total_bytes), image) as session:
         assert list(session.generate([5], 4)) == reference.generate([5], 4)

@@ -10,8 +10,8 @@ from tritloom.firmware.config import BuildConfig, ConfigError
 from tritloom.firmware.layout import memory_map
 from tritloom.gen.fit.fit import fit
 from tritloom.gen.models.shapes import SHAPES, memory_pieces, published
+from tritloom.host.backends.emulator import EmulatorBackend
 from tritloom.host.session import Session
-from tritloom.sim.backends import EmulatorBackend
 from tritloom.sim.bench.measure import RandomImage
 
 LAYERS_MB = {"bitnet_b1_58-large": 135.9, "bitnet-b1.58-2B-4T": 416.8, "bitnet_b1_58-3B": 644.3, "Falcon3-1B-1.58bit": 226.5,

@@ -12,11 +12,11 @@ from tritloom.firmware.errors import InputError
 from tritloom.firmware.layout import memory_map
 from tritloom.gen.models import open_checkpoint
 from tritloom.gen.pack import pack
-from tritloom.host.backend import DeviceBusy
+from tritloom.host.backends.emulator import EmulatorBackend
+from tritloom.host.backends.protocol import DeviceBusy
 from tritloom.host.batch import _Prefix, _Segment, _together
-from tritloom.host.image import Image, write_image
+from tritloom.host.image import open_image, write_image
 from tritloom.host.session import Session, sampling
-from tritloom.sim.backends import EmulatorBackend
 
 LANES, SEQUENCES = 4, 5
 CHOICES = (dict(), dict(temperature=0.8), dict(temperature=1.5, top_k=5), dict(top_p=0.7), dict(temperature=1.2, top_k=20, top_p=0.9))
@@ -28,7 +28,7 @@ def machine(folder, **changes):
                          sampler_candidates=24, **changes)
     packed = pack(checkpoint, config)
     write_image(folder / "image", config=config, spec=checkpoint.spec.to_dict(), sections=packed.sections)
-    image = Image.open(folder / "image")
+    image = open_image(folder / "image")
     return EmulatorBackend(config, image.map.total_bytes), image
 
 

@@ -20,7 +20,7 @@ from tritloom.host import console as console_module
 from tritloom.host.cli import main
 from tritloom.host.commands import common
 from tritloom.host.console import Console
-from tritloom.host.image import Image
+from tritloom.host.image import open_image
 
 MODEL = Path(__file__).resolve().parents[2] / "models" / "stories-260k"
 TRITLOOM = [sys.executable, "-m", "tritloom.host.cli"]
@@ -337,7 +337,7 @@ def test_what_does_not_fit_is_status_1(tritloom, monkeypatch):
 def test_pack_writes_an_image_or_nothing(tritloom, tmp_path, monkeypatch):
     path = tmp_path / "new" / "story.img"
     status, out, _ = tritloom("pack", "--model", MODEL, "--context", 64, "--out", path, "--json")
-    assert status == 0 and json.loads(out)["digest"] == f"{Image.open(path).digest:08x}"
+    assert status == 0 and json.loads(out)["digest"] == f"{open_image(path).digest:08x}"
     before = path.read_bytes()
 
     def interrupted(*_):

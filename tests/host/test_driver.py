@@ -13,9 +13,9 @@ from tritloom.firmware.config import BuildConfig
 from tritloom.firmware.registers import REGISTER
 from tritloom.gen.models import open_checkpoint
 from tritloom.gen.pack import pack
-from tritloom.host.image import Image, write_image
+from tritloom.host.backends.emulator import EmulatorBackend
+from tritloom.host.image import open_image, write_image
 from tritloom.host.session import Session
-from tritloom.sim.backends import EmulatorBackend
 
 GUIDE = cdriver.SOURCE.with_name("driver.md").read_text("utf-8")
 PROMPT = [5, 6, 7, 8, 9, 10, 11]
@@ -33,7 +33,7 @@ def image(request, tmp_path_factory):
     config = BuildConfig(shape=checkpoint.spec.shape, lanes=2, tables=2, rows_per_cycle=2, vector_lanes=4, attention_macs=8, mem_bytes=16,
                          sampler_candidates=24, **request.param)
     packed = pack(checkpoint, config)
-    return Image.open(write_image(folder / "image", config=config, spec=checkpoint.spec.to_dict(), sections=packed.sections))
+    return open_image(write_image(folder / "image", config=config, spec=checkpoint.spec.to_dict(), sections=packed.sections))
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def driver(library, image):
 def test_it_writes_the_session_s_tokens(driver, image):
     with Session(EmulatorBackend(image.config, image.map.total_bytes), image) as session:
         expected = list(session.generate(PROMPT, 12))
-    driver.load(image.path.read_bytes())
+    driver.load(image.data.tobytes())
     for _ in range(2):  # a text leaves nothing behind
         assert driver.generate(PROMPT, 12)[0] == expected
     assert driver.generate(PROMPT, 12, stop=expected[3])[0] == expected[: expected.index(expected[3]) + 1]
@@ -58,7 +58,7 @@ def test_it_writes_what_the_session_writes_into_registers(driver, image):
     backend = EmulatorBackend(image.config, image.map.total_bytes)
     with Session(backend, image) as session:
         list(session.generate(PROMPT, 2))
-        driver.load(image.path.read_bytes())
+        driver.load(image.data.tobytes())
         driver.generate(PROMPT, 2)
         assert (driver._backend.program, driver._backend.descriptors) == (backend.program, backend.descriptors)
         named = [name for name in REGISTER if name.startswith("ARG") and name not in ("ARG4", "ARG6", "ARG7")] + ["ENTRY"]
@@ -78,11 +78,11 @@ def test_it_writes_what_the_session_writes_into_registers(driver, image):
 ], ids=["other", "newer", "short", "cut", "record", "digest", "section"])
 def test_a_wrong_image_is_refused(driver, image, change, message):
     with pytest.raises(RuntimeError, match=message):
-        driver.load(change(image.path.read_bytes()))
+        driver.load(change(image.data.tobytes()))
 
 
 def test_errors_of_the_device_end_a_text(driver, image, monkeypatch):
-    driver.load(image.path.read_bytes())
+    driver.load(image.data.tobytes())
     monkeypatch.setattr(driver, "_pause", lambda: setattr(driver._backend, "errors", 1))
     with pytest.raises(RuntimeError, match="the memory answered with an error"):
         driver.generate(PROMPT, 12)
@@ -95,7 +95,7 @@ def test_errors_of_the_device_end_a_text(driver, image, monkeypatch):
 
 def test_the_guide_knows_the_image(image):
     rows = re.findall(r"^\| (\d+) \| (\d+) \| (.*) \|$", GUIDE, re.M)
-    data = image.path.read_bytes()
+    data = image.data.tobytes()
     found = {text.split(":")[0]: data[int(at) : int(at) + int(size)] for at, size, text in rows}
     (magic, version, digest, size, length, crc) = found.values()
     record = data[32 : 32 + int.from_bytes(length, "little")]

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from tritloom.firmware.config import BuildConfig, ModelShape
+from tritloom.firmware.image import HEADER, ImageError, differing_fields
 from tritloom.firmware.layout import memory_map
 from tritloom.gen.models import ModelSpec, open_checkpoint
 from tritloom.gen.pack import pack
-from tritloom.host.image import HEADER, Image, ImageError, differing_fields, write_image
+from tritloom.host.image import open_image, write_image
 
 SHAPE = ModelShape(hidden=32, ffn=48, layers=2, heads=4, kv_heads=2, head_dim=8, vocab=70, context=64, activation="relu2", sub_norms=True)
 CONFIG = BuildConfig(shape=SHAPE, vector_lanes=4, attention_macs=8)
@@ -34,7 +35,7 @@ def path(tmp_path):
 
 
 def test_round_trip(path):
-    image = Image.open(path)
+    image = open_image(path)
     assert image.config == CONFIG and image.spec == SPEC and image.map == memory_map(CONFIG)
     assert image.program == [1, 2**63] and image.descriptors == MAP.descriptor_words() and image.tokenizer == b"{}"
     assert [(a, d.tolist()) for a, d in image.memory()] == [(a, d.tolist()) for _, d, a in sections()[:2]]
@@ -71,7 +72,7 @@ def change(data, at, value):
 def test_damage(path, damage, message):
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(ImageError, match=message) as error:
-        Image.open(path)
+        open_image(path)
     assert "\n" not in str(error.value) and str(path) in str(error.value)
 
 
@@ -118,13 +119,13 @@ def assign(*path, value):
 def test_records_that_are_not_its_own(path, change, message):
     path.write_bytes(other_record(path.read_bytes(), change))
     with pytest.raises(ImageError, match=message) as error:
-        Image.open(path)
+        open_image(path)
     assert "\n" not in str(error.value)
 
 
 def test_missing(tmp_path):
     with pytest.raises(ImageError, match="no such image"):
-        Image.open(tmp_path / "none.img")
+        open_image(tmp_path / "none.img")
 
 
 def test_failed_write_leaves_the_old_image(path):
@@ -139,7 +140,7 @@ def test_failed_write_leaves_the_old_image(path):
 
 
 def test_mismatch_names_the_fields(path):
-    image = Image.open(path)
+    image = open_image(path)
     image.require_digest(CONFIG.digest)
     machine = dataclasses.replace(CONFIG, lanes=8, shape=dataclasses.replace(SHAPE, context=32))
     assert differing_fields(CONFIG, machine) == [("shape.context", 64, 32), ("lanes", 4, 8)]
@@ -153,7 +154,7 @@ def test_shipped_model(request, tmp_path):
     checkpoint = open_checkpoint(request.config.rootpath / "models" / "stories-260k", context=64)
     config = BuildConfig(shape=checkpoint.spec.shape, attention_macs=16)
     packed = pack(checkpoint, config)
-    image = Image.open(write_image(tmp_path / "s.img", config=config, spec=packed.spec.to_dict(), sections=packed.sections))
+    image = open_image(write_image(tmp_path / "s.img", config=config, spec=packed.spec.to_dict(), sections=packed.sections))
     assert ModelSpec.from_dict(image.spec) == packed.spec and image.map == packed.map and tuple(image.program) == packed.program
     assert image.tokenizer == checkpoint.tokenizer.read_bytes()
     for (a, x), (b, y) in zip(image.memory(), packed.memory(), strict=True):

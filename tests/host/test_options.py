@@ -13,7 +13,7 @@ from synthetic import LLAMA, gguf, gguf_i2s, hugging_face, weights
 from tritloom.gen.models.gguf import I2S_BLOCKS
 from tritloom.host.cli import main, verbs
 from tritloom.host.commands.common import Source
-from tritloom.host.image import Image
+from tritloom.host.image import open_image
 
 ROOT = Path(__file__).resolve().parents[2]
 BITNET = dataclasses.replace(LLAMA, sub_norms=True, activation="relu2")
@@ -66,7 +66,7 @@ def test_another_layout_is_not_answered_from_the_cache(tritloom, tmp_path):
     path = gguf_i2s(tmp_path / "m.gguf", BITNET, weights(BITNET), block=64)
     for layout in ("arm", "x86", "arm"):
         assert tritloom("run", path, "--backend", "emulator", "--prompt", "w3", "--tokens", 1, "--i2s", layout)[0] == 0
-    images = [Image.open(each) for each in (tmp_path / "cache" / "images").iterdir()]
+    images = [open_image(each) for each in (tmp_path / "cache" / "images").iterdir()]
     assert len({image.section("weights").tobytes() for image in images}) == len(images) == 2
 
 

@@ -12,15 +12,18 @@ import oracle
 from tritloom.firmware.assembler import assemble
 from tritloom.firmware.config import BuildConfig
 from tritloom.firmware.errors import InputError
+from tritloom.firmware.image import ImageError
 from tritloom.firmware.registers import FIFO_DEPTH, MEMORY_FAILED
 from tritloom.gen.models import open_checkpoint
 from tritloom.gen.pack import pack, quantise
-from tritloom.host.backend import DeviceBusy, DeviceError, DeviceFault, DeviceTimeout
+from tritloom.host.backends.emulator import EmulatorBackend
+from tritloom.host.backends.null import NullBackend
+from tritloom.host.backends.protocol import DeviceBusy, DeviceError, DeviceFault, DeviceTimeout
 from tritloom.host.drafting import COST, CREEP, SLACK, Budget, PromptLookup
-from tritloom.host.image import Image, ImageError, write_image
+from tritloom.host.image import open_image, write_image
 from tritloom.host.session import LONGEST, STEP_CYCLES, STOP, Session, sampling
 from tritloom.host.tokenizer import Tokenizer
-from tritloom.sim.backends import EmulatorBackend, NullBackend, SimBackend
+from tritloom.sim.backends import SimBackend
 from tritloom.sim.integer_model import IntegerModel
 from tritloom.sim.machine import SimulationTimeout
 
@@ -43,7 +46,7 @@ def packed(checkpoint, path, **changes):
     config = BuildConfig(shape=checkpoint.spec.shape, tables=11, attention_macs=16, **changes)
     p = pack(checkpoint, config)
     write_image(path, config=config, spec=p.spec.to_dict(), sections=p.sections)
-    return Image.open(path)
+    return open_image(path)
 
 
 @pytest.fixture(scope="module")
@@ -392,7 +395,7 @@ def test_a_named_device_is_locked_among_processes(image, tmp_path):
 
     code = f"""
 import sys
-from tritloom.host.backend import DeviceBusy
+from tritloom.host.backends.protocol import DeviceBusy
 from tritloom.host.session import _Lock
 class Other:
     name, device = "null", {Named.device!r}

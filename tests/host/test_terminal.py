@@ -14,7 +14,7 @@ from tritloom.host import console as console_module
 from tritloom.host.cli import main
 from tritloom.host.commands.verify import float_rows, short_list_rows
 from tritloom.host.console import Console
-from tritloom.host.image import Image, write_image
+from tritloom.host.image import open_image, write_image
 
 MODEL = Path(__file__).resolve().parents[2] / "models" / "stories-260k"
 TRITLOOM = [sys.executable, "-m", "tritloom.host.cli"]
@@ -219,7 +219,7 @@ def test_an_image_is_run_without_its_checkpoint(tritloom, tmp_path):
         with_image = json.loads(tritloom(*run, *prompts)[1])
         assert with_image.get("tokens") == with_model.get("tokens")
         assert [t["tokens"] for t in with_image.get("texts", ())] == [t["tokens"] for t in with_model.get("texts", ())]
-    opened = Image.open(image)
+    opened = open_image(image)
     assert opened.stop_ids == tuple(opened.spec["eos_ids"]) != ()
     for more in (("--model", MODEL), (MODEL,), ("--set", "lanes=2"), ("--context", 9), ("--i2s", "x86"), ("--config", image)):
         assert "leave MODEL" in one_line(tritloom(*run[:-1], *more)[2])
@@ -238,7 +238,7 @@ def test_an_image_is_run_without_its_checkpoint(tritloom, tmp_path):
 def test_an_image_that_lacks_something_says_so(tritloom, tmp_path, changes, section, message):
     good, bad = tmp_path / "good.img", tmp_path / "bad.img"
     assert tritloom("pack", MODEL, "--context", 64, "--out", good)[0] == 0
-    image = Image.open(good)
+    image = open_image(good)
     sections = [(name, image.section(name), part.address) for name, part in image.table.items()]
     if section is not None:
         sections = [(name, memoryview(section) if name == "tokenizer" else data, address) for name, data, address in sections]

@@ -13,7 +13,7 @@ from cocotbext.axi import AxiBus, AxiLiteBus, AxiLiteMaster, AxiRam
 
 import streams
 from tritloom.firmware.registers import REGISTER
-from tritloom.host.image import Image
+from tritloom.host.image import open_image
 from tritloom.host.session import Session
 
 
@@ -56,7 +56,7 @@ class PinBackend:
 @cocotb.test()
 async def writes_a_story(dut):
     p = streams.parameters()
-    image = Image.open(p["image"])
+    image = open_image(p["image"])
     cocotb.start_soon(Clock(dut.clk, 2, unit="step").start(start_high=False))
     dut.rst.value = 1
     for _ in range(3):

@@ -16,7 +16,7 @@ from tritloom.gen.models.shapes import published
 from tritloom.gen.pack import pack
 from tritloom.gen.verilog.generate import cached_verilog
 from tritloom.host.commands.common import Source
-from tritloom.host.image import Image, write_image
+from tritloom.host.image import open_image, write_image
 from tritloom.host.session import Session
 from tritloom.sim.backends import SimBackend
 from tritloom.sim.bench import benchmarks, measure, results, stored
@@ -42,7 +42,7 @@ def session(tmp_path_factory):
     build = ROOT / "build"
     backend = SimBackend.build(config, cached_verilog(config, build / "verilog"), memory_bytes=packed.map.total_bytes, timing="ideal",
                                build_dir=build / "verilated")
-    with Session(backend, Image.open(path)) as session:
+    with Session(backend, open_image(path)) as session:
         yield session
     backend.close()
 

@@ -15,9 +15,9 @@ from tritloom.gen.models import open_checkpoint
 from tritloom.gen.models.shapes import memory_pieces
 from tritloom.gen.pack import pack, quantise
 from tritloom.gen.quantised import ternary_rows
-from tritloom.host.image import Image, write_image
+from tritloom.host.backends.emulator import EmulatorBackend
+from tritloom.host.image import open_image, write_image
 from tritloom.host.session import Session, sampling
-from tritloom.sim.backends import EmulatorBackend
 from tritloom.sim.fidelity import short_list_quality
 from tritloom.sim.integer_model import IntegerModel
 
@@ -63,7 +63,7 @@ def machine(request, tmp_path_factory):
     assert sum(head_row_blocks(config)) == vocab and len(head_row_blocks(config)) == blocks
     packed = pack(checkpoint, config)
     write_image(folder / "image", config=config, spec=packed.spec.to_dict(), sections=packed.sections)
-    return Image.open(folder / "image"), quantise(checkpoint)
+    return open_image(folder / "image"), quantise(checkpoint)
 
 
 @pytest.mark.parametrize("choice", [

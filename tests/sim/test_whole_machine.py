@@ -21,10 +21,11 @@ from tritloom.firmware.registers import FIFO_DEPTH, MEMORY_FAILED
 from tritloom.gen.models import open_checkpoint
 from tritloom.gen.pack import pack, quantise
 from tritloom.gen.verilog.generate import cached_verilog
-from tritloom.host.backend import DeviceError, DeviceFault, DeviceTimeout
-from tritloom.host.image import Image, write_image
+from tritloom.host.backends.emulator import EmulatorBackend
+from tritloom.host.backends.protocol import DeviceError, DeviceFault, DeviceTimeout
+from tritloom.host.image import open_image, write_image
 from tritloom.host.session import RESET, START, STATUS, STOP, Session, sampling
-from tritloom.sim.backends import EmulatorBackend, SimBackend
+from tritloom.sim.backends import SimBackend
 from tritloom.sim.check.verify import TraceReader, compare, first_difference
 from tritloom.sim.integer_model import IntegerModel
 
@@ -46,7 +47,7 @@ def built(tmp_path_factory):
     build = Path(__file__).parents[2] / "build"
     backend = SimBackend.build(config, cached_verilog(config, build / "verilog"), memory_bytes=packed.map.total_bytes,
                                build_dir=build / "verilated")
-    yield Image.open(folder / "image"), backend, IntegerModel(quantise(checkpoint))
+    yield open_image(folder / "image"), backend, IntegerModel(quantise(checkpoint))
     backend.close()
 
 
@@ -66,7 +67,7 @@ def test_a_driver_in_c_writes_the_same_tokens(built, tmp_path):
     """docs/driver.c, with a window for each of the machine's two ports; a prompt longer than TOKEN_IN holds."""
     image, backend, reference = built
     driver = cdriver.Driver(cdriver.build(tmp_path), backend, image.map.total_bytes)
-    driver.load(image.path.read_bytes())
+    driver.load(image.data.tobytes())
     for length, tokens in ((5, 8), (FIFO_DEPTH + 9, 4)):
         reference.reset()
         got, stamps = driver.generate(prompt(length), tokens)

@@ -10,7 +10,7 @@ from tritloom.firmware.layout import head_row_blocks
 from tritloom.gen.models import open_checkpoint
 from tritloom.gen.pack import pack, quantise
 from tritloom.gen.verilog.generate import cached_verilog
-from tritloom.host.image import Image, write_image
+from tritloom.host.image import open_image, write_image
 from tritloom.host.session import Session, sampling
 from tritloom.sim.backends import SimBackend
 from tritloom.sim.check.verify import compare
@@ -34,7 +34,7 @@ def built(tmp_path_factory):
     build = Path(__file__).parents[2] / "build"
     backend = SimBackend.build(config, cached_verilog(config, build / "verilog"), memory_bytes=packed.map.total_bytes,
                                build_dir=build / "verilated")
-    yield Image.open(folder / "image"), backend, IntegerModel(quantise(checkpoint), config.shortlist)
+    yield open_image(folder / "image"), backend, IntegerModel(quantise(checkpoint), config.shortlist)
     backend.close()
 
 
