@@ -50,7 +50,7 @@ LAYERS = {
     "host/doctor.py": Layer(ours={"host", "firmware"}, others=set(), lazy_ours={"gen"}, lazy_others={"find_libpython"}),
     "sim": Layer(
         ours={"sim", "host", "gen", "rtl", "firmware", "boards", "system"},
-        others={"numpy"},
+        others={"jinja2", "numpy"},
         lazy_others={"amaranth", "tokenizers", "torch", "transformers"},  # a demo runs without PyTorch
     ),
 }

@@ -11,7 +11,8 @@ import pytest
 from tritloom.firmware.isa import Unit
 from tritloom.host.cli import main
 from tritloom.sim.bench import benchmarks, report, timeline
-from tritloom.sim.bench.page import _arrivals, bounds, page
+from tritloom.sim.bench.bounds import bounds
+from tritloom.sim.bench.page import arrivals, page
 from tritloom.sim.bench.timeline import ROWS, Timeline
 
 RESULT = Path(__file__).parents[2] / "docs" / "results" / "kv260" / "bitnet_b1_58-large-decode-128.json"
@@ -81,13 +82,13 @@ def test_batches_are_drawn(name, words):
 
 def test_reads_of_keys_and_values_are_not_idle():
     m = (decode := entry())["measured"]
-    found, data = _arrivals(decode), m["beats"]["data"]
+    found, data = arrivals(decode), m["beats"]["data"]
     assert sum(parts[1] for parts in found.values()) == pytest.approx(data, rel=0.001) and data > 0
     assert {name: (parts[0], parts[1] + parts[2]) for name, parts in found.items()} == {n: tuple(p) for n, p in m["busy_cycles"].items()}
     idle = sum(parts[2] for parts in found.values()) / m["counted_cycles"]
     assert idle == pytest.approx(1 - sum(m["beats"][kind] for kind in ("weights", "data")) / m["counted_cycles"], abs=0.002)
     short = entry(beats={"weights": 1, "data": 10**9})  # never more than there are
-    assert all(min(parts) >= 0 for parts in _arrivals(short).values())
+    assert all(min(parts) >= 0 for parts in arrivals(short).values())
 
 
 def test_the_legend_says_what_units_do_and_nothing_that_is_not_drawn():
