@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["FIFO_LATENCY", "MemoryUse", "require", "require_positive", "require_power_of_two"]
+__all__ = ["FIFO_LATENCY", "MemoryUse", "index_bits", "require", "require_positive", "require_power_of_two"]
 
 FIFO_LATENCY = 2
 """Cycles from the input to the output of an empty `rtl.stream.Fifo`."""
@@ -59,3 +59,8 @@ def require_power_of_two(record: object, name: str, least: int = 1, most: int | 
     limits = f" from {least}" if most is None else f" from {least} to {most}"
     require(type(value) is int and least <= value and (most is None or value <= most) and value & (value - 1) == 0,
             f"{name} must be a power of two{limits if least > 1 or most is not None else ''}, not {value!r}")
+
+
+def index_bits(count: int) -> int:
+    """Width of an index below `count`, at least one bit."""
+    return max(1, (count - 1).bit_length())

@@ -17,6 +17,7 @@ from tritloom.rtl.memory.axi import axi_members
 from tritloom.rtl.memory.router import ReadArbiter, WeightRouter, WriteArbiter
 from tritloom.rtl.memory.system import AxiMemory, OnChipMemory
 from tritloom.rtl.stream import Fifo, LightSlice, Slice
+from tritloom.rtl.ternary.parameters import TernaryParameters
 from tritloom.rtl.ternary.tlmm import TernaryMatmul
 from tritloom.rtl.vector.unit import VectorUnit
 
@@ -78,17 +79,15 @@ class Accelerator(wiring.Component):
 
         memory = self._memory()
         m.submodules.memory = memory
-        m.submodules.matmul = matmul = TernaryMatmul(
-            lanes=c.lanes, groups=c.groups, tables=c.tables, rows_per_cycle=c.rows_per_cycle, table_form=c.table_form, packing=c.packing,
-            mem_bytes=c.mem_bytes, max_inputs=s.max_inputs, max_rows=c.result_rows, block_rows=c.longest_block, acc_bits=c.acc_bits,
-            vector_lanes=c.vector_lanes, result_banks=c.banks, result_turns=c.result_turns, ultra=c.ultra_units)
+        ternary = TernaryParameters.of(c)
+        m.submodules.matmul = matmul = TernaryMatmul(ternary)
         m.submodules.vector = vector = VectorUnit(
             lanes=c.lanes, groups=c.groups, vector_lanes=c.vector_lanes, mem_bytes=c.mem_bytes, hidden=s.hidden, ffn=s.ffn, heads=s.heads,
             kv_heads=s.kv_heads, head_dim=s.head_dim, activation=s.activation, acc_bits=c.acc_bits, attention_macs=c.attention_macs,
             attention_rows=c.attention_rows, **head_layout,
             head_group_bytes=c.head_group_bytes, rope_row_bytes=c.rope_row_bytes, **kv_layout, kv_write_rows=c.kv_write_rows,
             write_fifo_beats=c.write_fifo_beats, sub_norms=s.sub_norms,
-            acc_read_latency=matmul.acc_read_latency, acc_parts=matmul.parts, ultra=c.ultra_units)
+            acc_read_latency=ternary.acc_read_latency, acc_parts=ternary.result_reads, ultra=c.ultra_units)
         m.submodules.dot = dot = DotEngine(
             lanes=c.dot_lanes, slots=c.lanes, macs=c.attention_macs, rows=c.attention_rows, vector_lanes=c.vector_lanes,
             mem_bytes=c.mem_bytes, heads=s.heads, kv_heads=s.kv_heads, head_dim=s.head_dim, hidden=s.hidden, vocab=s.vocab,
@@ -114,7 +113,7 @@ class Accelerator(wiring.Component):
         m.submodules.shortlist = unit = ShortList(
             vocab=s.vocab, count=c.shortlist, queue=c.shortlist_queue, hidden=s.hidden, slot_bits=len(matmul.acc_read.slot),
             vector_lanes=c.vector_lanes, rows_per_cycle=c.rows_per_cycle, acc_bits=c.acc_bits, max_rows=c.result_rows,
-            acc_read_latency=matmul.acc_read_latency, acc_parts=matmul.parts)
+            acc_read_latency=matmul.parameters.acc_read_latency, acc_parts=matmul.parameters.result_reads)
         wiring.connect(m, sequencer.scan, unit.cmd)
         wiring.connect(m, unit.ids_o, dot.candidates_i)
         m.d.comb += unit.acc_read.data.eq(matmul.acc_read.data)

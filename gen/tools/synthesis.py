@@ -213,7 +213,8 @@ def tlmm_table(
     (the loader's registers included). `lut_per_weight` is the lane's LUTs by weights per cycle,
     `lut_per_weight_built` the same with the builder. Memories of codes and accumulators are in neither.
     """
-    from tritloom.rtl.ternary.tables import TABLE_FORMS, LookupLane, TableBuilder
+    from tritloom.rtl.ternary.parameters import TABLE_FORMS
+    from tritloom.rtl.ternary.tables import LookupLane, TableBuilder
 
     def units() -> Iterator[tuple[str, str, int, int]]:
         for family in families:

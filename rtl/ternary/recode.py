@@ -8,39 +8,9 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from tritloom.firmware.packing import TRIPLES, encode_triples, word_bytes
+from tritloom.rtl.ternary.parameters import RECODE_LATENCY, SELECT_BITS, Reduction
 
-__all__ = ["Recoder", "Reduction", "SELECT_BITS"]
-
-SELECT_BITS = {"symmetric14": 4, "full27": 5, "addsub": 3}
-"""Bits that select one triple's value in a lane: a magnitude, a whole code, or which trits are not zero."""
-
-
-class Reduction:
-    """The shape of one row's adder tree and where its deferred signs are spent.
-
-    Leaves are values without their signs. Adding neighbours as s0*v0 + s1*v1 = s0*(v0 + (s0^s1)*v1)
-    turns an adder into an adder-subtractor and passes s0 on, so no value is ever negated on its own.
-    The leaf at an even multiple of 2**level keeps its place, so each leaf but the first is the right
-    operand of exactly one adder, whose level is the number of its trailing zero bits.
-
-    `leaves`: values summed per row; `depth`: adder levels; `entry_latency`: cycles from the selecting
-    bits to the leaves, `total_latency` to the sums.
-    """
-
-    def __init__(self, table_form: str, tables: int):
-        self.leaves = 3 * tables if table_form == "addsub" else tables
-        self.depth = (self.leaves - 1).bit_length()
-        self.entry_latency = 0 if table_form == "addsub" else 1
-        self.total_latency = self.entry_latency + self.depth
-
-    def partner(self, leaf: int) -> int:
-        """The leaf whose sign the left operand of `leaf`'s adder carries."""
-        return leaf & (leaf - 1)
-
-    def level(self, leaf: int) -> int:
-        """The level at which `leaf`'s sign is spent; the first leaf's is spent after the last level."""
-        return (leaf & -leaf).bit_length() - 1 if leaf else self.depth
-
+__all__ = ["Recoder"]
 
 _NONZERO = [sum(int(t != 0) << i for i, t in enumerate(triple)) for triple in TRIPLES]
 _NEGATIVE = [sum(int(t < 0) << i for i, t in enumerate(triple)) for triple in TRIPLES]
@@ -89,7 +59,7 @@ class Recoder(wiring.Component):
         Bit r > 0: subtract in the adder that joins leaf r. Bit 0: subtract the row's total. Zero for full27.
     """
 
-    latency = 3
+    latency = RECODE_LATENCY
 
     def __init__(self, *, tables: int, rows_per_cycle: int, table_form: str, packing: str):
         self._tables, self._rows = tables, rows_per_cycle

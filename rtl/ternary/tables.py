@@ -7,24 +7,13 @@ from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 
 from tritloom.rtl.once import once
-from tritloom.rtl.ternary.recode import SELECT_BITS, Reduction
+from tritloom.rtl.ternary.parameters import ENTRY_BITS, SELECT_BITS, Reduction, table_address_bits
 
-__all__ = ["ENTRY_BITS", "TABLE_FORMS", "LookupLane", "PartialMemory", "ResultMemory", "TableBuilder", "entry_layout",
-           "table_address_bits"]
-
-TABLE_FORMS = tuple(SELECT_BITS)
-ENTRY_BITS = 10
-"""A signed sum of three activations."""
-
+__all__ = ["LookupLane", "PartialMemory", "ResultMemory", "TableBuilder", "entry_layout"]
 
 def entry_layout(table_form: str, tables: int) -> data.ArrayLayout:
     """What a builder hands to a lane at once: one entry of every table, or all activations of a tile."""
     return data.ArrayLayout(signed(8), 3 * tables) if table_form == "addsub" else data.ArrayLayout(signed(ENTRY_BITS), tables)
-
-
-def table_address_bits(table_form: str) -> int:
-    """Address of an entry: the selection, with the half of the double buffer on top (1 unused bit for addsub)."""
-    return 1 if table_form == "addsub" else SELECT_BITS[table_form] + 1
 
 
 def add_sub(left, right, subtract, width: int):

@@ -8,39 +8,33 @@ from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for
 
+from tritloom.firmware.commands import MATMUL
 from tritloom.firmware.config import RESULT_LANES
-from tritloom.firmware.packing import SERPENTINE, word_bytes
+from tritloom.firmware.packing import SERPENTINE
 from tritloom.rtl.arith import index_shape
+from tritloom.rtl.commands import command_layout
 from tritloom.rtl.stream import Fifo
-from tritloom.rtl.ternary.recode import Recoder, Reduction
-from tritloom.rtl.ternary.tables import TABLE_FORMS, LookupLane, PartialMemory, ResultMemory, TableBuilder, table_address_bits
+from tritloom.rtl.ternary.parameters import COMMANDS, RECODE_LATENCY, TernaryParameters, table_address_bits
+from tritloom.rtl.ternary.recode import Recoder
+from tritloom.rtl.ternary.tables import LookupLane, PartialMemory, ResultMemory, TableBuilder
 
 __all__ = ["TableControl", "TernaryMatmul", "WordControl", "progress_signature"]
 
-PARTIAL_READ_LATENCY = 2
 ROW_RETURNS_AFTER = 4
 """Cycles from the fetch of a partial sum to the first fetch that sees its update."""
-COMMANDS = 4
-"""Commands that may wait."""
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
-
-
-def _power_of_two(value: int) -> bool:
-    return value > 0 and value & (value - 1) == 0
 
 
 def progress_signature(words: int) -> wiring.Signature:
     """How far the matrices are.
 
-    under_way, done : Out
-        Commands taken and not finished; high for a cycle once one is no longer counted among them.
-    begun, words : Out
-        Whether the first of them has written results, and the address after the last whole word of V rows that it has written, of
-        `words` at most.
+    under_way : Out
+        Commands taken and not finished.
+    done : Out
+        Pulses when a command completes.
+    begun : Out
+        Whether the oldest command has written results.
+    words : Out
+        The address after the last whole word of V rows that the oldest command has written, of `words` at most.
     """
     return wiring.Signature({"under_way": Out(range(COMMANDS + 4)), "done": Out(1), "begun": Out(1), "words": Out(range(words + 1))})
 
@@ -53,16 +47,13 @@ class TableControl(wiring.Component):
     plus or minus one activation. For addsub the loaded activations are the result, and the next tile waits until they
     were copied. Commands follow each other without a gap.
 
-    Latency: `words` cycles a lane to load a tile; then 14 (symmetric14), 28 (full27) or no cycles to build.
+    Latency: `load_cycles` a lane to load a tile, then `build_cycles` (`TernaryParameters`).
 
     Parameters
     ----------
-    lanes, tables, max_inputs, vector_lanes : int
-        P, T, longest vector, V.
+    parameters : TernaryParameters
     bases : list of int
         First word of each slot's activations.
-    slot_bits : int
-    table_form : "symmetric14", "full27" or "addsub"
 
     Members
     -------
@@ -84,39 +75,37 @@ class TableControl(wiring.Component):
         To the lanes' tables.
     """
 
-    def __init__(self, *, lanes: int, tables: int, table_form: str, max_inputs: int, vector_lanes: int, bases: list[int], slot_bits: int):
-        self._lanes, self._tables, self._form, self._vector_lanes, self._bases = lanes, tables, table_form, vector_lanes, bases
-        self.words = (3 * tables + vector_lanes - 2) // vector_lanes + 1
-        words = -(-max_inputs // vector_lanes) + self.words
+    def __init__(self, parameters: TernaryParameters, *, bases: list[int]):
+        self._p, self._bases = parameters, bases
+        p, bits = parameters, parameters.command_bits
         super().__init__({
-            "cmd": In(stream.Signature(data.StructLayout({
-                "inputs": bits_for(max_inputs), "slot": slot_bits, "count": bits_for(lanes)}))),
+            "cmd": In(stream.Signature(data.StructLayout({name: bits[name] for name in ("inputs", "slot", "count")}))),
             "release": In(1),
             "prepared": Out(1),
-            "address": Out(bits_for(bases[-1] + words)),
-            "turn": Out(index_shape(vector_lanes)),
-            "load": Out(lanes),
-            "places": Out(3 * tables),
+            "address": Out(bits_for(bases[-1] + p.code_words + p.load_cycles)),
+            "turn": Out(index_shape(p.vector_lanes)),
+            "load": Out(p.lanes),
+            "places": Out(p.span),
             "clear": Out(1),
             "operand": Out(2),
             "subtract": Out(1),
             "write_en": Out(1),
-            "write_address": Out(table_address_bits(table_form)),
+            "write_address": Out(table_address_bits(p.table_form)),
         })
 
     def elaborate(self, platform):
         m = Module()
-        span = 3 * self._tables
-        left, word = Signal(self.cmd.payload.inputs.shape()), Signal(index_shape(self.words))
+        p, span = self._p, self._p.span
+        left, word = Signal(self.cmd.payload.inputs.shape()), Signal(index_shape(p.load_cycles))
         first_slot, last_slot, slot = (Signal.like(self.cmd.payload.slot, name=name) for name in ("first_slot", "last_slot", "slot"))
-        lane = slot[: (self._lanes - 1).bit_length()]
+        lane = slot[: p.lane_bits]
         tile_word, turn = Signal.like(self.address), Signal.like(self.turn)
         loading, last_lane, last_word = Signal(), Signal(), Signal()
-        free = Signal(2, init=1 if self._form == "addsub" else 2)
+        free = Signal(2, init=1 if self._p.table_form == "addsub" else 2)
         claim, building, built = Signal(), Signal(), Signal()
         bases = Array(self._bases)
         m.d.sync += free.eq(free + self.release - claim)
-        m.d.comb += [last_lane.eq(slot == last_slot), last_word.eq(word == self.words - 1)]
+        m.d.comb += [last_lane.eq(slot == last_slot), last_word.eq(word == p.load_cycles - 1)]
 
         def next_tile():
             m.d.comb += self.prepared.eq(1)
@@ -129,7 +118,7 @@ class TableControl(wiring.Component):
         # The address of a lane's first word of the tile, kept a cycle ahead.
         address = Signal.like(self.address)
         m.d.comb += self.address.eq(address)
-        first = "CLAIM" if self._form == "addsub" else "START"
+        first = "CLAIM" if self._p.table_form == "addsub" else "START"
         with m.FSM():
             with m.State("IDLE"):
                 m.d.comb += self.cmd.ready.eq(1)
@@ -146,30 +135,30 @@ class TableControl(wiring.Component):
                 with m.If(last_word):
                     m.d.sync += [address.eq(bases[(slot + 1)[: len(slot)]] + tile_word), word.eq(0), slot.eq(slot + 1)]
                     with m.If(last_lane):
-                        if self._form == "addsub":
+                        if self._p.table_form == "addsub":
                             next_tile()
                         else:
                             m.next = "CLAIM"
             with m.State("CLAIM"):
                 with m.If(free != 0):
                     m.d.comb += claim.eq(1)
-                    m.next = "START" if self._form == "addsub" else "BUILD"
-            if self._form != "addsub":
+                    m.next = "START" if self._p.table_form == "addsub" else "BUILD"
+            if self._p.table_form != "addsub":
                 with m.State("BUILD"):
                     m.d.comb += building.eq(1)
                     with m.If(built):
                         next_tile()
-        if self._form != "addsub":
+        if self._p.table_form != "addsub":
             self._build(m, building, built)
 
         # Cycle 1: turn what was read. Cycle 2: what is in it, for whom.
-        carry = Cat(place + turn >= self._vector_lanes for place in range(self._vector_lanes))
-        s1_load, s1_word, s1_carry = Signal(self._lanes), Signal.like(word), Signal(self._vector_lanes)
+        carry = Cat(place + turn >= p.vector_lanes for place in range(p.vector_lanes))
+        s1_load, s1_word, s1_carry = Signal(p.lanes), Signal.like(word), Signal(p.vector_lanes)
         m.d.sync += [self.turn.eq(turn), s1_word.eq(word), s1_carry.eq(carry),
-                     s1_load.eq(Mux(loading, C(1, self._lanes) << lane, 0)), self.load.eq(s1_load)]
+                     s1_load.eq(Mux(loading, C(1, p.lanes) << lane, 0)), self.load.eq(s1_load)]
         for place in range(span):
-            later = s1_carry[place % self._vector_lanes]
-            m.d.sync += self.places[place].eq(s1_word == place // self._vector_lanes + later)
+            later = s1_carry[place % p.vector_lanes]
+            m.d.sync += self.places[place].eq(s1_word == place // p.vector_lanes + later)
         return m
 
     def _build(self, m, building, built):
@@ -180,7 +169,7 @@ class TableControl(wiring.Component):
             m.d.sync += entry.eq(entry + 1)
             with m.If(entry == last):
                 m.d.sync += entry.eq(0)
-                if self._form == "full27":
+                if self._p.table_form == "full27":
                     m.d.sync += negative.eq(~negative)
                     m.d.comb += built.eq(negative)
                 else:
@@ -200,14 +189,8 @@ class TableControl(wiring.Component):
             self.operand.eq(operand),
             self.subtract.eq(subtract),
             self.write_en.eq(building),
-            self.write_address.eq(Cat(entry, negative, half) if self._form == "full27" else Cat(entry, half)),
+            self.write_address.eq(Cat(entry, negative, half) if self._p.table_form == "full27" else Cat(entry, half)),
         ]
-
-
-def _command_layout(max_inputs: int, max_steps: int, places: int, lanes: int, groups: int) -> data.StructLayout:
-    slot_bits = (lanes - 1).bit_length() + (groups - 1).bit_length()
-    return data.StructLayout({"inputs": bits_for(max_inputs), "steps": bits_for(max_steps), "slot": max(1, slot_bits),
-                              "count": bits_for(lanes), "at": index_shape(places)})
 
 
 class WordControl(wiring.Component):
@@ -223,16 +206,7 @@ class WordControl(wiring.Component):
 
     Parameters
     ----------
-    span : int
-        Inputs of a tile.
-    max_inputs, max_steps, places : int
-        Longest vector, steps of the longest block, steps of all results.
-    lanes, groups : int
-        Lanes of a group, and groups.
-    upper_lane : int or None
-        First lane whose results are written in a second turn.
-    depth : int
-        Cycles that a word is followed for.
+    parameters : TernaryParameters
 
     Members
     -------
@@ -242,23 +216,22 @@ class WordControl(wiring.Component):
         A tile's tables may be read from the second cycle after this one.
     valid : In(1), ready : Out(1)
         A word is there, and is taken.
-    words : Out(array of depth+1)
+    words : Out(array of written+1)
         Whether there is a word; whether it is of its tile's first or last step, of its command's first or last tile, for lanes
-        from `upper_lane` on; its step, its place in the results, its group.
+        whose results are written in the second turn; its step, its place in the results, its group.
     """
 
-    def __init__(self, *, span: int, max_inputs: int, max_steps: int, places: int, lanes: int, groups: int, upper_lane: int | None,
-                 depth: int):
-        self._span, self._upper_lane, self._lane_bits = span, upper_lane, (lanes - 1).bit_length()
+    def __init__(self, parameters: TernaryParameters):
+        self._p = p = parameters
         flags = ("valid", "first_step", "last_step", "first_tile", "last_tile", "upper")
         self.word = data.StructLayout({name: 1 for name in flags} | {
-            "step": bits_for(max_steps), "place": index_shape(places), "group": bits_for(groups - 1)})
+            "step": p.command_bits["steps"], "place": p.command_bits["at"], "group": bits_for(p.groups - 1)})
         super().__init__({
-            "cmd": In(stream.Signature(_command_layout(max_inputs, max_steps, places, lanes, groups))),
+            "cmd": In(stream.Signature(command_layout(MATMUL, **p.command_bits))),
             "prepared": In(1),
             "valid": In(1),
             "ready": Out(1),
-            "words": Out(data.ArrayLayout(self.word, depth + 1)),
+            "words": Out(data.ArrayLayout(self.word, p.written + 1)),
         })
 
     def elaborate(self, platform):
@@ -276,7 +249,7 @@ class WordControl(wiring.Component):
         m.d.comb += [
             self.ready.eq(active & ~pause & (~first_step | ((ready_tiles != 0) & (spacing == 0)))),
             taken.eq(self.valid & self.ready),
-            last_step.eq(step == steps), last_tile.eq(inputs <= self._span),
+            last_step.eq(step == steps), last_tile.eq(inputs <= self._p.span),
             self.cmd.ready.eq(~active),
         ]
         m.d.sync += ready_tiles.eq(ready_tiles + self.prepared - (taken & first_step))
@@ -285,16 +258,16 @@ class WordControl(wiring.Component):
         with m.If(self.cmd.valid & self.cmd.ready):
             m.d.sync += [
                 active.eq(1), steps.eq(command.steps - 1), step.eq(0), inputs.eq(command.inputs), at.eq(command.at), place.eq(command.at),
-                group.eq(command.slot[self._lane_bits :]), first_step.eq(1), first_tile.eq(1),
+                group.eq(command.slot[self._p.lane_bits :]), first_step.eq(1), first_tile.eq(1),
                 wait.eq(Mux(command.steps < ROW_RETURNS_AFTER, ROW_RETURNS_AFTER - command.steps, 0)),
             ]
-            if self._upper_lane is not None:
-                m.d.sync += upper.eq(command.slot[: self._lane_bits] + command.count > self._upper_lane)
+            if self._p.result_turns > 1:
+                m.d.sync += upper.eq(command.slot[: self._p.lane_bits] + command.count > self._p.turn_lanes)
         m.d.sync += pause.eq(taken & last_tile & upper)
         with m.If(taken):
             m.d.sync += [step.eq(step + 1), place.eq(place + 1), first_step.eq(last_step)]
             with m.If(last_step):
-                m.d.sync += [step.eq(0), place.eq(at), inputs.eq(inputs - self._span), first_tile.eq(0), active.eq(~last_tile),
+                m.d.sync += [step.eq(0), place.eq(at), inputs.eq(inputs - self._p.span), first_tile.eq(0), active.eq(~last_tile),
                              spacing.eq(wait)]
 
         words = [Signal(self.word, name=f"word_{i}", reset_less=i > 0) for i in range(len(self.words))]
@@ -333,26 +306,8 @@ class TernaryMatmul(wiring.Component):
 
     Parameters
     ----------
-    lanes, groups, tables, rows_per_cycle : int
-        P, groups of slots, T, and Q (a power of two).
-    table_form : "symmetric14", "full27" or "addsub"
-        How a triple's value is found.
-    packing : "index5" or "trit5"
-        Layout of a weight word.
-    mem_bytes : int
-        Bytes of a beat; a word lies in the low bytes.
-    max_inputs, max_rows, block_rows : int
-        Longest vector, rows of the results, rows of the longest block.
-    acc_bits : int
-        Width of a sum; must hold 127 * max_inputs.
-    vector_lanes : int
-        V (a power of two): codes per code word, rows per result word.
-    result_banks : int
-        Banks of the results, at most V/Q: as many parts of a word of V rows can be read at once.
-    result_turns : int
-        1, or 2: the lower half of the lanes' results is written, and a cycle later the upper half, to a memory of half the width.
-    ultra : bool
-        Keep codes and results in UltraRAM.
+    parameters : TernaryParameters
+        Latencies and cycles named above are the record's.
 
     Members
     -------
@@ -365,97 +320,31 @@ class TernaryMatmul(wiring.Component):
         Write a V-code word of a slot that no command under way reads.
     progress : Out of progress_signature
     acc_read : {en, slot, addr, part, data}
-        Read a V-row word of a slot: its `parts` parts one after the other while `en`.
+        Read a V-row word of a slot: its `result_reads` parts one after the other while `en`.
     """
 
-    acc_read_latency = 2
-
-    def __init__(self, *, lanes: int, groups: int, tables: int, rows_per_cycle: int, table_form: str, packing: str, mem_bytes: int,
-                 max_inputs: int, max_rows: int, block_rows: int, acc_bits: int, vector_lanes: int, result_banks: int,
-                 result_turns: int = 1, ultra: bool = False):
-        for name, value in (("lanes", lanes), ("tables", tables), ("rows_per_cycle", rows_per_cycle), ("mem_bytes", mem_bytes),
-                            ("max_inputs", max_inputs), ("max_rows", max_rows), ("acc_bits", acc_bits), ("vector_lanes", vector_lanes),
-                            ("block_rows", block_rows), ("groups", groups), ("result_banks", result_banks)):
-            _require(isinstance(value, int) and value > 0, f"{name} must be a positive integer, not {value!r}")
-        _require(_power_of_two(rows_per_cycle), f"rows_per_cycle must be a power of two, not {rows_per_cycle}")
-        _require(_power_of_two(vector_lanes) and vector_lanes > 1, f"vector_lanes must be a power of two from 2, not {vector_lanes}")
-        _require(table_form in TABLE_FORMS, f"table_form must be one of {', '.join(TABLE_FORMS)}, not {table_form!r}")
-        parts = max(1, vector_lanes // rows_per_cycle)
-        _require(_power_of_two(result_banks) and result_banks <= parts,
-                 f"result_banks must be a power of two up to {parts}, not {result_banks}")
-        _require(1 <= result_turns <= min(2, lanes), f"result_turns must be 1, or 2 with two lanes or more, not {result_turns!r}")
-        self.word_bytes = word_bytes(tables * rows_per_cycle, packing)
-        _require(self.word_bytes <= mem_bytes, f"a word of {self.word_bytes} bytes does not fit mem_bytes {mem_bytes}")
-        needed = (127 * max_inputs).bit_length() + 1
-        _require(acc_bits >= needed, f"acc_bits must be {needed} or more for {max_inputs} inputs, not {acc_bits}")
-
-        self._lanes, self._groups, self._tables, self._form, self._packing = lanes, groups, tables, table_form, packing
-        self._rows, self._acc_bits, self._vector_lanes = rows_per_cycle, acc_bits, vector_lanes
-        self._banks, self._turns, self._ultra = result_banks, result_turns, ultra
-        self._turn_lanes = -(-lanes // result_turns)
-        self._max_inputs, self._block_rows = max_inputs, block_rows
-        self._lane_parameters = {"tables": tables, "rows_per_cycle": rows_per_cycle, "table_form": table_form, "acc_bits": acc_bits}
-        self._code_words = -(-max_inputs // vector_lanes)
-        self._lane_bits, self._group_bits = (lanes - 1).bit_length(), (groups - 1).bit_length()
-        # Results of a group: whole words of V rows.
-        self._steps = -(-max(max_rows, vector_lanes) // rows_per_cycle)
-        self._steps += -self._steps % parts
-        self.parts = parts // result_banks
-
-        reduction = Reduction(table_form, tables)
-        partial_due = Recoder.latency + reduction.total_latency
-        self.partial_fetch = partial_due - PARTIAL_READ_LATENCY
-        self.partial_write = partial_due + 1
-        self._load_words = (3 * tables + vector_lanes - 2) // vector_lanes + 1
-        self._written = self.partial_write + result_turns - 1
-        self.latency = self._written + 1
-        sizes = {"max_inputs": max_inputs, "max_steps": -(-block_rows // rows_per_cycle), "places": self._steps,
-                 "lanes": lanes, "groups": groups}
-        self.word_parameters = sizes | {"span": 3 * tables, "upper_lane": self._turn_lanes if result_turns > 1 else None,
-                                        "depth": self._written}
-        slot = unsigned(max(1, self._lane_bits + self._group_bits))
+    def __init__(self, parameters: TernaryParameters):
+        self.parameters = p = parameters
+        slot, address = unsigned(p.slot_bits), index_shape(p.result_words)
         super().__init__({
-            "cmd": In(stream.Signature(_command_layout(**sizes))),
+            "cmd": In(stream.Signature(command_layout(MATMUL, **p.command_bits))),
             "busy": Out(1),
-            "progress": Out(progress_signature(-(-max_rows // vector_lanes))),
-            "weights_i": In(stream.Signature(8 * mem_bytes)),
+            "progress": Out(progress_signature(p.result_words)),
+            "weights_i": In(stream.Signature(8 * p.mem_bytes)),
             "code_write": In(wiring.Signature({
-                "valid": Out(1), "slot": Out(slot), "addr": Out(index_shape(self._code_words)), "data": Out(8 * vector_lanes)})),
+                "valid": Out(1), "slot": Out(slot), "addr": Out(index_shape(p.code_words)), "data": Out(8 * p.vector_lanes)})),
             "acc_read": In(wiring.Signature({
-                "en": Out(1), "slot": Out(slot), "addr": Out(index_shape(-(-max_rows // vector_lanes))),
-                "part": Out(index_shape(self.parts)), "data": In(vector_lanes * acc_bits)})),
+                "en": Out(1), "slot": Out(slot), "addr": Out(address), "part": Out(index_shape(p.result_reads)),
+                "data": In(p.vector_lanes * p.acc_bits)})),
         })
 
-    def start_latency(self, count: int) -> int:
-        """Cycles from a command to the first word taken, when no other command is under way."""
-        if self._form == "addsub":
-            return Fifo.latency + self._load_words * count + 3
-        return Fifo.latency + self._load_words * count + self._build_cycles + 3
-
-    def tile_cycles(self, count: int) -> int:
-        """Fewest cycles from the first word of a tile to that of the next."""
-        if self._form == "addsub":  # loaded again only once the activations were copied
-            return self._load_words * count + 5
-        return self._load_words * count + self._build_cycles + 2
-
-    @property
-    def _build_cycles(self) -> int:
-        return len(SERPENTINE) * (2 if self._form == "full27" else 1)
-
-    @property
-    def _slots(self) -> list[int]:
-        """The numbers of all slots."""
-        return [group << self._lane_bits | lane for group in range(self._groups) for lane in range(self._lanes)]
-
     def elaborate(self, platform):
-        m = Module()
+        m, p = Module(), self.parameters
         m.submodules.recoder = recoder = Recoder(
-            tables=self._tables, rows_per_cycle=self._rows, table_form=self._form, packing=self._packing)
-        order = {slot: n for n, slot in enumerate(self._slots)}
-        bases = [self._code_words * order.get(slot, 0) for slot in range(max(order) + 1)]
-        m.submodules.table_control = control = TableControl(
-            lanes=self._lanes, tables=self._tables, table_form=self._form, max_inputs=self._max_inputs, vector_lanes=self._vector_lanes,
-            bases=bases, slot_bits=len(self.cmd.payload.slot))
+            tables=p.tables, rows_per_cycle=p.rows_per_cycle, table_form=p.table_form, packing=p.packing)
+        order = {slot: n for n, slot in enumerate(p.slots)}
+        bases = [p.code_words * order.get(slot, 0) for slot in range(max(order) + 1)]
+        m.submodules.table_control = control = TableControl(p, bases=bases)
 
         # Commands go to the tables and to the words, which each take them in their own time.
         command = self.cmd.payload
@@ -466,7 +355,7 @@ class TernaryMatmul(wiring.Component):
         m.d.comb += [to_tables.i.payload[name].eq(command[name]) for name in ("inputs", "slot", "count")]
         m.d.comb += [fifo.i.valid.eq(self.cmd.valid & self.cmd.ready) for fifo in (to_tables, to_words)]
 
-        m.submodules.words = words = WordControl(**self.word_parameters)
+        m.submodules.words = words = WordControl(p)
         wiring.connect(m, to_words.o, words.cmd)
         m.d.comb += [words.prepared.eq(control.prepared), words.valid.eq(self.weights_i.valid), self.weights_i.ready.eq(words.ready)]
         flags = words.words
@@ -477,30 +366,31 @@ class TernaryMatmul(wiring.Component):
 
         # Tables are read by the word that reaches the selections; the tile's last word frees them.
         half = Signal()
-        selecting, arriving = flags[Recoder.latency], flags[Recoder.latency - 1]
+        selecting, arriving = flags[RECODE_LATENCY], flags[RECODE_LATENCY - 1]
         copy = Signal()
         m.d.comb += copy.eq(arriving.valid & arriving.first_step)
         with m.If(selecting.valid & selecting.last_step):
             m.d.sync += half.eq(~half)
-        if self._form == "addsub":
+        if p.table_form == "addsub":
             m.d.comb += control.release.eq(copy)
         else:
             m.d.comb += control.release.eq(selecting.valid & selecting.last_step)
 
-        fetching, writing, written = flags[self.partial_fetch], flags[self.partial_write], flags[self._written]
+        fetching, writing, written = flags[p.partial_fetch], flags[p.partial_write], flags[p.written]
         m.d.comb += done.eq(written.valid & written.last_step & written.last_tile)
         after = Signal(len(written.place) + 1)
-        m.d.comb += self.progress.words.eq(after * self._rows // self._vector_lanes)
+        m.d.comb += self.progress.words.eq(after * p.rows_per_cycle // p.vector_lanes)
         with m.If(written.valid & written.last_tile):
             m.d.sync += [after.eq(written.place + 1), self.progress.begun.eq(~done)]
         turned = self._codes(m, control, bases)
         results = []
-        for lane_number in range(self._lanes):
+        for lane_number in range(p.lanes):
             m.submodules[f"builder_{lane_number}"] = builder = TableBuilder(
-                tables=self._tables, table_form=self._form, vector_lanes=self._vector_lanes)
-            m.submodules[f"lane_{lane_number}"] = lane = LookupLane(**self._lane_parameters)
+                tables=p.tables, table_form=p.table_form, vector_lanes=p.vector_lanes)
+            m.submodules[f"lane_{lane_number}"] = lane = LookupLane(
+                tables=p.tables, rows_per_cycle=p.rows_per_cycle, table_form=p.table_form, acc_bits=p.acc_bits)
             m.submodules[f"partial_{lane_number}"] = partial = PartialMemory(
-                rows_per_cycle=self._rows, acc_bits=self._acc_bits, block_rows=self._block_rows)
+                rows_per_cycle=p.rows_per_cycle, acc_bits=p.acc_bits, block_rows=p.block_rows)
             m.d.comb += [
                 builder.load.eq(control.load[lane_number]),
                 builder.places.eq(control.places),
@@ -508,7 +398,7 @@ class TernaryMatmul(wiring.Component):
                 builder.clear.eq(control.clear),
                 builder.operand.eq(control.operand),
                 builder.subtract.eq(control.subtract),
-                lane.table_write.en.eq(copy if self._form == "addsub" else control.write_en),
+                lane.table_write.en.eq(copy if p.table_form == "addsub" else control.write_en),
                 lane.table_write.address.eq(control.write_address),
                 lane.table_write.data.eq(builder.entries),
                 lane.select.eq(recoder.select),
@@ -523,30 +413,32 @@ class TernaryMatmul(wiring.Component):
                 partial.write_data.eq(lane.result),
             ]
             results.append(lane.result)
-        self._results(m, [flags[n] for n in range(self.partial_write - 1, self._written + 1)], results)
+        self._results(m, [flags[n] for n in range(p.partial_write - 1, p.written + 1)], results)
         return m
 
     def _codes(self, m, control, bases):
         """The activations of all slots; returns the word of V that the tables' control reads, turned, two cycles after its address."""
+        p = self.parameters
         m.submodules.codes = store = memory.Memory(
-            shape=8 * self._vector_lanes, depth=max(2, len(self._slots) * self._code_words), init=[],
-            attrs={"ram_style": "ultra"} if self._ultra else {})
+            shape=8 * p.vector_lanes, depth=max(2, len(p.slots) * p.code_words), init=[],
+            attrs={"ram_style": "ultra"} if p.ultra else {})
         write, read = store.write_port(), store.read_port()
         given = self.code_write
         m.d.comb += [
             write.en.eq(given.valid), write.addr.eq(Array(bases)[given.slot] + given.addr), write.data.eq(given.data),
             read.addr.eq(control.address),
         ]
-        turned = Signal(8 * self._vector_lanes, reset_less=True)
+        turned = Signal(8 * p.vector_lanes, reset_less=True)
         m.d.sync += turned.eq(Cat(read.data, read.data) >> (control.turn << 3))
         return turned
 
     def _results(self, m, words, results):
         """The last tile's sums, kept by slot; some lanes share a memory. `words`: the word before that of `results`, and this one."""
-        shared, turns = min(self._turn_lanes, RESULT_LANES), self._turns
+        p = self.parameters
+        shared, turns = min(p.turn_lanes, RESULT_LANES), p.result_turns
         # A group's lanes of a turn have `steps` steps of their own.
-        bases = Array([part * self._steps for part in range(self._groups * turns)])
-        step, turn = Signal(range(self._groups * turns * self._steps)), Signal()
+        bases = Array([part * p.steps for part in range(p.groups * turns)])
+        step, turn = Signal(range(p.groups * turns * p.steps)), Signal()
         before, now, *_ = words
         finished = now.valid & now.last_tile
         m.d.sync += step.eq(bases[before.group * turns] + before.place)
@@ -554,25 +446,25 @@ class TernaryMatmul(wiring.Component):
             m.d.sync += turn.eq(finished & now.upper)
             with m.If(finished & now.upper):
                 m.d.sync += step.eq(bases[now.group * turns + 1] + now.place)
-        lane, group = Signal(max(1, self._lane_bits)), Signal(max(1, self._group_bits))
-        m.d.comb += [lane.eq(self.acc_read.slot[: self._lane_bits]), group.eq(self.acc_read.slot[self._lane_bits :])]
-        upper, column = Signal(), Signal(index_shape(self._turn_lanes))
+        lane, group = Signal(max(1, p.lane_bits)), Signal(max(1, p.group_bits))
+        m.d.comb += [lane.eq(self.acc_read.slot[: p.lane_bits]), group.eq(self.acc_read.slot[p.lane_bits :])]
+        upper, column = Signal(), Signal(index_shape(p.turn_lanes))
         if turns > 1:
-            m.d.comb += [upper.eq(lane >= self._turn_lanes), column.eq(lane - Mux(upper, self._turn_lanes, 0))]
+            m.d.comb += [upper.eq(lane >= p.turn_lanes), column.eq(lane - Mux(upper, p.turn_lanes, 0))]
         else:
             m.d.comb += column.eq(lane)
-        address_bases = Array([part * self._steps * self._rows // self._vector_lanes for part in range(self._groups * turns)])
-        address = Signal(range(self._groups * turns * self._steps * self._rows // self._vector_lanes))
+        address_bases = Array([part * p.steps * p.rows_per_cycle // p.vector_lanes for part in range(p.groups * turns)])
+        address = Signal(range(p.groups * turns * p.steps * p.rows_per_cycle // p.vector_lanes))
         m.d.comb += address.eq(address_bases[group * turns + upper] + self.acc_read.addr)
-        memories = -(-self._turn_lanes // shared)
+        memories = -(-p.turn_lanes // shared)
         chosen, s1_chosen = Signal(index_shape(memories)), Signal(index_shape(memories))
         m.d.comb += chosen.eq(column >> (shared - 1).bit_length() if memories > 1 else 0)
         m.d.sync += s1_chosen.eq(chosen)
         read = []
-        for n, first in enumerate(range(0, self._turn_lanes, shared)):
-            mine = list(range(first, min(first + shared, self._turn_lanes)))
-            store = ResultMemory(lanes=len(mine), rows_per_cycle=self._rows, vector_lanes=self._vector_lanes, acc_bits=self._acc_bits,
-                                 steps=self._groups * turns * self._steps, banks=self._banks, ultra=self._ultra)
+        for n, first in enumerate(range(0, p.turn_lanes, shared)):
+            mine = list(range(first, min(first + shared, p.turn_lanes)))
+            store = ResultMemory(lanes=len(mine), rows_per_cycle=p.rows_per_cycle, vector_lanes=p.vector_lanes, acc_bits=p.acc_bits,
+                                 steps=p.groups * turns * p.steps, banks=p.result_banks, ultra=p.ultra)
             m.submodules[f"results_{n}"] = store
             m.d.comb += [
                 store.write.eq(finished | turn), store.write_step.eq(step),
@@ -580,9 +472,9 @@ class TernaryMatmul(wiring.Component):
                 store.address.eq(address), store.part.eq(self.acc_read.part),
             ]
             for i, number in enumerate(mine):
-                sums, later = results[number], number + self._turn_lanes
+                sums, later = results[number], number + p.turn_lanes
                 m.d.comb += store.write_data[i].eq(sums)
-                if later < self._lanes:
+                if later < p.lanes:
                     held = Signal.like(sums.as_value(), name=f"held_{later}", reset_less=True)
                     m.d.sync += held.eq(results[later])
                     with m.If(turn):

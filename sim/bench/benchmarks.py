@@ -23,7 +23,7 @@ from tritloom.host.commands.common import Source
 from tritloom.host.console import Console
 from tritloom.host.session import Session, check_drafts, check_passes
 from tritloom.host.tokenizer import Tokenizer
-from tritloom.rtl.ternary.tables import TABLE_FORMS
+from tritloom.rtl.ternary.parameters import TABLE_FORMS
 from tritloom.sim.bench import measure, results, stored
 from tritloom.sim.bench.measure import Measured
 from tritloom.sim.bench.report import Report, Row, measured_rows, report_of, row, stored_report

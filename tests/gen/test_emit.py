@@ -12,6 +12,7 @@ from test_generate import TINY
 
 from tritloom.gen.verilog.emit import Emission, EmissionError, to_rtlil, to_verilog
 from tritloom.rtl.once import once
+from tritloom.rtl.ternary.parameters import TernaryParameters
 from tritloom.rtl.ternary.tlmm import TernaryMatmul
 from tritloom.rtl.top import Accelerator
 from tritloom.rtl.ufloat import SerialDivider
@@ -60,7 +61,7 @@ def modules(verilog):
 
 @pytest.mark.parametrize("lanes", [1, 3])
 def test_a_lane_is_one_module(lanes):
-    text = to_verilog(TernaryMatmul(lanes=lanes, **MATMUL), "matmul")
+    text = to_verilog(TernaryMatmul(TernaryParameters(lanes=lanes, **MATMUL)), "matmul")
     for name in ("table_builder", "lookup_lane", "partial_memory"):
         assert modules(text).count(name) == 1 and f"{name}_2" not in modules(text)
         assert len(re.findall(rf"^  {name} \w+ \($", text, re.M)) == lanes

@@ -1,6 +1,5 @@
 """The TLMM engine equals PyTorch's matrix product in every accumulator: forms, packings, sizes, stalls, timing."""
 
-import gc
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +11,7 @@ from amaranth.hdl import Assert, Assume
 import formal
 import harness
 from tritloom.firmware.packing import pack_matrix
+from tritloom.rtl.ternary.parameters import TernaryParameters
 from tritloom.rtl.ternary.tlmm import TernaryMatmul, WordControl
 
 MAX_INPUTS, MAX_ROWS, ACC_BITS = 120, 88, 16
@@ -51,7 +51,8 @@ def check(parameters, jobs, queued=False, follow=False):
     """Run all jobs in one simulation, each after the one before or all at once; compare every result; return what was measured.
 
     `follow`: also read words of the first slot as soon as the engine says that they are there."""
-    dut = TernaryMatmul(**parameters)
+    p = TernaryParameters(**parameters)
+    dut = TernaryMatmul(p)
     v, q, span = parameters["vector_lanes"], parameters["rows_per_cycle"], 3 * parameters["tables"]
     described = []
     for j in jobs:
@@ -60,7 +61,7 @@ def check(parameters, jobs, queued=False, follow=False):
                           "slot": j.slot, "at": j.at, "beats": [beat[::-1].tobytes().hex() for beat in beats]})
     measured = harness.run(dut, "tlmm", "cocotb_tlmm", parameters={
         "jobs": described, "vector_lanes": v, "code_words": -(-MAX_INPUTS // v), "acc_words": -(-MAX_ROWS // v),
-        "latency": dut.acc_read_latency, "parts": dut.parts, "queued": queued, "follow": follow, "rows": q})
+        "latency": p.acc_read_latency, "parts": p.result_reads, "queued": queued, "follow": follow, "rows": q})
     for number, (j, result) in enumerate(zip(jobs, measured["results"], strict=True)):
         got = np.array([[accumulator(int(word, 16), i) for word in lane for i in range(v)] for lane in result["accumulators"]])
         got = got[:, j.at * q :]
@@ -74,13 +75,13 @@ def check(parameters, jobs, queued=False, follow=False):
             first, end = j.at * q // v, (j.at + -(-len(j.trits) // q)) * q // v
             assert result["followed"]["words"] == result["accumulators"][0][first:end], f"job {number}: read too early"
             assert result["followed"]["early"] > 0
-        assert result["last"] == dut.latency
-        assert j.stall != "none" or result["first"] == dut.start_latency(len(j.codes))
+        assert result["last"] == p.latency
+        assert j.stall != "none" or result["first"] == p.start_latency(len(j.codes))
         tiles, steps = -(-j.trits.shape[1] // span), -(-len(j.trits) // q)
         lane = j.slot % (1 << (parameters["lanes"] - 1).bit_length())
         turns = 2 if lane + len(j.codes) > -(-parameters["lanes"] // parameters["result_turns"]) else 1
         if j.stall == "none":  # a word per cycle while tables are ready
-            assert result["streaming"] == (tiles - 1) * max(steps, dut.tile_cycles(len(j.codes))) + turns * (steps - 1) + 1
+            assert result["streaming"] == (tiles - 1) * max(steps, p.tile_cycles(len(j.codes))) + turns * (steps - 1) + 1
     return measured["results"]
 
 
@@ -167,8 +168,8 @@ def test_a_matrix_of_two_steps_under_a_rare_stall():
 class Overtaking(Elaboratable):
     """A step's partial sum is never fetched while an earlier word's sum of the same step is on its way to the memory."""
 
-    def __init__(self, engine: TernaryMatmul):
-        self.words, self.fetch, self.write = WordControl(**engine.word_parameters), engine.partial_fetch, engine.partial_write
+    def __init__(self, engine: TernaryParameters):
+        self.words, self.fetch, self.write = WordControl(engine), engine.partial_fetch, engine.partial_write
 
     def elaborate(self, platform):
         m = Module()
@@ -183,12 +184,10 @@ class Overtaking(Elaboratable):
 
 
 @pytest.mark.parametrize("lanes, turns", [(1, 1), (2, 2)])
-@pytest.mark.filterwarnings("ignore::amaranth.hdl.UnusedElaboratable")
 def test_no_partial_sum_is_fetched_before_it_is_written_whatever_stalls(lanes, turns, tmp_path):
     parameters = engine(tables=1, rows=1, lanes=lanes, vector_lanes=2, result_turns=turns) | {
         "max_inputs": 15, "max_rows": 8, "block_rows": 8}
-    design = Overtaking(TernaryMatmul(**parameters))
-    gc.collect()  # while the filter holds
+    design = Overtaking(TernaryParameters(**parameters))
     words = design.words
     formal.prove(design, [words.cmd.valid, words.cmd.payload, words.prepared, words.valid], tmp_path, depth=16)
 
@@ -202,8 +201,6 @@ def test_no_partial_sum_is_fetched_before_it_is_written_whatever_stalls(lanes, t
     ({"acc_bits": 14}, "acc_bits must be 15 or more for 120 inputs"),
     ({"vector_lanes": 1}, "vector_lanes must be a power of two from 2"),
 ])
-@pytest.mark.filterwarnings("ignore::amaranth.hdl.UnusedElaboratable")
 def test_impossible_parameters_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
-        TernaryMatmul(**(engine() | change))
-    gc.collect()  # while the filter holds
+        TernaryParameters(**(engine() | change))

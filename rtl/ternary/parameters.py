@@ -1,0 +1,272 @@
+"""The ternary matmul's parameters: what it is built from, what it instantiates, how long it takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+
+from tritloom.firmware.config import RESULT_LANES, TRITS, BuildConfig
+from tritloom.firmware.packing import SERPENTINE, word_bytes
+from tritloom.rtl.parameters import FIFO_LATENCY, MemoryUse, index_bits, require, require_positive, require_power_of_two
+
+__all__ = ["COMMANDS", "ENTRY_BITS", "RECODE_LATENCY", "SELECT_BITS", "TABLE_FORMS", "Reduction", "TernaryParameters", "table_address_bits"]
+
+SELECT_BITS = {"symmetric14": 4, "full27": 5, "addsub": 3}
+"""Bits that select one triple's value in a lane: a magnitude, a whole code, or which trits are not zero."""
+TABLE_FORMS = tuple(SELECT_BITS)
+ENTRY_BITS = 10
+"""A signed sum of three activations."""
+COMMANDS = 4
+"""Commands that may wait."""
+RECODE_LATENCY = 3
+"""Cycles from a packed word to its selections."""
+PARTIAL_READ_LATENCY = 2
+"""Cycles from the fetch of a partial sum until it can be added to."""
+DRAIN_CYCLES = 16
+"""Cycles that a matrix takes besides its tiles, as projected: its words on their way through recoding, tables and adders."""
+
+
+def table_address_bits(table_form: str) -> int:
+    """Address of an entry: the selection, with the half of the double buffer on top (1 unused bit for addsub)."""
+    return 1 if table_form == "addsub" else SELECT_BITS[table_form] + 1
+
+
+class Reduction:
+    """The shape of one row's adder tree and where its deferred signs are spent.
+
+    Leaves are values without their signs. Adding neighbours as s0*v0 + s1*v1 = s0*(v0 + (s0^s1)*v1)
+    turns an adder into an adder-subtractor and passes s0 on, so no value is ever negated on its own.
+    The leaf at an even multiple of 2**level keeps its place, so each leaf but the first is the right
+    operand of exactly one adder, whose level is the number of its trailing zero bits.
+
+    `leaves`: values summed per row; `depth`: adder levels; `entry_latency`: cycles from the selecting
+    bits to the leaves, `total_latency` to the sums.
+    """
+
+    def __init__(self, table_form: str, tables: int):
+        self.leaves = TRITS * tables if table_form == "addsub" else tables
+        self.depth = (self.leaves - 1).bit_length()
+        self.entry_latency = 0 if table_form == "addsub" else 1
+        self.total_latency = self.entry_latency + self.depth
+
+    def partner(self, leaf: int) -> int:
+        """The leaf whose sign the left operand of `leaf`'s adder carries."""
+        return leaf & (leaf - 1)
+
+    def level(self, leaf: int) -> int:
+        """The level at which `leaf`'s sign is spent; the first leaf's is spent after the last level."""
+        return (leaf & -leaf).bit_length() - 1 if leaf else self.depth
+
+
+@dataclass(frozen=True, kw_only=True)
+class TernaryParameters:
+    """Parameters of `rtl.ternary.tlmm.TernaryMatmul`.
+
+    lanes, groups : int
+        P, and groups of slots: slot = group * 2**ceil(log2(lanes)) + lane.
+    tables, rows_per_cycle : int
+        T, and Q (a power of two).
+    table_form : "symmetric14", "full27" or "addsub"
+        How a triple's value is found.
+    packing : "index5" or "trit5"
+        Layout of a weight word.
+    mem_bytes : int
+        Bytes of a beat; a word lies in the low bytes.
+    max_inputs, max_rows, block_rows : int
+        Longest vector, rows of the results, rows of the longest block.
+    acc_bits : int
+        Width of a sum; must hold 127 * max_inputs.
+    vector_lanes : int
+        V (a power of two): codes per code word, rows per result word.
+    result_banks : int
+        Banks of the results, at most V/Q: as many parts of a word of V rows can be read at once.
+    result_turns : int
+        1, or 2: the lower half of the lanes' results is written, and a cycle later the upper half, to a memory of half the width.
+    ultra : bool
+        Keep codes and results in UltraRAM.
+    """
+
+    lanes: int
+    groups: int = 1
+    tables: int
+    rows_per_cycle: int
+    table_form: str
+    packing: str
+    mem_bytes: int
+    max_inputs: int
+    max_rows: int
+    block_rows: int
+    acc_bits: int
+    vector_lanes: int
+    result_banks: int
+    result_turns: int = 1
+    ultra: bool = False
+
+    def __post_init__(self) -> None:
+        require_positive(self, ("lanes", "groups", "tables", "rows_per_cycle", "mem_bytes", "max_inputs", "max_rows", "block_rows",
+                                "acc_bits", "vector_lanes", "result_banks"))
+        require_power_of_two(self, "rows_per_cycle")
+        require_power_of_two(self, "vector_lanes", 2)
+        require(self.table_form in TABLE_FORMS, f"table_form must be one of {', '.join(TABLE_FORMS)}, not {self.table_form!r}")
+        require_power_of_two(self, "result_banks", 1, self._result_word_steps)
+        require(1 <= self.result_turns <= min(2, self.lanes),
+                f"result_turns must be 1, or 2 with two lanes or more, not {self.result_turns!r}")
+        require(self.word_bytes <= self.mem_bytes, f"a word of {self.word_bytes} bytes does not fit mem_bytes {self.mem_bytes}")
+        needed = (127 * self.max_inputs).bit_length() + 1
+        require(self.acc_bits >= needed, f"acc_bits must be {needed} or more for {self.max_inputs} inputs, not {self.acc_bits}")
+
+    @classmethod
+    def of(cls, config: BuildConfig) -> TernaryParameters:
+        """Those of a configuration's machine."""
+        c, s = config, config.shape
+        return cls(
+            lanes=c.lanes, groups=c.groups, tables=c.tables, rows_per_cycle=c.rows_per_cycle, table_form=c.table_form, packing=c.packing,
+            mem_bytes=c.mem_bytes, max_inputs=s.max_inputs, max_rows=c.result_rows, block_rows=c.longest_block, acc_bits=c.acc_bits,
+            vector_lanes=c.vector_lanes, result_banks=c.banks, result_turns=c.result_turns, ultra=c.ultra_units)
+
+    # Sizes --------------------------------------------------------------------------------------
+
+    @property
+    def span(self) -> int:
+        """Inputs of a tile."""
+        return TRITS * self.tables
+
+    @property
+    def word_bytes(self) -> int:
+        """Bytes of a packed weight word."""
+        return word_bytes(self.tables * self.rows_per_cycle, self.packing)
+
+    @property
+    def code_words(self) -> int:
+        """Words of V codes that a slot holds."""
+        return ceil(self.max_inputs / self.vector_lanes)
+
+    @property
+    def result_words(self) -> int:
+        """Words of V rows that a slot's results are."""
+        return ceil(self.max_rows / self.vector_lanes)
+
+    @property
+    def _result_word_steps(self) -> int:
+        """Steps whose rows are in a word of V results."""
+        return max(1, self.vector_lanes // self.rows_per_cycle)
+
+    @property
+    def result_reads(self) -> int:
+        """Reads that a word of V results takes, one after the other."""
+        return self._result_word_steps // self.result_banks
+
+    @property
+    def block_steps(self) -> int:
+        """Steps of the longest block."""
+        return ceil(self.block_rows / self.rows_per_cycle)
+
+    @property
+    def steps(self) -> int:
+        """Steps that a slot holds the results of: whole words of V rows."""
+        words = self._result_word_steps
+        return ceil(ceil(max(self.max_rows, self.vector_lanes) / self.rows_per_cycle) / words) * words
+
+    @property
+    def turn_lanes(self) -> int:
+        """Lanes whose results are written at once."""
+        return ceil(self.lanes / self.result_turns)
+
+    @property
+    def lane_bits(self) -> int:
+        return (self.lanes - 1).bit_length()
+
+    @property
+    def group_bits(self) -> int:
+        return (self.groups - 1).bit_length()
+
+    @property
+    def slot_bits(self) -> int:
+        return max(1, self.lane_bits + self.group_bits)
+
+    @property
+    def slots(self) -> list[int]:
+        """The numbers of all slots."""
+        return [group << self.lane_bits | lane for group in range(self.groups) for lane in range(self.lanes)]
+
+    @property
+    def command_bits(self) -> dict[str, int]:
+        """Widths of a command's fields (`firmware.commands.MATMUL`)."""
+        return {"inputs": self.max_inputs.bit_length(), "steps": self.block_steps.bit_length(), "slot": self.slot_bits,
+                "count": self.lanes.bit_length(), "at": index_bits(self.steps)}
+
+    # Timing -------------------------------------------------------------------------------------
+
+    acc_read_latency = 2
+    """Cycles from the last part of a result's address to the result."""
+
+    @property
+    def partial_fetch(self) -> int:
+        """Cycles from a word to the fetch of its step's partial sums."""
+        return RECODE_LATENCY + Reduction(self.table_form, self.tables).total_latency - PARTIAL_READ_LATENCY
+
+    @property
+    def partial_write(self) -> int:
+        """Cycles from a word to the write of its step's partial sums."""
+        return self.partial_fetch + PARTIAL_READ_LATENCY + 1
+
+    @property
+    def written(self) -> int:
+        """Cycles from a last tile's word to the write of its results, of the last turn."""
+        return self.partial_write + self.result_turns - 1
+
+    @property
+    def latency(self) -> int:
+        """Cycles from a word to its results."""
+        return self.written + 1
+
+    @property
+    def load_cycles(self) -> int:
+        """Cycles that a tile's activations take to load, a lane: words of V that they may be spread over."""
+        return ceil((self.span + self.vector_lanes - 1) / self.vector_lanes)
+
+    @property
+    def build_cycles(self) -> int:
+        """Cycles that a tile's tables take to build."""
+        return {"symmetric14": len(SERPENTINE), "full27": 2 * len(SERPENTINE), "addsub": 0}[self.table_form]
+
+    def start_latency(self, count: int) -> int:
+        """Cycles from a command of `count` slots to the first word taken, when no other command is under way."""
+        return FIFO_LATENCY + self.load_cycles * count + self.build_cycles + 3
+
+    def tile_cycles(self, count: int) -> int:
+        """Fewest cycles from the first word of a tile to that of the next."""
+        copied = 5 if self.table_form == "addsub" else 2  # addsub: loaded again only once the activations were copied
+        return self.load_cycles * count + self.build_cycles + copied
+
+    def cycles(self, *, rows: int, inputs: int, count: int) -> int:
+        """Projected cycles of a matrix of `rows` x `inputs` for `count` slots, whose weights are there: from the command of its first block
+        to the last result."""
+        blocks = [min(self.block_rows, rows - first) for first in range(0, rows, self.block_rows)]
+        second_turn = ceil(rows / self.rows_per_cycle) if count > self.turn_lanes else 0
+        tile = self.tile_cycles(count)
+        return tile + DRAIN_CYCLES + second_turn + ceil(inputs / self.span) * sum(
+            max(ceil(block / self.rows_per_cycle), tile) for block in blocks)
+
+    # Memories -----------------------------------------------------------------------------------
+
+    def memories(self) -> tuple[MemoryUse, ...]:
+        """What the unit instantiates."""
+        kind = "ultra" if self.ultra else "ram"
+        step_bits, command = self.rows_per_cycle * self.acc_bits, self.command_bits
+        shared = min(self.turn_lanes, RESULT_LANES)
+        whole, rest = divmod(self.turn_lanes, shared)
+        depth = max(2, ceil(self.groups * self.result_turns * self.steps / self.result_banks))
+        found = [
+            MemoryUse(name="codes", width=8 * self.vector_lanes, depth=max(2, len(self.slots) * self.code_words), kind=kind),
+            MemoryUse(name="partial.store", width=step_bits, depth=max(2, self.block_steps), count=self.lanes),
+            MemoryUse(name="results.bank", width=shared * step_bits, depth=depth, count=whole * self.result_banks, kind=kind),
+            MemoryUse(name="to_tables", width=sum(command[name] for name in ("inputs", "slot", "count")), depth=COMMANDS),
+            MemoryUse(name="to_words", width=sum(command.values()), depth=COMMANDS),
+        ]
+        if rest:
+            found.append(MemoryUse(name="results.bank", width=rest * step_bits, depth=depth, count=self.result_banks, kind=kind))
+        if self.table_form != "addsub":
+            found.append(MemoryUse(name="lane.table", width=ENTRY_BITS, depth=1 << table_address_bits(self.table_form),
+                                   count=self.lanes * self.tables, read_ports=self.rows_per_cycle))
+        return tuple(found)
