@@ -27,7 +27,9 @@ class MemoryUse:
     width, depth : int
         Bits of a word, words.
     count : int
-        Memories of this kind, each with `read_ports` read ports.
+        Memories of this kind.
+    read_ports, write_parts : int
+        Read ports of each; parts of a word that can be written alone.
     kind : "ram", "rom", "async" or "ultra"
         Written and read at the clock's edge; never written; read without a clock; RAM that asks for UltraRAM.
     """
@@ -37,6 +39,7 @@ class MemoryUse:
     depth: int
     count: int = 1
     read_ports: int = 1
+    write_parts: int = 1
     kind: Literal["ram", "rom", "async", "ultra"] = "ram"
 
 

@@ -14,8 +14,10 @@ from tritloom.rtl.control.sequencer import Sequencer
 from tritloom.rtl.head.sampler import Sampler
 from tritloom.rtl.head.shortlist import ShortList
 from tritloom.rtl.memory.axi import axi_members
+from tritloom.rtl.memory.axi_memory import AxiMemory
+from tritloom.rtl.memory.onchip import OnChipMemory
+from tritloom.rtl.memory.parameters import READ_QUEUE, AxiParameters, memory_parameters
 from tritloom.rtl.memory.router import ReadArbiter, WeightRouter, WriteArbiter
-from tritloom.rtl.memory.system import AxiMemory, OnChipMemory
 from tritloom.rtl.stream import Fifo, LightSlice, Slice
 from tritloom.rtl.ternary.parameters import TernaryParameters
 from tritloom.rtl.ternary.tlmm import TernaryMatmul
@@ -123,12 +125,8 @@ class Accelerator(wiring.Component):
         return unit.busy
 
     def _memory(self):
-        c = self.config
-        if c.memory == "axi":
-            return AxiMemory(mem_bytes=c.mem_bytes, mem_ports=c.mem_ports, weight_fifo_beats=c.weight_fifo_beats,
-                             read_fifo_beats=c.read_fifo_beats)
-        return OnChipMemory(mem_bytes=c.mem_bytes, size_bytes=c.onchip_bytes, weight_fifo_beats=c.weight_fifo_beats,
-                            read_fifo_beats=c.read_fifo_beats, ram_style="ultra" if c.ultra_ram else "")
+        parameters = memory_parameters(self.config)
+        return AxiMemory(parameters) if isinstance(parameters, AxiParameters) else OnChipMemory(parameters)
 
     def _join_memory(self, m, memory, matmul, vector, dot, registers):
         """Weights to their consumers, data reads and writes to theirs, AXI ports to the outside."""
@@ -142,7 +140,7 @@ class Accelerator(wiring.Component):
 
         m.submodules.reads = reads = ReadArbiter(mem_bytes=c.mem_bytes, clients=2)
         # What the units are ready for depends on much: the dot engine's beats pass a queue in LUT RAM, the vector unit's few a register.
-        m.submodules.dot_reads = dot_reads = Fifo(8 * c.mem_bytes, 4)
+        m.submodules.dot_reads = dot_reads = Fifo(8 * c.mem_bytes, READ_QUEUE)
         m.submodules.vector_reads = vector_reads = LightSlice(8 * c.mem_bytes)
         wiring.connect(m, dot_reads.o, dot.read_data)
         wiring.connect(m, vector_reads.o, vector.read_data)

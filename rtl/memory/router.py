@@ -6,20 +6,10 @@ from amaranth import Module, ResetInserter, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from tritloom.rtl.memory.system import ADDRESS_BITS, weight_layout
+from tritloom.rtl.memory.interface import READ_BITS, read_request_layout, weight_layout, write_layout
 from tritloom.rtl.stream import Fifo, LightSlice, Slice
 
-__all__ = ["ReadArbiter", "WeightRouter", "WriteArbiter", "read_request_layout", "write_layout"]
-
-
-def read_request_layout() -> data.StructLayout:
-    """A data read: `beats` memory beats from byte address `addr`."""
-    return data.StructLayout({"addr": ADDRESS_BITS, "beats": 16})
-
-
-def write_layout(mem_bytes: int) -> data.StructLayout:
-    """A write of one memory beat with byte strobes."""
-    return data.StructLayout({"addr": ADDRESS_BITS, "data": 8 * mem_bytes, "strb": mem_bytes})
+__all__ = ["ReadArbiter", "WeightRouter", "WriteArbiter"]
 
 
 class WeightRouter(wiring.Component):
@@ -100,7 +90,7 @@ class ReadArbiter(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        ticket = data.StructLayout({"client": range(max(2, self._clients)), "beats": 16})
+        ticket = data.StructLayout({"client": range(max(2, self._clients)), "beats": READ_BITS})
         m.submodules.tickets = tickets = Fifo(ticket, self._outstanding)
         m.submodules.request = request = Slice(read_request_layout())
         wiring.connect(m, request.o, wiring.flipped(self.memory_request))
@@ -117,9 +107,9 @@ class ReadArbiter(wiring.Component):
                              tickets.i.payload.client.eq(n), tickets.i.payload.beats.eq(client.payload.beats)]
             earlier = earlier | client.valid
 
-        left = Signal(16)
+        left = Signal(READ_BITS)
         fresh = Signal(init=1)
-        remaining = Signal(16)
+        remaining = Signal(READ_BITS)
         m.d.comb += remaining.eq(left)
         with m.If(fresh):
             m.d.comb += remaining.eq(tickets.o.payload.beats)

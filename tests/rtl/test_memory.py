@@ -1,12 +1,12 @@
 """The memory system against plain bytes: AXI of one, two and four ports, and on-chip."""
 
-import gc
-
 import pytest
 
 import harness
 from tritloom.firmware.isa import Descriptor, DescriptorOp, Destination
-from tritloom.rtl.memory.system import AxiMemory, OnChipMemory
+from tritloom.rtl.memory.axi_memory import AxiMemory
+from tritloom.rtl.memory.onchip import OnChipMemory
+from tritloom.rtl.memory.parameters import AxiParameters, OnChipParameters
 
 SIZE_BEATS = 1024
 WRITTEN_FROM = 960
@@ -38,10 +38,10 @@ def program(mem_bytes):
 
 STARTS = [0, 6, 5, 14]
 FORMS = {
-    "axi1": lambda: AxiMemory(mem_bytes=32, mem_ports=1, weight_fifo_beats=128),
-    "axi2": lambda: AxiMemory(mem_bytes=64, mem_ports=2, weight_fifo_beats=16, read_fifo_beats=32),
-    "axi4": lambda: AxiMemory(mem_bytes=16, mem_ports=4, weight_fifo_beats=64, outstanding=4),
-    "onchip": lambda: OnChipMemory(mem_bytes=8, size_bytes=8 * SIZE_BEATS, weight_fifo_beats=16),
+    "axi1": lambda: AxiMemory(AxiParameters(mem_bytes=32, mem_ports=1, weight_fifo_beats=128)),
+    "axi2": lambda: AxiMemory(AxiParameters(mem_bytes=64, mem_ports=2, weight_fifo_beats=16, read_fifo_beats=32)),
+    "axi4": lambda: AxiMemory(AxiParameters(mem_bytes=16, mem_ports=4, weight_fifo_beats=64, outstanding=4)),
+    "onchip": lambda: OnChipMemory(OnChipParameters(mem_bytes=8, size_bytes=8 * SIZE_BEATS, weight_fifo_beats=16)),
 }
 BYTES_PORTS = {"axi1": (32, 1), "axi2": (64, 2), "axi4": (16, 4), "onchip": (8, 0)}
 
@@ -90,7 +90,6 @@ def test_one_beat_per_cycle(form):
     assert result["data"][1] == 40
 
 
-@pytest.mark.filterwarnings("ignore::amaranth.hdl._ir.UnusedElaboratable")
 @pytest.mark.parametrize(
     "fields, message",
     [
@@ -102,5 +101,4 @@ def test_one_beat_per_cycle(form):
 )
 def test_parameters_are_checked(fields, message):
     with pytest.raises(ValueError, match=f"{message} must be a power of two"):
-        AxiMemory(**({"mem_bytes": 32, "mem_ports": 1, "weight_fifo_beats": 64} | fields))
-    gc.collect()
+        AxiParameters(**({"mem_bytes": 32, "mem_ports": 1, "weight_fifo_beats": 64} | fields))

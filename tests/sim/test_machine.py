@@ -13,7 +13,8 @@ from harness import BUILD
 from tritloom.firmware.isa import Descriptor, DescriptorOp, Destination, TraceUnit
 from tritloom.gen.verilog.emit import to_verilog
 from tritloom.rtl.memory.axi import axi_members
-from tritloom.rtl.memory.system import AxiMemory
+from tritloom.rtl.memory.axi_memory import AxiMemory
+from tritloom.rtl.memory.parameters import AxiParameters
 from tritloom.sim.bench.timeline import counts
 from tritloom.sim.compile import BuildError, compile_verilog, default_build_dir
 from tritloom.sim.dram import DDR, IDEAL, KV260, MemoryTiming, TimingError, preset
@@ -46,7 +47,8 @@ class Top(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.memory = memory = AxiMemory(mem_bytes=self.mem_bytes, mem_ports=self.mem_ports, weight_fifo_beats=256)
+        m.submodules.memory = memory = AxiMemory(AxiParameters(
+            mem_bytes=self.mem_bytes, mem_ports=self.mem_ports, weight_fifo_beats=256))
         for name, member in axi_members(mem_bytes=self.mem_bytes, mem_ports=self.mem_ports).items():
             inner, outer = getattr(memory, name), getattr(self, name)
             m.d.comb += outer.eq(inner) if member.flow == Out else inner.eq(outer)
