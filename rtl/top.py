@@ -9,8 +9,10 @@ from amaranth.lib.wiring import In, Out
 from tritloom.firmware.config import BuildConfig
 from tritloom.firmware.isa import Destination, TraceUnit
 from tritloom.rtl.attention.unit import DotEngine
+from tritloom.rtl.control.parameters import RegisterParameters, SequencerParameters
 from tritloom.rtl.control.registers import ControlRegisters, axi_lite_members
 from tritloom.rtl.control.sequencer import Sequencer
+from tritloom.rtl.head.parameters import SamplerParameters, ShortListParameters
 from tritloom.rtl.head.sampler import Sampler
 from tritloom.rtl.head.shortlist import ShortList
 from tritloom.rtl.memory.axi import axi_members
@@ -94,10 +96,9 @@ class Accelerator(wiring.Component):
             lanes=c.dot_lanes, slots=c.lanes, macs=c.attention_macs, rows=c.attention_rows, vector_lanes=c.vector_lanes,
             mem_bytes=c.mem_bytes, heads=s.heads, kv_heads=s.kv_heads, head_dim=s.head_dim, hidden=s.hidden, vocab=s.vocab,
             context=s.context, **head_layout, **kv_layout, short_list=c.shortlist)
-        m.submodules.sampler = sampler = Sampler(
-            vocab=s.vocab, candidates=c.sampler_candidates, slots=c.lanes, logits=c.shortlist or s.vocab)
-        m.submodules.sequencer = sequencer = Sequencer(program_words=c.program_words, lanes=c.lanes, short_list=c.shortlist > 0)
-        registers = ControlRegisters(digest=c.digest, mem_bytes=c.mem_bytes, mem_ports=c.mem_ports, program_words=c.program_words)
+        m.submodules.sampler = sampler = Sampler(SamplerParameters.of(c))
+        m.submodules.sequencer = sequencer = Sequencer(SequencerParameters.of(c))
+        registers = ControlRegisters(RegisterParameters.of(c))
         m.submodules.registers = DomainRenamer("host")(registers)
         m.d.host += sync.rst.eq(registers.reset)
 
@@ -111,11 +112,7 @@ class Accelerator(wiring.Component):
 
     def _short_list(self, m, matmul, vector, dot, sequencer):
         """The unit between the matrix engine's accumulators and the rows that the dot engine reads; returns whether it scans."""
-        c, s = self.config, self.config.shape
-        m.submodules.shortlist = unit = ShortList(
-            vocab=s.vocab, count=c.shortlist, queue=c.shortlist_queue, hidden=s.hidden, slot_bits=len(matmul.acc_read.slot),
-            vector_lanes=c.vector_lanes, rows_per_cycle=c.rows_per_cycle, acc_bits=c.acc_bits, max_rows=c.result_rows,
-            acc_read_latency=matmul.parameters.acc_read_latency, acc_parts=matmul.parameters.result_reads)
+        m.submodules.shortlist = unit = ShortList(ShortListParameters.of(self.config))
         wiring.connect(m, sequencer.scan, unit.cmd)
         wiring.connect(m, unit.ids_o, dot.candidates_i)
         m.d.comb += unit.acc_read.data.eq(matmul.acc_read.data)

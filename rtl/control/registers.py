@@ -10,6 +10,7 @@ from amaranth.utils import exact_log2
 from tritloom.firmware.assembler import ARGUMENTS
 from tritloom.firmware.isa import Unit
 from tritloom.firmware.registers import ADDRESS_BITS, FIFO_DEPTH, IDENTIFIER, MAP_VERSION, PORTS, REGISTER, REGISTERS, WRITE_CYCLES
+from tritloom.rtl.control.parameters import RegisterParameters
 from tritloom.rtl.control.sequencer import UNITS, loader_signature
 from tritloom.rtl.stream import Fifo
 
@@ -42,20 +43,14 @@ class ControlRegisters(wiring.Component):
 
     A RESET raises `hold`, waits until no memory port is busy, and raises `reset` for some cycles before both fall.
 
-    Latency: 3 cycles from a request to its response (`latency`); MEMORY_DATA waits for the memory besides, WRITE_CYCLES at most.
+    Latency: 3 cycles from a request to its response (`RegisterParameters.latency`); MEMORY_DATA waits for the memory besides,
+    WRITE_CYCLES at most.
 
     Throughput: one write and one read every 4 cycles.
 
     Parameters
     ----------
-    mem_bytes : int
-        Bytes of a memory beat.
-    mem_ports : int
-        Memory ports; PORT_BASE registers of others do not exist.
-    program_words : int
-        Instructions in the program memory.
-    digest : int
-        Digest of the configuration.
+    parameters : RegisterParameters
 
     Members
     -------
@@ -81,21 +76,11 @@ class ControlRegisters(wiring.Component):
         What is counted; `saturated`: how many elements in this cycle.
     """
 
-    latency = 3
-
-    def __init__(self, *, mem_bytes: int, mem_ports: int, program_words: int, digest: int):
-        if not isinstance(mem_bytes, int) or mem_bytes < 4 or mem_bytes & (mem_bytes - 1):
-            raise ValueError(f"mem_bytes must be a power of two from 4, not {mem_bytes!r}")
-        if not 1 <= mem_ports <= PORTS:
-            raise ValueError(f"mem_ports must be from 1 to {PORTS}, not {mem_ports!r}")
-        if not isinstance(program_words, int) or program_words < 2 or program_words & (program_words - 1):
-            raise ValueError(f"program_words must be a power of two from 2, not {program_words!r}")
-        if not 0 <= digest < 1 << 32:
-            raise ValueError(f"digest must be a 32-bit number, not {digest!r}")
-        self._mem_bytes, self._mem_ports, self._digest = mem_bytes, mem_ports, digest
+    def __init__(self, parameters: RegisterParameters):
+        self.parameters = parameters
+        mem_bytes, mem_ports, bits = parameters.mem_bytes, parameters.mem_ports, exact_log2(parameters.program_words)
         missing = {f"PORT_BASE{i}" for i in range(mem_ports, PORTS)}
         self._registers = [register for register in REGISTERS if register.name not in missing]
-        bits = exact_log2(program_words)
         super().__init__(axi_lite_members() | {
             "irq": Out(1),
             "start": Out(1), "stop": Out(1), "entry": Out(bits), "args": Out(data.ArrayLayout(32, ARGUMENTS)),
@@ -116,7 +101,8 @@ class ControlRegisters(wiring.Component):
         m = Module()
         changed = {r.name: Signal(r.width - r.low, init=r.reset >> r.low, name=r.name.lower()) for r in self._registers if r.access == "rw"}
         stored = {r.name: Cat(Const(0, r.low), changed[r.name]) for r in self._registers if r.access == "rw"}
-        read = {"ID": IDENTIFIER, "VERSION": MAP_VERSION, "DIGEST": self._digest, "HALT_CODE": self.halt_code, "PC": self.pc} | stored
+        read = {"ID": IDENTIFIER, "VERSION": MAP_VERSION, "DIGEST": self.parameters.digest, "HALT_CODE": self.halt_code, "PC": self.pc}
+        read |= stored
         locked = self.running | self.hold
         written, word, room, memory_done = self._write_port(m, locked)
         for name, register in changed.items():
@@ -135,11 +121,11 @@ class ControlRegisters(wiring.Component):
         cycles = self._counters(m, read, clear)
         pop = self._tokens(m, read, written, word, room, cycles, clear)
 
-        errors = Signal(2 * self._mem_ports)
+        errors = Signal(2 * self.parameters.mem_ports)
         m.d.sync += [errors.eq(Mux(clear, 0, errors | self.memory_error)), self.fault.eq(errors.any())]
         read["STATUS"] = Cat(self.running, self.halted, self.stopped, self.flushing, self.fault, self.hold, self.unit_busy_field(), room)
         read["MEMORY_PORTS"] = Cat(_field(part, PORTS) for signal in (self.memory_busy, errors)
-                                   for part in (signal[:self._mem_ports], signal[self._mem_ports:]))
+                                   for part in (signal[:self.parameters.mem_ports], signal[self.parameters.mem_ports:]))
         m.d.sync += self.irq.eq(read["TOKEN_LEVEL"].any() | self.halted | self.stopped)
 
         taken = self._read_port(m, read)
@@ -246,7 +232,7 @@ class ControlRegisters(wiring.Component):
         m.d.comb += [
             self.entry.eq(stored["ENTRY"]),
             *(self.args[i].eq(stored[f"ARG{i}"]) for i in range(ARGUMENTS)),
-            *(self.port_base[i].eq(stored[f"PORT_BASE{i}"]) for i in range(self._mem_ports)),
+            *(self.port_base[i].eq(stored[f"PORT_BASE{i}"]) for i in range(self.parameters.mem_ports)),
         ]
 
     def _loaders(self, m: Module, stored, changed, written, word, memory_done) -> None:
@@ -256,9 +242,9 @@ class ControlRegisters(wiring.Component):
             m.d.sync += [port.addr.eq(address), port.data.eq(Cat(stored[f"{name}_LOW"], word)), port.en.eq(written[f"{name}_HIGH"])]
             with m.If(written[f"{name}_HIGH"]):
                 m.d.sync += changed[f"{name}_ADDRESS"].eq(address + 1)
-        address, beat, lane = stored["MEMORY_ADDRESS"], self.memory_write.payload, exact_log2(self._mem_bytes)
+        address, beat, lane = stored["MEMORY_ADDRESS"], self.memory_write.payload, exact_log2(self.parameters.mem_bytes)
         m.d.comb += [
-            beat.addr.eq(address & ~(self._mem_bytes - 1)), beat.data.eq(word.replicate(self._mem_bytes // 4)),
+            beat.addr.eq(address & ~(self.parameters.mem_bytes - 1)), beat.data.eq(word.replicate(self.parameters.mem_bytes // 4)),
             beat.strb.eq(0b1111 << Cat(0, 0, address[2:lane])) if lane > 2 else beat.strb.eq(0b1111),
             self.memory_write.valid.eq(written["MEMORY_DATA"]),
             memory_done.eq(self.memory_write.ready),

@@ -8,9 +8,10 @@ from amaranth.lib.wiring import In, Out
 
 from tritloom.firmware.assembler import ARGUMENTS, REGISTERS
 from tritloom.firmware.commands import DOT, MATMUL, SAMPLE, SCAN, VECTOR
-from tritloom.firmware.isa import SCRATCH_WORDS, Op, Unit
+from tritloom.firmware.isa import Op, Unit
 from tritloom.firmware.registers import MEMORY_FAILED, UNKNOWN_INSTRUCTION
 from tritloom.rtl.commands import command_layout
+from tritloom.rtl.control.parameters import SequencerParameters
 
 __all__ = ["Sequencer", "UNITS", "loader_signature"]
 
@@ -36,18 +37,13 @@ class Sequencer(wiring.Component):
     another. WAIT and the end of a stop look at `unit_busy` over three cycles: a unit may
     hand its work to the write port with a gap of two cycles between its `busy` and `writes_pending`.
 
-    Latency: 4 cycles from `start` to the first instruction's command (`latency`).
+    Latency: 4 cycles from `start` to the first instruction's command (`SequencerParameters.latency`).
 
     Throughput: one instruction every 4 cycles (LOAD 5), plus what it waits for.
 
     Parameters
     ----------
-    program_words : int
-        Instructions the program memory holds, a power of two.
-    lanes : int
-        P: the scratch memory has SCRATCH_WORDS words for each.
-    short_list : bool
-        There is a unit for SCAN; else SCAN is no instruction.
+    parameters : SequencerParameters
 
     Members
     -------
@@ -77,13 +73,8 @@ class Sequencer(wiring.Component):
         In the order of firmware.isa.Unit.
     """
 
-    latency = 4
-
-    def __init__(self, *, program_words: int, lanes: int, short_list: bool = False):
-        if not isinstance(program_words, int) or program_words < 2 or program_words & (program_words - 1):
-            raise ValueError(f"program_words must be a power of two from 2, not {program_words!r}")
-        self._words, self._lanes, self._short_list = program_words, lanes, short_list
-        bits = (program_words - 1).bit_length()
+    def __init__(self, parameters: SequencerParameters):
+        self.parameters, bits = parameters, parameters.address_bits
         super().__init__({
             "program": In(loader_signature(bits)),
             "start": In(1), "entry": In(bits), "stop": In(1), "fault": In(1),
@@ -101,7 +92,7 @@ class Sequencer(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.program = program = memory.Memory(shape=64, depth=self._words, init=[])
+        m.submodules.program = program = memory.Memory(shape=64, depth=self.parameters.program_words, init=[])
         load, fetch = program.write_port(), program.read_port()
         m.submodules.registers = registers = memory.Memory(shape=32, depth=REGISTERS, init=[])
         write_back = registers.write_port()
@@ -118,7 +109,7 @@ class Sequencer(wiring.Component):
 
         instruction = Signal(INSTRUCTION)
         result, writes, taken = Signal(32), Signal(), Signal()
-        m.submodules.scratch = scratch = memory.Memory(shape=32, depth=SCRATCH_WORDS * self._lanes, init=[])
+        m.submodules.scratch = scratch = memory.Memory(shape=32, depth=self.parameters.scratch_words, init=[])
         store, loaded = scratch.write_port(), scratch.read_port()
         place = (operand["rs"] + instruction.imm)[:len(store.addr)]
         m.d.comb += [store.addr.eq(place), store.data.eq(operand["rt"]), loaded.addr.eq(place)]
@@ -132,7 +123,7 @@ class Sequencer(wiring.Component):
 
         # High in RETIRE alone, until the command is taken; a token stands until then.
         outlets = {Op.OUT: self.token_o, Op.STREAM: self.stream_start, Op.VECTOR: self.vector, Op.MATMUL: self.matmul, Op.DOT: self.dot,
-                   Op.SAMPLE: self.sampler} | ({Op.SCAN: self.scan} if self._short_list else {})
+                   Op.SAMPLE: self.sampler} | ({Op.SCAN: self.scan} if self.parameters.short_list else {})
         offers, takes = Signal(len(outlets)), Signal(2)
         waiting = Cat(offer & ~port.ready for port, offer in zip(outlets.values(), offers, strict=True)).any()
         m.d.sync += [offers.eq(0), takes.eq(0)]

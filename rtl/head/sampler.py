@@ -8,6 +8,7 @@ from amaranth import C, Cat, Module, Mux, Signal, Value, signed, unsigned
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
+from tritloom.firmware.commands import SAMPLE
 from tritloom.firmware.config import LOGIT_BITS
 from tritloom.firmware.integer import (
     EXP2_TABLE,
@@ -20,13 +21,13 @@ from tritloom.firmware.integer import (
     SCORE_BITS,
 )
 from tritloom.rtl.arith import index_shape
+from tritloom.rtl.commands import command_layout
+from tritloom.rtl.head.parameters import FIXED_BITS, LOG2_LATENCY, MIX_LATENCY, NOISE_LATENCY, SCALE_LATENCY, SamplerParameters
 from tritloom.rtl.once import once
 from tritloom.rtl.ufloat import UFLOAT, from_word
 
 __all__ = ["Log2", "Mix32", "Sampler", "logit_layout"]
 
-FIXED_BITS = LOGIT_BITS - LOGIT_DROP + 23
-"""Base-2 logits: the product with a 16-bit mantissa, shifted left by 7 at most."""
 WORD_BITS = 38
 """What `Log2` takes: 32 with LOG2_BITS fraction, and less."""
 TOP_P_OFF = 0xFFFF
@@ -55,7 +56,7 @@ class Mix32(wiring.Component):
     i : In(32), o : Out(32)
     """
 
-    latency = 9
+    latency = MIX_LATENCY
 
     def __init__(self):
         super().__init__({"i": In(32), "o": Out(32)})
@@ -97,7 +98,7 @@ class Log2(wiring.Component):
         LOG2_BITS (32) bits of fraction.
     """
 
-    latency = 7
+    latency = LOG2_LATENCY
 
     def __init__(self):
         super().__init__({"i": In(WORD_BITS), "o": Out(WORD_BITS)})
@@ -161,22 +162,15 @@ class Sampler(wiring.Component):
     list (in memory, one entry moved per cycle) beside its running probability mass, then walk the list. Equal logits go by their ids,
     so a slot's logits may come in any order; only top-p's total mass is summed as they come (`integer.sampling_mass`).
 
-    Latency: greedy, 4 cycles from the last logit to the first token (`latency`) and 3 for each token more;
-    otherwise `drain` cycles more per pass, and 2 per list entry.
+    Latency: greedy, 4 cycles from the last logit to the first token (`SamplerParameters.latency`) and 3 for each token more;
+    otherwise `SamplerParameters.drain` cycles more per pass, and 2 per list entry.
 
     Throughput: one logit per cycle for greedy and plain sampling; with a list 2 cycles per logit, and
     for one that enters the list 2 more and the entries it moves down.
 
     Parameters
     ----------
-    vocab : int
-        Ids are below this.
-    candidates : int
-        Longest sorted list.
-    slots : int
-        P.
-    logits : int
-        Logits per token; `vocab` by default.
+    parameters : SamplerParameters
 
     Members
     -------
@@ -192,27 +186,17 @@ class Sampler(wiring.Component):
         While high: give up the commands, take and drop logits.
     """
 
-    latency = 4
-    NOISE_LATENCY = Mix32.latency + 2 * (Log2.latency + 1)
-    SCALE_LATENCY = 6
     MASS_STAGE = SCALE_LATENCY + 5
-    drain = NOISE_LATENCY + 1
 
-    def __init__(self, *, vocab: int, candidates: int, slots: int = 1, logits: int | None = None):
-        logits = vocab if logits is None else logits
-        for name, value in (("vocab", vocab), ("slots", slots), ("logits", logits)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a positive integer, not {value!r}")
-        if not isinstance(candidates, int) or not 1 <= candidates < 1 << 16:
-            raise ValueError(f"candidates must be from 1 to 65535, not {candidates!r}")
-        self._candidates, self._slots, self._logits = candidates, slots, logits
-        layout = logit_layout(vocab, slots)
+    def __init__(self, parameters: SamplerParameters):
+        self.parameters = p = parameters
+        layout = logit_layout(p.vocab, p.slots)
         self._id, self._slot = layout["id"].shape, layout["slot"].shape
         self._entry = data.StructLayout({"logit": signed(LOGIT_BITS), "id": self._id})
         self._setting = data.StructLayout({
-            "greedy": 1, "listed": 1, "cut": 1, "limit": range(candidates + 1), "top_p": 17, "key": 32, "mantissa": 16, "shift": 6})
+            "greedy": 1, "listed": 1, "cut": 1, "limit": range(p.candidates + 1), "top_p": 17, "key": 32, "mantissa": 16, "shift": 6})
         super().__init__({
-            "cmd": In(stream.Signature(data.StructLayout({"slot": self._slot, "noise": 32, "temperature": 32, "limits": 32}))),
+            "cmd": In(stream.Signature(command_layout(SAMPLE, slot=self._slot))),
             "busy": Out(1),
             "logit_scale_write": In(wiring.Signature({"valid": Out(1), "slot": Out(self._slot), "scale": Out(UFLOAT)})),
             "logits_i": In(stream.Signature(layout)),
@@ -222,16 +206,16 @@ class Sampler(wiring.Component):
 
     def _per_slot(self, m: Module, name: str, shape):
         """A word for each slot, written at the clock's edge and read at once."""
-        m.submodules[name] = store = memory.Memory(shape=shape, depth=max(2, self._slots), init=[])
+        m.submodules[name] = store = memory.Memory(shape=shape, depth=max(2, self.parameters.slots), init=[])
         return store.write_port(), store.read_port(domain="comb")
 
     def elaborate(self, platform):
-        m = Module()
+        m, p = Module(), self.parameters
         command = self.cmd.payload
         # The slots of the commands under way: `at` hands its token over next, `latest` was named last.
         at, latest = Signal(self._slot), Signal(self._slot)
         taking, noisy, walking = Signal(init=1), Signal(), Signal()  # `taking`: a register, whether a command may come
-        left, due = Signal(range(self._slots * self._logits + 1)), Signal()  # logits to come, and whether there are any
+        left, due = Signal(range(p.slots * p.logits_per_token + 1)), Signal()  # logits to come, and whether there are any
 
         # Settings: `given` by the command, kept per slot, `setting` of the entry at stage 0.
         given, setting = Signal(self._setting), Signal(self._setting)
@@ -245,7 +229,7 @@ class Sampler(wiring.Component):
 
         # Stage 0: a logit or list entry under way. Bit n belongs to stage n: it may become the token; it counts in the mass.
         entry, entry_slot = Signal(self._entry), Signal(self._slot)
-        contests, weighs, direct = Signal(self.NOISE_LATENCY + 1), Signal(self.MASS_STAGE + 2), Signal()
+        contests, weighs, direct = Signal(NOISE_LATENCY + 1), Signal(self.MASS_STAGE + 2), Signal()
         contest, weigh, greedy = Signal(), Signal(), Signal()
         with m.If(self.abandon):
             m.d.sync += [contests.eq(0), weighs.eq(0), direct.eq(0)]
@@ -265,20 +249,20 @@ class Sampler(wiring.Component):
         noise, mixed = self._noise(m, Mux(preparing, noise_start, entry.id ^ setting.key))
         m.d.comb += keep.data.key.eq(mixed)
         tagged = data.StructLayout({"z": signed(FIXED_BITS), "id": self._id, "slot": self._slot})
-        m.submodules.delay = delay = _Delay(tagged.size, self.NOISE_LATENCY - self.SCALE_LATENCY)
+        m.submodules.delay = delay = _Delay(tagged.size, p.delay_cycles)
         token_id = entry.id
-        for stage in range(1, self.SCALE_LATENCY + 1):
+        for stage in range(1, SCALE_LATENCY + 1):
             held = Signal(self._id, name=f"s{stage}_id")
             m.d.sync += held.eq(token_id)
             token_id = held
-        m.d.comb += delay.i.eq(Cat(z, token_id, slots[self.SCALE_LATENCY]))
+        m.d.comb += delay.i.eq(Cat(z, token_id, slots[SCALE_LATENCY]))
         delayed = data.View(tagged, delay.o)
 
         # The challenge: greedy from stage 0, else from the noise (TAKE keeps them apart).
         contestant = data.StructLayout({"logit": signed(FIXED_BITS + 1), "id": self._id})
         challenge, challenger = Signal(contestant), Signal(self._slot)
-        challenging, chosen = Signal(), Signal(self._slots)
-        noisy_one = contests[self.NOISE_LATENCY]
+        challenging, chosen = Signal(), Signal(p.slots)
+        noisy_one = contests[NOISE_LATENCY]
         m.d.sync += [challenging.eq((noisy_one | direct) & ~self.abandon), challenge.logit.eq(entry.logit), challenge.id.eq(entry.id),
                      challenger.eq(entry_slot)]
         with m.If(noisy_one):
@@ -294,11 +278,11 @@ class Sampler(wiring.Component):
             m.d.sync += chosen.bit_select(challenger, 1).eq(1)
 
         # The sorted lists: of each slot entries 0 to filled-1; `least` is entry limit-1.
-        place_bits = (self._candidates - 1).bit_length()
+        place_bits = p.place_bits
         m.submodules.list = entries = memory.Memory(
-            shape=self._entry, depth=max(2, self._slots << place_bits), init=[])
+            shape=self._entry, depth=max(2, p.slots << place_bits), init=[])
         write, read = entries.write_port(), entries.read_port()
-        place, filled = Signal(range(self._candidates + 1)), Signal(range(self._candidates + 1))
+        place, filled = Signal(range(p.candidates + 1)), Signal(range(p.candidates + 1))
         full, moves = Signal(), Signal()
         least, least_now = Signal(self._entry), Signal(self._entry)
         level = data.StructLayout({"filled": filled.shape(), "least": self._entry})
@@ -315,7 +299,7 @@ class Sampler(wiring.Component):
         ]
         m.d.sync += least.eq(least_now)
 
-        wait = Signal(range(max(self.drain, Mix32.latency, 17) + 2))
+        wait = Signal(range(max(p.drain, Mix32.latency, 17) + 2))
         looked_at = Signal(self._slot)
         m.d.comb += [self.busy.eq(1), self.logits_i.ready.eq(self.abandon), looked_at.eq(Mux(due, self.logits_i.payload.slot, at)),
                      known.addr.eq(looked_at), levels.addr.eq(looked_at),
@@ -342,20 +326,20 @@ class Sampler(wiring.Component):
             m.d.sync += [
                 given.greedy.eq(is_greedy), given.listed.eq(~is_greedy & ((top_k != 0) | (top_p != TOP_P_OFF))),
                 given.cut.eq(top_p != TOP_P_OFF), given.top_p.eq(top_p + 1),
-                given.limit.eq(Mux((top_k == 0) | (top_k > self._candidates), self._candidates, top_k)),
+                given.limit.eq(Mux((top_k == 0) | (top_k > p.candidates), p.candidates, top_k)),
                 noise_start.eq(command.noise), latest.eq(command.slot), wait.eq(Mix32.latency), taking.eq(~self.cmd.valid),
             ]
             return is_greedy
 
         # Of the logit that waits, whatever the state is: what it would be taken for, and that another one's challenge is in its way.
         arriving, is_plain, clash = self.logits_i.payload, Signal(), Signal()
-        m.d.comb += [is_plain.eq(plain.bit_select(arriving.slot, 1)), clash.eq(is_plain & contests[self.NOISE_LATENCY - 1])]
+        m.d.comb += [is_plain.eq(plain.bit_select(arriving.slot, 1)), clash.eq(is_plain & contests[NOISE_LATENCY - 1])]
 
         with m.FSM():
             with state("IDLE"):
                 m.d.comb += self.busy.eq(0)
                 is_greedy = accept()
-                m.d.sync += [walking.eq(0), noisy.eq(~is_greedy), at.eq(command.slot), left.eq(self._logits), due.eq(1)]
+                m.d.sync += [walking.eq(0), noisy.eq(~is_greedy), at.eq(command.slot), left.eq(p.logits_per_token), due.eq(1)]
                 with m.If(self.cmd.valid & self.cmd.ready):
                     m.next = "PREPARE"
             with state("PREPARE"):  # the scale, and the noise's key
@@ -377,11 +361,11 @@ class Sampler(wiring.Component):
                 ]
                 with m.If(self.cmd.valid & self.cmd.ready):
                     is_greedy = accept()
-                    m.d.sync += [noisy.eq(noisy | ~is_greedy), left.eq(left + self._logits)]
+                    m.d.sync += [noisy.eq(noisy | ~is_greedy), left.eq(left + p.logits_per_token)]
                     m.next = "PREPARE"
                 with m.Else():
                     m.d.comb += self.logits_i.ready.eq(self.abandon | ~clash)
-                    m.d.sync += wait.eq(Mux(noisy, self.drain, 1))
+                    m.d.sync += wait.eq(Mux(noisy, p.drain, 1))
                     with m.If(self.logits_i.valid & ~clash):
                         m.d.comb += [greedy.eq(is_plain), contest.eq(~is_plain & ~found.listed), weigh.eq(found.listed)]
                         m.d.sync += [taking.eq(0), left.eq(left - 1), due.eq(left != 1)]
@@ -423,7 +407,7 @@ class Sampler(wiring.Component):
                 m.next = "ISSUE"
             with state("ISSUE"):
                 m.d.comb += [contest.eq(1), weigh.eq(1)]
-                m.d.sync += [entry.eq(read.data), entry_slot.eq(at), wait.eq(self.drain)]
+                m.d.sync += [entry.eq(read.data), entry_slot.eq(at), wait.eq(p.drain)]
                 m.next = "WALK"
                 with m.If(place == filled):
                     m.next = "DRAIN"
@@ -488,9 +472,9 @@ class Sampler(wiring.Component):
 
         A slot's entries must come two cycles apart. `prepared`: slot `fresh` starts anew.
         """
-        stage = self.SCALE_LATENCY
+        stage = SCALE_LATENCY
         drop = NOISE_BITS - SCORE_BITS
-        total_shape = unsigned((self._logits << PROBABILITY_BITS).bit_length())
+        total_shape = unsigned((self.parameters.logits_per_token << PROBABILITY_BITS).bit_length())
         # Stage 7: the integer maximum. Stages 8 and 9: the distance to it, and how far it rose.
         whole_bits = FIXED_BITS - NOISE_BITS + 1
         s7_ceiling, s7_z = Signal(signed(whole_bits)), Signal(signed(FIXED_BITS))
@@ -527,7 +511,7 @@ class Sampler(wiring.Component):
         m.d.sync += s11_total.eq(total.data >> s10_step)
         # The walk: mass of the entries so far against total * top_p, multiplied bit by bit in THRESHOLD.
         wanted, factor = Signal(total_shape.width + 17), Signal(17)
-        mass = Signal(range((self._candidates << PROBABILITY_BITS) + 1))
+        mass = Signal(range((self.parameters.candidates << PROBABILITY_BITS) + 1))
         closed = Signal()
         with m.If(~walking):
             m.d.sync += [wanted.eq(0), factor.eq(setting.top_p), mass.eq(0), closed.eq(0)]

@@ -12,6 +12,7 @@ from amaranth.lib.wiring import In, Out
 from tritloom.firmware.commands import SCAN
 from tritloom.rtl.arith import index_shape
 from tritloom.rtl.commands import command_layout
+from tritloom.rtl.head.parameters import ShortListParameters
 from tritloom.rtl.once import once
 from tritloom.rtl.stream import Fifo, Slice
 
@@ -74,20 +75,13 @@ class ShortList(wiring.Component):
     one word of the memory. A new entry takes the place of the least and sinks. Ids come in rising order, so an
     entry that equals the least logit never enters.
 
-    Throughput: a scan takes `acc_parts` cycles per V rows, and acc_read_latency + 4 and one for each entry it queues for a word that
+    Throughput: a scan takes `result_reads` cycles per V rows, and `acc_read_latency` + 4 and one for each entry it queues for a word that
     has any; more while the queue is full. The heap drops an entry in a cycle, takes one in up to 2*log2(count) + 1
-    (`entry_cycles`), and hands one out in as many; count/2 + 2 cycles empty it.
+    (`ShortListParameters.entry_cycles`), and hands one out in as many; count/2 + 2 cycles empty it.
 
     Parameters
     ----------
-    vocab, count : int
-        Rows in all; entries kept, a power of two from 2.
-    queue : int
-        Entries that wait for the heap.
-    hidden : int
-        Inputs of the head: logits are at most 127*hidden in magnitude.
-    slot_bits, vector_lanes, rows_per_cycle, acc_bits, max_rows, acc_read_latency, acc_parts : int
-        As in TernaryMatmul. `at` is a multiple of V/Q.
+    parameters : ShortListParameters
 
     Members
     -------
@@ -99,37 +93,25 @@ class ShortList(wiring.Component):
     ids_o : Out(stream of ids)
     """
 
-    def __init__(self, *, vocab: int, count: int, queue: int, hidden: int, slot_bits: int, vector_lanes: int, rows_per_cycle: int,
-                 acc_bits: int, max_rows: int, acc_read_latency: int, acc_parts: int):
-        if count < 2 or count & (count - 1) or count > vocab:
-            raise ValueError(f"count must be a power of two from 2 to vocab ({vocab}), not {count}")
-        if queue < 1 or acc_read_latency < 1:
-            raise ValueError(f"queue and acc_read_latency must be positive, not {queue} and {acc_read_latency}")
-        if vector_lanes < 2 or vector_lanes & (vector_lanes - 1):
-            raise ValueError(f"vector_lanes must be a power of two from 2, not {vector_lanes}")
-        self._vocab, self._count, self._queue = vocab, count, queue
-        self._width, self._acc_bits, self._latency, self._parts = vector_lanes, acc_bits, acc_read_latency, acc_parts
-        self._rows_per_cycle = rows_per_cycle
-        self._logit_bits = (127 * hidden).bit_length() + 1
-        if acc_bits < self._logit_bits:
-            raise ValueError(f"acc_bits must be {self._logit_bits} or more for {hidden} inputs, not {acc_bits}")
-        self._id = index_shape(vocab)
+    def __init__(self, parameters: ShortListParameters):
+        self.parameters, self._ternary = parameters, parameters.ternary
+        ternary = parameters.ternary
+        self._id = index_shape(parameters.vocab)
         # One bit more than a logit needs: the least value marks an empty entry, the greatest one that was handed out.
-        self._entry = data.StructLayout({"id": self._id, "logit": signed(self._logit_bits + 1)})
-        self._address = index_shape(-(-max_rows // vector_lanes))
-        self.entry_cycles = 2 * (count.bit_length() - 1) + 1
+        self._entry = data.StructLayout({"id": self._id, "logit": signed(parameters.logit_bits + 1)})
+        self._address = index_shape(ternary.result_words)
         super().__init__({
             "cmd": In(stream.Signature(command_layout(SCAN))),
             "busy": Out(1),
             "acc_read": Out(wiring.Signature({
-                "en": Out(1), "slot": Out(slot_bits), "addr": Out(self._address), "part": Out(index_shape(acc_parts)),
-                "data": In(vector_lanes * acc_bits)})),
+                "en": Out(1), "slot": Out(ternary.slot_bits), "addr": Out(self._address), "part": Out(index_shape(ternary.result_reads)),
+                "data": In(ternary.vector_lanes * ternary.acc_bits)})),
             "ids_o": Out(stream.Signature(self._id)),
         })
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.queue = queue = Fifo(self._entry, self._queue)
+        m.submodules.queue = queue = Fifo(self._entry, self.parameters.queue)
         m.submodules.entering = entering = Slice(self._entry)
         wiring.connect(m, entering.o, queue.i)
         least = Signal(self._entry)
@@ -143,17 +125,19 @@ class ShortList(wiring.Component):
 
     def _scan(self, m, queue, least, clear, cleared, ended):
         """Read words ahead; at one with entries for the heap stop, queue them, and read again from the next."""
-        lane_bits = (self._width - 1).bit_length()
-        rows, base = Signal(16), Signal(range(self._vocab + 1))
+        width, logit_bits = self._ternary.vector_lanes, self.parameters.logit_bits
+        lane_bits = (width - 1).bit_length()
+        rows, base = Signal(16), Signal(range(self.parameters.vocab + 1))
         last_address, origin, address = Signal(self._address), Signal(self._address), Signal(self._address)
         issue, restart, part, last_part = Signal(), Signal(), self.acc_read.part, Signal()
-        m.d.comb += [self.acc_read.en.eq(issue), self.acc_read.addr.eq(origin + address), last_part.eq(part == self._parts - 1)]
+        m.d.comb += [self.acc_read.en.eq(issue), self.acc_read.addr.eq(origin + address),
+                     last_part.eq(part == self._ternary.result_reads - 1)]
         tag = data.StructLayout({"valid": 1, "address": self._address})
 
         # Stage n of `tags` belongs to the address given n cycles ago; then the word in a register, then what of it is above the least,
         # then the lowest of these, which goes into the queue, and the rest.
-        tags = [Signal(tag, name=f"tag{n}") for n in range(self._latency + 4)]
-        word_layout = data.ArrayLayout(signed(self._acc_bits), self._width)
+        tags = [Signal(tag, name=f"tag{n}") for n in range(self._ternary.acc_read_latency + 4)]
+        word_layout = data.ArrayLayout(signed(self._ternary.acc_bits), width)
         words = [Signal(word_layout, name=f"word{n}", reset_less=True) for n in range(3)]
         m.d.comb += [tags[0].valid.eq(issue & last_part), tags[0].address.eq(address)]
         for before, after in zip(tags, tags[1:], strict=False):
@@ -161,21 +145,21 @@ class ShortList(wiring.Component):
         read, chosen = tags[-3], tags[-1]
         first_row = Signal(16 + lane_bits)
         m.d.comb += first_row.eq(read.address << lane_bits)
-        above, queueing, found = Signal(self._width), Signal(), Signal()  # `queueing`: a register, high in QUEUE
+        above, queueing, found = Signal(width), Signal(), Signal()  # `queueing`: a register, high in QUEUE
         m.d.sync += [Value.cast(words[0]).eq(self.acc_read.data), words[1].eq(words[0])]
-        m.d.sync += [above[i].eq(read.valid & ~restart & (words[0][i][:self._logit_bits].as_signed() > least) & (first_row + i < rows))
-                     for i in range(self._width)]
-        m.submodules.picker = picker = Picker(width=self._width)
+        m.d.sync += [above[i].eq(read.valid & ~restart & (words[0][i][:logit_bits].as_signed() > least) & (first_row + i < rows))
+                     for i in range(width)]
+        m.submodules.picker = picker = Picker(width=width)
         m.d.comb += [found.eq(chosen.valid & picker.some & ~queueing), picker.load.eq(~queueing & ~found), picker.bits.eq(above),
                      picker.drop.eq(queueing & queue.ready)]
         with m.If(picker.load):
             m.d.sync += words[2].eq(words[1])
-        logit = reduce(or_, (words[2][i][:self._logit_bits] & bit.replicate(self._logit_bits) for i, bit in enumerate(picker.one)))
+        logit = reduce(or_, (words[2][i][:logit_bits] & bit.replicate(logit_bits) for i, bit in enumerate(picker.one)))
         stopped = Signal(self._address)
         m.d.comb += [queue.payload.id.eq(base + Cat(picker.number, stopped)), queue.payload.logit.eq(logit.as_signed())]
 
         def done():
-            m.d.sync += [base.eq(base + rows), ended.eq(base + rows >= self._vocab)]
+            m.d.sync += [base.eq(base + rows), ended.eq(base + rows >= self.parameters.vocab)]
             m.next = "IDLE"
 
         m.d.comb += self.busy.eq(1)
@@ -183,7 +167,7 @@ class ShortList(wiring.Component):
             with m.State("IDLE"):
                 m.d.comb += [self.busy.eq(0), self.cmd.ready.eq(1)]
                 m.d.sync += [self.acc_read.slot.eq(self.cmd.payload.slot), rows.eq(self.cmd.payload.rows), address.eq(0), part.eq(0),
-                             origin.eq((self.cmd.payload.at * self._rows_per_cycle) >> lane_bits),
+                             origin.eq((self.cmd.payload.at * self._ternary.rows_per_cycle) >> lane_bits),
                              last_address.eq((self.cmd.payload.rows - 1) >> lane_bits)]
                 with m.If(self.cmd.valid):
                     m.next = "SCAN"
@@ -214,7 +198,7 @@ class ShortList(wiring.Component):
                         done()
 
     def _heap(self, m, entries, least, clear, cleared, empty, ended):
-        count, bits = self._count, self._logit_bits
+        count, bits = self.parameters.count, self.parameters.logit_bits
         m.submodules.heap = store = memory.Memory(shape=data.ArrayLayout(self._entry, 2), depth=max(2, count // 2), init=[])
         write, read = store.write_port(granularity=1), store.read_port(domain="comb")
         item = Signal(self._entry)

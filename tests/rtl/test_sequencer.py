@@ -1,8 +1,8 @@
 """The sequencer: arithmetic and branches against a Python model, commands, waits and STOP in every state."""
 
-import gc
 import itertools
 import random
+from dataclasses import replace
 
 import cocotb
 import pytest
@@ -13,9 +13,11 @@ import streams
 from tritloom.firmware.assembler import Program, assemble
 from tritloom.firmware.isa import SCRATCH_WORDS, DotOp, Op, Unit, VectorOp
 from tritloom.firmware.registers import MEMORY_FAILED
+from tritloom.rtl.control.parameters import SequencerParameters
 from tritloom.rtl.control.sequencer import Sequencer
 
 WORDS = 64
+PARAMETERS = SequencerParameters(program_words=WORDS, lanes=3)
 INPUTS = ("program__en", "program__addr", "program__data", "start", "entry", "stop", "fault", "flushing", "unit_busy", "args")
 
 
@@ -157,7 +159,7 @@ def test_programs():
     programs = (echo, arithmetic_and_branches, scratch_memory, unknown_instruction)
     cases = [(make(), stall) for make in programs for stall in ("none", "random")]
     jobs = [job | {"count": len(wanted[0]), "stall": stall} for (job, wanted), stall in cases]
-    result = harness.run(Sequencer(program_words=WORDS, lanes=3), "sequencer", __name__, parameters={"jobs": jobs}, testcase="runs")
+    result = harness.run(Sequencer(PARAMETERS), "sequencer", __name__, parameters={"jobs": jobs}, testcase="runs")
     assert result["results"] == [wanted for (_, wanted), _ in cases for _ in range(2)]
 
 
@@ -193,7 +195,7 @@ def test_commands(stall):
     p.out(6)
     p.halt()
     words = p.encode()[1:]
-    result = harness.run(Sequencer(program_words=WORDS, lanes=3, short_list=True), "sequencer", __name__, testcase="commands",
+    result = harness.run(Sequencer(replace(PARAMETERS, short_list=True)), "sequencer", __name__, testcase="commands",
                          parameters={"program": words, "stall": stall})
     assert result["got"] == {
         "vector": {"op": 6, "source": 1, "norm": 0, "dest": 2, "slot": 0xA1, "count": 0xB2, "length": 0xBEEF, "bank": 2, "follow": 5,
@@ -206,7 +208,7 @@ def test_commands(stall):
     }
     assert result["tokens"] == [77]
     if stall == "none":
-        assert result["latency"] == 4 * 4 + Sequencer.latency
+        assert result["latency"] == 4 * 4 + SequencerParameters.latency
 
 
 @cocotb.test()
@@ -250,7 +252,7 @@ def test_wait_sees_a_unit_at_once():
     p.wait(Unit.VECTOR | Unit.WRITES)
     p.out(0)
     p.halt()
-    result = harness.run(Sequencer(program_words=WORDS, lanes=3), "sequencer", __name__, testcase="waits",
+    result = harness.run(Sequencer(PARAMETERS), "sequencer", __name__, testcase="waits",
                          parameters={"program": p.encode(), "lengths": [1, 2, 5, 40]})
     for first, second in result["out"]:
         assert 0 < first < 12, "the first wait ends with the vector unit, not with matmul"
@@ -315,7 +317,7 @@ def test_stop_in_every_instruction():
     blocked = ("in r1", "out r1", "token r1", "stream 3", "wait dot", "vector.param length=3", "matmul", "dot.head", "sample noise=r1")
     programs = [(assemble(f"{text}\n halt 1"), 20) for text in blocked for _ in range(2)]
     programs += [(assemble("loop: jmp loop"), after) for after in range(5)]
-    harness.run(Sequencer(program_words=WORDS, lanes=3), "sequencer", __name__, testcase="stops", parameters={"programs": programs})
+    harness.run(Sequencer(PARAMETERS), "sequencer", __name__, testcase="stops", parameters={"programs": programs})
 
 
 @cocotb.test()
@@ -343,7 +345,7 @@ async def flushes(dut):
 
 
 def test_flush():
-    harness.run(Sequencer(program_words=WORDS, lanes=3), "sequencer", __name__, testcase="flushes",
+    harness.run(Sequencer(PARAMETERS), "sequencer", __name__, testcase="flushes",
                 parameters={"program": assemble("li r1, 3\nflush\nhalt 0")})
 
 
@@ -351,8 +353,6 @@ def test_every_opcode_is_known():
     assert set(Op) == set(range(24))
 
 
-@pytest.mark.filterwarnings("ignore::amaranth.hdl._ir.UnusedElaboratable")
 def test_parameters_are_validated():
     with pytest.raises(ValueError, match="program_words must be a power of two from 2, not 100"):
-        Sequencer(program_words=100, lanes=1)
-    gc.collect()  # within the filter: Amaranth complains of components that nobody used
+        SequencerParameters(program_words=100, lanes=1)

@@ -1,7 +1,5 @@
 """The short-list unit against integer.short_list: sizes, blocks, ties and orders, under stalls, twice in a row, after an abandoned list."""
 
-import gc
-
 import cocotb
 import numpy as np
 import pytest
@@ -9,7 +7,9 @@ import pytest
 import harness
 import streams
 from tritloom.firmware import integer
+from tritloom.rtl.head.parameters import ShortListParameters
 from tritloom.rtl.head.shortlist import ShortList
+from tritloom.rtl.ternary.parameters import TernaryParameters
 
 LATENCY = 2
 
@@ -79,14 +79,22 @@ def case(rng, vocab, count, *, hidden=32, most=64, order="random", slot=0, stall
             "taken": count if taken is None else taken}
 
 
+def parameters(*, width, rows_per_cycle, bits, max_rows, parts, hidden, **short_list):
+    ternary = TernaryParameters(lanes=2, tables=1, rows_per_cycle=rows_per_cycle, table_form="symmetric14", packing="index5", mem_bytes=32,
+                                max_inputs=hidden, max_rows=max_rows, block_rows=max_rows, acc_bits=bits, vector_lanes=width,
+                                result_banks=max(1, width // rows_per_cycle) // parts)
+    return ShortListParameters(hidden=hidden, ternary=ternary, **short_list)
+
+
 def check(cases, *, vocab, count, queue, width, hidden=32, bits=18, most=64, parts=1, rows_per_cycle=2):
-    unit = ShortList(vocab=vocab, count=count, queue=queue, hidden=hidden, slot_bits=1, vector_lanes=width, rows_per_cycle=rows_per_cycle,
-                     acc_bits=bits, max_rows=2 * most, acc_read_latency=LATENCY, acc_parts=parts)
-    result = harness.run(unit, "shortlist", __name__, parameters={
+    p = parameters(vocab=vocab, count=count, queue=queue, hidden=hidden, width=width, rows_per_cycle=rows_per_cycle, bits=bits,
+                   max_rows=2 * most, parts=parts)
+    assert (p.ternary.acc_read_latency, p.ternary.result_reads) == (LATENCY, parts)
+    result = harness.run(ShortList(p), "shortlist", __name__, parameters={
         "cases": cases, "width": width, "bits": bits, "count": count, "parts": parts, "rows_per_cycle": rows_per_cycle})
     expected = [integer.short_list(np.array(c["logits"]), count).tolist()[: c["taken"]] for c in cases if c["taken"]]
     assert result["got"] == expected
-    return unit, result["cycles"]
+    return p, result["cycles"]
 
 
 @pytest.mark.parametrize("vocab, count, queue, width, parts", [
@@ -115,19 +123,16 @@ def test_an_abandoned_list_leaves_no_trace():
 def test_rows_that_do_not_enter_pass_at_full_rate():
     rng = np.random.default_rng(4)
     one = case(rng, 1024, 4, order="falling", most=1024, between=0)
-    unit, cycles = check([one], vocab=1024, count=4, queue=64, width=8, most=1024)
+    p, cycles = check([one], vocab=1024, count=4, queue=64, width=8, most=1024)
     # The first 64 fill the queue before the heap's threshold is known; the rest takes a cycle a word.
-    assert 1024 / 8 <= cycles[0] <= 1024 / 8 + 2 * 64 + 4 * unit.entry_cycles + 100
+    assert 1024 / 8 <= cycles[0] <= 1024 / 8 + 2 * 64 + 4 * p.entry_cycles + 100
 
 
-@pytest.mark.filterwarnings("ignore::amaranth.hdl._ir.UnusedElaboratable")
 @pytest.mark.parametrize("change, message", [
-    (dict(count=6), "count must be a power of two from 2 to vocab"), (dict(count=512), "count must be a power of two from 2 to vocab"),
-    (dict(acc_bits=12), "acc_bits must be 13 or more for 32 inputs, not 12"), (dict(queue=0), "queue and acc_read_latency must be"),
+    (dict(count=6), "count must be a power of two from 2 to 300, not 6"), (dict(count=512), "count must be a power of two from 2 to 300"),
+    (dict(bits=12), "acc_bits must be 13 or more for 32 inputs, not 12"), (dict(queue=0), "queue must be a positive integer, not 0"),
 ])
 def test_parameters_are_validated(change, message):
-    parameters = dict(vocab=300, count=16, queue=64, hidden=32, slot_bits=1, vector_lanes=8, rows_per_cycle=2, acc_bits=18, max_rows=64,
-                      acc_read_latency=2, acc_parts=1)
+    good = dict(vocab=300, count=16, queue=64, hidden=32, width=8, rows_per_cycle=2, bits=18, max_rows=64, parts=1)
     with pytest.raises(ValueError, match=message):
-        ShortList(**(parameters | change))
-    gc.collect()  # within the filter: Amaranth complains of components that nobody used
+        parameters(**(good | change))

@@ -1,0 +1,38 @@
+"""The parameter records of a whole machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tritloom.firmware.config import BuildConfig
+from tritloom.rtl.control.parameters import RegisterParameters, SequencerParameters
+from tritloom.rtl.head.parameters import SamplerParameters, ShortListParameters
+from tritloom.rtl.memory.parameters import AxiParameters, OnChipParameters, RoutingParameters, memory_parameters
+from tritloom.rtl.parameters import MemoryUse
+from tritloom.rtl.ternary.parameters import TernaryParameters
+
+__all__ = ["MachineParameters"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineParameters:
+    """The records of all units of `rtl.top.Accelerator`, by the names of its submodules; `routing` is what joins them."""
+
+    matmul: TernaryParameters
+    sampler: SamplerParameters
+    shortlist: ShortListParameters | None
+    memory: AxiParameters | OnChipParameters
+    sequencer: SequencerParameters
+    registers: RegisterParameters
+    routing: RoutingParameters
+
+    @classmethod
+    def of(cls, config: BuildConfig) -> MachineParameters:
+        """Those of a configuration's machine."""
+        return cls(matmul=TernaryParameters.of(config), sampler=SamplerParameters.of(config),
+                   shortlist=ShortListParameters.of(config) if config.shortlist else None, memory=memory_parameters(config),
+                   sequencer=SequencerParameters.of(config), registers=RegisterParameters.of(config), routing=RoutingParameters.of(config))
+
+    def memories(self) -> dict[str, tuple[MemoryUse, ...]]:
+        """The memories of each unit, by submodule."""
+        return {name: () if record is None else record.memories() for name, record in vars(self).items()}
