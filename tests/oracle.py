@@ -18,5 +18,5 @@ def foretold(text: Sequence[int], wrong: int = 1 << 30) -> Iterator[None]:
             at = len(self._text)
             return [token ^ (i % wrong == 0) for i, token in enumerate(text[at : at + min(room, self._most)], at)]
 
-    with patch("tritloom.host.session.PromptLookup", Prophet), patch("tritloom.host.batch.PromptLookup", Prophet):
+    with patch("tritloom.host.scheduler.PromptLookup", Prophet):
         yield

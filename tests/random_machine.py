@@ -158,7 +158,7 @@ def together(device: Backend, image: Image, texts: list[dict[str, Any]]) -> list
         with session.batch() as batch:
             running = [batch.add(**text) for text in texts[:2]]
             for _ in batch:
-                if len(running) < len(texts) and len(batch.texts) < image.config.sequences:
+                if len(running) < len(texts) and len(batch.requests) < image.config.sequences:
                     running.append(batch.add(**texts[len(running)]))
             return [text.tokens for text in running]
 

@@ -154,7 +154,7 @@ def cycles_per_pass(config: BuildConfig, context: int, tokens: int, *, answers: 
     for count in groups:
         # While the dot engine attends for a turn, the vector unit works on the ones before and after.
         turns = [min(together, count - start) for start in range(0, count, together)]
-        if turns == [count] and count > 2 and shared == 0 and s.group == 1:  # the host's choice (host.batch)
+        if turns == [count] and count > 2 and shared == 0 and s.group == 1:  # the host's choice (host.scheduler)
             turns = [1, count - 2, 1]
         meanwhile = [before * norm[s.q_size] + behind * at_once for before, behind in zip([0, *turns[:-1]], [*turns[1:], 0], strict=True)]
         wait = turns[0] * at_once + sum(map(max, map(attend, turns), meanwhile)) + turns[-1] * norm[s.q_size]

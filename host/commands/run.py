@@ -16,7 +16,6 @@ from tritloom.firmware.errors import InputError
 from tritloom.firmware.image import Image
 from tritloom.firmware.integer import Sampling
 from tritloom.host.backends.protocol import Backend
-from tritloom.host.batch import Text
 from tritloom.host.commands.common import (
     BoardOption,
     ConfigOption,
@@ -36,7 +35,9 @@ from tritloom.host.commands.common import (
 )
 from tritloom.host.console import Console
 from tritloom.host.image import open_image
-from tritloom.host.session import Session, Stats, check_drafts, sampling
+from tritloom.host.request import Request
+from tritloom.host.session import Session, check_drafts, sampling
+from tritloom.host.stats import Stats
 from tritloom.host.tokenizer import Tokenizer
 
 BACKENDS = ("sim", "emulator")
@@ -225,23 +226,23 @@ def together(
     the seeds that follow."""
     start, total, done = time.monotonic(), sum(tokens), 0
 
-    def written(text: Text) -> str:
-        stream = tokenizer.stream(ids[texts.index(text)])
-        return "".join(stream.push(token) for token in text.tokens) + stream.finish()
+    def written(request: Request) -> str:
+        stream = tokenizer.stream(ids[requests.index(request)])
+        return "".join(stream.push(token) for token in request.tokens) + stream.finish()
 
     with session.batch() as batch, console.step(f"Writing {len(prompts)} texts") as update:
-        texts = []
+        requests = []
         for n, (each, count) in enumerate(zip(ids, tokens, strict=True)):
             own = choice._replace(seed=choice.seed + n & 0xFFFFFFFF)
-            texts.append(batch.add(each, count, sampling=own, stop_ids=stop_ids, drafts=drafts))
+            requests.append(batch.add(each, count, sampling=own, stop_ids=stop_ids, drafts=drafts))
         for _ in batch:
             done += 1
             update(done, total)
-        shown = [written(text) for text in texts]
+        shown = [written(request) for request in requests]
     wall = time.monotonic() - start
     stats = session.stats()
     listed = [{"prompt": prompt, "text": text, "tokens": each.tokens, "shared": each.shared}
-              for prompt, text, each in zip(prompts, shown, texts, strict=True)]
+              for prompt, text, each in zip(prompts, shown, requests, strict=True)]
     data = {"texts": listed, **summary(session, stats, wall)}
     for n, (prompt, text) in enumerate(zip(prompts, shown, strict=True), 1):
         console.stream(f"[{n}] {prompt}{text}\n")

@@ -14,8 +14,9 @@ from tritloom.gen.models import open_checkpoint
 from tritloom.gen.pack import pack
 from tritloom.host.backends.emulator import EmulatorBackend
 from tritloom.host.backends.protocol import DeviceBusy
-from tritloom.host.batch import _Prefix, _Segment, _together
 from tritloom.host.image import open_image, write_image
+from tritloom.host.prefix import Prefix
+from tritloom.host.scheduler import Segment, attention_groups
 from tritloom.host.session import Session, sampling
 
 LANES, SEQUENCES = 4, 5
@@ -79,12 +80,12 @@ def test_texts_that_join_and_leave_at_any_token_are_those_of_each_alone(session,
             join(batch)
             for text, token in batch:
                 got[texts.index(text)].append(token)
-                if len(texts) < len(wanted) and len(batch.texts) < SEQUENCES and rng.random() < 0.3:
+                if len(texts) < len(wanted) and len(batch.requests) < SEQUENCES and rng.random() < 0.3:
                     join(batch)
                 if rng.random() < 0.02:
                     rng.choice(texts).close()
-        batch._collect()
-        assert batch._users == [0] * SEQUENCES
+        batch._scheduler.collect()
+        assert batch._scheduler.caches.users == [0] * SEQUENCES
     for index, (text, request_) in enumerate(zip(texts, wanted, strict=True)):
         expected = alone(session, request_)
         if text.closed:
@@ -147,7 +148,7 @@ def test_a_beginning_stays_until_nobody_needs_it(session):
         for _text, _ in run:
             if third.done:
                 break
-            assert not waiting.begun, "the first one's cache is not free"
+            assert not waiting.admitted, "the first one's cache is not free"
         next(iter_until(run, waiting))
         assert waiting.cache == third.cache and not second.done
         for _text, _ in run:
@@ -166,19 +167,19 @@ def iter_until(run, text):
     return (found for found in run if found[0] is text)
 
 
-def test_texts_that_share_attend_together(session):
+def test_texts_that_share_attendattention_groups(session):
     """Segments of one prefix join as far as the dot engine has lanes; others but for the first and the last, if that reads no more."""
     config, head = session.config, beginning(random.Random(3), 32)
     with session.batch() as batch:
         texts = [batch.add([*head, n], 8) for n in range(LANES)]
         list(itertools.islice(batch, LANES + 2))
         live = [text for text in texts if not text.done]
-        segments = [_Segment(text, 1, True, _Prefix.of(text, live)) for text in live]
-        groups = _together(segments, config)
+        segments = [Segment(text, 1, True, Prefix.of(text, live)) for text in live]
+        groups = attention_groups(segments, config)
         assert [text.shared for text in texts] == [0, 32, 32, 32]
         assert len(groups) == 1 and {piece.shared for piece in groups[0]} == {32}
-        separate = [_Segment(text, 1, True) for text in live]
-        alone = [len(group) for group in _together(separate, config)]
+        separate = [Segment(text, 1, True) for text in live]
+        alone = [len(group) for group in attention_groups(separate, config)]
         assert alone == ([1, LANES - 2, 1] if config.shape.group == 1 else LANES * [1])
 
 

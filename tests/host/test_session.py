@@ -19,9 +19,10 @@ from tritloom.gen.pack import pack, quantise
 from tritloom.host.backends.emulator import EmulatorBackend
 from tritloom.host.backends.null import NullBackend
 from tritloom.host.backends.protocol import DeviceBusy, DeviceError, DeviceFault, DeviceTimeout
+from tritloom.host.device import LONGEST, STEP_CYCLES, STOP
 from tritloom.host.drafting import COST, CREEP, SLACK, Budget, PromptLookup
 from tritloom.host.image import open_image, write_image
-from tritloom.host.session import LONGEST, STEP_CYCLES, STOP, Session, sampling
+from tritloom.host.session import Session, sampling
 from tritloom.host.tokenizer import Tokenizer
 from tritloom.sim.backends import SimBackend
 from tritloom.sim.integer_model import IntegerModel
@@ -254,10 +255,10 @@ def test_a_prompt_is_read_however_long_it_takes(checkpoint, tmp_path):
     long = packed(open_checkpoint(MODEL), tmp_path / "long.img", lanes=16)
     prompt = [token % 512 for token in range(485)]
     with Session(EmulatorBackend(long.config, long.map.total_bytes), long) as session:
-        session.patience = 4 * STEP_CYCLES
+        session.device.patience = 4 * STEP_CYCLES
         assert len(list(session.generate(prompt, 2))) == 2
     with Session(null(long, token_cycles=1000), long) as session:
-        session.patience = 4000
+        session.device.patience = 4000
         assert list(session.generate(prompt, 3)) == [7, 8, 9]
 
 
@@ -275,7 +276,7 @@ class Counting(NullBackend):
 def test_a_device_that_reads_makes_progress_but_not_for_ever(image):
     backend = Counting(image.config)
     with Session(backend, image) as session:
-        session.patience, backend.beats = 4000, LONGEST - 4
+        session.device.patience, backend.beats = 4000, LONGEST - 4
         assert list(session.generate([1], 1)) == [0]
         backend.beats = 2 * LONGEST
         with pytest.raises(DeviceTimeout, match=f"did not come to a token within {LONGEST * 4000} cycles"):
@@ -396,7 +397,7 @@ def test_a_named_device_is_locked_among_processes(image, tmp_path):
     code = f"""
 import sys
 from tritloom.host.backends.protocol import DeviceBusy
-from tritloom.host.session import _Lock
+from tritloom.host.device import _Lock
 class Other:
     name, device = "null", {Named.device!r}
 try:
@@ -448,7 +449,7 @@ def test_a_device_that_does_not_stop_is_reset(image):
     backend = Deaf(image.config, hang=True)
     backend.ears = ~STOP
     with Session(backend, image) as session:
-        session.patience = 1 << 18
+        session.device.patience = 1 << 18
         with pytest.raises(DeviceTimeout, match="a token"):
             next(session.generate([1], 1))
         assert not backend.running, "the stop that follows an error"
@@ -473,7 +474,7 @@ def test_a_device_that_does_not_stop_is_reported(image):
                 super().write(register, value)
 
     session = Session(Deaf(image.config, hang=True), image)
-    session.patience = 1 << 18
+    session.device.patience = 1 << 18
     with pytest.raises(DeviceTimeout, match="a token"):
         next(session.generate([1], 1))
     with pytest.raises(DeviceTimeout, match="a stop"):

@@ -23,8 +23,9 @@ from tritloom.gen.pack import pack, quantise
 from tritloom.gen.verilog.generate import cached_verilog
 from tritloom.host.backends.emulator import EmulatorBackend
 from tritloom.host.backends.protocol import DeviceError, DeviceFault, DeviceTimeout
+from tritloom.host.device import RESET, START, STATUS, STOP
 from tritloom.host.image import open_image, write_image
-from tritloom.host.session import RESET, START, STATUS, STOP, Session, sampling
+from tritloom.host.session import Session, sampling
 from tritloom.sim.backends import SimBackend
 from tritloom.sim.check.verify import TraceReader, compare, first_difference
 from tritloom.sim.integer_model import IntegerModel
@@ -128,7 +129,7 @@ def test_texts_together_are_those_of_each_alone(built):
         with Session(device, image) as session, session.batch() as batch:
             texts = [batch.add(**each) for each in wanted[:2]]
             for text, _ in batch:
-                if len(texts) < len(wanted) and len(batch.texts) < 3 and len(text.tokens) > 1:
+                if len(texts) < len(wanted) and len(batch.requests) < 3 and len(text.tokens) > 1:
                     texts.append(batch.add(**wanted[len(texts)]))
             return [text.tokens for text in texts]
 
@@ -280,7 +281,7 @@ def test_every_look_sees_a_memory_error(built):
         backend.write("MEMORY_DATA", 1)
         backend.machine.run(1000, 0)
         for action in (session.stop, session.batch, lambda: session.assume(1), lambda: next(session.generate(prompt(3), 1))):
-            session._failed = False
+            session.device.failed = False
             with pytest.raises(DeviceFault, match="writes at port 0"):
                 action()
         session.reset()
@@ -401,13 +402,13 @@ def test_a_unit_that_waits_for_ever_is_reset_by_the_session(built):
         for word in program:
             backend.write("PROGRAM_LOW", word & 0xFFFFFFFF)
             backend.write("PROGRAM_HIGH", word >> 32)
-        session.patience, patience = 20_000, session.patience
+        session.device.patience, patience = 20_000, session.device.patience
         tokens = session.generate([5], 3)
         assert next(tokens) == 5
         with pytest.raises(DeviceTimeout, match="did not come to a stop within 20000 cycles"):
             session.stop()
-        session._load()
-        session.patience = patience
+        session.device.load()
+        session.device.patience = patience
         session.reset()
         assert list(session.generate(prompt(7), 3)) == expected
 
@@ -418,7 +419,7 @@ def test_a_session_recovers_from_a_memory_that_stops_answering(built, heals):
     reference.reset()
     expected = reference.generate(prompt(4), 6)
     with Session(backend, image) as session:
-        session.patience, patience = 100_000, session.patience
+        session.device.patience, patience = 100_000, session.device.patience
         tokens = session.generate(prompt(4), 20)
         next(tokens)
         backend.machine.fail(1, count=1 if heals else 1 << 40, response="okay", stall=250_000 if heals else None)
@@ -431,7 +432,7 @@ def test_a_session_recovers_from_a_memory_that_stops_answering(built, heals):
             with pytest.raises(DeviceTimeout, match="nor to the end of a reset: its memory does not answer reads of port 1; check"):
                 session.reset()
             backend.machine.heal()
-        session.patience = patience
+        session.device.patience = patience
         session.reset()
         assert list(session.generate(prompt(4), 6)) == expected
 
