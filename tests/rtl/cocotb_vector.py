@@ -48,6 +48,8 @@ class Machine:
         self.full = False
         """Whether memory takes no writes while the unit is busy."""
         self.out = {"code": [], "activation": [], "scale": [], "x": [], "logit_scale": []}
+        self.records = []
+        """Each operation's inputs and what the unit wrote, for the comparison with PyTorch (test_vector)."""
 
     async def begin(self):
         dut = self.dut
@@ -172,6 +174,11 @@ class Machine:
         """Scales of a bank by name, with its gains and their exponent."""
         return self.banks[bank]
 
+    def record(self, op, slot, bank=None, **more):
+        """What was just compared with the integer functions: so these are the unit's own outputs."""
+        scales = {name: item if name.startswith("gain") else integer.uf_pack(item) for name, item in self.banks.get(bank, {}).items()}
+        self.records.append({"op": op, "slot": slot} | {name: np.asarray(item).tolist() for name, item in (scales | more).items()})
+
     async def param(self, bank, gains, gain_exponent=-14, **scales):
         names = ("inverse_count", "eps", "scale0", "scale1", "scale2")
         known = {name: scales.get(name, integer.UF_ONE) for name in names}
@@ -205,6 +212,7 @@ class Machine:
         await self.command(VectorOp.EMBED, self._read(2), slot=slot, a=token, b=TABLE, bank=bank)
         self.x[slot] = integer.embed(codes, np.int64(row_scale), self.of(bank)["scale0"], self.seen)
         self.expect("x", 32, {slot: self.x[slot]})
+        self.record("embed", slot, bank, codes=codes, row_scale=row_scale, got=self.x[slot])
 
     async def rope(self, slot, position):
         at = ROPE + position * self.config.rope_row_bytes
@@ -213,7 +221,7 @@ class Machine:
         await self.command(VectorOp.ROPE, self._read(1), slot=slot, a=position, b=ROPE)
 
     async def normq(self, slot, count, length, source, norm, dest, bank):
-        rows, p = {}, self.of(bank)
+        rows, p, x = {}, self.of(bank), self.x.copy()
         for i in range(slot, slot + count):
             if source:
                 lane = self.lane(i)
@@ -241,18 +249,23 @@ class Machine:
             scales = {i: integer.uf_mul(self.code_scale[i], p["scale0"]) for i in rows}
             assert self.out["logit_scale"] == [(i, int(scale.m) | (int(scale.e) & 1023) << 16) for i, scale in scales.items()]
             self.out["logit_scale"].clear()
+        for i, codes in rows.items():
+            self.record("normq", i, bank, source=source, norm=norm, x=x[i, :length], codes=codes,
+                        scale=integer.uf_pack(scales[i]) if dest else None)
 
     def lane(self, slot):
         return slot % self.config.group_slots
 
     async def resid(self, slot, count, bank):
         n = self.config.shape.hidden
-        rows = {}
+        rows, x = {}, self.x.copy()
         for i in range(slot, slot + count):
             s = integer.uf_mul(self.code_scale[i], self.of(bank)["scale0"])
             self.x[i] = rows[i] = integer.residual_add(self.x[i], self.acc[i, :n], s, self.seen)
         await self.follow(VectorOp.RESID, 0, n // self.config.vector_lanes, slot=slot, count=count, length=n, bank=bank)
         self.expect("x", 32, rows)
+        for i, row in rows.items():
+            self.record("resid", i, bank, x=x[i], acc=self.acc[i, :n], got=row)
 
     async def glu(self, slot, count, bank):
         ffn, v = self.config.shape.ffn, self.config.vector_lanes
@@ -261,6 +274,7 @@ class Machine:
             gate, up = pairs[:, 0].ravel(), pairs[:, 1].ravel()
             s0, s1 = (integer.uf_mul(self.code_scale[i], self.of(bank)[name]) for name in ("scale0", "scale1"))
             lane = self.lane(i)
+            self.record("glu", i, bank, gate=gate, up=up)
             if self.config.shape.activation == "relu2":
                 self.hm[lane, :ffn], self.he[lane, :ffn] = integer.gated_relu2(gate, up)
                 self.work_scale[lane] = integer.uf_mul(integer.uf_mul(s0, s0), s1)
@@ -280,6 +294,8 @@ class Machine:
         value = self.rng.integers(-(1 << 40), 1 << 40, (count, n)) >> self.rng.integers(0, 42, (count, n))
         m, e = integer.work_norm(value, self.rng.integers(-40, 40, (count, 1)))
         self.hm[slot : slot + count, :n], self.he[slot : slot + count, :n] = m, e
+        for i in range(count):
+            self.record("attend", slot + i, work=np.ldexp(m[i].astype(float), e[i]))
         order = [(i, w) for i in range(count) for w in range(n // v)]
         self.rng.shuffle(order)
         for i, w in order:
@@ -308,6 +324,8 @@ class Machine:
                     continue
                 y = integer.rotate(part, self.cos[i], self.sin[i]) if kind < 2 else part << integer.ROPE_BITS
                 codes, t = integer.quantise_heads(y.reshape(-1), s.head_dim, multiplier)
+                self.record("qkv", i, bank, kind=kind, acc=part, cos=self.cos[i], sin=self.sin[i], codes=codes.reshape(part.shape),
+                            scale=integer.uf_pack(t))
                 if kind == 0:
                     q_rows[i] = codes
                     scales |= {(i, h): int(t.m[h]) | (int(t.e[h]) & 1023) << 16 for h in range(s.heads)}
@@ -371,7 +389,7 @@ class Machine:
             gains,
             int(self.rng.integers(-20, -8)),
             inverse_count=integer.uf_from_float(1 / max(length, 1)),
-            eps=self.some_scale(-40, -20),
+            eps=self.some_scale(-40, 12),
             scale0=scale0 or self.some_scale(),
             scale1=self.some_scale(),
             scale2=self.some_scale(),
@@ -419,7 +437,7 @@ async def layers(dut):
         await t.normq(slot, count, s.hidden, 0, 1, int(rng.integers(1, 3)), 0)
         position += count
     await t.expect_count()
-    streams.report(cycles=t.cycles)
+    streams.report(cycles=t.cycles, records=t.records)
 
 
 @cocotb.test()

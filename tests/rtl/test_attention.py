@@ -3,11 +3,14 @@
 import gc
 import warnings
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pytest
+import torch.nn.functional as F
 from amaranth.hdl import UnusedElaboratable
 
+import golden
 import harness
 from tritloom.firmware import integer
 from tritloom.firmware.config import CHUNK, KV_SCALE_BYTES, round_up
@@ -82,7 +85,7 @@ class Attend:
         s = self.shape
         rng = self.rng = np.random.default_rng([self.position, self.count, self.spread, s.head_dim, len(self.kind)])
         # Scores of a few units: dots are about 70*70*sqrt(head_dim).
-        centre = -31 if self.kind == "random" else 0
+        centre = -31 if self.kind in ("random", "weights") else 0
         self.q = rng.integers(-127, 128, (s.slots, s.heads, s.head_dim))
         self.k, self.v = rng.integers(-127, 128, (2, s.kv_heads, CONTEXT, s.head_dim))
         self.q_scale = scales(rng, (s.slots, s.heads), centre, self.spread)
@@ -97,6 +100,8 @@ class Attend:
         elif self.kind == "climbing":  # it moves at every one
             self.q_scale.e[:], self.k_scale.e[:], self.q[:] = -28, -11, 127
             self.k[:] = (2 * np.arange(CONTEXT) - 60)[:, None]
+        elif self.kind == "weights":  # each position has an element of its own: what comes out are the weights
+            self.v[:] = 127 * (np.arange(CONTEXT)[:, None] % s.head_dim == np.arange(s.head_dim))
 
     def memory(self, first=0):
         """The cache in memory, from position `first` on; garbage wherever no visible position's data lie."""
@@ -139,6 +144,20 @@ class Attend:
         assert len(result["writes"]) * s.vector_lanes == got.shape[0] * got.shape[1]
         assert result["clears"] == [(1 << self.count) - 1 << self.slot]
         assert result["saturated"] == self.saturated()
+        self.got = np.ldexp(got[..., 0].astype(float), got[..., 1]).reshape(self.count, s.heads, s.head_dim)
+
+    def compare(self, shares):
+        """With PyTorch, where no score was clamped."""
+        if self.saturated():
+            return
+        what = "softmax" if self.kind == "weights" else "attention"
+        q, q_scale, k, k_scale, v, v_scale = (golden.tensor(x.value() if isinstance(x, UFloat) else x) for x in (
+            self.q, self.q_scale, self.k, self.k_scale, self.v, self.v_scale))
+        for i, h in np.ndindex(self.count, self.shape.heads):
+            cache, seen = h // (self.shape.heads // self.shape.kv_heads), slice(0, self.position + i + 1)
+            near = golden.attend(q[self.slot + i, h], float(q_scale[self.slot + i, h]), k[cache, seen], k_scale[cache, seen],
+                                 v[cache, seen], v_scale[cache, seen])
+            shares.compare(what, golden.tensor(self.got[i, h]), near)
 
     def saturated(self):
         """Visible scores that do not fit."""
@@ -287,6 +306,13 @@ class Head:
             groups = -(-s.vocab // p["group_rows"])
             row = max(-(-s.hidden // s.macs), self.count)
             assert result["cycles"] <= groups * (1 + p["group_rows"] * row) + 2 * self.count, "A bytes per cycle"
+        self.got = np.array([logit["logit"] for logit in result["logits"]]).reshape(-1, self.count).T
+
+    def compare(self, shares):
+        """With PyTorch: products of integers below 2**53, so without any error."""
+        for i, got in enumerate(self.got, self.slot):
+            wanted = golden.head(*map(golden.tensor, (self.codes[i], self.rows, self.row_scale)))
+            shares.compare("head", golden.tensor(got), golden.Near(wanted, wanted * 0))
 
 
 @dataclass
@@ -322,6 +348,15 @@ def activation_writes(shape, codes):
             for i, row in enumerate(codes) for a in range(len(row) // v)]
 
 
+WRONG = {
+    "unscaled scores": ("attention", "attention", lambda q, k, v: F.scaled_dot_product_attention(q, k, v, scale=1.0)),
+    "softmax in base 2": ("softmax", "attention", lambda q, k, v: F.scaled_dot_product_attention(q * np.log(2), k, v)),
+    "the last position masked": ("attention", "attention", lambda q, k, v: F.scaled_dot_product_attention(q, k[:-1], v[:-1])),
+    "row scales left out": ("head", "head", lambda x, rows, row_scale: F.linear(x, rows)),
+}
+"""Errors that the comparison with PyTorch must see (golden.check)."""
+
+
 def check(shape, jobs, short_list=0):
     """Run all jobs in one simulation; compare everything; return what was measured."""
     measured = harness.run(DotEngine(**shape.parameters, short_list=short_list), "attention", "cocotb_attention",
@@ -343,6 +378,7 @@ def test_engine(name):
              for position, stall in ((0, "random"), (15 - (count > 2), "none"), (30, "periodic"))]
     jobs += [Attend(shape, 37, 1, spread=12), Attend(shape, 33, 1, spread=40), Attend(shape, 17, shape.lanes, spread=3, stall="random")]
     jobs += [Attend(shape, CONTEXT - 1 - last, shape.lanes, kind=kind, spread=0) for kind in ("extreme", "climbing", "falling")]
+    jobs += [Attend(shape, position, 1, kind="weights") for position in (shape.head_dim - 1, 40)]
     jobs += [Head(shape, stall="random"), Head(shape, logit_stall="rare"), Head(shape, stall="periodic", logit_stall="random"),
              Attend(shape, 1, 1, spread=3, stall="rare"), Head(shape)]
     jobs += [Head(shape, shape.slots - count, count, stall="random") for count in range(1, shape.lanes + 1)]
@@ -352,6 +388,15 @@ def test_engine(name):
     for job, result in zip(jobs, results, strict=True):
         if isinstance(job, Attend) and job.stall == "none" and job.kind != "climbing":
             assert result["cycles"] <= job.expected_cycles(), f"{job.describe_short()}: {result['cycles']} cycles"
+    golden.check(partial(compared, jobs), WRONG)
+
+
+def compared(jobs):
+    """The outputs of jobs that ran, against PyTorch."""
+    shares = golden.Shares()
+    for job in jobs:
+        job.compare(shares)
+    return shares
 
 
 @pytest.mark.parametrize("name", SHAPES)

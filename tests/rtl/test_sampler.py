@@ -1,10 +1,11 @@
 """The sampler against integer.sample: every mode, vocabulary and list length, under stalls."""
 
-import cocotb
 import numpy as np
 import pytest
-from cocotb.triggers import FallingEdge
+import torch
+import torch.nn.functional as F
 
+import golden
 import harness
 import streams
 from tritloom.firmware import integer
@@ -12,41 +13,6 @@ from tritloom.rtl.head.parameters import SamplerParameters
 from tritloom.rtl.head.sampler import Sampler
 
 MODES = ("greedy", "plain", "top_k", "top_p", "both")
-
-
-@cocotb.test()
-async def samples(dut):
-    p = streams.parameters()
-    dut.abandon.value = 0
-    dut.logit_scale_write__valid.value = 0
-    bench = await streams.start(dut)
-    tokens, cycles = [], []
-    for case in p["cases"]:
-        for slot in case["slots"]:
-            dut.logit_scale_write__valid.value = 1
-            dut.logit_scale_write__scale.value = slot["logit_scale"]
-            if hasattr(dut, "logit_scale_write__slot"):
-                dut.logit_scale_write__slot.value = slot["command"]["slot"]
-            await FallingEdge(dut.clk)
-            dut.logit_scale_write__valid.value = 0
-            await streams.send(dut, "cmd", [slot["command"]])
-        assert dut.busy.value == 1
-        if case.get("abandon"):
-            await streams.send(dut, "logits_i", case["logits"][:case["abandon"]])
-            dut.abandon.value = 1
-            await streams.send(dut, "logits_i", case["logits"][case["abandon"]:])
-            dut.abandon.value = 0
-            await FallingEdge(dut.clk)
-            assert dut.busy.value == 0
-            continue
-        sent = streams.send(dut, "logits_i", case["logits"], stall=case["stall"])
-        got = await streams.receive(dut, "token_o", len(case["slots"]), stall=case["stall"])
-        tokens.append(list(got))
-        last = (await sent)[-1]
-        cycles.append([cycle - last for cycle in got.cycles])
-        await streams.cycles(dut)
-        assert dut.busy.value == 0
-    streams.report(tokens=tokens, cycles=cycles, total=bench.cycle)
 
 
 def packed(scale):
@@ -64,17 +30,18 @@ def make(rng, vocab, mode, candidates, stall="none", order="random", logits=None
         logits = rng.choice(logits[:4], vocab)
     elif order != "random":
         logits = np.sort(logits)[:: -1 if order == "falling" else 1]
-    temperature = float(rng.choice([1e-9, 1e-4, 0.2, 0.7, 1.0, 3.0, 1000.0]))
+    warmth = float(rng.choice([1e-9, 1e-4, 0.2, 0.7, 1.0, 3.0, 1000.0]))
     top_k = int(rng.integers(1, candidates + 4)) if mode in ("top_k", "both") else 0
     top_p = int(rng.integers(1, 65536)) if mode in ("top_p", "both") else 65536
     heat = integer.GREEDY.temperature_scale
     if mode != "greedy":
-        heat = integer.uf_from_float(2.0**integer.LOGIT_DROP * np.log2(np.e) / temperature)
+        heat = integer.uf_from_float(2.0**integer.LOGIT_DROP * np.log2(np.e) / warmth)
     noise = int(rng.integers(0, 1 << 32))
     settings = integer.Sampling(heat, top_k, top_p, 0)
     temperature, limits = settings.words
     command = {"slot": 0, "noise": noise, "temperature": temperature, "limits": limits}
-    case = {"slots": [{"command": command, "logit_scale": packed(scale)}], "stall": stall,
+    slot = {"command": command, "logit_scale": packed(scale), "scale": float(scale.value()), "temperature": warmth if heat.m else 0.0}
+    case = {"slots": [slot], "stall": stall,
             "logits": [{"logit": int(logit), "id": i, "slot": 0} for i, logit in enumerate(logits)]}
     return case, [integer.sample(logits, scale, settings, noise, candidates)]
 
@@ -95,11 +62,28 @@ def together(rng, pairs, first, shuffled):
 
 def check(vocab, candidates, pairs, **shape):
     cases = [case for case, _ in pairs]
-    result = harness.run(Sampler(SamplerParameters(vocab=vocab, candidates=candidates, **shape)), "sampler", __name__,
+    result = harness.run(Sampler(SamplerParameters(vocab=vocab, candidates=candidates, **shape)), "sampler", "cocotb_sampler",
                          parameters={"cases": cases})
     wanted = [tokens for case, tokens in pairs if not case.get("abandon")]
     assert result["tokens"] == wanted
+    compared([case for case in cases if not case.get("abandon")], result["tokens"], candidates).check()
     return result
+
+
+def compared(cases, chosen, candidates):
+    """The tokens chosen against PyTorch's softmax and Gumbel noise of the same uniform numbers."""
+    shares = golden.Shares()
+    for case, tokens in zip(cases, chosen, strict=True):
+        for slot, token in zip(case["slots"], tokens, strict=True):
+            command = slot["command"]
+            of_slot = sorted((logit["id"], logit["logit"]) for logit in case["logits"] if logit["slot"] == command["slot"])
+            ids, logits = np.array(of_slot).T
+            top_k, top_p = command["limits"] & 0xFFFF, ((command["limits"] >> 16) + 1) / 65536
+            share = golden.choice(ids.tolist().index(token), golden.tensor(logits), slot["scale"], slot["temperature"],
+                                  golden.uniform(command["noise"], ids), top_k, top_p, candidates)
+            what = "top-p" if top_p < 1 else "sampling" if slot["temperature"] else "greedy"
+            shares.compare(what, golden.tensor(share), golden.Near(golden.tensor(0), golden.tensor(1)))
+    return shares
 
 
 @pytest.mark.parametrize("vocab, candidates, stalls", [(37, 4, streams.STALLS), (64, 8, ("none", "random")), (300, 64, ("none",)),
@@ -109,6 +93,40 @@ def test_every_mode(vocab, candidates, stalls):
     check(vocab, candidates, [make(rng, vocab, mode, candidates, stall, order)
                               for stall in stalls for mode in MODES for order in ("random", "ties", "rising", "falling")
                               for _ in range(1 if stall == "rare" else 2)])
+
+
+WRONG = {
+    "no temperature": ("sampling", "log_softmax", lambda logits, temperature: F.log_softmax(logits, -1)),
+    "noise of 1 - u": ("sampling", "gumbel", lambda u: -torch.log(-torch.log(1 - u))),
+    "softmax in base 2": ("top-p", "log_softmax", lambda logits, temperature: F.log_softmax(logits / temperature * np.log(2), -1)),
+}
+"""Errors that the comparison with PyTorch must see (golden.check)."""
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.6])
+def test_tokens_are_drawn_from_pytorch_s_softmax(top_p):
+    rng = np.random.default_rng(11)
+    draws, temperature, scale = 300, 0.8, integer.uf_from_float(2.0**-20)
+    natural = np.concatenate([rng.normal(0, 1, 4) + 3, rng.normal(0, 1, 33)])
+    logits = np.rint(natural / scale.value()).astype(np.int64)
+    heat = integer.uf_from_float(2.0**integer.LOGIT_DROP * np.log2(np.e) / temperature)
+    pairs = []
+    for position in range(draws):
+        settings, noise = integer.Sampling(heat, 0, round(top_p * 65536), 5), integer.noise_word(5, position)
+        (word, limits), (case, _) = settings.words, make(rng, 37, "plain", 4, logits=logits, scale=scale)
+        case["slots"][0] |= {"command": {"slot": 0, "noise": noise, "temperature": word, "limits": limits}, "temperature": temperature}
+        pairs.append((case, [integer.sample(logits, scale, settings, noise, 4)]))
+    tokens = check(37, 4, pairs)["tokens"]
+    cases = [case for case, _ in pairs]
+    golden.check(lambda: compared(cases, tokens, 4), {name: wrong for name, wrong in WRONG.items() if (wrong[0] == "top-p") == (top_p < 1)})
+
+    def improbability(temperature):
+        p = torch.softmax(golden.tensor(logits) * float(scale.value()) / temperature, 0)
+        order = torch.argsort(-p)
+        p[order[int((p[order].cumsum(0) < top_p).sum()) + 1 :]] = 0
+        return golden.improbability(golden.tensor(np.bincount(np.ravel(tokens), minlength=37)), p / p.sum())
+
+    assert improbability(temperature) > 1e-6 > improbability(2 * temperature)
 
 
 @pytest.mark.parametrize("slots, vocab, candidates", [(2, 37, 4), (3, 16, 8), (5, 20, 1)])

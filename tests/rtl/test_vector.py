@@ -5,9 +5,11 @@ import warnings
 
 import numpy as np
 import pytest
+import torch.nn.functional as F
 from amaranth.hdl import UnusedElaboratable
 from amaranth.sim import Simulator
 
+import golden
 import harness
 from tritloom.firmware import integer
 from tritloom.firmware.config import BuildConfig, ModelShape
@@ -96,7 +98,63 @@ def test_programs(name, stall, acc_latency, acc_parts):
     config = configuration(name)
     parameters = {"config": config.to_dict(), "acc_latency": acc_latency, "acc_parts": acc_parts, "stall": stall, "forms": FORMS}
     unit = VectorUnit(**parameters_of(config), acc_read_latency=acc_latency, acc_parts=acc_parts)
-    harness.run(unit, f"vector_{name}", "cocotb_vector", parameters=parameters)
+    records = harness.run(unit, f"vector_{name}", "cocotb_vector", parameters=parameters)["records"]
+    golden.check(lambda: compared(records, config), WRONG | WRONG_GATES[config.shape.activation])
+
+
+WRONG = {
+    "no epsilon": ("RMSNorm and scale", "rms_norm", lambda x, weight, eps: F.rms_norm(x, x.shape, weight, eps / 1e9)),
+    "no gains": ("RMSNorm", "rms_norm", lambda x, weight, eps: F.rms_norm(x, x.shape, None, eps)),
+    "the sine's sign": ("rotary", "rotary", lambda x, cos, sin, right=golden.rotary: right(x, cos, -sin)),
+    "pairs half a head apart": ("rotary", "rotary", lambda x, cos, sin, right=golden.rotary: right(
+        x.unflatten(-1, (2, -1)).mT.flatten(-2), cos, sin).unflatten(-1, (-1, 2)).mT.flatten(-2)),
+}
+WRONG_GATES = {
+    "silu": {"no gate": ("SwiGLU", "swiglu", lambda gate, up: up),
+             "GELU by a sigmoid": ("SwiGLU", "swiglu", lambda gate, up: gate * (1.702 * gate).sigmoid() * up)},
+    "relu2": {"no square": ("gated ReLU2", "gated_relu2", lambda gate, up: F.relu(gate) * up),
+              "no gate": ("gated ReLU2", "gated_relu2", lambda gate, up: up)},
+}
+"""Errors that the comparison with PyTorch must see (golden.check)."""
+
+
+def compared(records, config):
+    """The unit's outputs against PyTorch. What leaves it as no output (an activation's scale, gated activations) is PyTorch's too, and so
+    is seen in the outputs that it leads to."""
+    shares, tensor, value = golden.Shares(), golden.tensor, golden.value
+    steps, work, gated = {}, {}, {"silu": "SwiGLU", "relu2": "gated ReLU2"}[config.shape.activation]
+    for r in records:
+        slot, lane = r["slot"], r["slot"] % config.group_slots
+        if r["op"] == "embed":
+            scale = golden.Scale(value(r["scale0"])).times(r["row_scale"])
+            shares.compare("embedding", tensor(r["got"]) / 2**16, golden.add(tensor(0), tensor(r["codes"]), scale))
+        elif r["op"] == "attend":
+            x = tensor(r["work"])
+            work[lane] = "attention", golden.Near(x, x * 0), 0.0
+        elif r["op"] == "glu":
+            scales = (steps[slot].times(value(r[name])) for name in ("scale0", "scale1"))
+            work[lane] = gated, *golden.gate(tensor(r["gate"]), tensor(r["up"]), config.shape.activation, *scales)
+        elif r["op"] == "normq":
+            x = tensor(r["x"]) / 2**16
+            source, x, relative = work[lane] if r["source"] else ("residual", golden.Near(x, x * 0), 0.0)
+            gains = tensor(r["gains"])[: len(x.value)] * 2.0 ** r["gain_exponent"] if r["norm"] else None
+            y, relative = golden.norm(x, relative, gains, value(r["eps"]))
+            near, steps[slot] = golden.quantise(y, relative)
+            kind = "RMSNorm" if r["norm"] else "quantisation"
+            shares.compare(gated if source == gated else kind, tensor(r["codes"]), golden.codes(y))
+            if r["scale"] is not None:
+                got = tensor(r["codes"]) * value(r["scale"])
+                shares.compare(f"{kind} and scale", got, golden.scaled(near, value(r["scale0"])))
+        elif r["op"] == "resid":
+            near = golden.add(tensor(r["x"]) / 2**16, tensor(r["acc"]), steps[slot].times(value(r["scale0"])))
+            shares.compare("residual add", tensor(r["got"]) / 2**16, near)
+        else:
+            scale = steps[slot].times(value(r[f"scale{r['kind']}"]))
+            acc, cos, sin = tensor(r["acc"]) * scale.value, tensor(r["cos"]) / 2**14, tensor(r["sin"]) / 2**14
+            for y, codes, step in zip(golden.rotary(acc, cos, sin) if r["kind"] < 2 else acc, r["codes"], r["scale"], strict=True):
+                near, _ = golden.quantise(golden.Near(y, y * 0), scale.error + golden.U)
+                shares.compare("rotary" if r["kind"] < 2 else "values", tensor(codes) * value(step), near)
+    return shares
 
 
 @pytest.mark.parametrize(("name", "acc_latency"), [("wide", 1), ("square", 1)])
