@@ -382,14 +382,19 @@ class Machine:
     def some_scale(self, low=-30, high=-10):
         return scale(self.rng.integers(1 << 15, 1 << 16), self.rng.integers(low, high))
 
-    async def random_param(self, bank, length, scale0=None):
+    def mattering_epsilon(self, slot):
+        """As great as the slot's mean square of now, more or less."""
+        mean = float(np.square(self.x[slot] / 2**integer.RESIDUAL_BITS).mean())
+        return integer.uf_from_float(mean * 2.0 ** int(self.rng.integers(-3, 3)) or 1.0)
+
+    async def random_param(self, bank, length, scale0=None, eps=None):
         gains = self.rng.integers(-32768, 32768, length)
         await self.param(
             bank,
             gains,
             int(self.rng.integers(-20, -8)),
             inverse_count=integer.uf_from_float(1 / max(length, 1)),
-            eps=self.some_scale(-40, 12),
+            eps=eps or self.some_scale(-40, -20),
             scale0=scale0 or self.some_scale(),
             scale1=self.some_scale(),
             scale2=self.some_scale(),
@@ -430,7 +435,7 @@ async def layers(dut):
         await t.resid(slot, count, 1)
         await t.normq(slot, count, s.hidden, 0, 1, 0, 2)
         t.accumulators(form)
-        await t.random_param(0, s.hidden)
+        await t.random_param(0, s.hidden, eps=t.mattering_epsilon(slot))
         await t.glu(slot, count, 2)
         await t.normq(slot, count, s.ffn, 1, int(rng.integers(2)), 0, 3)
         await t.resid(slot, count, 3)
