@@ -387,12 +387,15 @@ class Machine:
         mean = float(np.square(self.x[slot] / 2**integer.RESIDUAL_BITS).mean())
         return integer.uf_from_float(mean * 2.0 ** int(self.rng.integers(-3, 3)) or 1.0)
 
-    async def random_param(self, bank, length, scale0=None, eps=None):
-        gains = self.rng.integers(-32768, 32768, length)
+    async def random_param(self, bank, length, scale0=None, eps=None, gates=False):
+        """`gates`: scale0 is such that the greatest gates are some units, where SiLU is neither 0 nor the gate itself."""
+        gains, exponent = self.rng.integers(-32768, 32768, length), int(self.rng.integers(-20, -8))
+        if gates:  # a normed vector is hardly more than three times its gains
+            scale0 = integer.uf_from_float(8 / self.config.shape.max_inputs / (3 * float(np.abs(gains).max()) * 2.0**exponent))
         await self.param(
             bank,
             gains,
-            int(self.rng.integers(-20, -8)),
+            exponent,
             inverse_count=integer.uf_from_float(1 / max(length, 1)),
             eps=eps or self.some_scale(-40, -20),
             scale0=scale0 or self.some_scale(),
@@ -428,7 +431,7 @@ async def layers(dut):
         await t.random_param(1, s.q_size)  # every bank is loaded a matrix ahead of its use
         await t.normq(slot, count, s.hidden, 0, 1, 0, 0)
         await t.qkv(slot, count, position, 0)
-        await t.random_param(2, s.hidden)
+        await t.random_param(2, s.hidden, gates=True)
         await t.attend(slot, count)
         await t.normq(slot, count, s.q_size, 1, int(rng.integers(2)), 0, 1)
         await t.random_param(3, s.ffn)
