@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tritloom.firmware.config import BuildConfig
+from tritloom.rtl.attention.parameters import AttentionParameters
 from tritloom.rtl.control.parameters import RegisterParameters, SequencerParameters
 from tritloom.rtl.head.parameters import SamplerParameters, ShortListParameters
 from tritloom.rtl.memory.parameters import AxiParameters, OnChipParameters, RoutingParameters, memory_parameters
 from tritloom.rtl.parameters import MemoryUse
 from tritloom.rtl.ternary.parameters import TernaryParameters
+from tritloom.rtl.vector.parameters import VectorParameters
 
 __all__ = ["MachineParameters"]
 
@@ -19,6 +21,8 @@ class MachineParameters:
     """The records of all units of `rtl.top.Accelerator`, by the names of its submodules; `routing` is what joins them."""
 
     matmul: TernaryParameters
+    vector: VectorParameters
+    dot: AttentionParameters
     sampler: SamplerParameters
     shortlist: ShortListParameters | None
     memory: AxiParameters | OnChipParameters
@@ -29,7 +33,8 @@ class MachineParameters:
     @classmethod
     def of(cls, config: BuildConfig) -> MachineParameters:
         """Those of a configuration's machine."""
-        return cls(matmul=TernaryParameters.of(config), sampler=SamplerParameters.of(config),
+        return cls(matmul=TernaryParameters.of(config), vector=VectorParameters.of(config), dot=AttentionParameters.of(config),
+                   sampler=SamplerParameters.of(config),
                    shortlist=ShortListParameters.of(config) if config.shortlist else None, memory=memory_parameters(config),
                    sequencer=SequencerParameters.of(config), registers=RegisterParameters.of(config), routing=RoutingParameters.of(config))
 

@@ -8,6 +8,7 @@ from amaranth.lib.wiring import In, Out
 
 from tritloom.firmware.config import BuildConfig
 from tritloom.firmware.isa import Destination, TraceUnit
+from tritloom.rtl.attention.parameters import AttentionParameters
 from tritloom.rtl.attention.unit import DotEngine
 from tritloom.rtl.control.parameters import RegisterParameters, SequencerParameters
 from tritloom.rtl.control.registers import ControlRegisters, axi_lite_members
@@ -23,6 +24,7 @@ from tritloom.rtl.memory.router import ReadArbiter, WeightRouter, WriteArbiter
 from tritloom.rtl.stream import Fifo, LightSlice, Slice
 from tritloom.rtl.ternary.parameters import TernaryParameters
 from tritloom.rtl.ternary.tlmm import TernaryMatmul
+from tritloom.rtl.vector.parameters import VectorParameters
 from tritloom.rtl.vector.unit import VectorUnit
 
 __all__ = ["Accelerator"]
@@ -73,10 +75,7 @@ class Accelerator(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        c, s = self.config, self.config.shape
-        kv_layout = {"kv_scale_block_bytes": c.kv_scale_block_bytes, "kv_half_bytes": c.kv_half_bytes, "kv_head_bytes": c.kv_head_bytes}
-        head_layout = {"group_rows": c.group_rows, "head_row_bytes": c.head_row_bytes}
-
+        c = self.config
         m.domains.host = host = ClockDomain()
         m.domains.sync = sync = ClockDomain()
         host.clk, host.rst, sync.clk, sync.rst = self.clk, self.rst, self.clk, Signal(init=1, name="reset")
@@ -85,17 +84,8 @@ class Accelerator(wiring.Component):
         m.submodules.memory = memory
         ternary = TernaryParameters.of(c)
         m.submodules.matmul = matmul = TernaryMatmul(ternary)
-        m.submodules.vector = vector = VectorUnit(
-            lanes=c.lanes, groups=c.groups, vector_lanes=c.vector_lanes, mem_bytes=c.mem_bytes, hidden=s.hidden, ffn=s.ffn, heads=s.heads,
-            kv_heads=s.kv_heads, head_dim=s.head_dim, activation=s.activation, acc_bits=c.acc_bits, attention_macs=c.attention_macs,
-            attention_rows=c.attention_rows, **head_layout,
-            head_group_bytes=c.head_group_bytes, rope_row_bytes=c.rope_row_bytes, **kv_layout, kv_write_rows=c.kv_write_rows,
-            write_fifo_beats=c.write_fifo_beats, sub_norms=s.sub_norms,
-            acc_read_latency=ternary.acc_read_latency, acc_parts=ternary.result_reads, ultra=c.ultra_units)
-        m.submodules.dot = dot = DotEngine(
-            lanes=c.dot_lanes, slots=c.lanes, macs=c.attention_macs, rows=c.attention_rows, vector_lanes=c.vector_lanes,
-            mem_bytes=c.mem_bytes, heads=s.heads, kv_heads=s.kv_heads, head_dim=s.head_dim, hidden=s.hidden, vocab=s.vocab,
-            context=s.context, **head_layout, **kv_layout, short_list=c.shortlist)
+        m.submodules.vector = vector = VectorUnit(VectorParameters.of(c))
+        m.submodules.dot = dot = DotEngine(AttentionParameters.of(c))
         m.submodules.sampler = sampler = Sampler(SamplerParameters.of(c))
         m.submodules.sequencer = sequencer = Sequencer(SequencerParameters.of(c))
         registers = ControlRegisters(RegisterParameters.of(c))

@@ -10,12 +10,11 @@ from amaranth.lib.wiring import In, Out
 
 from tritloom.firmware.config import CHUNK
 from tritloom.rtl.arith import index_shape, sign_extend
+from tritloom.rtl.attention.parameters import WEIGHT_BITS
 from tritloom.rtl.once import once
 
-__all__ = ["WEIGHT_BITS", "DotLane", "accumulator_bits", "delay", "dot_bits", "step_layout"]
+__all__ = ["DotLane", "delay", "dot_bits"]
 
-WEIGHT_BITS = 17
-"""Bits of probability * value scale, unsigned."""
 LOW_BITS = WEIGHT_BITS - 8
 """Bits of a weight below those that share their multiplier input with the codes of the lane's own vector."""
 PRODUCT_BITS = WEIGHT_BITS + 8
@@ -29,11 +28,6 @@ def dot_bits(inputs: int) -> int:
     return (127 * 128 * inputs).bit_length() + 1
 
 
-def accumulator_bits(context: int) -> int:
-    """Signed bits of a sum of `context` value codes, each times a weight."""
-    return 25 + context.bit_length()
-
-
 def delay(m: Module, value, cycles: int, name: str):
     """`value` as it was `cycles` cycles ago."""
     for _ in range(cycles):
@@ -41,22 +35,6 @@ def delay(m: Module, value, cycles: int, name: str):
         m.d.sync += after.eq(value)
         value = after
     return value
-
-
-def step_layout(*, words: int, rows: int, group_rows: int, lanes: int) -> data.StructLayout:
-    """What the multipliers do in a cycle: a word of each of `rows` keys or values side by side, with its place in the work.
-
-    `values`: add the rows, times their weights, to the output; else take their dot products. `rescale`: only shift
-    the output word. `fresh`: the output word starts from zero. `first`, `last`: the rows' first, last word.
-    `row`: the first of the rows; `parts`: which of them are there. `head`: all of the bytes are of one row of the
-    vocabulary, whose logit is wanted if `emit`. `ends_half`, `ends_pass`: the last of a chunk's keys, of a
-    pass's values. `remaining`: positions from the chunk's first to the furthest lane's own, limited. `active`: the lanes whose chunk it is.
-    """
-    return data.StructLayout({
-        "valid": 1, "values": 1, "rescale": 1, "fresh": 1, "first": 1, "last": 1, "word": index_shape(words), "bank": 1,
-        "row": index_shape(max(group_rows, CHUNK)), "parts": rows, "parity": 1, "head": 1, "emit": 1, "ends_half": 1, "ends_pass": 1,
-        "remaining": range(CHUNK + lanes), "active": lanes,
-    })
 
 
 @once

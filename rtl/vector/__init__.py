@@ -1,1 +1,1 @@
-"""Vector unit: norms, rotary embedding, quantisation, gated activations, residual addition."""
+"""VectorParameters unit: norms, rotary embedding, quantisation, gated activations, residual addition."""

@@ -10,6 +10,7 @@ from amaranth.lib.wiring import In, Out
 from tritloom.firmware import integer
 from tritloom.rtl.arith import DSP_UNSIGNED_BITS, chunks, sign_extend
 from tritloom.rtl.ufloat import bit_length, shift_right
+from tritloom.rtl.vector.parameters import TAIL_BITS, TAIL_STEP_BITS
 
 __all__ = ["WORK", "GatedUnit"]
 
@@ -74,7 +75,8 @@ class GatedUnit(wiring.Component):
         if self._silu:
             # With many readers, Yosys would make logic of it: some 520 6-input LUTs for each.
             attributes = {"ram_style": "block"} if half > 2 else {}
-            m.submodules.tail = tail = Memory(shape=27, depth=1024, init=_tail_words(), attrs=attributes)
+            words = _tail_words()
+            m.submodules.tail = tail = Memory(shape=TAIL_BITS + TAIL_STEP_BITS, depth=len(words), init=words, attrs=attributes)
             factors = [self._silu_of(m, gate, tail.read_port()) for gate in gates]
         else:
             factors = [self._relu2_of(m, gate) for gate in gates]
@@ -124,7 +126,7 @@ class GatedUnit(wiring.Component):
         base, slope = table.data[:TAIL_BITS], table.data[TAIL_BITS:].as_signed()
         # Cycle 3: the step's share.
         share, base3, z3 = (
-            Signal(signed(STEP_BITS + 11), reset_less=True),
+            Signal(signed(TAIL_STEP_BITS + 11), reset_less=True),
             Signal(TAIL_BITS, reset_less=True),
             Signal(Z_BITS - 1, reset_less=True),
         )
@@ -173,10 +175,7 @@ class GatedUnit(wiring.Component):
         return result
 
 
-TAIL_BITS = 15
-STEP_BITS = 12
-
-
 def _tail_words():
     steps = integer.SILU_TAIL[1:] - integer.SILU_TAIL[:-1]
-    return [int(base) | (int(step) & ((1 << STEP_BITS) - 1)) << TAIL_BITS for base, step in zip(integer.SILU_TAIL[:-1], steps, strict=True)]
+    mask = (1 << TAIL_STEP_BITS) - 1
+    return [int(base) | (int(step) & mask) << TAIL_BITS for base, step in zip(integer.SILU_TAIL[:-1], steps, strict=True)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Any, NamedTuple
 
 from amaranth import C, Cat, Module, Mux, Signal, signed, unsigned
 from amaranth.lib import data, wiring
@@ -10,10 +11,11 @@ from amaranth.lib.wiring import In, Out
 
 from tritloom.firmware import integer
 from tritloom.rtl.ufloat import MANTISSA_BITS, SerialDivider, SerialSqrt, bit_length, shift_right
+from tritloom.rtl.vector.parameters import SCALE_BITS
 
 __all__ = ["INNER", "ONE", "Program", "ScaleUnit"]
 
-INNER = data.StructLayout({"m": unsigned(MANTISSA_BITS), "e": signed(12)})
+INNER = data.StructLayout({"m": unsigned(MANTISSA_BITS), "e": signed(SCALE_BITS - MANTISSA_BITS)})
 """A scale with headroom in its exponent, as it stands inside the vector unit."""
 
 
@@ -76,6 +78,52 @@ _PROGRAMS = {
 }
 
 
+class _Step(NamedTuple):
+    """The present step: its `number` in the table (`first`: of each program), its operation, whether it is its program's `final` one, and
+    its operands; `destination`: which of `registers` takes the result."""
+
+    number: Signal
+    first: dict[Program, int]
+    op: Any
+    final: Signal
+    is_top: Signal
+    takes_exponent: Signal
+    destination: Signal
+    registers: tuple[Any, ...]
+    a: Any
+    b: Any
+    integer_operand: Signal
+    integer_exponent: Signal
+
+
+class _Normaliser(NamedTuple):
+    """Registers around the normaliser.
+
+    `a_held`, `b_held`: operands. `value` with `exponent` is normalised by its `length`, which is `found` a cycle before; `product` is
+    normalised by one bit at most. `high_m`, `low_m`, `distance`: of an addition. `from_...`: where the `result` comes from that is written.
+    """
+
+    a_held: Any
+    b_held: Any
+    value: Signal
+    exponent: Signal
+    length: Signal
+    product: Signal
+    result: Any
+    write: Signal
+    found: Any
+    high_m: Signal
+    low_m: Signal
+    distance: Signal
+    difference: Signal
+    gap: Signal
+    lowered: Any
+    odd: Any
+    from_product: Signal
+    from_length: Signal
+    from_top: Signal
+
+
 class ScaleUnit(wiring.Component):
     """Compute the scales of one slot or head, step by step.
 
@@ -132,8 +180,22 @@ class ScaleUnit(wiring.Component):
         m = Module()
         m.submodules.divider = divider = SerialDivider(denominator_bits=self.ALIGNED_BITS, quotient_bits=self.RECIPROCAL_BITS)
         m.submodules.root = root = SerialSqrt(root_bits=17)
+        step = self._decode(m)
+        normaliser = self._normalise(m, divider, root)
+        dividing_top = Signal()
+        m.d.comb += [self.reciprocal.eq(divider.quotient), self.divided.eq(divider.done & dividing_top)]
+        m.d.sync += self.done.eq(0)
+        self._states(m, step, normaliser, divider, root, dividing_top)
+        with m.If(normaliser.from_top):
+            m.d.sync += [dividing_top.eq(1), self.length.eq(normaliser.length)]
+        with m.If(normaliser.write):
+            for index, register in enumerate(step.registers):
+                with m.If(step.destination == index):
+                    m.d.sync += register.eq(normaliser.result)
+        return m
 
-        # The programs as a table of steps.
+    def _decode(self, m):
+        """The programs as a table of steps, and what the present step is."""
         first, table = {}, []
         for program, steps in _PROGRAMS.items():
             first[program] = len(table)
@@ -173,8 +235,11 @@ class ScaleUnit(wiring.Component):
                         m.d.comb += a.eq(operands[one])
                         if other is not None:
                             m.d.comb += b.eq(operands[other])
+        return _Step(step, first, op, final, is_top, takes_exponent, destination, tuple(destinations.values()), a, b, integer_operand,
+                     integer_exponent)
 
-        # Registered operands and the one normaliser behind them.
+    def _normalise(self, m, divider, root):
+        """Registered operands, and the one normaliser behind the multiplier, the adder, the root and the divider."""
         a_held, b_held = Signal(INNER), Signal(INNER)
         value, exponent, length = Signal(self._width), Signal(signed(13)), Signal(range(self._width + 1))
         product = Signal(2 * MANTISSA_BITS)
@@ -212,30 +277,34 @@ class ScaleUnit(wiring.Component):
                 result.m.eq(aligned[self.ALIGNED_BITS - MANTISSA_BITS :]),
                 result.e.eq(Mux(length == 0, ZERO_EXPONENT, exponent + length - MANTISSA_BITS)),
             ]
-        dividing_top = Signal()
-        m.d.comb += [self.reciprocal.eq(divider.quotient), self.divided.eq(divider.done & dividing_top)]
-        m.d.sync += self.done.eq(0)
+        return _Normaliser(a_held, b_held, value, exponent, length, product, result, write, found, high_m, low_m, distance, difference, gap,
+                           lowered, odd, from_product, from_length, from_top)
+
+    def _states(self, m, step, normaliser, divider, root, dividing_top):
+        """A step is read, computed and normalised; the last one of a program ends it."""
+        n = normaliser
 
         def proceed():
-            with m.If(final):
+            with m.If(step.final):
                 m.d.sync += self.done.eq(1)
                 m.next = "IDLE"
             with m.Else():
-                m.d.sync += step.eq(step + 1)
+                m.d.sync += step.number.eq(step.number + 1)
                 m.next = "READ"
 
         with m.FSM() as fsm:
             m.d.comb += self.busy.eq(~fsm.ongoing("IDLE"))
             with m.State("IDLE"):
                 with m.Switch(self.program):
-                    for program, index in first.items():
+                    for program, index in step.first.items():
                         with m.Case(program):
-                            m.d.sync += step.eq(index)
+                            m.d.sync += step.number.eq(index)
                 with m.If(self.start):
                     m.next = "READ"
             with m.State("READ"):
-                m.d.sync += [a_held.eq(a), b_held.eq(b), value.eq(integer_operand), exponent.eq(integer_exponent)]
-                with m.Switch(op):
+                m.d.sync += [n.a_held.eq(step.a), n.b_held.eq(step.b)]
+                m.d.sync += [n.value.eq(step.integer_operand), n.exponent.eq(step.integer_exponent)]
+                with m.Switch(step.op):
                     with m.Case(_Op.NORMALISE):
                         m.next = "LENGTH"
                     with m.Case(_Op.MULTIPLY):
@@ -247,31 +316,32 @@ class ScaleUnit(wiring.Component):
                     with m.Case(_Op.RECIPROCAL):
                         m.next = "DIVIDE START"
             with m.State("PRODUCT"):
-                m.d.sync += [product.eq(a_held.m * b_held.m), exponent.eq(a_held.e + b_held.e + Mux(takes_exponent, self.exponent_y, 0))]
-                m.d.sync += from_product.eq(1)
+                m.d.sync += [n.product.eq(n.a_held.m * n.b_held.m),
+                             n.exponent.eq(n.a_held.e + n.b_held.e + Mux(step.takes_exponent, self.exponent_y, 0))]
+                m.d.sync += n.from_product.eq(1)
                 m.next = "PRODUCT NORM"
             with m.State("PRODUCT NORM"):
                 proceed()
             with m.State("COMPARE"):
-                swap = difference[-1]
+                swap = n.difference[-1]
                 m.d.sync += [
-                    high_m.eq(Mux(swap, b_held.m, a_held.m)),
-                    low_m.eq(Cat(C(0, 16), Mux(swap, a_held.m, b_held.m))),
-                    exponent.eq(Mux(swap, b_held.e, a_held.e) - 16),
-                    distance.eq(Mux(gap[6:].any(), 63, gap[:6])),
+                    n.high_m.eq(Mux(swap, n.b_held.m, n.a_held.m)),
+                    n.low_m.eq(Cat(C(0, 16), Mux(swap, n.a_held.m, n.b_held.m))),
+                    n.exponent.eq(Mux(swap, n.b_held.e, n.a_held.e) - 16),
+                    n.distance.eq(Mux(n.gap[6:].any(), 63, n.gap[:6])),
                 ]
                 m.next = "LOWER"
             with m.State("LOWER"):
-                m.d.sync += low_m.eq(lowered)
+                m.d.sync += n.low_m.eq(n.lowered)
                 m.next = "SUM"
             with m.State("SUM"):
-                m.d.sync += value.eq(Cat(C(0, 16), high_m) + low_m)
+                m.d.sync += n.value.eq(Cat(C(0, 16), n.high_m) + n.low_m)
                 m.next = "LENGTH"
             with m.State("ROOT START"):
                 m.d.comb += root.start.eq(1)
                 m.next = "ROOT"
             with m.State("ROOT"):
-                m.d.sync += [value.eq(root.root), exponent.eq((a_held.e - odd - 16) >> 1)]
+                m.d.sync += [n.value.eq(root.root), n.exponent.eq((n.a_held.e - n.odd - 16) >> 1)]
                 with m.If(root.done):
                     m.next = "LENGTH"
             with m.State("DIVIDE START"):
@@ -280,19 +350,11 @@ class ScaleUnit(wiring.Component):
                 m.d.sync += dividing_top.eq(0)
                 m.next = "DIVIDE"
             with m.State("DIVIDE"):
-                m.d.sync += [value.eq(Mux(a_held.m == 0, 0, divider.quotient)), exponent.eq(-31 - a_held.e)]
+                m.d.sync += [n.value.eq(Mux(n.a_held.m == 0, 0, divider.quotient)), n.exponent.eq(-31 - n.a_held.e)]
                 with m.If(divider.done):
                     m.next = "LENGTH"
             with m.State("LENGTH"):
-                m.d.sync += [length.eq(found), from_length.eq(1), from_top.eq(is_top)]
+                m.d.sync += [n.length.eq(n.found), n.from_length.eq(1), n.from_top.eq(step.is_top)]
                 m.next = "ALIGN"
             with m.State("ALIGN"):
                 proceed()
-
-        with m.If(from_top):
-            m.d.sync += [dividing_top.eq(1), self.length.eq(length)]
-        with m.If(write):
-            for index, register in enumerate(destinations.values()):
-                with m.If(destination == index):
-                    m.d.sync += register.eq(result)
-        return m

@@ -1,21 +1,20 @@
 """The dot engine equals integer.attention and integer.head_logits in every bit: shapes, positions, garbage, stalls."""
 
-import gc
-import warnings
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import pytest
 import torch.nn.functional as F
-from amaranth.hdl import UnusedElaboratable
 
 import golden
 import harness
+import inventory
 from tritloom.firmware import integer
 from tritloom.firmware.config import CHUNK, KV_SCALE_BYTES, round_up
 from tritloom.firmware.integer import UFloat
 from tritloom.firmware.isa import DotOp
+from tritloom.rtl.attention.parameters import AttentionParameters
 from tritloom.rtl.attention.unit import DotEngine
 
 CONTEXT = 64
@@ -359,7 +358,7 @@ WRONG = {
 
 def check(shape, jobs, short_list=0):
     """Run all jobs in one simulation; compare everything; return what was measured."""
-    measured = harness.run(DotEngine(**shape.parameters, short_list=short_list), "attention", "cocotb_attention",
+    measured = harness.run(DotEngine(AttentionParameters(**shape.parameters, short_list=short_list)), "attention", "cocotb_attention",
                            parameters={"jobs": [job.describe() for job in jobs], "vocab": shape.vocab})
     for job, result in zip(jobs, measured["results"], strict=True):
         job.check(result)
@@ -449,8 +448,11 @@ def test_rows_of_a_short_list(name, short_list):
     ({"kv_half_bytes": 300}, "kv_half_bytes .300. must hold the scales and 16 rows"),
 ])
 def test_impossible_parameters_are_refused(change, message):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UnusedElaboratable)  # of the component that was refused
-        with pytest.raises(ValueError, match=message):
-            DotEngine(**(MIDDLE.parameters | change))
-        gc.collect()
+    with pytest.raises(ValueError, match=message):
+        AttentionParameters(**(MIDDLE.parameters | change))
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_memories(name):
+    attention = AttentionParameters(**SHAPES[name].parameters)
+    assert inventory.published(attention.memories()) == inventory.instantiated(DotEngine(attention))

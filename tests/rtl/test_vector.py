@@ -1,19 +1,20 @@
-"""Vector unit against the integer functions: layer-like programs and extremes, under stalls."""
+"""VectorParameters unit against the integer functions: layer-like programs and extremes, under stalls."""
 
-import gc
-import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch.nn.functional as F
-from amaranth.hdl import UnusedElaboratable
 from amaranth.sim import Simulator
 
 import golden
 import harness
+import inventory
 from tritloom.firmware import integer
 from tritloom.firmware.config import BuildConfig, ModelShape
+from tritloom.firmware.isa import VectorOp
 from tritloom.rtl.vector.glu import GatedUnit
+from tritloom.rtl.vector.parameters import VectorParameters
 from tritloom.rtl.vector.unit import VectorUnit
 
 FORMS = ["random", "extreme", "zero", "one", "least", "random"]
@@ -60,35 +61,6 @@ def configuration(name):
     return BuildConfig(shape=shape, tables=1, rows_per_cycle=1, **fields)
 
 
-def parameters_of(c):
-    s = c.shape
-    return dict(
-        lanes=c.lanes,
-        groups=c.groups,
-        sub_norms=s.sub_norms,
-        vector_lanes=c.vector_lanes,
-        mem_bytes=c.mem_bytes,
-        hidden=s.hidden,
-        ffn=s.ffn,
-        heads=s.heads,
-        kv_heads=s.kv_heads,
-        head_dim=s.head_dim,
-        activation=s.activation,
-        acc_bits=c.acc_bits,
-        attention_macs=c.attention_macs,
-        attention_rows=c.attention_rows,
-        group_rows=c.group_rows,
-        head_row_bytes=c.head_row_bytes,
-        head_group_bytes=c.head_group_bytes,
-        rope_row_bytes=c.rope_row_bytes,
-        kv_scale_block_bytes=c.kv_scale_block_bytes,
-        kv_half_bytes=c.kv_half_bytes,
-        kv_head_bytes=c.kv_head_bytes,
-        kv_write_rows=c.kv_write_rows,
-        write_fifo_beats=c.write_fifo_beats,
-    )
-
-
 @pytest.mark.parametrize(
     ("name", "stall", "acc_latency", "acc_parts"),
     [("wide", "random", 1, 1), ("narrow", "none", 2, 1), ("silu", "random", 2, 1), ("square", "periodic", 1, 1), ("wide", "random", 2, 2),
@@ -97,7 +69,7 @@ def parameters_of(c):
 def test_programs(name, stall, acc_latency, acc_parts):
     config = configuration(name)
     parameters = {"config": config.to_dict(), "acc_latency": acc_latency, "acc_parts": acc_parts, "stall": stall, "forms": FORMS}
-    unit = VectorUnit(**parameters_of(config), acc_read_latency=acc_latency, acc_parts=acc_parts)
+    unit = VectorUnit(replace(VectorParameters.of(config), acc_read_latency=acc_latency, acc_parts=acc_parts))
     records = harness.run(unit, f"vector_{name}", "cocotb_vector", parameters=parameters)["records"]
     golden.check(lambda: compared(records, config), WRONG | WRONG_GATES[config.shape.activation])
 
@@ -162,21 +134,26 @@ def test_cycles(name, acc_latency):
     """The declared cycles per operation, without stalls; a short NORMQ waits for its scale."""
     config = configuration(name)
     parameters = {"config": config.to_dict(), "acc_latency": acc_latency, "acc_parts": 1, "stall": "none", "forms": ["random"] * 3}
-    unit = VectorUnit(**parameters_of(config), acc_read_latency=acc_latency)
-    cycles = harness.run(unit, f"vector_{name}", "cocotb_vector", testcase="layers", parameters=parameters)["cycles"]
+    vector = replace(VectorParameters.of(config), acc_read_latency=acc_latency)
+    cycles = harness.run(VectorUnit(vector), f"vector_{name}", "cocotb_vector", testcase="layers", parameters=parameters)["cycles"]
     print(cycles)  # shown by pytest -s
-    s, v = config.shape, config.vector_lanes
-    longest = max(s.hidden, s.q_size, s.ffn)
+    s = config.shape
     limits = {
-        "NORMQ": max(2 * longest // v + 60, longest // v + 100),
-        "RESID": s.hidden // v + 15,
-        "GLU": 2 * s.ffn // v + 20,
-        "QKV": (s.heads + 2 * s.kv_heads) * max(25, 2 * s.head_dim // v + 10) + 50,
+        "NORMQ": vector.cycles(VectorOp.NORMQ, length=s.max_inputs, norm=True),
+        "RESID": vector.cycles(VectorOp.RESID),
+        "GLU": vector.cycles(VectorOp.GLU, length=s.ffn),
+        "QKV": vector.cycles(VectorOp.QKV, heads=s.heads + 2 * s.kv_heads),
     }
     for label, counts in cycles.items():
         op, _, count = label.partition(" x")
         if op in limits:
             assert max(counts) <= limits[op] * int(count) + 10, f"{label}: {counts}, limit {limits[op]} a slot"
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_memories(name):
+    vector = replace(VectorParameters.of(configuration(name)), acc_parts=2, ultra=name == "wide")
+    assert inventory.published(vector.memories()) == inventory.instantiated(VectorUnit(vector))
 
 
 @pytest.mark.parametrize(("activation", "acc_bits"), [("relu2", 24), ("relu2", 16), ("relu2", 19), ("silu", 19)])
@@ -222,14 +199,13 @@ def test_gated_unit(activation, acc_bits):
 
 
 def test_parameters():
-    good = parameters_of(configuration("silu"))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UnusedElaboratable)
-        for bad, message in (
-            ({"acc_bits": 30}, "acc_bits must be from 9 to 24, not 30"),
-            ({"acc_parts": 3}, "acc_parts must be 1 or 2, not 3"),
-            ({"hidden": 30}, r"vector_lanes \(4\) must divide hidden \(30\)"),
-        ):
-            with pytest.raises(ValueError, match=message):
-                VectorUnit(**good | bad)
-        gc.collect()
+    good = VectorParameters.of(configuration("silu"))
+    for bad, message in (
+        ({"acc_bits": 30}, "acc_bits must be from 9 to 24, not 30"),
+        ({"acc_parts": 3}, "acc_parts must be 1 or 2, not 3"),
+        ({"hidden": 30}, r"vector_lanes \(4\) must divide hidden \(30\)"),
+        ({"activation": "gelu"}, "activation must be relu2 or silu, not 'gelu'"),
+        ({"mem_bytes": 2}, r"mem_bytes must be at least 4 and vector_lanes \(4\), not 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            replace(good, **bad)
