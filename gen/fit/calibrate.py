@@ -1,9 +1,10 @@
 """Measure whole machines by synthesis and fit the cost model to them: `python -m tritloom.gen.fit.calibrate`.
 
-CONFIGURATIONS are synthesised part by part (gen.parts; unchanged parts come from the cache), docs/results/unit_costs.json keeps
-the points and how far the projections of the new gen/coefficients.json are from each. A point keeps a digest of the design that was
-synthesised, and is measured again only once its machine has another. Names given as arguments limit what is measured, for example
-`python -m tritloom.gen.fit.calibrate ecp5`; the other points stay as they are stored.
+CONFIGURATIONS are synthesised part by part (gen.tools.parts; unchanged parts come from the cache). docs/results/unit_costs.json keeps the
+points; how far the projections of the new gen/fit/coefficients.json are from each (`compared`); and how far they are when the coefficients
+are fitted without that point (`held_out`). A point keeps a digest of the design that was synthesised, and is measured again only once its
+machine has another. Names given as arguments limit what is measured, for example `python -m tritloom.gen.fit.calibrate ecp5`; the other
+points stay as they are stored. `--stored` measures nothing: it fits to the points that are there, which takes seconds.
 """
 
 from __future__ import annotations
@@ -25,11 +26,10 @@ from tritloom.gen.tools import parts
 from tritloom.gen.tools.synthesis import SynthesisError
 from tritloom.system.files import write_atomically
 
-__all__ = ["CONFIGURATIONS", "POINTS", "calibrate", "compare", "fit_coefficients", "measure"]
+__all__ = ["CONFIGURATIONS", "POINTS", "calibrate", "compare", "fit_coefficients", "held_out", "measure"]
 
 ROOT = Path(__file__).resolve().parents[2]
 POINTS = ROOT / "docs" / "results" / "unit_costs.json"
-COEFFICIENTS = ROOT / "gen" / "coefficients.json"
 ALLOWED = 0.10
 """Relative error of the whole machine's LUTs, block RAMs and multipliers that the model should stay within."""
 
@@ -116,11 +116,11 @@ def measure(what: Configuration, progress: Callable[[str], None] | None = None, 
     return {"name": what.name, "family": what.family, "units": units, **made, "date": datetime.now(timezone.utc).date().isoformat()}
 
 
-def fit_coefficients(points: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
+def fit_coefficients(points: list[dict[str, Any]]) -> cost.Coefficients:
     """Non-negative coefficients with the least squared relative error, from measured points."""
     from scipy.optimize import nnls
 
-    table: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
+    table: cost.Coefficients = {}
     for family in sorted({p["family"] for p in points}):
         mine = [(BuildConfig.from_dict(p["config"]), p["units"]) for p in points if p["family"] == family]
         for unit in cost.UNITS:
@@ -144,17 +144,26 @@ def _memories_of(config: BuildConfig, family: str, unit: str, units: dict[str, d
     return {"lut": kept.lut, "ff": kept.ff}
 
 
-def compare(points: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def compare(points: Iterable[dict[str, Any]], coefficients: cost.Coefficients = cost.COEFFICIENTS) -> list[dict[str, Any]]:
     """Projected against measured, whole machines: a row for each point and kind with the relative error of the projection."""
     rows = []
     for point in points:
-        projected = cost.resources(BuildConfig.from_dict(point["config"]), point["family"])
+        projected = cost.resources(BuildConfig.from_dict(point["config"]), point["family"], coefficients)
         for kind in ("lut", "ff", "bram", "dsp"):
             scale = cost.BLOCK_KIBIT[point["family"]] if kind == "bram" else 1
             measured = sum(unit[kind] for unit in point["units"].values()) * scale
             error = (projected[kind] - measured) / measured if measured else float(projected[kind] != 0)
             rows.append({"name": point["name"], "family": point["family"], "kind": kind, "measured": measured, "projected": projected[kind],
                          "error": round(error, 4)})
+    return rows
+
+
+def held_out(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """As `compare`, but each machine is projected with coefficients that were fitted to the family's other machines alone."""
+    rows = []
+    for point in points:
+        others = [p for p in points if p["family"] == point["family"] and p is not point]
+        rows += compare([point], fit_coefficients(others)) if others else []
     return rows
 
 
@@ -194,21 +203,29 @@ def _store(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
     cost.COEFFICIENTS.update(fit_coefficients(points))
     fitted = cost.COEFFICIENTS
     compared = compare(points)
-    for path, content in ((COEFFICIENTS, {"coefficients": fitted}), (POINTS, {"points": points, "compared": compared})):
+    found = {"points": points, "compared": compared, "held_out": held_out(points)}
+    for path, content in ((cost.FILE, {"coefficients": fitted}), (POINTS, found)):
         write_atomically(path.parent, {path.name: json.dumps({"command": command, **content}, indent=1) + "\n"})
     return compared
 
 
 def main(arguments: list[str]) -> int:
-    """Calibrate and print the comparison; exit status 1 if a projection is out of bounds or a machine not measured, 2 for a wrong name."""
+    """Calibrate and print measured, projected, and the errors with the machine among the points and without it; exit status 1 if a
+    projection is out of bounds or a machine not measured, 2 for a wrong name."""
     try:
-        rows, failed = calibrate(arguments, lambda text: print(text, file=sys.stderr, flush=True))
+        if arguments == ["--stored"]:
+            rows, failed = _store(json.loads(POINTS.read_text(encoding="utf-8"))["points"]), []
+        else:
+            rows, failed = calibrate(arguments, lambda text: print(text, file=sys.stderr, flush=True))
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
+    stored = json.loads(POINTS.read_text(encoding="utf-8"))["held_out"]
+    unseen = {(item["family"], item["name"], item["kind"]): item["error"] for item in stored}
     for item in rows:
         mark = "" if item["kind"] == "ff" or abs(item["error"]) <= ALLOWED else "  out of bounds"
-        numbers = f"{item['measured']:>10,.0f} {item['projected']:>10,.0f} {item['error']:+8.1%}"
+        alone = unseen.get((item["family"], item["name"], item["kind"]), float("nan"))
+        numbers = f"{item['measured']:>10,.0f} {item['projected']:>10,.0f} {item['error']:+8.1%} {alone:+8.1%}"
         print(f"{item['family']:6} {item['name']:24} {item['kind']:5} {numbers}{mark}")
     for text in failed:
         print(f"not measured: {text}")

@@ -2,7 +2,8 @@
 
 A unit's LUTs, flip-flops and multipliers are a sum of terms (lanes, look-ups, bytes of a beat, ...) with
 coefficients per family in coefficients.json, fitted to the measured points in docs/results/unit_costs.json.
-Memories are counted one by one: each goes to block RAM, to LUTs or, where LUTs are no RAM, to flip-flops as Yosys would map it.
+The memories are those that the units' parameter records publish, counted one by one: each goes to block RAM, to LUTs or, where LUTs are
+no RAM, to flip-flops as Yosys would map it.
 
 `python -m tritloom.gen.fit.calibrate` measures the points, makes the coefficients, and compares both.
 """
@@ -11,35 +12,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import replace
 from math import ceil
 from pathlib import Path
 from typing import NamedTuple
 
-from tritloom.firmware.config import CHUNK, KEPT_BITS, RESULT_LANES, BuildConfig, ConfigError
-from tritloom.firmware.isa import SCRATCH_WORDS
+from tritloom.firmware.config import CHUNK, KEPT_BITS, BuildConfig, ConfigError
+from tritloom.rtl.machine import MachineParameters
+from tritloom.rtl.parameters import MemoryUse
 
-__all__ = ["COEFFICIENTS", "FAMILIES", "KINDS", "UNITS", "Memory", "memories", "memory_cost", "resources", "terms", "unit_resources"]
+__all__ = ["COEFFICIENTS", "FAMILIES", "KINDS", "UNITS", "memories", "memory_cost", "resources", "terms", "unit_resources"]
 
 UNITS = ("matmul", "vector", "dot", "sampler", "memory", "control", "shortlist")
 """Top-level units; control is the sequencer, the registers, the routers and what joins all."""
 KINDS = ("lut", "ff", "dsp")
 FAMILIES = ("xcup", "ecp5", "gowin", "ice40")
-
-
-@dataclass(frozen=True)
-class Memory:
-    """`count` memories of `depth` words of `width` bits. `reads`: ports to read it, each with a copy of its own in RAM (block RAM of
-    two ports: two with one; flip-flops are there once); `rom`: cannot become LUT RAM; `at_once`: read without a clock, so it
-    cannot become block RAM; `ultra`: asks for UltraRAM."""
-
-    width: int
-    depth: int
-    count: int = 1
-    reads: int = 1
-    rom: bool = False
-    at_once: bool = False
-    ultra: bool = False
 
 
 class Stored(NamedTuple):
@@ -66,18 +53,20 @@ BITS_PER_BLOCK = {"ice40": 64}
 """Up to so many bits for each block RAM that it would take, Yosys makes a memory of flip-flops, where LUTs are no RAM."""
 
 
-def blocks(family: str, memory: Memory) -> float:
-    """Block RAMs of one memory; halves of a 36-Kibit block count (xcup)."""
-    copies = ceil(memory.reads / 2) if memory.rom and family != "ice40" else memory.reads  # the port that writes is free to read a ROM
+def blocks(family: str, memory: MemoryUse) -> float:
+    """Block RAMs of one memory; halves of a 36-Kibit block count (xcup). Each read port has a copy of its own."""
+    rom = memory.kind == "rom" and family != "ice40"
+    copies = ceil(memory.read_ports / 2) if rom else memory.read_ports  # the port that writes is free to read a ROM
     if family == "xcup":
         halves = [(w // 2 if w > 1 else 1, d if w > 1 else d // 2) for w, d in BLOCK_SHAPES["xcup"]]
         return copies * min(ceil(memory.width / w) * ceil(memory.depth / d) for w, d in halves) / 2
     return copies * min(ceil(memory.width / w) * ceil(memory.depth / d) for w, d in BLOCK_SHAPES[family])
 
 
-def lutram_cells(family: str, memory: Memory) -> int:
+def lutram_cells(family: str, memory: MemoryUse) -> int:
+    """LUT RAM cells of one memory."""
     bits, words, _ = LUTRAM[family]
-    return memory.reads * ceil(memory.width / bits) * ceil(memory.depth / words)
+    return memory.read_ports * ceil(memory.width / bits) * ceil(memory.depth / words)
 
 
 SLOWEST_PATH_NS = {"xcup": (3.97, 3.97), "ecp5": (16.72, None)}
@@ -89,82 +78,79 @@ ULTRA_SHAPE, ULTRA_KIBIT = (72, 4096), 288
 """Width and words of an UltraRAM (xcup), and its Kibit."""
 
 
-def memory_cost(family: str, memory: Memory) -> Stored:
+def memory_cost(family: str, memory: MemoryUse) -> Stored:
     """What memories of one kind cost."""
-    n = memory.count
-    if memory.ultra and family == "xcup":
+    n, parts = memory.count, memory.write_parts
+    if memory.kind == "ultra" and family == "xcup":
         width, depth = ULTRA_SHAPE
-        return Stored(uram=n * ceil(memory.width / width) * ceil(memory.depth / depth))
+        bits = memory.width if parts == 1 else memory.width * 9 // 8  # nine bits for each byte that is written alone
+        return Stored(uram=n * ceil(bits / width) * ceil(memory.depth / depth))
+    if parts > 1:
+        return memory_cost(family, replace(memory, width=memory.width // parts, count=n * parts, write_parts=1))
     need = blocks(family, memory)
     if family in LUTRAM:
         cells = lutram_cells(family, memory)
-        small = memory.at_once or (not memory.rom and cells < CELLS_PER_BLOCK[family] * need)
+        small = memory.kind == "async" or (memory.kind != "rom" and cells < CELLS_PER_BLOCK[family] * need)
         return Stored(lut=n * cells * LUTRAM[family][2]) if small else Stored(bram=n * need)
     bits = memory.width * memory.depth
-    if memory.at_once or (not memory.rom and bits <= BITS_PER_BLOCK[family] * need):
+    if memory.kind == "async" or (memory.kind != "rom" and bits <= BITS_PER_BLOCK[family] * need):
         # A flip-flop a bit, with its own enable; four words to choose from take two 4-input LUTs a bit, and so on as a tree.
-        return Stored(lut=n * memory.reads * memory.width * ceil(2 * (memory.depth - 1) / 3), ff=n * bits)
+        return Stored(lut=n * memory.read_ports * memory.width * ceil(2 * (memory.depth - 1) / 3), ff=n * bits)
     return Stored(bram=n * need)
 
 
-def memories(config: BuildConfig) -> dict[str, list[Memory]]:
-    """The memories of each unit, as rtl/ declares them."""
+UNIT_OF = {"sequencer": "control", "registers": "control", "routing": "control"}
+"""Units that count together, by submodule of the top; the others count alone."""
+
+
+def memories(config: BuildConfig) -> dict[str, list[MemoryUse]]:
+    """The memories of each of UNITS, as their parameter records publish them."""
+    found: dict[str, list[MemoryUse]] = {unit: [] for unit in UNITS}
+    for name, published in MachineParameters.of(config).memories().items():
+        found[UNIT_OF.get(name, name)] += published
+    found["vector"], found["dot"] = _vector(config), _dot(config)
+    return found
+
+
+def _vector(config: BuildConfig) -> list[MemoryUse]:
     c, s = config, config.shape
-    v, p, m, a, d, ultra = c.vector_lanes, c.lanes, c.mem_bytes, c.attention_macs, c.dot_lanes, c.ultra_units
-    slots, step_bits = c.groups * p, c.rows_per_cycle * c.acc_bits
-    steps = c.groups * c.result_turns * ceil(max(c.result_rows, v) / c.rows_per_cycle)
-    id_bits = (s.vocab - 1).bit_length()
-    together, alone = min(c.result_lanes, RESULT_LANES), c.result_lanes % min(c.result_lanes, RESULT_LANES)
-    matmul = [Memory(8 * v, slots * ceil(s.max_inputs / v), ultra=ultra),
-              Memory(step_bits, ceil(c.longest_block / c.rows_per_cycle), p),
-              Memory(together * step_bits, ceil(steps / c.banks), c.result_lanes // together * c.banks, ultra=ultra)]
-    matmul += [Memory(29, 4), Memory(11, 4)]
-    if alone:
-        matmul.append(Memory(alone * step_bits, ceil(steps / c.banks), c.banks, ultra=ultra))
-    if c.table_form != "addsub":
-        depth = 32 if c.table_form == "symmetric14" else 64
-        matmul.append(Memory(10, depth, p * c.tables * c.rows_per_cycle))
-    widest = max(s.hidden, s.q_size)
-    beat_words = max(1, m // (2 * v))
+    v, p, m, kind = c.vector_lanes, c.lanes, c.mem_bytes, "ultra" if c.ultra_units else "ram"
+    slots, beat_words = c.groups * p, max(1, m // (2 * v))
     gains = 2 * s.hidden + (s.q_size + s.ffn if s.sub_norms else 0)
-    word = a // c.attention_rows
-    scale_beats = c.kv_scale_block_bytes // m
-    vector = [
-        Memory(16 * v, ceil((gains + slots * s.head_dim) / v / beat_words), beat_words),
-        Memory(32 * v, slots * ceil(s.hidden / v), ultra=ultra), Memory(32 * v, p * ceil(max(s.ffn, s.q_size) / v), ultra=ultra),
-        Memory(9 * m + 33, c.write_fifo_beats), Memory(64, c.kv_write_rows),
-        Memory(28, slots), Memory(28, p), Memory(5, slots), Memory(28, 4, 5), Memory(12, 4),
+    found = [
+        MemoryUse(name="coefficients", width=16 * v, depth=ceil((gains + slots * s.head_dim) / v / beat_words), count=beat_words),
+        MemoryUse(name="x", width=32 * v, depth=slots * ceil(s.hidden / v), kind=kind),
+        MemoryUse(name="h", width=32 * v, depth=p * ceil(max(s.ffn, s.q_size) / v), kind=kind),
+        MemoryUse(name="kv.rows", width=9 * m + 33, depth=c.write_fifo_beats), MemoryUse(name="kv.scales", width=64, depth=c.kv_write_rows),
+        MemoryUse(name="code_scale", width=28, depth=slots), MemoryUse(name="work_scale", width=28, depth=p),
+        MemoryUse(name="residual_left", width=5, depth=slots), MemoryUse(name="scale", width=28, depth=4, count=5),
+        MemoryUse(name="gain_exponent", width=12, depth=4),
     ]
     if c.result_parts > 1:
-        vector.append(Memory(v * c.acc_bits, max(2, s.head_dim // v) << KEPT_BITS))
+        found.append(MemoryUse(name="kept", width=v * c.acc_bits, depth=max(2, s.head_dim // v) << KEPT_BITS))
     if s.activation == "silu":
-        vector.append(Memory(27, 1024, reads=v // 2, rom=True))
-    dot = [
-        Memory(8 * a, p * ceil(widest / a)), Memory(26, p * s.heads), Memory(8 * m, 2 * scale_beats), Memory(8 * m, max(2, scale_beats)),
-        Memory(26, 32), Memory(8 * a, ceil(widest / a), d), Memory(17 * c.attention_rows, 32 // c.attention_rows, d), Memory(22, 32, d),
-        Memory(16, 1024, d, rom=True), Memory(35 * word, max(2, s.head_dim // word), d), Memory(44 * d, 16),
-        Memory(10 + (CHUNK + d - 1).bit_length() + d, 16), Memory(s.context.bit_length() + 33 + d, d + 1),
+        found.append(MemoryUse(name="gated.sigmoid", width=27, depth=1024, read_ports=v // 2, kind="rom"))
+    return found
+
+
+def _dot(config: BuildConfig) -> list[MemoryUse]:
+    c, s = config, config.shape
+    p, m, a, d, word = c.lanes, c.mem_bytes, c.attention_macs, c.dot_lanes, c.attention_macs // c.attention_rows
+    widest, scale_beats = max(s.hidden, s.q_size), c.kv_scale_block_bytes // m
+    return [
+        MemoryUse(name="activations", width=8 * a, depth=p * ceil(widest / a)), MemoryUse(name="query_scales", width=26, depth=p * s.heads),
+        MemoryUse(name="key_scales", width=8 * m, depth=2 * scale_beats),
+        MemoryUse(name="value_beats", width=8 * m, depth=max(2, scale_beats)),
+        MemoryUse(name="value_scales", width=26, depth=32), MemoryUse(name="dot.vector", width=8 * a, depth=ceil(widest / a), count=d),
+        MemoryUse(name="dot.weights", width=17 * c.attention_rows, depth=32 // c.attention_rows, count=d),
+        MemoryUse(name="score.scores", width=22, depth=32, count=d),
+        MemoryUse(name="softmax.table", width=16, depth=1024, count=d, kind="rom"),
+        MemoryUse(name="dot.outputs", width=35 * word, depth=max(2, s.head_dim // word), count=d),
+        MemoryUse(name="logits", width=44 * d, depth=16),
+        MemoryUse(name="control.job_queue", width=10 + (CHUNK + d - 1).bit_length() + d, depth=16),
+        MemoryUse(name="control.runs", width=s.context.bit_length() + 33 + d, depth=d + 1),
+        *([MemoryUse(name="ids", width=(s.vocab - 1).bit_length(), depth=64)] if c.shortlist else []),
     ]
-    entry, kept = 44 + id_bits, max(2, p)
-    sampler = [Memory(16, 1024, rom=True), Memory(entry, p * c.sampler_candidates), Memory(32, 512, 2, rom=True), Memory(60 + id_bits, 32)]
-    sampler += [Memory(width, kept, at_once=True) for width in (78, entry + 16, entry + 4, 26, 44, 16 + id_bits)]
-    control = [Memory(64, c.program_words), Memory(32, 16, reads=4), Memory(32, SCRATCH_WORDS * p), Memory(32, 63), Memory(64, 63),
-               Memory(17, 16), Memory(8 * m, 4)]
-    memory = [Memory(64, 256), Memory(48, 8), Memory(8, 4)]
-    if c.memory == "onchip":
-        words = c.onchip_bytes // m  # each byte can be written alone: UltraRAM has nine bits for it
-        memory += [Memory(9 * m, words, ultra=True) if c.ultra_ram else Memory(8, words, m),
-                   Memory(8 * m + 2, c.weight_fifo_beats), Memory(8 * m, c.read_fifo_beats)]
-    else:
-        port = m // c.mem_ports
-        memory += [Memory(8 * port + 2, c.weight_fifo_beats, c.mem_ports), Memory(8 * port, c.read_fifo_beats, c.mem_ports),
-                   Memory(3, 16, c.mem_ports)]
-    shortlist = []
-    if c.shortlist:
-        row = id_bits + (127 * s.hidden).bit_length() + 2
-        shortlist = [Memory(row, c.shortlist_queue), Memory(2 * row, max(2, c.shortlist // 2), at_once=True), Memory(id_bits, 64)]
-    return {"matmul": matmul, "vector": vector, "dot": dot, "sampler": sampler, "memory": memory, "control": control,
-            "shortlist": shortlist}
 
 
 def terms(config: BuildConfig) -> dict[str, dict[str, float]]:
@@ -183,15 +169,17 @@ def terms(config: BuildConfig) -> dict[str, dict[str, float]]:
     }
 
 
-COEFFICIENTS: dict[str, dict[str, dict[str, dict[str, float]]]] = json.loads(
-    (Path(__file__).resolve().parent / "coefficients.json").read_text(encoding="utf-8"))["coefficients"]
+Coefficients = dict[str, dict[str, dict[str, dict[str, float]]]]
+
+FILE = Path(__file__).resolve().parent / "coefficients.json"
+COEFFICIENTS: Coefficients = json.loads(FILE.read_text(encoding="utf-8"))["coefficients"]
 """By family, unit and kind: coefficient of each term. Made by `python -m tritloom.gen.fit.calibrate`."""
 
 FORM_LUTS = {"symmetric14": 1.0, "full27": 1.0, "addsub": 1.0}
 """Logic of a look-up in other table forms, relative to symmetric14 (docs/results: bench --unit tlmm --synth)."""
 
 
-def unit_resources(config: BuildConfig, family: str) -> dict[str, dict[str, float]]:
+def unit_resources(config: BuildConfig, family: str, coefficients: Coefficients = COEFFICIENTS) -> dict[str, dict[str, float]]:
     """LUTs, flip-flops, block RAM and UltraRAM (Kibit) and multipliers by unit."""
     if family not in FAMILIES:
         raise ConfigError(f"no costs for family {family!r}: there are {', '.join(FAMILIES)}")
@@ -199,23 +187,24 @@ def unit_resources(config: BuildConfig, family: str) -> dict[str, dict[str, floa
     result: dict[str, dict[str, float]] = {}
     for unit in UNITS:
         # A term that is new has no coefficient until the model is fitted again.
-        cost = {kind: sum(COEFFICIENTS[family][unit][kind].get(name, 0) * value for name, value in grows[unit].items()) for kind in KINDS}
+        each = coefficients[family][unit]
+        cost = {kind: sum(each[kind].get(name, 0) * value for name, value in grows[unit].items()) for kind in KINDS}
         result[unit] = _with_memories(family, cost, kept[unit])
     return result
 
 
-def stored(family: str, kept: Iterable[Memory]) -> Stored:
+def stored(family: str, kept: Iterable[MemoryUse]) -> Stored:
     """What memories cost together."""
     return Stored(*(sum(part) for part in zip(*(memory_cost(family, memory) for memory in kept), strict=True)))
 
 
-def _with_memories(family: str, logic: dict[str, float], kept: Iterable[Memory]) -> dict[str, float]:
+def _with_memories(family: str, logic: dict[str, float], kept: Iterable[MemoryUse]) -> dict[str, float]:
     spent = stored(family, kept)
     return {"lut": logic["lut"] + spent.lut, "ff": logic["ff"] + spent.ff, "bram": spent.bram * BLOCK_KIBIT[family],
             "uram": spent.uram * ULTRA_KIBIT, "dsp": logic["dsp"]}
 
 
-def resources(config: BuildConfig, family: str) -> dict[str, int]:
+def resources(config: BuildConfig, family: str, coefficients: Coefficients = COEFFICIENTS) -> dict[str, int]:
     """Projected LUTs, flip-flops, block RAM and UltraRAM in Kibit, and multipliers of the whole machine."""
-    units = unit_resources(config, family).values()
+    units = unit_resources(config, family, coefficients).values()
     return {kind: round(sum(unit[kind] for unit in units)) for kind in ("lut", "ff", "bram", "uram", "dsp")}

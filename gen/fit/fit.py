@@ -15,23 +15,24 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
-from math import ceil, log, log2
+from math import ceil, log2
 from typing import Any, NamedTuple
 
 from tritloom.boards.board import Board, load
 from tritloom.firmware.assembler import AssemblyError
-from tritloom.firmware.config import CHUNK, LIMITS, TRITS, BuildConfig, ConfigError, ModelShape
+from tritloom.firmware.config import CHUNK, LIMITS, BuildConfig, ConfigError, ModelShape
 from tritloom.firmware.layout import ADDRESS_LIMIT, MemoryMap, head_row_blocks, memory_map
 from tritloom.firmware.programs import generation
 from tritloom.gen.fit.cost import BLOCK_KIBIT, ULTRA_KIBIT, resources
 from tritloom.gen.models import ModelSpec
+from tritloom.rtl.head.parameters import ShortListParameters
+from tritloom.rtl.memory.parameters import WRITE_CYCLES
+from tritloom.rtl.ternary.parameters import TernaryParameters
 
 CONTEXT_FOR_SPEED = 128
 """Positions of the cache, and tokens of a prompt, for which speeds are predicted where nothing else is asked for."""
 MEMORY_EFFICIENCY = {"ddr": 0.95, "ideal": 1.0, "kv260": 0.99, "kv260-optimistic": 0.99, "kv260-pessimistic": 0.8}
 """Share of the beat rate that long sequential reads reach (sim/dram.py)."""
-WRITE_CYCLES = {"axi": 14, "onchip": 2}
-"""Cycles that writing a beat of keys or values takes: heads lie far apart, and DRAM may open a row for each."""
 LANES = (16, 12, 8, 4, 2, 1)
 """Numbers of lanes that are tried, from what the board prescribes (4 if it does not) down."""
 NEAR = 1.01
@@ -46,8 +47,6 @@ MOST_PROGRAM_WORDS = LIMITS["program_words"][1]
 MIB = 1 << 20
 PASSES = 64
 """Passes of a prompt that are projected one by one; of more, so many of them stand for all."""
-BUILD_CYCLES = 14
-"""Cycles that building a symmetric table takes (full tables: twice)."""
 
 
 class Need(NamedTuple):
@@ -98,22 +97,17 @@ def cycles_per_pass(config: BuildConfig, context: int, tokens: int, *, answers: 
     `answers`: tokens whose successors are chosen: none, the last, or all.
     """
     c, s = config, config.shape
-    build = {"symmetric14": BUILD_CYCLES, "full27": 2 * BUILD_CYCLES, "addsub": 0}[c.table_form]
-
+    ternary = TernaryParameters.of(c)
     groups = [min(c.lanes, tokens)] + ([tokens - c.lanes] if tokens > c.lanes else [])
 
     def matmul(rows: int, inputs: int, count: int) -> float:
-        load = count * ceil((TRITS * c.tables + c.vector_lanes - 1) / c.vector_lanes)
-        tile_cycles = load + build + 2
-        turns = ceil(rows / c.rows_per_cycle) if count > c.result_lanes else 0
-        return tile_cycles + 16 + turns + ceil(inputs / (TRITS * c.tables)) * sum(
-            max(ceil(block / c.rows_per_cycle), tile_cycles) for block in c.blocks(rows))
+        return ternary.cycles(rows=rows, inputs=inputs, count=count)
 
     def gains(length: int) -> float:
         return length / v + ceil(32 / c.mem_bytes) + 4
 
     v = c.vector_lanes
-    parts = max(1, v // c.rows_per_cycle) // c.banks  # reads that V results take
+    parts = ternary.result_reads
     norm = {length: 2 * length / v + 60 for length in (s.hidden, s.q_size, s.ffn)}
     resid = parts * s.hidden / v + 15
     head_cycles = max(25, 2 * parts * s.head_dim / v + 10)
@@ -193,11 +187,12 @@ def cycles_per_pass(config: BuildConfig, context: int, tokens: int, *, answers: 
         sets = [min(c.dot_lanes, answers - start) for start in range(0, answers, c.dot_lanes)]
         result["head"] = sum(ceil(s.vocab / c.group_rows) * (1 + c.group_rows * max(s.hidden / c.attention_macs, count)) for count in sets)
     elif answers:
-        # In random order this many rows enter the heap one after the other; each stops the scan for a few cycles.
-        entries = c.shortlist * (1 + log(s.vocab / c.shortlist))
-        rescored = c.shortlist * max(c.head_row_bytes / c.attention_macs + 3, 2 * log2(c.shortlist) + 2, 8)
+        # Each row that enters the heap stops the scan for a few cycles; the rows that stay are read again.
+        heap = ShortListParameters.of(c)
+        rescored = c.shortlist * max(c.head_row_bytes / c.attention_macs + 3, heap.entry_cycles + 1, 8)
         blocks = Counter(head_row_blocks(c)).items()
-        result["head"] = sum(n * matmul(rows, s.hidden, 1) for rows, n in blocks) + c.head_block_rows * parts / v + entries + rescored
+        streamed = sum(n * matmul(rows, s.hidden, 1) for rows, n in blocks)
+        result["head"] = streamed + heap.scan_cycles(c.head_block_rows) + heap.expected_entries + rescored
     return result
 
 
