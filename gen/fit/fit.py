@@ -83,9 +83,13 @@ class FitResult:
     needs: dict[str, Need] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
+        """As JSON has it: `predicted` and `available` name the unit of memory on the chip, as their sums are of blocks of several sizes."""
+        def named(counts: dict[str, Any]) -> dict[str, Any]:
+            return {f"{kind}_kibit" if kind in ("bram", "uram") else kind: count for kind, count in counts.items()}
+
         return {"fits": self.fits, "binds": self.binds, "batch_binds": self.batch_binds,
                 "config": self.config.to_dict() | {"digest": f"{self.config.digest:08x}"},
-                "predicted": self.predicted, "available": self.available, "memory_bytes": self.memory_map.total_bytes,
+                "predicted": named(self.predicted), "available": named(self.available), "memory_bytes": self.memory_map.total_bytes,
                 "needs": [{"kind": kind, "name": need.name, "used": need.used, "available": need.available}
                           for kind, need in self.needs.items()]}
 

@@ -59,6 +59,10 @@ def command(
     console = Console(json=as_json)
     if no_tokenizer and source.tokenizer is not None:
         raise InputError("--no-tokenizer leaves the tokenizer out that --tokenizer names: give one of them")
+    source.refuse_missing()
+    if not source.path.exists() and not source.published:
+        raise InputError(f"{source.path}: no such checkpoint; give the folder of a Hugging Face model or a .gguf file (`tritloom models` "
+                         "lists those at hand)")
     shape = described_alone(source)
     if shape is not None:
         text = table([*described(shape), ("weights", "missing: this is a description alone"), ("result", SHAPE_ALONE)])

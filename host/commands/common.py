@@ -6,6 +6,7 @@ Nothing of the generator or the simulator is imported before a function here is 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import hashlib
 import inspect
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     from tritloom.gen.fit.fit import FitResult
     from tritloom.gen.models import Checkpoint, CheckReport, ModelSpec
     from tritloom.sim.backends import SimBackend
+
+SHIPPED = Path(__file__).resolve().parents[2] / "models"
+"""Trained models of a clone; the plain package has none."""
 
 BoardOption = Annotated[str | None, typer.Option("--board", metavar="NAME", help="Board to build for (sim by default).")]
 DEFAULT_BOARD = "sim"
@@ -126,6 +130,7 @@ class Source:
         """The checkpoint, with a cache of `context` positions."""
         from tritloom.gen.models import open_checkpoint
 
+        self.refuse_missing()
         if self.published:
             raise InputError(f"{self.path} is a shape without weights, which are needed here: give a model folder or .gguf file")
         return open_checkpoint(self.path, context=context, **self.said)
@@ -142,11 +147,21 @@ class Source:
         from tritloom.gen.models.shapes import published
 
         a_name = not self.path.exists() and self.path.name == str(self.path) and self.path.suffix != ".gguf"
+        self.refuse_missing()
         if self.tokenizer is not None and not self.tokenizer.is_file():
             raise InputError(f"{self.tokenizer}: no such file; leave --tokenizer out: none is needed here")
         if self.published or a_name:
             return published(str(self.path), context)
         return open_shape(self.path, context=context, **{name: value for name, value in self.said.items() if name != "tokenizer"})
+
+    def refuse_missing(self) -> None:
+        """Raise `InputError` for a bare name of which the clone has a model, where nothing has that name here."""
+        name = str(self.path)
+        if self.path.name != name or len(name) > MOST_CHARACTERS or self.path.exists():
+            return
+        shipped = {path.parent.name: os.path.relpath(path.parent) for path in SHIPPED.glob("*/config.json")}
+        if near := difflib.get_close_matches(name.lower(), shipped, 1):
+            raise InputError(f"{name}: no such checkpoint (did you mean {shipped[near[0]]}?); `tritloom models` lists those at hand")
 
     def key(self) -> str:
         """Digest of the model's files and of what was said: contents, or size and time of files too large to read each time."""

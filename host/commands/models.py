@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tritloom.host.commands.common import JsonOption, columns
+from tritloom.host.commands.common import SHIPPED, JsonOption, columns
 from tritloom.host.console import Console
 
 if TYPE_CHECKING:
     from tritloom.gen.models import ModelSpec
-
-SHIPPED = Path(__file__).resolve().parents[2] / "models"
-"""Trained models of a clone; the plain package has none."""
 
 
 def command(as_json: JsonOption = False) -> None:

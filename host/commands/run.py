@@ -14,7 +14,7 @@ import typer
 from tritloom.firmware.config import BuildConfig
 from tritloom.firmware.errors import InputError
 from tritloom.firmware.image import Image
-from tritloom.firmware.integer import Sampling
+from tritloom.firmware.integer import GREEDY, Sampling
 from tritloom.host.backends.protocol import Backend
 from tritloom.host.commands.common import (
     BoardOption,
@@ -89,6 +89,8 @@ def command(
             raise InputError("--timing is that of the simulated memory: leave it out, or take --backend sim")
         timing = timing_of(timing)
     choice = sampling(temperature, top_k, top_p, seed)
+    if seed is not None and choice == GREEDY:
+        console.note("--seed changes nothing, the choice is greedy: give --temperature, --top-k or --top-p too")
     prompts = texts_of(prompt, prompt_file) or [DEFAULT_PROMPT]
     named = any(each.startswith("sequences=") for each in settings or ())
     several = [f"sequences={len(prompts)}"] if len(prompts) > 1 and config_file is None and not named else []

@@ -64,7 +64,7 @@ def test_the_result_as_json():
     data = json.loads(json.dumps(fit(spec("stories-1m"), "sim").to_dict()))
     assert data["fits"] is True and data["config"]["digest"]
     assert BuildConfig.from_json(json.dumps(data["config"])).digest == int(data["config"]["digest"], 16)
-    assert {"lut", "ff", "bram", "dsp", "decode_tokens_per_s", "ttft_s"} <= data["predicted"].keys()
+    assert {"lut", "ff", "bram_kibit", "dsp", "decode_tokens_per_s", "ttft_s"} <= data["predicted"].keys()
 
 
 def test_lanes_go_down_until_the_device_suffices():

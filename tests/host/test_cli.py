@@ -206,7 +206,7 @@ def test_fit(tritloom):
     data = json.loads(out)
     assert status == 0 and data["fits"] is True and set(data) >= {"fits", "binds", "config", "predicted"}
     assert BuildConfig.from_dict(data["config"]).board == "sim"
-    assert {"lut", "ff", "bram", "dsp", "decode_tokens_per_s", "ttft_s"} <= set(data["predicted"])
+    assert {"lut", "ff", "bram_kibit", "dsp", "decode_tokens_per_s", "ttft_s"} <= set(data["predicted"])
     assert "predicted lut" in tritloom("fit", "--model", MODEL)[1]
 
 
@@ -381,6 +381,31 @@ def test_verify(tritloom, monkeypatch, equal):
     assert calls[0][4] == {"board": "sim", "settings": {"lanes": 1}, "float_tokens": 30, "floor": False}
     assert ("layer 3" in tritloom("verify", "--model", MODEL, "--tokens", 5)[1]) is not equal
     assert "no such text file" in one_line(tritloom("verify", "--model", MODEL, "--text", "/nowhere.txt")[2])
+
+
+@pytest.mark.parametrize("verb", ["check", "fit", "run", "verify"])
+def test_a_bare_name_of_a_trained_model_says_where_it_lies(tritloom, monkeypatch, tmp_path, verb):
+    """From any folder; in the models' own folder the name is the model."""
+    (tmp_path / "models" / "tales-1m").mkdir(parents=True)
+    (tmp_path / "models" / "tales-1m" / "config.json").write_text("{}")
+    monkeypatch.setattr(common, "SHIPPED", tmp_path / "models")
+    monkeypatch.chdir(tmp_path)
+    for name in ("tales-1m", "tale-1m"):
+        status, _, err = tritloom(verb, name)
+        assert status == 2 and f"{name}: no such checkpoint (did you mean models/tales-1m?)" in one_line(err)
+    monkeypatch.chdir(tmp_path / "models")
+    assert "did you mean" not in tritloom(verb, "tales-1m")[2]
+
+
+def test_check_says_that_nothing_is_there(tritloom, tmp_path):
+    status, out, err = tritloom("check", tmp_path / "none", "--json")
+    assert status == 2 and "no such checkpoint" in one_line(err) and set(json.loads(out)) == {"error", "status"}
+
+
+def test_a_seed_of_a_greedy_choice_is_not_passed_over_in_silence(tritloom):
+    said = "--seed changes nothing"
+    assert said in tritloom(*RUN, "--tokens", 1, "--seed", 3)[2] and said not in tritloom(*RUN, "--tokens", 1)[2]
+    assert said not in tritloom(*RUN, "--tokens", 1, "--seed", 3, "--top-k", 2)[2]
 
 
 def test_bench(tritloom, monkeypatch):
