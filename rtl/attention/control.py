@@ -51,22 +51,16 @@ class PassControl(wiring.Component):
 
     def __init__(self, attention: AttentionParameters):
         self._p = p = attention
-        lanes, slots, rows, heads, vocab, short_list, vector_words = (
-            p.lanes, p.slots, p.rows, p.heads, p.vocab, p.short_list, p.vector_words)
-        self._lanes, self._mem_bytes, self._heads, self._kv_heads = lanes, p.mem_bytes, heads, p.kv_heads
-        self._head_dim, self._context, self._rows = p.head_dim, p.context, rows
-        self._scale_bytes, self._half_bytes, self._head_bytes = p.kv_scale_block_bytes, p.kv_half_bytes, p.kv_head_bytes
-        self._row_words, self._head_words = p.row_words, p.head_words
-        self._short_list, self._group_rows, self._head_row_bytes = short_list, p.group_rows, p.head_row_bytes
+        lanes, rows, heads, short_list, vector_words = p.lanes, p.rows, p.heads, p.short_list, p.vector_words
         self._job = job_layout(p)
-        lane, slot, ids = index_shape(lanes), index_shape(slots), stream.Signature(index_shape(vocab))
+        lane, slot, ids = index_shape(lanes), index_shape(p.slots), stream.Signature(index_shape(p.vocab))
         super().__init__({
             "cmd": In(stream.Signature(COMMAND)), "busy": Out(1), "abandon": In(1),
             "begin": Out(1), "start": Out(1), "slot": Out(slot), "count": Out(range(lanes + 1)), "several": Out(1),
             "back": Out(range(CHUNK + lanes)).array(lanes),
             "vector_read": Out(wiring.Signature({"slot": Out(slot), "addr": Out(index_shape(vector_words))})),
             "scale_read": Out(wiring.Signature({"slot": Out(slot), "head": Out(index_shape(heads))})),
-            "load": Out(wiring.Signature({"en": Out(1), "lane": Out(lane), "word": Out(index_shape(max(vector_words, self._head_words))),
+            "load": Out(wiring.Signature({"en": Out(1), "lane": Out(lane), "word": Out(index_shape(max(vector_words, p.head_words))),
                                           "part": Out(index_shape(rows)), "bank": Out(1), "head": Out(1)})),
             "read_request": Out(stream.Signature(READ_REQUEST)),
             "jobs": Out(stream.Signature(self._job)),
@@ -74,20 +68,21 @@ class PassControl(wiring.Component):
         } | ({"candidates_i": In(ids), "ids_o": Out(ids)} if short_list else {}))
 
     def elaborate(self, platform):
+        p = self._p
         m = Module()
         m.submodules.requests = requests = Slice(READ_REQUEST)
         wiring.connect(m, requests.o, wiring.flipped(self.read_request))
         m.submodules.job_queue = queue = Fifo(self._job, JOBS_AHEAD)
         wiring.connect(m, queue.o, wiring.flipped(self.jobs))
 
-        op, slots, ends = Signal(DotOp), Signal(range(self._lanes + 1)), Signal(range(self._lanes + 1))  # `ends`: count + slots
-        position, kv_base = Signal(range(self._context + self._lanes)), Signal(32)
+        op, slots, ends = Signal(DotOp), Signal(range(p.lanes + 1)), Signal(range(p.lanes + 1))  # `ends`: count + slots
+        position, kv_base = Signal(range(p.context + p.lanes)), Signal(32)
         joining, taking, shared = Signal(), Signal(), Signal()
         run, of_all = self._runs(m, op, position, slots, ends, kv_base, joining, taking, shared)
         remaining, active, lanes, all_lanes = Signal.like(position), Signal.like(slots), Signal.like(run.active), Signal()
-        group = self._heads // self._kv_heads
+        group = p.heads // p.kv_heads
         group_left = Signal(range(group + 1))
-        kv_left = Signal(range(self._kv_heads + 1))
+        kv_left = Signal(range(p.kv_heads + 1))
         head_offset, chunk_base = Signal(32), Signal(32)
         fresh, first, last_run, bank, parity = Signal(), Signal(), Signal(), Signal(), Signal()
         before = Signal(data.StructLayout({"valid": 1, "addr": 32, "job": self._job}))
@@ -99,7 +94,7 @@ class PassControl(wiring.Component):
 
         job, last_chunk = self._job_of_chunk(m, remaining, active, lanes, all_lanes, first, last_run, parity, bank)
         request = requests.i.payload
-        scale_beats = self._scale_bytes // self._mem_bytes
+        scale_beats = p.kv_scale_block_bytes // p.mem_bytes
 
         def hand_over(kind, what, addr, beats):
             """Queue a job, and its read with it; returns whether both were taken."""
@@ -130,13 +125,13 @@ class PassControl(wiring.Component):
                     m.next = "SETUP"
             with m.State("SETUP"):
                 m.d.comb += [self.begin.eq(1), self.start.eq(op == DotOp.ATTEND)]
-                m.d.sync += [head_offset.eq(0), kv_left.eq(self._kv_heads), group_left.eq(group), before.valid.eq(0), fresh.eq(1),
+                m.d.sync += [head_offset.eq(0), kv_left.eq(p.kv_heads), group_left.eq(group), before.valid.eq(0), fresh.eq(1),
                              active.eq(self.count)]
                 m.next = "PASS"
                 with m.If(op == DotOp.HEAD):
                     m.next = "LOAD"
             with m.State("PASS"):  # the pass's next run
-                m.d.sync += [active.eq(Mux(self.several, self.count, Mux(group_left < self._lanes, group_left, self._lanes))),
+                m.d.sync += [active.eq(Mux(self.several, self.count, Mux(group_left < p.lanes, group_left, p.lanes))),
                              remaining.eq(run.position), chunk_base.eq(run.kv_base + head_offset), lanes.eq(run.active),
                              all_lanes.eq(of_all), last_run.eq(run.last), first.eq(fresh)]
                 with m.If(~fresh | (loaded < 2)):
@@ -144,7 +139,7 @@ class PassControl(wiring.Component):
                     m.d.sync += fresh.eq(0)
                     m.next = "VALUE_SCALES"
             with m.State("VALUE_SCALES"):
-                with m.If(hand_over(VALUE_SCALES, job, chunk_base + self._half_bytes, scale_beats)):
+                with m.If(hand_over(VALUE_SCALES, job, chunk_base + p.kv_half_bytes, scale_beats)):
                     m.next = "KEYS"
                     with m.If(first):
                         m.next = "LOAD"
@@ -164,8 +159,8 @@ class PassControl(wiring.Component):
                     m.next = "NEXT"
             with m.State("NEXT"):
                 m.d.sync += [
-                    before.valid.eq(1), before.job.eq(job), before.addr.eq(chunk_base + self._half_bytes + self._scale_bytes),
-                    parity.eq(~parity), first.eq(0), remaining.eq(remaining - CHUNK), chunk_base.eq(chunk_base + 2 * self._half_bytes),
+                    before.valid.eq(1), before.job.eq(job), before.addr.eq(chunk_base + p.kv_half_bytes + p.kv_scale_block_bytes),
+                    parity.eq(~parity), first.eq(0), remaining.eq(remaining - CHUNK), chunk_base.eq(chunk_base + 2 * p.kv_half_bytes),
                 ]
                 m.next = "VALUE_SCALES"
                 with m.If(last_chunk):
@@ -173,13 +168,13 @@ class PassControl(wiring.Component):
                     with m.If(last_run):
                         m.d.sync += [bank.eq(~bank), fresh.eq(1), group_left.eq(group_left - Mux(self.several, 1, active))]
                         with m.If(group_left == Mux(self.several, 1, active)):
-                            m.d.sync += [group_left.eq(group), kv_left.eq(kv_left - 1), head_offset.eq(head_offset + self._head_bytes)]
+                            m.d.sync += [group_left.eq(group), kv_left.eq(kv_left - 1), head_offset.eq(head_offset + p.kv_head_bytes)]
                             with m.If(kv_left == 1):
                                 m.next = "LAST_VALUES"
             with m.State("LAST_VALUES"):
                 with m.If(hand_over(VALUES, before.job, before.addr, self._row_beats(before.job.rows))):
                     m.next = "FINISH"
-            if self._short_list:
+            if p.short_list:
                 self._rows_of_candidates(m, hand_over, requests.i, run.kv_base, parity)
             else:
                 with m.State("HEAD"):
@@ -194,24 +189,26 @@ class PassControl(wiring.Component):
 
     def _job_of_chunk(self, m, remaining, active, lanes, all_lanes, first, last_run, parity, bank):
         """The job of the present chunk; returns it, and whether the chunk is the last of its run."""
+        p = self._p
         job = Signal(self._job)
-        last_chunk, most = remaining < CHUNK, CHUNK + self._lanes - 1
+        last_chunk, most = remaining < CHUNK, CHUNK + p.lanes - 1
         m.d.comb += [
             job.rows.eq(Mux(last_chunk, remaining, CHUNK - 1)),
             job.remaining.eq(Mux(all_lanes | (remaining >= most), most, remaining)),
             job.first.eq(first), job.last.eq(last_chunk & last_run), job.parity.eq(parity), job.bank.eq(bank),
-            job.active.eq(Mux(all_lanes | ~self.several, Cat(i < active for i in range(self._lanes)), lanes)),
+            job.active.eq(Mux(all_lanes | ~self.several, Cat(i < active for i in range(p.lanes)), lanes)),
         ]
         return job, last_chunk
 
     def _runs(self, m, op, position, slots, ends, kv_base, joining, taking, shared):
         """The table of runs. `joining`: write one; `taking`: advance to the next run, wrapping; `shared`: the first one is the shared
         prefix. Returns the entry, and whether it is the shared prefix."""
-        m.submodules.runs = table = memory.Memory(shape=run_layout(self._p), depth=self._lanes + 1, init=[])
+        p = self._p
+        m.submodules.runs = table = memory.Memory(shape=run_layout(p), depth=p.lanes + 1, init=[])
         write, read = table.write_port(), table.read_port()
-        entry, index = Signal(range(1, self._lanes + 2), init=1), Signal(range(self._lanes + 1))
+        entry, index = Signal(range(1, p.lanes + 2), init=1), Signal(range(p.lanes + 1))
         share = op == DotOp.SHARE
-        mine = Cat((i >= self.count) & (i < ends) for i in range(self._lanes))
+        mine = Cat((i >= self.count) & (i < ends) for i in range(p.lanes))
         last = Signal.like(position)
         m.d.comb += [
             last.eq(position + slots - 1), write.en.eq(joining), write.addr.eq(Mux(share, 0, entry)),
@@ -236,15 +233,16 @@ class PassControl(wiring.Component):
 
     def _rows_of_candidates(self, m, hand_over, requests, table, parity):
         """States that read a beat of scales and a row of the table for each candidate, and queue its job."""
-        group_bits = (self._group_rows - 1).bit_length()
-        group_bytes = self._mem_bytes + self._group_rows * self._head_row_bytes
-        id_, left = Signal(self.ids_o.payload.shape()), Signal(range(self._short_list + 1))
+        p = self._p
+        group_bits = (p.group_rows - 1).bit_length()
+        group_bytes = p.mem_bytes + p.group_rows * p.head_row_bytes
+        id_, left = Signal(self.ids_o.payload.shape()), Signal(range(p.short_list + 1))
         group_offset, row_offset, scale_address = Signal(32), Signal(32), Signal(32)
         job = Signal(self._job, name="candidate")
         m.d.comb += [job.head_row.eq(id_[:group_bits]), job.parity.eq(parity), job.last.eq(left == 1),
                      self.ids_o.payload.eq(id_)]
         with m.State("HEAD"):
-            m.d.sync += left.eq(self._short_list)
+            m.d.sync += left.eq(p.short_list)
             m.next = "CANDIDATE"
         with m.State("CANDIDATE"):
             m.d.comb += self.candidates_i.ready.eq(1)
@@ -252,10 +250,10 @@ class PassControl(wiring.Component):
             with m.If(self.candidates_i.valid):
                 m.next = "OFFSETS"
         with m.State("OFFSETS"):
-            m.d.sync += [group_offset.eq((id_ >> group_bits) * group_bytes), row_offset.eq(id_[:group_bits] * self._head_row_bytes)]
+            m.d.sync += [group_offset.eq((id_ >> group_bits) * group_bytes), row_offset.eq(id_[:group_bits] * p.head_row_bytes)]
             m.next = "ADDRESS"
         with m.State("ADDRESS"):
-            m.d.sync += [scale_address.eq(table + group_offset), row_offset.eq(row_offset + self._mem_bytes)]
+            m.d.sync += [scale_address.eq(table + group_offset), row_offset.eq(row_offset + p.mem_bytes)]
             m.next = "ROW SCALE"
         with m.State("ROW SCALE"):
             m.d.comb += [requests.valid.eq(1), requests.payload.addr.eq(scale_address), requests.payload.beats.eq(1)]
@@ -263,7 +261,7 @@ class PassControl(wiring.Component):
                 m.d.sync += row_offset.eq(scale_address + row_offset)
                 m.next = "ROW"
         with m.State("ROW"):
-            with m.If(hand_over(HEAD, job, row_offset, self._head_row_bytes // self._mem_bytes)):
+            with m.If(hand_over(HEAD, job, row_offset, p.head_row_bytes // p.mem_bytes)):
                 m.d.comb += self.ids_o.valid.eq(1)
                 m.d.sync += [parity.eq(~parity), left.eq(left - 1)]
                 m.next = "CANDIDATE"
@@ -272,20 +270,22 @@ class PassControl(wiring.Component):
 
     def _row_beats(self, rows):
         """Beats of `rows` + 1 rows of a head, as many of them side by side as there are."""
-        beats = [-(-(n // self._rows + 1) * self._rows * self._head_dim // self._mem_bytes) for n in range(CHUNK)]
+        p = self._p
+        beats = [-(-(n // p.rows + 1) * p.rows * p.head_dim // p.mem_bytes) for n in range(CHUNK)]
         return Array(C(n, max(beats).bit_length()) for n in beats)[rows]
 
     def _load(self, m, loading, is_head, active, bank):
         """While `loading`: read the lanes' vectors word by word; returns whether this is the last cycle."""
-        lane, word = Signal(index_shape(self._lanes)), Signal.like(self.load.word)
+        p = self._p
+        lane, word = Signal(index_shape(p.lanes)), Signal.like(self.load.word)
         slot, head = self.vector_read.slot, self.scale_read.head
-        part_bits = (self._rows - 1).bit_length()
+        part_bits = (p.rows - 1).bit_length()
         place = Signal(len(self.vector_read.addr) + part_bits)  # in words of A/R bytes
         after, pass_place = Signal.like(place), Signal.like(place)
         last_word, last = Signal(), Signal()
         m.d.comb += [
-            last_word.eq(word == Mux(is_head, self._row_words - 1, self._head_words - 1)), last.eq(last_word & (lane + 1 == active)),
-            self.scale_read.slot.eq(slot), self.vector_read.addr.eq(place[part_bits:]), after.eq(place + Mux(is_head, self._rows, 1)),
+            last_word.eq(word == Mux(is_head, p.row_words - 1, p.head_words - 1)), last.eq(last_word & (lane + 1 == active)),
+            self.scale_read.slot.eq(slot), self.vector_read.addr.eq(place[part_bits:]), after.eq(place + Mux(is_head, p.rows, 1)),
         ]
         with m.If(self.begin):
             m.d.sync += [place.eq(0), pass_place.eq(0), slot.eq(self.slot), head.eq(0)]

@@ -150,8 +150,8 @@ class DotLane(wiring.Component):
         with m.If(s0.valid):
             m.d.sync += s1_bytes.eq(self.bytes)
 
-        # Cycle 1: choose the operands. Cycle 2: multiply. The own vector takes the place of the weights' top bits: the low
-        # bits are the weights' alone, and zero in a dot product.
+        # Cycle 1: select the operands. Cycle 2: multiply. The lane's own vector shares the multiplier's input with the weights' top bits;
+        # the low bits are the weights' alone, and zero in a dot product.
         s2_low = [Signal(LOW_BITS, name=f"s2_low{part}") for part in range(self._rows)]
         s2_high = Signal(data.ArrayLayout(signed(WEIGHT_BITS + 1 - LOW_BITS), macs))
         s2_b = Signal(data.ArrayLayout(signed(8), macs))
@@ -167,7 +167,7 @@ class DotLane(wiring.Component):
         with m.If(s2.valid):
             m.d.sync += [s3_product[i].eq(Cat(s2_low[i % self._rows], s2_high[i]).as_signed() * s2_b[i]) for i in range(macs)]
 
-        # Cycle 3: join the products of neighbours.
+        # Cycle 3: add the products of R neighbours.
         joined = [[s3_product[i + part] for part in range(self._rows)] for i in range(0, macs, self._rows)]
         for level in range(self.output_delay(self._rows)):
             joined = [_level(m, terms, stages[3 + level].valid, f"joined{level}_{i}") for i, terms in enumerate(joined)]

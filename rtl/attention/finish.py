@@ -57,19 +57,17 @@ class Finish(wiring.Component):
     stream_latency = 10
 
     def __init__(self, attention: AttentionParameters):
-        p = attention
-        lanes, slots, word, vector_lanes, head_words = p.lanes, p.slots, p.word, p.vector_lanes, p.head_words
-        output_bits, address_words = accumulator_bits(p.context), p.heads * p.head_dim // vector_lanes
-        self._lanes, self._word, self._vector_lanes, self._head_words = lanes, word, vector_lanes, head_words
-        self._output_bits, self._total_bits = output_bits, total_bits(p.context)
+        self._p = p = attention
+        self._output_bits, self._total_bits = accumulator_bits(p.context), total_bits(p.context)
+        slot, address = index_shape(p.slots), index_shape(p.heads * p.head_dim // p.vector_lanes)
         super().__init__({
-            "clear": In(1), "slot": In(index_shape(slots)), "several": In(1),
-            "start": In(1), "active": In(lanes), "outputs_done": In(1), "busy": Out(1), "released": Out(1),
-            "total": In(self._total_bits).array(lanes), "exponent": In(EXPONENT_SHAPE).array(lanes),
-            "read_en": Out(1), "read_word": Out(index_shape(head_words)),
-            "outputs": In(word * output_bits).array(lanes),
-            "write": Out(wiring.Signature({"valid": Out(1), "slot": Out(index_shape(slots)), "addr": Out(index_shape(address_words)),
-                                           "data": Out(work_layout(vector_lanes))})),
+            "clear": In(1), "slot": In(slot), "several": In(1),
+            "start": In(1), "active": In(p.lanes), "outputs_done": In(1), "busy": Out(1), "released": Out(1),
+            "total": In(self._total_bits).array(p.lanes), "exponent": In(EXPONENT_SHAPE).array(p.lanes),
+            "read_en": Out(1), "read_word": Out(index_shape(p.head_words)),
+            "outputs": In(p.word * self._output_bits).array(p.lanes),
+            "write": Out(wiring.Signature({"valid": Out(1), "slot": Out(slot), "addr": Out(address),
+                                           "data": Out(work_layout(p.vector_lanes))})),
             "pass_done": Out(1),
         })
 
@@ -117,8 +115,9 @@ class Finish(wiring.Component):
 
     def _reciprocals(self, m, normalise, divide, divided):
         """Per lane: inverse mantissa, and exponent of the work mantissa's lowest bit before normalisation."""
+        p = self._p
         inverses, bases = [], []
-        for i in range(self._lanes):
+        for i in range(p.lanes):
             total, base = Signal(self._total_bits, name=f"total{i}"), Signal(signed(12), name=f"base{i}")
             m.submodules[f"divider{i}"] = divider = SerialDivider(denominator_bits=16, quotient_bits=17)
             inverse, exponent = Signal(16, name=f"inverse{i}"), Signal(signed(12), name=f"exponent{i}")
@@ -140,10 +139,11 @@ class Finish(wiring.Component):
 
     def _walk(self, m, active):
         """Address generator: lanes, their output words, groups of V/2 elements."""
-        parts = 2 * self._word // self._vector_lanes
-        lane, word, sub = Signal(index_shape(self._lanes)), self.read_word, Signal(index_shape(parts))
+        p = self._p
+        parts = 2 * p.word // p.vector_lanes
+        lane, word, sub = Signal(index_shape(p.lanes)), self.read_word, Signal(index_shape(parts))
         last_of_word, last_of_lane, last = Signal(), Signal(), Signal()
-        m.d.comb += [last_of_word.eq(sub == parts - 1), last_of_lane.eq(last_of_word & (word == self._head_words - 1)),
+        m.d.comb += [last_of_word.eq(sub == parts - 1), last_of_lane.eq(last_of_word & (word == p.head_words - 1)),
                      last.eq(last_of_lane & ~(active >> lane)[1:].any())]
         m.d.sync += sub.eq(Mux(last_of_word, 0, sub + 1))
         with m.If(last_of_word):
@@ -153,14 +153,15 @@ class Finish(wiring.Component):
         return lane, sub, last_of_lane, last
 
     def _stream(self, m, lane, sub, last_of_lane, last, inverses, bases):
-        width, v = self._output_bits, self._vector_lanes // 2
+        p = self._p
+        width, v = self._output_bits, p.vector_lanes // 2
         product_bits = width + 16
         # Cycle 0: the memories are read. Cycle 1: choose V/2 elements of a lane.
         s1_lane, s1_sub = delay(m, lane, 1, "lane"), delay(m, sub, 1, "sub")
         s2_value = Signal(data.ArrayLayout(signed(width), v))
         s2_inverse, s2_base = Signal(16), Signal(signed(12))
         with m.Switch(s1_lane):
-            for i in range(self._lanes):
+            for i in range(p.lanes):
                 with m.Case(i):
                     m.d.sync += [s2_value.eq(self.outputs[i].word_select(s1_sub, v * width)),
                                  s2_inverse.eq(inverses[i]), s2_base.eq(bases[i])]

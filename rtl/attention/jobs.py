@@ -46,16 +46,13 @@ class WorkSequencer(wiring.Component):
     """
 
     def __init__(self, attention: AttentionParameters):
-        p = attention
-        lanes, macs, rows, mem_bytes, step, job = p.lanes, p.macs, p.rows, p.mem_bytes, step_layout(p), job_layout(p)
-        self._lanes, self._macs, self._rows, self._mem_bytes = lanes, macs, rows, mem_bytes
-        self._head_words, self._row_words, self._vocab, self._group_rows = p.head_words, p.row_words, p.vocab, p.group_rows
-        self._scale_beats, self._short_list, self._head_rows = p.scale_beats, p.short_list, p.head_rows
-        scales = wiring.Signature({"en": Out(1), "addr": Out(index_shape(self._scale_beats)), "parity": Out(1), "data": Out(8 * mem_bytes)})
+        self._p = p = attention
+        lanes, mem_bytes, step, job = p.lanes, p.mem_bytes, step_layout(p), job_layout(p)
+        scales = wiring.Signature({"en": Out(1), "addr": Out(index_shape(p.scale_beats)), "parity": Out(1), "data": Out(8 * mem_bytes)})
         super().__init__({
             "jobs": In(stream.Signature(job)),
             "read_data": In(stream.Signature(8 * mem_bytes)), "weights_i": In(stream.Signature(8 * mem_bytes)),
-            "step": Out(step), "bytes": Out(8 * macs),
+            "step": Out(step), "bytes": Out(8 * p.macs),
             "key_scales": Out(scales), "value_scales": Out(scales),
             "scan": Out(1), "job": Out(job),
             "scan_busy": In(1), "scanned": In(2), "scored": In(2), "weights_ready": In(2), "weights_taken": Out(2),
@@ -65,13 +62,14 @@ class WorkSequencer(wiring.Component):
         })
 
     def elaborate(self, platform):
+        p = self._p
         m = Module()
         job, is_head = self.job, Signal()
 
-        # The stream in use, and its beat's next A bytes.
-        subs = self._mem_bytes // self._macs
-        sub, beat, valid, take = Signal(range(subs)), Signal(8 * self._mem_bytes), Signal(), Signal()
-        streamed = C(0, 1) if self._short_list else is_head
+        # The selected stream: its beat, and which A bytes of it come next.
+        subs = p.mem_bytes // p.macs
+        sub, beat, valid, take = Signal(range(subs)), Signal(8 * p.mem_bytes), Signal(), Signal()
+        streamed = C(0, 1) if p.short_list else is_head
         m.d.comb += [
             beat.eq(Mux(streamed, self.weights_i.payload, self.read_data.payload)),
             valid.eq(Mux(streamed, self.weights_i.valid, self.read_data.valid)),
@@ -79,20 +77,20 @@ class WorkSequencer(wiring.Component):
         ]
         m.d.comb += [self.key_scales.data.eq(beat), self.value_scales.data.eq(self.read_data.payload)]
 
-        word, row, scale_beat = Signal.like(self.step.word), Signal.like(self.step.row), Signal(index_shape(self._scale_beats))
-        parity, row_id = Signal(), Signal(range(self._vocab + self._group_rows))
-        left = Array(Signal(6, name=f"left{i}") for i in range(self._lanes))
+        word, row, scale_beat = Signal.like(self.step.word), Signal.like(self.step.row), Signal(index_shape(p.scale_beats))
+        parity, row_id = Signal(), Signal(range(p.vocab + p.group_rows))
+        left = Array(Signal(6, name=f"left{i}") for i in range(p.lanes))
         eights = Cat(n[3:].any() for n in left)
         some = Cat(n.any() for n in left)
         stepping, outputs_held = Signal(), Signal()
 
-        # `last_word`, `last_row`: registers, what `word` and `rows_left` are compared with.
-        last_word, last_row, rows_left = Signal(), Signal(), Signal(range(max(CHUNK, self._group_rows)))
+        # `last_word`, `last_row`: registered comparisons of `word` and `rows_left` with their last values.
+        last_word, last_row, rows_left = Signal(), Signal(), Signal(range(max(CHUNK, p.group_rows)))
 
         def advance():
             m.d.sync += [word.eq(Mux(last_word, 0, word + 1)),
-                         last_word.eq(Mux(last_word, Mux(is_head, self._row_words == 1, self._head_words == 1),
-                                          word == Mux(is_head, self._row_words - 2, self._head_words - 2)))]
+                         last_word.eq(Mux(last_word, Mux(is_head, p.row_words == 1, p.head_words == 1),
+                                          word == Mux(is_head, p.row_words - 2, p.head_words - 2)))]
 
         m.d.comb += [self.key_scales.addr.eq(scale_beat), self.key_scales.parity.eq(parity),
                      self.value_scales.addr.eq(scale_beat), self.value_scales.parity.eq(parity)]
@@ -101,14 +99,14 @@ class WorkSequencer(wiring.Component):
         m.d.comb += [
             step.valid.eq(stepping), step.values.eq(job.kind == VALUES), step.first.eq(word == 0), step.last.eq(last_word),
             step.word.eq(word), step.bank.eq(job.bank), step.row.eq(row), step.parity.eq(parity), step.head.eq(is_head),
-            step.emit.eq(C(bool(self._short_list), 1) | (row_id < self._vocab)), step.fresh.eq(job.first & (row == 0)),
+            step.emit.eq(C(bool(p.short_list), 1) | (row_id < p.vocab)), step.fresh.eq(job.first & (row == 0)),
             step.ends_half.eq(last_word & last_row),
-            step.parts.eq(Cat(is_head | (row + i <= job.rows) for i in range(self._rows))),
+            step.parts.eq(Cat(is_head | (row + i <= job.rows) for i in range(p.rows))),
             step.ends_pass.eq(last_word & last_row & job.last), step.remaining.eq(job.remaining), step.active.eq(job.active),
         ]
-        head_piece, piece = (source.payload.word_select(sub, 8 * self._macs) for source in (self.weights_i, self.read_data))
+        head_piece, piece = (source.payload.word_select(sub, 8 * p.macs) for source in (self.weights_i, self.read_data))
         m.d.sync += [self.step.eq(step),
-                     self.bytes.eq(Mux(streamed, head_piece, Mux(job.kind == VALUES, DotLane.by_element(piece, self._rows), piece))),
+                     self.bytes.eq(Mux(streamed, head_piece, Mux(job.kind == VALUES, DotLane.by_element(piece, p.rows), piece))),
                      self.scale_one.eq(some & ~eights), self.scale_eight.eq(eights)]
 
         with m.If(self.outputs_released):
@@ -120,7 +118,7 @@ class WorkSequencer(wiring.Component):
             with m.State("IDLE"):
                 self._next_job(m, outputs_held, is_head, left, word, last_word, row, rows_left, last_row, scale_beat, parity, row_id)
             with m.State("SCALES"):
-                last = scale_beat == Mux(is_head, 0, self._scale_beats - 1)
+                last = scale_beat == Mux(is_head, 0, p.scale_beats - 1)
                 m.d.comb += take.eq(1)
                 with m.If(valid):
                     m.d.comb += [self.value_scales.en.eq(job.kind == VALUE_SCALES), self.key_scales.en.eq(job.kind != VALUE_SCALES)]
@@ -149,31 +147,32 @@ class WorkSequencer(wiring.Component):
                     advance()
                     m.d.sync += sub.eq(Mux(beat_done, 0, sub + 1))
                     with m.If(last_word):
-                        m.d.sync += [row.eq(Mux(last_row, 0, row + Mux(is_head, 1, self._rows))), row_id.eq(row_id + 1)]
-                        m.d.sync += [rows_left.eq(Mux(last_row, self._head_rows - 1, rows_left - 1)),
-                                     last_row.eq(Mux(last_row, self._head_rows == 1, rows_left == 1))]
+                        m.d.sync += [row.eq(Mux(last_row, 0, row + Mux(is_head, 1, p.rows))), row_id.eq(row_id + 1)]
+                        m.d.sync += [rows_left.eq(Mux(last_row, p.head_rows - 1, rows_left - 1)),
+                                     last_row.eq(Mux(last_row, p.head_rows == 1, rows_left == 1))]
                         with m.If(last_row):
                             m.next = "IDLE"
-                            if self._short_list:
+                            if p.short_list:
                                 m.d.comb += self.head_done.eq(is_head & job.last)
                             else:
                                 with m.If(is_head):
                                     m.d.sync += parity.eq(~parity)
                                     m.next = "SCALES"
-                                    with m.If(row_id >= self._vocab - 1):
+                                    with m.If(row_id >= p.vocab - 1):
                                         m.d.comb += self.head_done.eq(1)
                                         m.next = "IDLE"
         return m
 
     def _next_job(self, m, outputs_held, is_head, left, word, last_word, row, rows_left, last_row, scale_beat, parity, row_id):
+        p = self._p
         job = self.jobs.payload
         mine = C(1, 2) << job.parity
         shifts = [Mux(job.parity, pair[1], pair[0]) for pair in self.shift]
         m.d.sync += [self.job.eq(job), word.eq(0), row.eq(0), scale_beat.eq(0), row_id.eq(0), parity.eq(job.parity)]
-        rows = job.rows >> (self._rows - 1).bit_length()
-        m.d.sync += [is_head.eq(job.kind == HEAD), rows_left.eq(rows), last_row.eq(rows == 0), last_word.eq(self._head_words == 1)]
+        rows = job.rows >> (p.rows - 1).bit_length()
+        m.d.sync += [is_head.eq(job.kind == HEAD), rows_left.eq(rows), last_row.eq(rows == 0), last_word.eq(p.head_words == 1)]
         with m.If(job.kind == HEAD):
-            m.d.sync += [rows_left.eq(self._head_rows - 1), last_row.eq(self._head_rows == 1), last_word.eq(self._row_words == 1)]
+            m.d.sync += [rows_left.eq(p.head_rows - 1), last_row.eq(p.head_rows == 1), last_word.eq(p.row_words == 1)]
         m.d.sync += [n.eq(shift) for n, shift in zip(left, shifts, strict=True)]
         with m.If(self.jobs.valid):
             with m.Switch(job.kind):
@@ -193,6 +192,6 @@ class WorkSequencer(wiring.Component):
                             m.next = "RESCALE"
                 with m.Case(HEAD):
                     m.d.comb += self.jobs.ready.eq(1)
-                    if self._short_list:
+                    if p.short_list:
                         m.d.sync += row.eq(job.head_row)
                     m.next = "SCALES"

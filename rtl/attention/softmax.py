@@ -112,7 +112,7 @@ class ScoreLane(wiring.Component):
         m = Module()
         mantissa, amount = self._scale(m)
 
-        # From the row: what becomes of its score.
+        # What the score's write needs of its row.
         control = data.StructLayout({"valid": 1, "row": 4, "parity": 1, "visible": 1, "last": 1})
         s0 = Signal(control)
         row = self.row
@@ -171,7 +171,7 @@ class ScoreLane(wiring.Component):
         top = s1_product[31]
         m.d.sync += [s2_mantissa.eq(Mux(top, s1_product[16:], s1_product[15:31])), s2_exponent.eq(s1_exponent + 15 + top)]
         head, row_scale = delay(m, self.row.head, 2, "head"), delay(m, self.row_scale, 2, "row_scale")
-        # Cycle 2: the shift, one less than the rounding one's.
+        # Cycle 2: the shift, one less than needed: the last bit rounds.
         needed = Signal(signed(13))
         m.d.comb += needed.eq(8 - SCORE_BITS - 1 - s2_exponent)
         s3_mantissa, s3_amount = Signal(16), Signal(6)
@@ -322,7 +322,7 @@ class SoftmaxLane(wiring.Component):
         m = Module()
         maximum = self._update(m)
 
-        # Row cycle 0: the store is read. Cycle 1: distance to the maximum.
+        # Row cycle 0: read the score. Cycle 1: distance to the maximum.
         s0_visible = _visible(self.row, self.back, self.chunk.remaining, self.lane, self.chunk.active)
         s2_distance = Signal(unsigned(SCORE_WIDTH + 2))
         m.d.sync += s2_distance.eq(Cat(C(0, SCORE_BITS), maximum).as_signed() - self.score)
@@ -333,7 +333,7 @@ class SoftmaxLane(wiring.Component):
         s3_whole, s3_visible = Signal(4), Signal()
         s2_visible = delay(m, s0_visible, 2, "visible")
         m.d.sync += [s3_whole.eq(s2_distance[SCORE_BITS:]), s3_visible.eq(s2_visible & ~s2_distance[SCORE_BITS + 4:].any())]
-        # Cycle 3: shift by the whole part; what is 2**-16 or less is zero.
+        # Cycle 3: shift by the integer part; distances of 16 or more give zero.
         s4_probability = Signal(PROBABILITY_BITS + 1)
         m.d.sync += s4_probability.eq(Mux(s3_visible, shift_right(m, lookup.data, s3_whole, PROBABILITY_BITS + 1, "power"), 0))
         s3_scale = delay(m, self.value_scale, 2, "value_scale")

@@ -72,42 +72,32 @@ class DotEngine(wiring.Component):
 
     def __init__(self, attention: AttentionParameters):
         self._p = p = attention
-        macs, rows, vector_lanes, mem_bytes, heads, head_dim, vocab, lanes, slots, short_list = (
-            p.macs, p.rows, p.vector_lanes, p.mem_bytes, p.heads, p.head_dim, p.vocab, p.lanes, p.slots, p.short_list)
-        self._short_list = short_list
-        self._lanes, self._slots, self._macs, self._vector_lanes, self._mem_bytes = lanes, slots, macs, vector_lanes, mem_bytes
-        self._rows, self._word, self._heads, self._context = rows, p.word, heads, p.context
-        self._head_words, self._row_words = p.head_words, p.row_words
-        self._vector_words = p.vector_words
-        self._step = step_layout(p)
-        slot = index_shape(slots)
-        self.head_latency = 1 + DotLane.dot_latency(macs, rows) + 1 + Fifo.latency
+        v, slot, beats = p.vector_lanes, index_shape(p.slots), stream.Signature(8 * p.mem_bytes)
+        self.head_latency = 1 + DotLane.dot_latency(p.macs, p.rows) + 1 + Fifo.latency
         super().__init__({
             "cmd": In(stream.Signature(COMMAND)), "busy": Out(1), "abandon": In(1),
             "activation_write": In(wiring.Signature({
-                "valid": Out(1), "slot": Out(slot), "addr": Out(index_shape(self._vector_words * macs // vector_lanes)),
-                "data": Out(8 * vector_lanes)})),
+                "valid": Out(1), "slot": Out(slot), "addr": Out(index_shape(p.vector_words * p.macs // v)), "data": Out(8 * v)})),
             "q_scale_write": In(wiring.Signature({
-                "valid": Out(1), "slot": Out(slot), "head": Out(index_shape(heads)), "scale": Out(UFLOAT)})),
-            "weights_i": In(stream.Signature(8 * mem_bytes)),
-            "read_request": Out(stream.Signature(READ_REQUEST)), "read_data": In(stream.Signature(8 * mem_bytes)),
+                "valid": Out(1), "slot": Out(slot), "head": Out(index_shape(p.heads)), "scale": Out(UFLOAT)})),
+            "weights_i": In(beats),
+            "read_request": Out(stream.Signature(READ_REQUEST)), "read_data": In(beats),
             "work_write": Out(wiring.Signature({
-                "valid": Out(1), "slot": Out(slot), "addr": Out(index_shape(heads * head_dim // vector_lanes)),
-                "data": Out(work_layout(vector_lanes))})),
-            "work_clear": Out(slots),
-            "logits_o": Out(stream.Signature(logit_layout(vocab, slots))),
-            "saturated": Out(range(lanes + 1)),
-        } | ({"candidates_i": In(stream.Signature(index_shape(vocab)))} if short_list else {}))
+                "valid": Out(1), "slot": Out(slot), "addr": Out(index_shape(p.heads * p.head_dim // v)), "data": Out(work_layout(v))})),
+            "work_clear": Out(p.slots),
+            "logits_o": Out(stream.Signature(logit_layout(p.vocab, p.slots))),
+            "saturated": Out(range(p.lanes + 1)),
+        } | ({"candidates_i": In(stream.Signature(index_shape(p.vocab)))} if p.short_list else {}))
 
     def elaborate(self, platform):
         m = Module()
         p = self._p
         m.submodules.control = control = PassControl(p)
         m.submodules.sequencer = sequencer = WorkSequencer(p)
-        output_bits = accumulator_bits(self._context)
+        output_bits = accumulator_bits(p.context)
         m.submodules.finish = finish = Finish(p)
         chunk_layout = job_layout(p)
-        m.submodules.softmax = softmax = SoftmaxControl(chunk=chunk_layout, side_by_side=self._rows)
+        m.submodules.softmax = softmax = SoftmaxControl(chunk=chunk_layout, side_by_side=p.rows)
 
         for port in ("cmd", "read_request"):
             wiring.connect(m, wiring.flipped(getattr(self, port)), getattr(control, port))
@@ -118,7 +108,7 @@ class DotEngine(wiring.Component):
         m.d.comb += [
             self.busy.eq(control.busy), control.abandon.eq(self.abandon),
             self.work_clear.eq(Mux(control.start, Cat((slot >= control.slot) & (slot < control.slot + control.count)
-                                                      for slot in range(self._slots)), 0)),
+                                                      for slot in range(p.slots)), 0)),
             control.pass_done.eq(finish.pass_done),
             finish.clear.eq(control.start), finish.slot.eq(control.slot), finish.several.eq(control.several),
             sequencer.outputs_released.eq(finish.released), softmax.finish_busy.eq(finish.busy),
@@ -152,18 +142,18 @@ class DotEngine(wiring.Component):
         scan, value_scale = self._value_scales(m, sequencer, softmax, chunks, newly_scanned)
         step = sequencer.step
         m.d.comb += finish.outputs_done.eq(delay(m, step.valid & step.values & ~step.rescale & step.ends_pass,
-                                                 3 + DotLane.output_delay(self._rows), "outputs_done"))
+                                                 3 + DotLane.output_delay(p.rows), "outputs_done"))
 
-        saturated = Signal(self._lanes)
+        saturated = Signal(p.lanes)
         m.d.comb += self.saturated.eq(count_registered(m, list(saturated), "saturated_sum"))
         sum_bits = dot_bits(max(p.head_dim, p.hidden))
         scores = []
-        for i in range(self._lanes):
+        for i in range(p.lanes):
             m.submodules[f"dot{i}"] = dot = DotLane(
-                macs=self._macs, rows=self._rows, head_words=self._head_words, vector_words=self._row_words,
-                sum_bits=sum_bits, output_bits=output_bits, step=self._step)
-            m.submodules[f"score{i}"] = score = ScoreLane(dot_bits=sum_bits, dot_delay=dot.latency - 2, step=self._step)
-            m.submodules[f"softmax{i}"] = lane = SoftmaxLane(context=self._context, chunk=chunk_layout)
+                macs=p.macs, rows=p.rows, head_words=p.head_words, vector_words=p.row_words,
+                sum_bits=sum_bits, output_bits=output_bits, step=step_layout(p))
+            m.submodules[f"score{i}"] = score = ScoreLane(dot_bits=sum_bits, dot_delay=dot.latency - 2, step=step_layout(p))
+            m.submodules[f"softmax{i}"] = lane = SoftmaxLane(context=p.context, chunk=chunk_layout)
             self._load_lane(m, control, i, dot, score, vector, query_scale, rows[2].bank)
             wiring.connect(m, lane.weight_write, dot.weight_write)
             m.d.comb += [
@@ -191,11 +181,12 @@ class DotEngine(wiring.Component):
 
     def _rows_one_by_one(self, m, step):
         """Serialise the rows side by side: one row a cycle, from the step with their last word on."""
-        if self._rows == 1:
+        p = self._p
+        if p.rows == 1:
             row = Signal.like(step, name="row0")
             m.d.comb += [row.eq(step), row.valid.eq(step.valid & step.last & ~step.values)]
             return row
-        left, waiting, row = Signal(self._rows), Signal.like(step, name="waiting"), Signal.like(step, name="row0")
+        left, waiting, row = Signal(p.rows), Signal.like(step, name="waiting"), Signal.like(step, name="row0")
         arriving = step.valid & step.last & ~step.values
         others = Signal.like(left)
         m.d.comb += [
@@ -212,19 +203,20 @@ class DotEngine(wiring.Component):
 
     def _buffers(self, m, control):
         """Activations and query scales of all slots: written by the vector unit, read by the load."""
-        word_bits = (self._vector_words - 1).bit_length()
-        part_bits = (self._macs // self._vector_lanes - 1).bit_length()
-        m.submodules.activations = store = memory.Memory(shape=8 * self._macs, depth=max(2, self._slots << word_bits), init=[])
-        write, read = store.write_port(granularity=8 * self._vector_lanes), store.read_port()
+        p = self._p
+        word_bits = (p.vector_words - 1).bit_length()
+        part_bits = (p.macs // p.vector_lanes - 1).bit_length()
+        m.submodules.activations = store = memory.Memory(shape=8 * p.macs, depth=max(2, p.slots << word_bits), init=[])
+        write, read = store.write_port(granularity=8 * p.vector_lanes), store.read_port()
         given = self.activation_write
         m.d.comb += [
             write.en.eq(Mux(given.valid, C(1) << given.addr[:part_bits], 0)),
             write.addr.eq(Cat(given.addr[part_bits:part_bits + word_bits], given.slot)),
-            write.data.eq(given.data.replicate(self._macs // self._vector_lanes)),
+            write.data.eq(given.data.replicate(p.macs // p.vector_lanes)),
             read.addr.eq(Cat(control.vector_read.addr[:word_bits], control.vector_read.slot)),
         ]
-        head_bits = (self._heads - 1).bit_length()
-        m.submodules.query_scales = scales = memory.Memory(shape=UFLOAT, depth=max(2, self._slots << head_bits), init=[])
+        head_bits = (p.heads - 1).bit_length()
+        m.submodules.query_scales = scales = memory.Memory(shape=UFLOAT, depth=max(2, p.slots << head_bits), init=[])
         scale_write, scale_read = scales.write_port(), scales.read_port()
         given = self.q_scale_write
         m.d.comb += [
@@ -235,10 +227,11 @@ class DotEngine(wiring.Component):
 
     def _load_lane(self, m, control, index, dot, score, vector, query_scale, bank):
         """Write what the load reads to its lane's vector memory: a query's word once for each of the rows side by side."""
+        p = self._p
         load = control.load
-        if self._rows > 1:
-            vector = Mux(load.head, vector, vector.word_select(load.part, 8 * self._word).replicate(self._rows))
-        bank_bits = (self._head_words - 1).bit_length()
+        if p.rows > 1:
+            vector = Mux(load.head, vector, vector.word_select(load.part, 8 * p.word).replicate(p.rows))
+        bank_bits = (p.head_words - 1).bit_length()
         taken = load.en & (load.lane == index)
         scales = [Signal(UFLOAT, name=f"query_scale{index}_{i}") for i in range(2)]
         for i in range(2):
@@ -252,11 +245,12 @@ class DotEngine(wiring.Component):
 
     def _key_scales(self, m, sequencer, rows):
         """The scale of each row, with rows[2]: a key's, or a head row's 16 bits."""
+        p = self._p
         given = sequencer.key_scales
-        read = self._scale_store(m, "key_scales", given, Cat(given.addr[:self._p.beat_bits], given.parity), 2)
+        read = self._scale_store(m, "key_scales", given, Cat(given.addr[:p.beat_bits], given.parity), 2)
         row = rows[0]
-        pack_bits = (self._mem_bytes // 4 - 1).bit_length()
-        m.d.comb += read.addr.eq(Cat(Mux(row.head, 0, row.row[min(4, pack_bits):4])[:self._p.beat_bits], row.parity))
+        pack_bits = (p.mem_bytes // 4 - 1).bit_length()
+        m.d.comb += read.addr.eq(Cat(Mux(row.head, 0, row.row[min(4, pack_bits):4])[:p.beat_bits], row.parity))
         index = Mux(rows[1].head, rows[1].row[1:], rows[1].row[:min(4, pack_bits)])[:pack_bits]
         word = Signal(32)
         m.d.sync += word.eq(read.data.word_select(index, 32))
@@ -264,16 +258,17 @@ class DotEngine(wiring.Component):
 
     def _value_scales(self, m, sequencer, softmax, chunks, newly_scanned):
         """Scan a chunk's value scales once for the greatest exponent, and keep them for the softmax's weights."""
+        p = self._p
         given = sequencer.value_scales
-        read = self._scale_store(m, "value_beats", given, given.addr[:self._p.beat_bits], 1)
-        pack_bits = (self._mem_bytes // 4 - 1).bit_length()
+        read = self._scale_store(m, "value_beats", given, given.addr[:p.beat_bits], 1)
+        pack_bits = (p.mem_bytes // 4 - 1).bit_length()
         valid, row, parity, last = Signal(), Signal(4), Signal(), Signal()
         m.d.comb += [last.eq(row == chunks[parity].rows), sequencer.scan_busy.eq(valid), read.addr.eq(row[min(4, pack_bits):])]
         with m.If(sequencer.scan):
             m.d.sync += [valid.eq(1), row.eq(0), parity.eq(sequencer.job.parity)]
         with m.Elif(valid):
             m.d.sync += [row.eq(row + 1), valid.eq(~last)]
-        # Not one signal: `last` depends on `parity`, and simulators take signals whole.
+        # Separate signals: `last` depends on `parity`, and simulators see a loop if both are fields of one signal.
         s1 = Signal(data.StructLayout({"valid": 1, "row": 4, "parity": 1, "last": 1}), name="scan1")
         m.d.sync += [s1.valid.eq(valid), s1.row.eq(row), s1.parity.eq(parity), s1.last.eq(last)]
         s2 = delay(m, s1, 1, "scan2")
@@ -294,18 +289,20 @@ class DotEngine(wiring.Component):
         return scan, scale_read.data
 
     def _scale_store(self, m, name, given, address, banks):
-        m.submodules[name] = store = memory.Memory(shape=8 * self._mem_bytes, depth=max(2, banks << self._p.beat_bits), init=[])
+        p = self._p
+        m.submodules[name] = store = memory.Memory(shape=8 * p.mem_bytes, depth=max(2, banks << p.beat_bits), init=[])
         write, read = store.write_port(), store.read_port()
         m.d.comb += [write.en.eq(given.en), write.addr.eq(address), write.data.eq(given.data)]
         return read
 
     def _logits(self, m, control, sequencer, scores):
         """Queue each row's logits of all lanes; they leave one by one. A row may start while the queue has room for all in flight."""
-        m.submodules.logits = queue = Fifo(data.ArrayLayout(LOGIT, self._lanes), LOGIT_DEPTH)
+        p = self._p
+        m.submodules.logits = queue = Fifo(data.ArrayLayout(LOGIT, p.lanes), LOGIT_DEPTH)
         on_the_way = Signal(range(LOGIT_DEPTH + 1))
         step = sequencer.step
         complete, row_leaves, last = Signal(), Signal(), Signal()  # `last`: lane + 1 == control.count
-        row, lane = Signal(index_shape(self._p.vocab)), Signal(index_shape(self._lanes))
+        row, lane = Signal(index_shape(p.vocab)), Signal(index_shape(p.lanes))
         logit = self.logits_o.payload
         m.d.comb += [
             queue.i.valid.eq(scores[0].logit_valid), queue.i.payload.eq(Cat(score.logit for score in scores)),
@@ -321,7 +318,7 @@ class DotEngine(wiring.Component):
             m.d.sync += [lane.eq(0), last.eq(control.count == 1)]
         with m.Elif(self.logits_o.valid & self.logits_o.ready):
             m.d.sync += [lane.eq(lane + 1), last.eq(lane + 2 == control.count)]
-        if self._short_list:
+        if p.short_list:
             m.submodules.ids = ids = Fifo(row.shape(), IDS_DEPTH)
             wiring.connect(m, wiring.flipped(self.candidates_i), control.candidates_i)
             wiring.connect(m, control.ids_o, ids.i)

@@ -21,18 +21,18 @@ ACCUMULATORS = 2
 
 
 class Gating:
-    """Issues the gate of pair `pair` and the up of pair `up` in turn, the up some pairs behind, so that an up's product with its gate
-    can begin when it arrives."""
+    """Alternates between the gate of pair `pair` and the up of pair `up`, which lags by `behind` pairs: the activated gate is ready when
+    its up arrives."""
 
     def __init__(self, vector: VectorParameters, current: Current, stages: Stages, words: Words, results: Results, scales: ScaleUnit,
                  gated: GatedUnit):
         self._p = p = vector
         self.current, self.stages, self.words, self.results, self.scales, self.gated = current, stages, words, results, scales, gated
-        # Cycles from a gate's issue to its up's; whole pairs of them the up is behind, and the rest waits in registers.
+        # Cycles from a gate's issue to its up's: whole pairs as a lag of the up's issue, the rest as delay registers.
         lead = (FIXED - ACCUMULATORS if p.silu else 0) + gated.lead
         self.behind = (lead - p.acc_parts) // (2 * p.acc_parts)
         self.up_delay = lead - p.acc_parts - 2 * p.acc_parts * self.behind
-        # `odd`: it is an up's turn; `active`: a register, high in GLU; `complete`: all parts of a word have been read.
+        # `odd`: the next word is an up; `active`: registered flag of the state GLU; `complete`: all parts of a word have been read.
         self.odd, self.active, self.gate_word = Signal(), Signal(), Signal(p.word_bits)
         self.pair = Signal(range(p.work_words + self.behind + 1))
         self.up = Signal(index_shape(p.work_words))

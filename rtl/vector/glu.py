@@ -73,7 +73,7 @@ class GatedUnit(wiring.Component):
         gates = self._halves(m, self.gate_valid, self.gate, "gate")
         ups = self._halves(m, self.up_valid, self.up, "up")
         if self._silu:
-            # With many readers, Yosys would make logic of it: some 520 6-input LUTs for each.
+            # With many read ports, Yosys would build the table of logic: some 520 6-input LUTs for each port.
             attributes = {"ram_style": "block"} if half > 2 else {}
             words = _tail_words()
             m.submodules.tail = tail = Memory(shape=TAIL_BITS + TAIL_STEP_BITS, depth=len(words), init=words, attrs=attributes)
@@ -119,19 +119,19 @@ class GatedUnit(wiring.Component):
         size, limited, z1 = Signal(Z_BITS), Signal(20, reset_less=True), Signal(Z_BITS - 1, reset_less=True)
         m.d.comb += size.eq((z ^ z[-1].replicate(Z_BITS)).as_unsigned() + z[-1])
         m.d.sync += [limited.eq(Mux(size[20:].any(), (1 << 20) - 1, size)), z1.eq(Mux(z[-1], 0, z))]
-        # Cycle 2: the tail at the entry below, and the step to the next one.
+        # Cycle 2: look up the tail at the entry below, and the difference to the next entry.
         fraction, z2 = Signal(10, reset_less=True), Signal(Z_BITS - 1, reset_less=True)
         m.d.comb += table.addr.eq(limited[10:])
         m.d.sync += [fraction.eq(limited[:10]), z2.eq(z1)]
         base, slope = table.data[:TAIL_BITS], table.data[TAIL_BITS:].as_signed()
-        # Cycle 3: the step's share.
+        # Cycle 3: interpolate: the difference times the fraction.
         share, base3, z3 = (
             Signal(signed(TAIL_STEP_BITS + 11), reset_less=True),
             Signal(TAIL_BITS, reset_less=True),
             Signal(Z_BITS - 1, reset_less=True),
         )
         m.d.sync += [share.eq(slope * fraction), base3.eq(base), z3.eq(z2)]
-        # Cycle 4: the tail. Cycle 5: relu(z) less it.
+        # Cycle 4: the interpolated tail, rounded to the nearest. Cycle 5: relu(z) - tail.
         interpolated, z4 = Signal(TAIL_BITS + 1, reset_less=True), Signal(Z_BITS - 1, reset_less=True)
         result = Signal(self._factor, reset_less=True)
         m.d.sync += [interpolated.eq((Cat(C(512, 10), base3) + share) >> 10), z4.eq(z3), result.eq(z4 - interpolated)]

@@ -82,7 +82,7 @@ class KvWriter(wiring.Component):
         return m
 
     def _place(self, m):
-        """Where the present word goes: its head's key or value half, the row in the chunk, the byte within the half; and, driven by
+        """Address of the present word: its head's key or value half, the row in the chunk, the byte within the half; and, driven by
         `_gather`, whether the word completes one of A/R bytes."""
         p = self._p
         word = p.attention_macs // p.attention_rows
@@ -113,7 +113,7 @@ class KvWriter(wiring.Component):
         p = self._p
         lanes = p.vector_lanes
         parts = p.mem_bytes // lanes
-        # A word ends where its low bits are ones, the row's part of a beat where those between A and M are too.
+        # A word is complete when the low bits of the offset are all ones, and the row's part of a beat when those between A and M are too.
         lane_bits, word_bits, macs_bits, beat_bits = (
             (n - 1).bit_length() for n in (lanes, p.attention_macs // p.attention_rows, p.attention_macs, p.mem_bytes))
         part = (offset[:beat_bits] >> lane_bits)[: max(1, (parts - 1).bit_length())]

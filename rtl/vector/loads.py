@@ -34,15 +34,15 @@ class Loads:
         self.rope_base = slot_bases(p, p.whole_beats(p.head_words))
         self.id_bits = (p.group_rows - 1).bit_length()
         self.row_of_group = current.command.a[: self.id_bits] if self.id_bits else C(0, 1)
-        # Whether the row itself is read, and not its scale any more.
+        # The row itself is read; before, its scale is.
         self.embed_row = Signal()
         # A beat, and how many of its pieces of V codes are left; registers that say whether none is, or one.
         self.pieces = p.mem_bytes // p.vector_lanes
         self.beat, self.none_left = Signal(8 * p.mem_bytes, reset_less=True), Signal(init=1)
         self.one_left = Signal()
         self.left = Signal(range(self.pieces + 1))
-        # Registers that are high in HEADER, COEFFICIENTS, REQUEST, ROW SCALE, SKIP and EMBED: no state is decoded on the way to a beat's
-        # bits, nor to the memory.
+        # One-hot flags of the states HEADER, COEFFICIENTS, ROW SCALE, SKIP, EMBED and REQUEST, registered: the state is not decoded in
+        # the path to a beat's bits, nor to the memory.
         self.header, self.writing, self.fetching, self.skipping, self.embedding, self.requesting = (
             Signal(), Signal(), Signal(), Signal(), Signal(), Signal())
         self.from_weights, self.load = Signal(), Signal()
@@ -65,7 +65,7 @@ class Loads:
         return self.beat[: 8 * p.vector_lanes].word_select(index, 16)
 
     def begin(self):
-        """What a new command finds."""
+        """The statements that reset the buffer for a new command."""
         return [
             self.half.eq(0),
             self.left.eq(0),

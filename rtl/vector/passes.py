@@ -18,11 +18,12 @@ __all__ = ["TwoPasses"]
 
 
 class TwoPasses:
-    """What happens between and after the passes of NORMQ's vector or of QKV's heads.
+    """Control of two-pass quantisation, of NORMQ's vector or of QKV's heads.
 
-    A maximum that was found (`found`) starts its scale program as soon as the last quotient was taken (`dividing`: a division
-    runs); the quotient waits for the second pass (`pending`). A head's first pass may run beside the second pass of the one before:
-    `outstanding` is high until its maximum was taken, `first_kind` is its kind and `head_kind` that of the head whose scale is computed.
+    When a maximum has been found (`found`), its scale program starts as soon as the previous quotient has been used (`dividing`: a
+    division is in progress); the quotient is held for the second pass (`pending`). A head's first pass may overlap the second pass of the
+    head before: `outstanding` is high until its maximum has been used, `first_kind` is its kind, and `head_kind` is the kind of the head
+    whose scale is being computed.
     """
 
     def __init__(self, vector: VectorParameters, current: Current, stages: Stages, quantiser: Quantiser, scales: ScaleUnit):
@@ -34,7 +35,7 @@ class TwoPasses:
         self.program = Signal(Program)
         self.head_kind = Signal(2)
         self.start_segment = Signal()
-        # Those of the word in stage Y.
+        # Reciprocal of the maximum for the word in stage Y.
         self.reciprocal_of_y = Signal(17)
 
     def compute_scales(self, m):

@@ -81,7 +81,7 @@ class Quantiser(wiring.Component):
         for before, after in zip(tag, tag[1:], strict=False):
             m.d.sync += after.eq(before)
 
-        # The tree of squares ends two cycles before that of maxima: one for the magnitude, one because it starts early.
+        # The adder tree of squares ends two cycles before the tree of maxima: it has no magnitude stage, and its input comes a cycle early.
         running = Signal(Y_BITS - 1)
         at_squares, at_peak, at_end = (tag[depth - 1] if depth else tag[0]), tag[depth + 1], tag[depth + 2]
         with m.If(at_squares[0]):

@@ -83,7 +83,7 @@ class Residual:
         overs = []
         for k, value in enumerate(shifted):
             total = Signal(signed(FIXED_BITS), name=f"total{k}", reset_less=True)
-            # The one below the residual rounds.
+            # The 1 in the bit below the residual's lowest rounds to the nearest.
             m.d.sync += total.eq((value + Cat(C(1, 1), addend[k]).as_signed()) >> 1)
             clipped, over = saturate(total, 32)
             m.d.sync += self.fixed[k].eq(clipped)

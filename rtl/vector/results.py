@@ -15,16 +15,16 @@ __all__ = ["Results"]
 class Results:
     """The read port of the matrices' results, and when it may be used.
 
-    `reading`: high in the states that read results; `again`: in a head's second pass, which needs no leave. `address`: of the word
-    that is read; `part`: of its parts, the one in this cycle; `going`: a part is read, or may be; `last_part`: it is the word's last.
-    `slot_begins`: driven by the dispatch.
+    `reading`: high in the states that read results; `again`: high in a head's second pass, whose results are known to be written.
+    `address`, `part`: the word that is read, and which of its parts; `allowed`: the next word may be read; `going`: it may, or its
+    first part has been; `last_part`: this is the word's last part. `slot_begins`: driven by `Dispatch`.
     """
 
     def __init__(self, vector: VectorParameters, current: Current, port, matrices):
         self.parts, self.current, self.port, self.matrices = vector.acc_parts, current, port, matrices
         self.address, self.part, self.last_part = Signal(vector.word_bits), Signal(index_shape(vector.acc_parts)), Signal()
         self.reading, self.again, self.allowed, self.going = Signal(), Signal(), Signal(), Signal()
-        # Matrices under way up to the one that the command follows, itself included.
+        # Matrices in progress up to the one that the command follows, itself included.
         self.before = Signal.like(matrices.under_way)
         self.slot_begins = Signal()
         self.due = Signal(signed(len(self.before) + 2))
@@ -45,7 +45,7 @@ class Results:
             m.d.sync += self.part.eq(Mux(self.last_part, 0, self.part + 1))
 
     def follow(self, m, given, word, head_word):
-        """Allow what may be read in the next cycle: anything, or, of the matrix in progress, what it has written.
+        """Allow a read in the next cycle if the followed matrix is done, or, for RESID and QKV, if it has written the word already.
 
         Addresses (`word`, of QKV `head_word`) grow by one a cycle at most. GLU waits for whole matrices, as it cannot stop between
         a gate and its up. `given`: the next command.

@@ -256,7 +256,7 @@ class ScaleUnit(wiring.Component):
         lowered = shift_right(m, low_m, distance, 2 * MANTISSA_BITS, "lowered")
 
         odd = a_held.e[0]
-        # Flags that are high in PRODUCT NORM, in ALIGN, in ALIGN of `top`: no state is decoded on the way through the normaliser.
+        # One-hot flags of PRODUCT NORM, of ALIGN, and of ALIGN of `top`, registered: the state is not decoded in the normaliser's path.
         from_product, from_length, from_top = Signal(), Signal(), Signal()
         top = product[31]
         m.d.sync += [from_product.eq(0), from_length.eq(0), from_top.eq(0)]

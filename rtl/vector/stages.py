@@ -12,11 +12,11 @@ from tritloom.rtl.vector.glu import GatedUnit
 from tritloom.rtl.vector.parameters import VectorParameters
 from tritloom.rtl.vector.quantise import Y_BITS, Quantiser
 
-__all__ = ["ALIGNED", "CODE", "FIXED", "FIXED_BITS", "FIXED_LEFT", "LATE_READ", "OPERAND", "Y", "Kind", "Stages"]
+__all__ = ["CODE", "FIXED", "FIXED_BITS", "FIXED_LEFT", "LATE_READ", "OPERAND", "Y", "Kind", "Stages"]
 
-# Counted from the cycle in which a word's addresses are issued: the aligning shifter's input, its output, the sum of products, int8 codes,
-# fixed point.
-OPERAND, ALIGNED, Y, CODE, FIXED = 3, 4, 6, 10, 10
+# Pipeline stages, counted from the cycle in which a word's addresses are issued: the aligning shifter's input, the sum of products, int8
+# codes, fixed point.
+OPERAND, Y, CODE, FIXED = 3, 6, 10, 10
 LATE_READ = 6
 """Stage in which a residual word is read that an accumulator is added to."""
 

@@ -25,8 +25,8 @@ def storage(vector: VectorParameters) -> dict[str, str]:
 class WorkVector:
     """The memory of the work vectors, with the greatest exponent of each.
 
-    `maximum_exponent`: by lane, of the elements written since the vector began; `is_one`: whether the vector's scale is one, as that
-    of attention outputs; `tracking`: elements have been written whose exponents are not in the maximum yet.
+    `maximum_exponent`: by lane, over the elements written since the vector's start; `is_one`: the vector's scale is one, as it is for
+    attention outputs; `tracking`: the maximum does not include all written elements yet.
     """
 
     def __init__(self, vector: VectorParameters, current: Current):
@@ -66,7 +66,7 @@ class WorkVector:
             slot.append(Signal(outputs.slot.shape(), name=f"work_slot{i}"))
             m.d.sync += [valid[-1].eq(valid[-2]), slot[-1].eq(slot[-2])]
         m.d.comb += self.tracking.eq(reduce(or_, valid) | outputs.valid)
-        # A cycle later: the vector's first elements are many cycles away.
+        # Registered: the vector's first elements arrive many cycles later.
         begin = Signal()
         m.d.sync += begin.eq(begins)
         for i, maximum in enumerate(self.maximum_exponent):
