@@ -17,7 +17,7 @@ from math import ceil
 from pathlib import Path
 from typing import NamedTuple
 
-from tritloom.firmware.config import CHUNK, KEPT_BITS, BuildConfig, ConfigError
+from tritloom.firmware.config import BuildConfig, ConfigError
 from tritloom.rtl.machine import MachineParameters
 from tritloom.rtl.parameters import MemoryUse
 
@@ -64,9 +64,10 @@ def blocks(family: str, memory: MemoryUse) -> float:
 
 
 def lutram_cells(family: str, memory: MemoryUse) -> int:
-    """LUT RAM cells of one memory."""
+    """LUT RAM cells of one memory: a cell is written as a whole."""
     bits, words, _ = LUTRAM[family]
-    return memory.read_ports * ceil(memory.width / bits) * ceil(memory.depth / words)
+    parts = memory.write_parts
+    return memory.read_ports * parts * ceil(memory.width / parts / bits) * ceil(memory.depth / words)
 
 
 SLOWEST_PATH_NS = {"xcup": (3.97, 3.97), "ecp5": (16.72, None)}
@@ -85,8 +86,8 @@ def memory_cost(family: str, memory: MemoryUse) -> Stored:
         width, depth = ULTRA_SHAPE
         bits = memory.width if parts == 1 else memory.width * 9 // 8  # nine bits for each byte that is written alone
         return Stored(uram=n * ceil(bits / width) * ceil(memory.depth / depth))
-    if parts > 1:
-        return memory_cost(family, replace(memory, width=memory.width // parts, count=n * parts, write_parts=1))
+    if parts > 1 and memory.width == 8 * parts:  # Yosys makes a memory of each byte that is written alone, of wider parts it does not
+        return memory_cost(family, replace(memory, width=8, count=n * parts, write_parts=1))
     need = blocks(family, memory)
     if family in LUTRAM:
         cells = lutram_cells(family, memory)
@@ -108,49 +109,7 @@ def memories(config: BuildConfig) -> dict[str, list[MemoryUse]]:
     found: dict[str, list[MemoryUse]] = {unit: [] for unit in UNITS}
     for name, published in MachineParameters.of(config).memories().items():
         found[UNIT_OF.get(name, name)] += published
-    found["vector"], found["dot"] = _vector(config), _dot(config)
     return found
-
-
-def _vector(config: BuildConfig) -> list[MemoryUse]:
-    c, s = config, config.shape
-    v, p, m, kind = c.vector_lanes, c.lanes, c.mem_bytes, "ultra" if c.ultra_units else "ram"
-    slots, beat_words = c.groups * p, max(1, m // (2 * v))
-    gains = 2 * s.hidden + (s.q_size + s.ffn if s.sub_norms else 0)
-    found = [
-        MemoryUse(name="coefficients", width=16 * v, depth=ceil((gains + slots * s.head_dim) / v / beat_words), count=beat_words),
-        MemoryUse(name="x", width=32 * v, depth=slots * ceil(s.hidden / v), kind=kind),
-        MemoryUse(name="h", width=32 * v, depth=p * ceil(max(s.ffn, s.q_size) / v), kind=kind),
-        MemoryUse(name="kv.rows", width=9 * m + 33, depth=c.write_fifo_beats), MemoryUse(name="kv.scales", width=64, depth=c.kv_write_rows),
-        MemoryUse(name="code_scale", width=28, depth=slots), MemoryUse(name="work_scale", width=28, depth=p),
-        MemoryUse(name="residual_left", width=5, depth=slots), MemoryUse(name="scale", width=28, depth=4, count=5),
-        MemoryUse(name="gain_exponent", width=12, depth=4),
-    ]
-    if c.result_parts > 1:
-        found.append(MemoryUse(name="kept", width=v * c.acc_bits, depth=max(2, s.head_dim // v) << KEPT_BITS))
-    if s.activation == "silu":
-        found.append(MemoryUse(name="gated.sigmoid", width=27, depth=1024, read_ports=v // 2, kind="rom"))
-    return found
-
-
-def _dot(config: BuildConfig) -> list[MemoryUse]:
-    c, s = config, config.shape
-    p, m, a, d, word = c.lanes, c.mem_bytes, c.attention_macs, c.dot_lanes, c.attention_macs // c.attention_rows
-    widest, scale_beats = max(s.hidden, s.q_size), c.kv_scale_block_bytes // m
-    return [
-        MemoryUse(name="activations", width=8 * a, depth=p * ceil(widest / a)), MemoryUse(name="query_scales", width=26, depth=p * s.heads),
-        MemoryUse(name="key_scales", width=8 * m, depth=2 * scale_beats),
-        MemoryUse(name="value_beats", width=8 * m, depth=max(2, scale_beats)),
-        MemoryUse(name="value_scales", width=26, depth=32), MemoryUse(name="dot.vector", width=8 * a, depth=ceil(widest / a), count=d),
-        MemoryUse(name="dot.weights", width=17 * c.attention_rows, depth=32 // c.attention_rows, count=d),
-        MemoryUse(name="score.scores", width=22, depth=32, count=d),
-        MemoryUse(name="softmax.table", width=16, depth=1024, count=d, kind="rom"),
-        MemoryUse(name="dot.outputs", width=35 * word, depth=max(2, s.head_dim // word), count=d),
-        MemoryUse(name="logits", width=44 * d, depth=16),
-        MemoryUse(name="control.job_queue", width=10 + (CHUNK + d - 1).bit_length() + d, depth=16),
-        MemoryUse(name="control.runs", width=s.context.bit_length() + 33 + d, depth=d + 1),
-        *([MemoryUse(name="ids", width=(s.vocab - 1).bit_length(), depth=64)] if c.shortlist else []),
-    ]
 
 
 def terms(config: BuildConfig) -> dict[str, dict[str, float]]:

@@ -21,13 +21,16 @@ from typing import Any, NamedTuple
 from tritloom.boards.board import Board, load
 from tritloom.firmware.assembler import AssemblyError
 from tritloom.firmware.config import CHUNK, LIMITS, BuildConfig, ConfigError, ModelShape
+from tritloom.firmware.isa import DotOp, VectorOp
 from tritloom.firmware.layout import ADDRESS_LIMIT, MemoryMap, head_row_blocks, memory_map
 from tritloom.firmware.programs import generation
 from tritloom.gen.fit.cost import BLOCK_KIBIT, ULTRA_KIBIT, resources
 from tritloom.gen.models import ModelSpec
+from tritloom.rtl.attention.parameters import AttentionParameters
 from tritloom.rtl.head.parameters import ShortListParameters
 from tritloom.rtl.memory.parameters import WRITE_CYCLES
 from tritloom.rtl.ternary.parameters import TernaryParameters
+from tritloom.rtl.vector.parameters import VectorParameters
 
 CONTEXT_FOR_SPEED = 128
 """Positions of the cache, and tokens of a prompt, for which speeds are predicted where nothing else is asked for."""
@@ -101,49 +104,35 @@ def cycles_per_pass(config: BuildConfig, context: int, tokens: int, *, answers: 
     `answers`: tokens whose successors are chosen: none, the last, or all.
     """
     c, s = config, config.shape
-    ternary = TernaryParameters.of(c)
+    ternary, vector, dot = TernaryParameters.of(c), VectorParameters.of(c), AttentionParameters.of(c)
     groups = [min(c.lanes, tokens)] + ([tokens - c.lanes] if tokens > c.lanes else [])
 
     def matmul(rows: int, inputs: int, count: int) -> float:
         return ternary.cycles(rows=rows, inputs=inputs, count=count)
 
-    def gains(length: int) -> float:
-        return length / v + ceil(32 / c.mem_bytes) + 4
-
-    v = c.vector_lanes
-    parts = ternary.result_reads
-    norm = {length: 2 * length / v + 60 for length in (s.hidden, s.q_size, s.ffn)}
-    resid = parts * s.hidden / v + 15
-    head_cycles = max(25, 2 * parts * s.head_dim / v + 10)
+    norm = {length: vector.cycles(VectorOp.NORMQ, length=length) for length in (s.hidden, s.q_size, s.ffn)}
+    resid = vector.cycles(VectorOp.RESID)
     # A head's words and their scale, but for those that may wait.
     rows = 2 * s.kv_heads * max(groups)
     written = WRITE_CYCLES[c.memory] * (ceil(s.head_dim * c.attention_rows / c.attention_macs) + 1) * max(0, rows - c.kv_write_rows) / rows
-    queries, keys = s.heads * head_cycles + 50, 2 * s.kv_heads * max(head_cycles, written) + 50
+    queries, keys = (vector.cycles(VectorOp.QKV, heads=heads) for heads in (s.heads, 2 * s.kv_heads))
+    keys += 2 * s.kv_heads * max(0, written - vector.head_cycles)
     qkv = queries + keys
     chunks = ceil(context / CHUNK)
 
-    def visible(positions: int) -> float:
-        """Of a pass over some positions of a cache: the way there, their rows, and of each chunk two blocks of scales and what is
-        between its jobs."""
-        chunk = 2 * c.kv_scale_block_bytes / c.mem_bytes + 5
-        return 2 * positions * s.head_dim / c.attention_macs + chunk * ceil(positions / CHUNK) + 20 * (positions > 0)
-
     def attend(count: int) -> float:
-        """Of the tokens that the dot engine takes at once: of several texts, each has positions of its own behind those that all share."""
-        passes = s.kv_heads * (ceil(s.group / c.dot_lanes) if count == 1 else s.group)
-        positions = visible(context) if shared is None else visible(shared) + count * visible(context - shared)
-        return passes * (positions + 20) + 200
+        return dot.cycles(DotOp.ATTEND, positions=context, tokens=count, shared=shared)
 
     # The vector unit follows the matrices of one group: keys and values beside the queries' matrix, the first token's words beside the
     # last tile, activation beside all blocks but the last.
     one = len(groups) == 1
     at_once = queries if one else qkv
     beside = {rows: rows / c.rows_per_cycle if one else 0.0 for rows in (s.hidden, s.q_size)}
-    pairs = (c.gate_up_blocks[-1] if one else 2 * s.ffn) / v
+    glu = vector.cycles(VectorOp.GLU, length=c.gate_up_blocks[-1] // 2 if one else s.ffn)
 
     matrices = ((s.qkv_rows, s.hidden), (s.hidden, s.q_size), (2 * s.ffn, s.hidden), (s.hidden, s.ffn))
     sub = int(s.sub_norms)
-    parameters = [gains(n) for n in (s.q_size * sub, s.hidden, s.ffn * sub, s.hidden)]
+    parameters = [vector.cycles(VectorOp.PARAM, length=n) for n in (s.q_size * sub, s.hidden, s.ffn * sub, s.hidden)]
     # Texts attend apart where that is quicker: the dot engine's lanes take heads of one then.
     apart = shared is not None and attend(c.dot_lanes) > c.dot_lanes * attend(1)
     together = 1 if apart else c.dot_lanes
@@ -160,7 +149,7 @@ def cycles_per_pass(config: BuildConfig, context: int, tokens: int, *, answers: 
         attention = max(attention, wait - alone)
         wait += max(0.0, count * keys - matmul(s.q_size, s.hidden, count)) if one else 0.0
         add = count * (resid + norm[s.hidden]) - min(resid, beside[s.hidden])
-        after.append((wait - min(queries, beside[s.q_size]), add, count * (parts * pairs + 20 + norm[s.ffn]), add))
+        after.append((wait - min(queries, beside[s.q_size]), add, count * (glu + norm[s.ffn]), add))
     streams = [[matmul(*matrix, count) for matrix in matrices] for count in groups]
     if one:
         layer = {"matmul": sum(streams[0]), "vector": sum(after[0]) - attention + sum(parameters), "attention": attention}
@@ -184,12 +173,13 @@ def cycles_per_pass(config: BuildConfig, context: int, tokens: int, *, answers: 
         result["vector"] += tokens * qkv
         if answers:
             result["matmul"] += sum(matmul(*matrix, 1) for matrix in matrices[1:])
-            result["vector"] += sum(parameters) + 2 * (resid + norm[s.hidden]) + norm[s.q_size] + parts * 2 * s.ffn / v + 20 + norm[s.ffn]
+            result["vector"] += sum(parameters) + 2 * (resid + norm[s.hidden]) + norm[s.q_size]
+            result["vector"] += vector.cycles(VectorOp.GLU, length=s.ffn) + norm[s.ffn]
             result["attention"] += attend(1)
     if answers and not c.shortlist:
         # The head's rows are streamed for as many tokens as the dot engine has lanes; logits leave one by one.
         sets = [min(c.dot_lanes, answers - start) for start in range(0, answers, c.dot_lanes)]
-        result["head"] = sum(ceil(s.vocab / c.group_rows) * (1 + c.group_rows * max(s.hidden / c.attention_macs, count)) for count in sets)
+        result["head"] = sum(dot.cycles(DotOp.HEAD, tokens=count) for count in sets)
     elif answers:
         # Each row that enters the heap stops the scan for a few cycles; the rows that stay are read again.
         heap = ShortListParameters.of(c)

@@ -329,10 +329,10 @@ MEASURED = STORED["points"]
 ACCURACY = {"lut": 0.051, "ff": 0.013, "bram": 0.028, "dsp": 0.043}
 """Greatest relative error of the cost model for the machines that it was fitted to."""
 HELD_OUT = {
-    ("xcup", "lut"): 0.038, ("xcup", "ff"): 0.055, ("xcup", "bram"): 0.006, ("xcup", "dsp"): 0.042,
+    ("xcup", "lut"): 0.035, ("xcup", "ff"): 0.055, ("xcup", "bram"): 0.006, ("xcup", "dsp"): 0.042,
     ("ecp5", "lut"): 0.201, ("ecp5", "ff"): 0.166, ("ecp5", "bram"): 0.0, ("ecp5", "dsp"): 0.093,
     ("gowin", "lut"): 0.083, ("gowin", "ff"): 0.157, ("gowin", "bram"): 0.0, ("gowin", "dsp"): 0.31,
-    ("ice40", "lut"): 0.212, ("ice40", "ff"): 0.181, ("ice40", "bram"): 0.028, ("ice40", "dsp"): 0.429,
+    ("ice40", "lut"): 0.209, ("ice40", "ff"): 0.176, ("ice40", "bram"): 0.028, ("ice40", "dsp"): 0.429,
 }
 """The same for each machine when it is left out of the fit. The greatest are of the only machine of its kind in a family: the rest cannot
 tell what it has more of. Half of the machines are within HALF."""
@@ -372,6 +372,8 @@ def use(width, depth, count=1, **more):
 
 @pytest.mark.parametrize("family, memory, expected", [
     ("ecp5", use(64, 40448, write_parts=8), (0, 0, 160, 0)), ("ecp5", use(256, 24), (128 * 6, 0, 0, 0)),
+    ("ecp5", use(72, 512, write_parts=2), (0, 0, 2, 0)),
+    ("ecp5", use(20, 16, write_parts=2), (36, 0, 0, 0)),
     ("ecp5", use(32, 63), (0, 0, 1, 0)), ("ecp5", use(32, 63, kind="async"), (192, 0, 0, 0)),
     ("xcup", use(10, 32, 4), (32, 0, 0, 0)), ("xcup", use(16, 1024, 2, kind="rom"), (0, 0, 1, 0)),
     ("xcup", use(27, 1024, read_ports=4, kind="rom"), (0, 0, 2, 0)), ("xcup", use(10, 32, read_ports=2), (16, 0, 0, 0)),
