@@ -13,12 +13,13 @@ TORCH_INDEX ?=
 OLDEST := python3.10
 NEWEST := python3.15 python3.14 python3.13 python3.12
 
-.PHONY: help setup demo test lint types unit plain plain-others same-python results digests equality random fuzz calibrate clean \
+.PHONY: help setup demo test quick lint types unit plain plain-others same-python results digests equality random fuzz calibrate clean \
   distclean
 
 help:
 	@echo "make demo    generate a story on a simulated accelerator (installs what it needs, no PyTorch)"
 	@echo "make test    lint, types and all tests (installs the test tools too)"
+	@echo "make quick   what is done every few minutes: lint, types, and the tests that compile no simulation (a minute and a half)"
 	@echo "make plain   test the package without generator and simulator, from its wheel (PYTHON=python3.10: with that one)"
 	@echo "make plain-others  the same on the oldest and the newest Python that are installed (about five minutes each)"
 	@echo "make setup   install everything into $(VENV)"
@@ -69,6 +70,10 @@ demo: same-python $(VENV)/.stamp-demo
 	@$(BIN)/tritloom run models/stories-4m --prompt "Once upon a time, there was a little fox"
 
 test: same-python setup lint types unit
+
+# Tests that compile a simulation or take long are marked, or fail here (tests/conftest.py).
+quick: same-python setup lint types
+	$(BIN)/pytest -q --quick -n 2 --dist worksteal
 
 lint: setup
 	$(BIN)/ruff check .

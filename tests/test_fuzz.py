@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 import fuzz
 
+pytestmark = pytest.mark.slow
+
 EDITS = st.lists(st.tuples(st.sampled_from(sorted(fuzz.EDITS)), st.integers(0, 2**32 - 1)), min_size=1, max_size=4)
 
 

@@ -11,6 +11,8 @@ from tritloom.host import cli
 from tritloom.sim import traffic
 from tritloom.sim.compile import HARNESS
 
+pytestmark = pytest.mark.slow  # a process a command
+
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "models" / "stories-260k"
 HIDDEN = sorted({*cli.EXTRAS, "cocotb", "safetensors", "scipy"})

@@ -1,8 +1,7 @@
 """A bitstream for a board that open tools reach: synthesis, placement, routing, packing, and what came of it.
 
-The machine stands in a wrapper that shifts all its pins in and out over two pads, so that a machine with
-hundreds of pins is placed whole into any package and nothing of it is optimised away. Pins, memory chips
-and host links belong to later boards.
+The machine stands in a wrapper (gen/tools/scan.py) that brings its pins out over two pads. Pins, memory chips and host links belong to
+later boards.
 """
 
 from __future__ import annotations
@@ -20,28 +19,21 @@ from typing import Any, TypedDict
 
 from tritloom.boards.board import Board, load
 from tritloom.firmware.config import BuildConfig, ConfigError
-from tritloom.firmware.errors import TritloomError
 from tritloom.gen.tools import yosys
+from tritloom.gen.tools.scan import TOP, BuildError, scan_wrapper, without_zero_contents
+from tritloom.gen.tools.sdf import WorstPath, worst_paths
 from tritloom.gen.verilog.generate import generate_verilog
 from tritloom.system.files import cache, scratch, write_atomically
 from tritloom.system.processes import started
 
-__all__ = ["BuildError", "BuildReport", "TimingFailure", "build", "parse_report", "report_text", "scan_wrapper", "worst_paths"]
+__all__ = ["BuildError", "BuildReport", "TimingFailure", "build", "parse_report", "report_text"]
 
 Progress = Callable[..., None]
 """Called with (done, total, text)."""
 
-TOP = "scan"
-WORST_PATHS = 10
-LEFT_OPEN = ("trace_",)
-"""Outputs that only a simulation reads: the wrapper leaves them open."""
 DEVICES = {"LFE5U-85F": "--85k", "LFE5U-45F": "--45k", "LFE5U-25F": "--25k"}
 SHARES = (0.05, 0.3, 0.97)
 """How far a build is after the Verilog, after synthesis and after routing."""
-
-
-class BuildError(TritloomError):
-    """A build failed; the message names the step and its log."""
 
 
 class TimingFailure(BuildError):
@@ -50,14 +42,6 @@ class TimingFailure(BuildError):
     def __init__(self, message: str, report: BuildReport) -> None:
         super().__init__(message)
         self.report = report
-
-
-WorstPath = TypedDict("WorstPath", {
-    "from": str, "to": str, "source": str, "sink": str, "bits": int, "delay_ns": float, "slack_ns": float, "logic_ns": float,
-    "routing_ns": float, "setup_ns": float, "through": list[str],
-})
-"""A path between registers: `from` and `to` are the registers' names in the hierarchy, `source` and `sink` the very cells
-and pins, `through` the outputs of the logic cells between them, `bits` the endpoints between the same two registers."""
 
 
 class BuildReport(TypedDict):
@@ -74,66 +58,6 @@ class BuildReport(TypedDict):
     worst_paths: list[WorstPath]
     files: list[str]
     seconds: dict[str, float]
-
-
-# The wrapper --------------------------------------------------------------------------------------------
-
-
-def ports(verilog: str, top: str = "top") -> list[tuple[str, str, int]]:
-    """(direction, name, width) of the ports of module `top`."""
-    module = re.search(rf"^module {top}\(.*?^endmodule", verilog, re.S | re.M)
-    if module is None:
-        raise BuildError(f"the Verilog has no module {top}")
-    found = re.findall(r"^\s*(input|output)\s+(?:wire\s+|reg\s+)?(?:\[(\d+):(\d+)\]\s*)?(\\?[\w$.]+)\s*;", module.group(0), re.M)
-    return [(direction, name, int(high) - int(low) + 1 if high else 1) for direction, high, low, name in found]
-
-
-def scan_wrapper(verilog: str, top: str = "top") -> str:
-    """Verilog of module `scan`, which contains `top`: all inputs from one shift register, all outputs into another."""
-    pins = [p for p in ports(verilog, top) if p[1] not in ("clk", "rst")]
-    inputs = [(name, width) for direction, name, width in pins if direction == "input"]
-    outputs = [(name, width) for direction, name, width in pins if direction == "output" and not name.startswith(LEFT_OPEN)]
-    n_in, n_out = sum(w for _, w in inputs), sum(w for _, w in outputs)
-    if not n_in or not n_out:
-        raise BuildError(f"module {top} needs inputs and outputs besides clk and rst")
-
-    def slices(named: list[tuple[str, int]], vector: str) -> Iterable[str]:
-        at = 0
-        for name, width in named:
-            yield f"    .{name} ({vector}[{at + width - 1}:{at}])"
-            at += width
-
-    connections = ",\n".join(["    .clk(clk)", "    .rst(reset)", *slices(inputs, "in"), *slices(outputs, "out")])
-    return f"""
-// Shifts the machine's {n_in} inputs in and its {n_out} outputs out.
-module {TOP}(input clk, input rst, input shift, input scan_in, output scan_out);
-  reg reset, shifting, bit_in;
-  reg [{n_in - 1}:0] in;
-  reg [{n_out - 1}:0] captured;
-  wire [{n_out - 1}:0] out;
-  assign scan_out = captured[{n_out - 1}];
-  always @(posedge clk) begin
-    reset <= rst;
-    shifting <= shift;
-    bit_in <= scan_in;
-    if (shifting) in <= {{in, bit_in}};
-    if (shifting) captured <= {{captured, in[{n_in - 1}]}};
-    else captured <= out;
-  end
-  {top} machine(
-{connections}
-  );
-endmodule
-"""
-
-
-_ZERO_MEMORY = re.compile(r"^  initial begin\n((?:    (\\?[\w$.]+ ?)\[\d+\] = \d+'h0+;\n)+)  end\n", re.M)
-
-
-def without_zero_contents(verilog: str) -> str:
-    """The same memories without a statement per word where all words start as zero: block RAM does so by itself,
-    and Yosys takes minutes over the statements of a large one."""
-    return _ZERO_MEMORY.sub("", verilog)
 
 
 # The tools ----------------------------------------------------------------------------------------------
@@ -217,98 +141,6 @@ def _place_and_route(board: Board, folder: Path, clock_hz: int, seed: int, deadl
 
 
 # What came of it ----------------------------------------------------------------------------------------
-
-_INTERCONNECT = re.compile(r"\(INTERCONNECT (\S+) (\S+) \([^:)]*:[^:)]*:([^:)]*)\) \([^:)]*:[^:)]*:([^:)]*)\)\)")
-_IOPATH = re.compile(r"\(IOPATH (?:\(\w+ (\S+)\)|(\S+)) (\S+) \([^:)]*:[^:)]*:([^:)]*)\) \([^:)]*:[^:)]*:([^:)]*)\)\)")
-_SETUP = re.compile(r"\(SETUPHOLD \(\w+ (\S+)\) \(\w+ (\S+)\) \([^:)]*:[^:)]*:([^:)]*)\)")
-_BIT = re.compile(r"(_TRELLIS_FF_Q.*|_(?:LUT4|PFUMX|L6MUX21|CCU2C)_.*|\$[A-Z].*|(?:\.\d+)+|_\d+)$")
-
-
-def register_name(cell: str) -> str:
-    """Hierarchical name of the register or memory that a cell is a bit of."""
-    while (shorter := _BIT.sub("", cell)) not in ("", cell):
-        cell = shorter
-    return cell
-
-
-def worst_paths(sdf: Iterable[str], period_ns: float, count: int = WORST_PATHS) -> list[WorstPath]:
-    """The slowest paths between registers, worst first, from the delays of the routed netlist (SDF, one item a line).
-
-    Paths whose ends are bits of the same two registers count as one; `bits` tells how many endpoints they have.
-    """
-    wires: dict[str, tuple[str, float]] = {}
-    cells: dict[str, list[tuple[str, float]]] = {}
-    setups: dict[str, float] = {}
-    clocks: set[str] = set()
-    instance = ""
-    for line in sdf:
-        item = line.strip()
-        if item.startswith("(INTERCONNECT") and (match := _INTERCONNECT.match(item)):
-            wires[match[2]] = match[1], max(float(match[3]), float(match[4])) / 1000
-        elif item.startswith("(IOPATH") and (match := _IOPATH.match(item)):
-            through = f"{instance}/{match[1] or match[2]}", max(float(match[4]), float(match[5])) / 1000
-            cells.setdefault(f"{instance}/{match[3]}", []).append(through)
-        elif item.startswith("(SETUPHOLD") and (match := _SETUP.match(item)):
-            pin = f"{instance}/{match[1]}"
-            setups[pin] = max(setups.get(pin, -1e9), float(match[3]) / 1000)
-            clocks.add(f"{instance}/{match[2]}")
-        elif item.startswith("(INSTANCE"):
-            instance = item[len("(INSTANCE"):].rstrip(")").strip()
-
-    # Latest arrival at every pin, and the pin and kind of delay it came from; None where no clock launches it.
-    arrivals: dict[str, tuple[float, str | None] | None] = {pin: (0.0, None) for pin in clocks}
-
-    def causes(pin: str) -> list[tuple[str, float]]:
-        return [wires[pin]] if pin in wires else cells.get(pin, [])
-
-    def settle(end: str) -> tuple[float, str | None] | None:
-        stack = [end]
-        while stack:
-            pin = stack[-1]
-            if pin in arrivals:
-                stack.pop()
-                continue
-            waiting = [before for before, _ in causes(pin) if before not in arrivals]
-            if waiting and pin not in open_pins:
-                open_pins.add(pin)
-                stack.extend(waiting)
-                continue
-            stack.pop()
-            known = [(arrived[0] + delay, before) for before, delay in causes(pin) if (arrived := arrivals.get(before))]
-            arrivals[pin] = max(known) if known else None
-        return arrivals[end]
-
-    open_pins: set[str] = set()
-    ends = sorted(((arrived[0] + setup, pin) for pin, setup in setups.items() if (arrived := settle(pin))), reverse=True)
-    found: dict[tuple[str, str], WorstPath] = {}
-    for total, pin in ends:
-        points, at = [pin], pin
-        logic = routing = 0.0
-        while (arrived := arrivals[at]) is not None and arrived[1] is not None:
-            step = arrived[0] - (arrivals[arrived[1]] or (0.0, None))[0]
-            if at in wires:
-                routing += step
-            else:
-                logic += step
-            at = arrived[1]
-            points.append(at)
-        names = [_unescape(point) for point in reversed(points)]
-        source, sink = names[1] if len(names) > 1 else names[0], names[-1]
-        key = register_name(source.rpartition("/")[0]), register_name(sink.rpartition("/")[0])
-        if key in found:
-            found[key]["bits"] += 1
-        elif len(found) < count:
-            found[key] = {
-                "from": key[0], "to": key[1], "source": source, "sink": sink, "bits": 1, "delay_ns": round(total, 3),
-                "slack_ns": round(period_ns - total, 3), "logic_ns": round(logic, 3), "routing_ns": round(routing, 3),
-                "setup_ns": round(setups[pin], 3), "through": names[3:-1:2],
-            }
-    return list(found.values())
-
-
-def _unescape(name: str) -> str:
-    return re.sub(r"\\(.)", r"\1", name)
-
 
 def parse_report(nextpnr: dict[str, Any], sdf: Iterable[str], clock_hz: int) -> tuple[float, dict[str, list[int]], list[WorstPath]]:
     """Fmax in MHz, [used, available] by kind of cell, and the worst paths."""

@@ -6,11 +6,12 @@ import os
 import time
 
 import pytest
-from test_generate import TINY
 
+from machines import TINY
 from tritloom.boards.board import Board
 from tritloom.firmware.config import ConfigError
 from tritloom.gen.tools import bitstream as build
+from tritloom.gen.tools import scan, sdf
 
 BOARD = Board(name="small", title="", family="ecp5", memory="onchip", mem_bytes=4, clock_hz=50_000_000, device="LFE5U-25F",
               package="CABGA256", speed="6", toolchain="ecp5")
@@ -71,7 +72,7 @@ def nextpnr_report(fmax=100.0):
 
 
 def test_worst_paths_from_delays():
-    first, second, *rest = build.worst_paths(SDF.splitlines(), 10.0)
+    first, second, *rest = sdf.worst_paths(SDF.splitlines(), 10.0)
     assert (first["from"], first["to"], first["bits"]) == ("m.a", "m.b", 2)
     assert (first["source"], first["sink"]) == ("m.a_TRELLIS_FF_Q/Q", "m.b_TRELLIS_FF_Q/DI")
     assert first["through"] == ["m.lut[1]/F"]
@@ -81,7 +82,7 @@ def test_worst_paths_from_delays():
 
 
 def test_no_more_paths_than_asked_for():
-    assert len(build.worst_paths(SDF.splitlines(), 10.0, count=1)) == 1
+    assert len(sdf.worst_paths(SDF.splitlines(), 10.0, count=1)) == 1
 
 
 @pytest.mark.parametrize("cell, name", [
@@ -89,7 +90,7 @@ def test_no_more_paths_than_asked_for():
     ("m.lane_0.sum_0_1_1_TRELLIS_FF_Q_5", "m.lane_0.sum"),
 ])
 def test_bits_belong_to_registers(cell, name):
-    assert build.register_name(cell) == name
+    assert sdf.register_name(cell) == name
 
 
 def test_the_report():
@@ -106,19 +107,19 @@ def test_the_report():
 
 
 def test_the_wrapper_reaches_every_port_but_the_trace():
-    wrapper = build.scan_wrapper(VERILOG)
+    wrapper = scan.scan_wrapper(VERILOG)
     assert "reg [15:0] in;" in wrapper and "reg [15:0] captured;" in wrapper
     for pin in (".a (in[7:0])", ".b (in[15:8])", ".p (out[15:0])", ".rst(reset)"):
         assert pin in wrapper
     assert "trace_valid" not in wrapper
     with pytest.raises(build.BuildError, match="no module missing"):
-        build.scan_wrapper(VERILOG, "missing")
+        scan.scan_wrapper(VERILOG, "missing")
 
 
 def test_zero_contents_are_left_out():
     zero = "  initial begin\n    \\a.b [0] = 8'h00;\n    \\a.b [1] = 8'h00;\n  end\n"
     other = "  initial begin\n    m[0] = 8'h00;\n    m[1] = 8'h10;\n  end\n"
-    assert build.without_zero_contents("x\n" + zero + other + "y\n") == "x\n" + other + "y\n"
+    assert scan.without_zero_contents("x\n" + zero + other + "y\n") == "x\n" + other + "y\n"
 
 
 def test_progress_of_the_router():

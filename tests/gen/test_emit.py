@@ -8,8 +8,8 @@ from amaranth import Module, ResetInserter, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.sim import Simulator
-from test_generate import TINY
 
+from machines import TINY
 from tritloom.gen.verilog.emit import Emission, EmissionError, to_rtlil, to_verilog
 from tritloom.rtl.once import once
 from tritloom.rtl.ternary.parameters import TernaryParameters

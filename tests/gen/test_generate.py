@@ -9,15 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tritloom.firmware.config import BuildConfig, ModelShape
+from machines import TINY
+from tritloom.firmware.config import BuildConfig
 from tritloom.gen.tools import yosys
 from tritloom.gen.verilog import generate, waivers
 from tritloom.system.files import write_atomically
-
-TINY = BuildConfig(
-    shape=ModelShape(hidden=32, ffn=64, layers=2, heads=2, kv_heads=1, head_dim=16, vocab=64, context=64, activation="relu2",
-                     sub_norms=True),
-    lanes=1, tables=2, rows_per_cycle=2, vector_lanes=4, attention_macs=4, mem_bytes=4, weight_fifo_beats=16, sampler_candidates=4)
 
 VERILOG = "module top(clk, rst);\n  input clk;\n  wire clk;\n  input rst;\n  wire rst;\nendmodule\n"
 

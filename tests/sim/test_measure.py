@@ -8,17 +8,14 @@ import numpy as np
 import pytest
 
 import oracle
+from machines import MODEL, SMALL, simulated
 from tritloom.firmware.config import BuildConfig, ConfigError
 from tritloom.firmware.errors import InputError
 from tritloom.gen.fit.fit import fit
 from tritloom.gen.models import open_checkpoint
 from tritloom.gen.models.shapes import published
-from tritloom.gen.pack import pack
-from tritloom.gen.verilog.generate import cached_verilog
 from tritloom.host.commands.common import Source
-from tritloom.host.image import open_image, write_image
 from tritloom.host.session import Session
-from tritloom.sim.backends import SimBackend
 from tritloom.sim.bench import benchmarks, measure, results, stored
 from tritloom.sim.bench.report import stored_report, table
 from tritloom.sim.bench.timeline import unpack
@@ -26,7 +23,6 @@ from tritloom.sim.bench.timeline import unpack
 pytest.importorskip("amaranth")
 
 ROOT = Path(__file__).parents[2]
-MODEL = ROOT / "models" / "stories-260k"
 SHAPE = Source(model=Path("TriLM-99M"))
 
 
@@ -34,15 +30,9 @@ SHAPE = Source(model=Path("TriLM-99M"))
 def session(tmp_path_factory):
     """The machine of test_whole_machine.py, with a memory that never varies."""
     checkpoint = open_checkpoint(MODEL, context=128)
-    config = BuildConfig(shape=checkpoint.spec.shape, lanes=3, tables=5, rows_per_cycle=4, vector_lanes=8, attention_macs=16, mem_bytes=16,
-                         mem_ports=2, weight_fifo_beats=64, sampler_candidates=8, sequences=3)
-    packed = pack(checkpoint, config)
-    folder = tmp_path_factory.mktemp("measure")
-    path = write_image(folder / "image", config=config, spec=checkpoint.spec.to_dict(), sections=packed.sections)
-    build = ROOT / "build"
-    backend = SimBackend.build(config, cached_verilog(config, build / "verilog"), memory_bytes=packed.map.total_bytes, timing="ideal",
-                               build_dir=build / "verilated")
-    with Session(backend, open_image(path)) as session:
+    config = BuildConfig(shape=checkpoint.spec.shape, **SMALL, lanes=3, sequences=3)
+    image, backend = simulated(checkpoint, config, tmp_path_factory.mktemp("measure"), timing="ideal")
+    with Session(backend, image) as session:
         yield session
     backend.close()
 

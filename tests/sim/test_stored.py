@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from test_generate import TINY
 
+from machines import TINY
 from tritloom.firmware import integer
 from tritloom.firmware.layout import memory_map
 from tritloom.firmware.programs import generation

@@ -4,7 +4,6 @@ One small machine is compiled for all tests here; `make equality` runs more mach
 """
 
 import itertools
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ import pytest
 import cdriver
 import harness
 import oracle
+from machines import MODEL, SMALL, simulated
 from tritloom.firmware.assembler import assemble
 from tritloom.firmware.config import BuildConfig
 from tritloom.firmware.errors import InputError
@@ -19,18 +19,15 @@ from tritloom.firmware.integer import GREEDY
 from tritloom.firmware.isa import Unit
 from tritloom.firmware.registers import FIFO_DEPTH, MEMORY_FAILED
 from tritloom.gen.models import open_checkpoint
-from tritloom.gen.pack import pack, quantise
-from tritloom.gen.verilog.generate import cached_verilog
+from tritloom.gen.pack import quantise
 from tritloom.host.backends.emulator import EmulatorBackend
 from tritloom.host.backends.protocol import DeviceError, DeviceFault, DeviceTimeout
 from tritloom.host.device import RESET, START, STATUS, STOP
-from tritloom.host.image import open_image, write_image
 from tritloom.host.session import Session, sampling
 from tritloom.sim.backends import SimBackend
 from tritloom.sim.check.verify import TraceReader, compare, first_difference
 from tritloom.sim.integer_model import IntegerModel
 
-MODEL = Path(__file__).parents[2] / "models" / "stories-260k"
 CONTEXT = 128
 
 
@@ -38,17 +35,11 @@ CONTEXT = 128
 def built(tmp_path_factory):
     """Image, machine and reference of stories-260k: two groups of three lanes, of which two attend at a time; results read in two parts
     and written in two turns, matrices in blocks, gate and up's in places of blocks before; two keys side by side, two memory ports."""
-    folder = tmp_path_factory.mktemp("machine")
     checkpoint = open_checkpoint(MODEL, context=CONTEXT)
-    config = BuildConfig(shape=checkpoint.spec.shape, lanes=3, groups=2, attention_lanes=2, tables=5, rows_per_cycle=4, block_rows=64,
-                         result_parts=2, result_turns=2, vector_lanes=8, attention_macs=16, attention_rows=2, mem_bytes=16, mem_ports=2,
-                         weight_fifo_beats=64, sampler_candidates=8, sequences=3)
-    packed = pack(checkpoint, config)
-    write_image(folder / "image", config=config, spec=checkpoint.spec.to_dict(), sections=packed.sections)
-    build = Path(__file__).parents[2] / "build"
-    backend = SimBackend.build(config, cached_verilog(config, build / "verilog"), memory_bytes=packed.map.total_bytes,
-                               build_dir=build / "verilated")
-    yield open_image(folder / "image"), backend, IntegerModel(quantise(checkpoint))
+    config = BuildConfig(shape=checkpoint.spec.shape, **SMALL, lanes=3, groups=2, attention_lanes=2, block_rows=64, result_parts=2,
+                         result_turns=2, attention_rows=2, sequences=3)
+    image, backend = simulated(checkpoint, config, tmp_path_factory.mktemp("machine"))
+    yield image, backend, IntegerModel(quantise(checkpoint))
     backend.close()
 
 

@@ -1,40 +1,29 @@
 """The whole machine with a short-list: verilated RTL, emulator and integer model write the same tokens, vector by vector."""
 
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from machines import MODEL, SMALL, simulated
 from tritloom.firmware.config import BuildConfig
 from tritloom.firmware.layout import head_row_blocks
 from tritloom.gen.models import open_checkpoint
-from tritloom.gen.pack import pack, quantise
-from tritloom.gen.verilog.generate import cached_verilog
-from tritloom.host.image import open_image, write_image
+from tritloom.gen.pack import quantise
 from tritloom.host.session import Session, sampling
-from tritloom.sim.backends import SimBackend
 from tritloom.sim.check.verify import compare
 from tritloom.sim.integer_model import IntegerModel
 
 pytest.importorskip("amaranth")
 
-MODEL = Path(__file__).parents[2] / "models" / "stories-260k"
-
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     """Image, machine and reference of stories-260k with two groups of two lanes and 16 candidates of 512 tokens, scanned in blocks."""
-    folder = tmp_path_factory.mktemp("machine")
     checkpoint = open_checkpoint(MODEL, context=64)
-    config = BuildConfig(shape=checkpoint.spec.shape, lanes=2, groups=2, attention_lanes=1, tables=5, rows_per_cycle=4,
-                         result_parts=2, block_rows=96, vector_lanes=8, attention_macs=16, attention_rows=2, mem_bytes=16, mem_ports=2,
-                         weight_fifo_beats=64, sampler_candidates=8, shortlist=16)
-    packed = pack(checkpoint, config)
-    write_image(folder / "image", config=config, spec=checkpoint.spec.to_dict(), sections=packed.sections)
-    build = Path(__file__).parents[2] / "build"
-    backend = SimBackend.build(config, cached_verilog(config, build / "verilog"), memory_bytes=packed.map.total_bytes,
-                               build_dir=build / "verilated")
-    yield open_image(folder / "image"), backend, IntegerModel(quantise(checkpoint), config.shortlist)
+    config = BuildConfig(shape=checkpoint.spec.shape, **SMALL, lanes=2, groups=2, attention_lanes=1, result_parts=2, block_rows=96,
+                         attention_rows=2, shortlist=16)
+    image, backend = simulated(checkpoint, config, tmp_path_factory.mktemp("machine"))
+    yield image, backend, IntegerModel(quantise(checkpoint), config.shortlist)
     backend.close()
 
 
