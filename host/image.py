@@ -32,8 +32,9 @@ def write_image(
     with replaced(path) as place, open(place, "wb") as file:
         for offset, data in image.pieces:
             file.seek(offset)
-            for start in range(0, len(data), WRITTEN_BYTES):
-                file.write(memoryview(data)[start : start + WRITTEN_BYTES])
+            array = np.frombuffer(data, np.uint8)
+            for start in range(0, len(array), WRITTEN_BYTES):
+                file.write(array[start : start + WRITTEN_BYTES].data)
             if progress:
                 progress(offset + len(data), image.size)
         file.truncate(image.size)

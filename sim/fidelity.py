@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,7 +59,7 @@ class Fidelity:
         return self.integer_perplexity / self.perplexity - 1
 
     def to_dict(self) -> dict[str, object]:
-        return asdict(self) | {"perplexity_change": self.perplexity_change}
+        return {**asdict(self), "perplexity_change": self.perplexity_change}
 
 
 def stories(text: str) -> list[str]:
@@ -75,8 +76,8 @@ def _transformers_class(folder: Path) -> str:
     if not folder.is_dir():
         raise OtherModel("transformers has no ternary models in GGUF")
     config = read_json(folder / "config.json")
-    architecture, model_type = (config.get("architectures") or [None])[0], config.get("model_type")
-    if TRANSFORMERS.get(architecture) != model_type:
+    architecture, model_type = (config.get("architectures") or [""])[0], config.get("model_type")
+    if TRANSFORMERS.get(architecture) != model_type or not model_type:
         raise OtherModel(f"transformers has no {architecture} of type {model_type}")
     return architecture
 
@@ -101,14 +102,15 @@ class FloatReference:
         transformers.logging.disable_progress_bar()
         torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
         self._torch = torch
-        loaded, report = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, output_loading_info=True)
+        both: Any = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, output_loading_info=True)
+        loaded, report = both  # as output_loading_info asks for
         left = {what: names for what, names in report.items() if names and what.endswith("_keys")}
         left = {what: [n for n in names if not str(n).endswith("rotary_emb.inv_freq")] for what, names in left.items()}
         what, names = next(((what, names) for what, names in left.items() if names), ("", []))
         if type(loaded).__name__ != expected or names:
             raise OtherModel(f"transformers' {type(loaded).__name__} has {what.replace('_', ' ')}, {names[0]}" if names else
                              f"transformers loads it as {type(loaded).__name__}")
-        self._model = torch.nn.Module.float(loaded).eval()
+        self._model: Any = loaded.float().eval()
         self.name = f"transformers {transformers.__version__} {type(loaded).__name__}, float32"
 
     def logits(self, tokens: list[int], residual_bits: int | None = None) -> Floats:
@@ -195,7 +197,7 @@ class ShortListQuality:
         return self.missed / self.tokens
 
     def to_dict(self) -> dict[str, object]:
-        return asdict(self) | {"disagreement": self.disagreement}
+        return {**asdict(self), "disagreement": self.disagreement}
 
 
 def short_list_quality(checkpoint: Checkpoint, text: str, tokens: int, shortlist: int,

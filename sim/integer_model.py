@@ -161,6 +161,6 @@ class IntegerModel:
         ids = prompt
         while len(out) < tokens:
             codes, scale = self.head_inputs(ids, last_only=True)
-            ids = [self._choose(codes[0], scale[0], sampling, candidates)]
+            ids = [self._choose(codes[0], UFloat(scale.m[0], scale.e[0]), sampling, candidates)]
             out += ids
         return out

@@ -53,6 +53,7 @@ from tritloom.gen.models.gguf_file import read_gguf
 from tritloom.gen.models.vocabulary import of_folder, of_gguf
 from tritloom.host.image import open_image, write_image
 from tritloom.host.tokenizer import Tokenizer
+from tritloom.system.files import write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results" / "fuzz.json"
@@ -812,9 +813,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.store:
         record = {"date": datetime.now(UTC).strftime("%Y-%m-%d"), "command": "make fuzz", "seconds": round(time.monotonic() - start),
                   "behaviour": digest} | result  # fmt: skip
-        scratch = RESULTS.with_suffix(".tmp")
-        scratch.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
-        scratch.replace(RESULTS)
+        write_atomically(RESULTS.parent, {RESULTS.name: json.dumps(record, indent=1) + "\n"})
     return int(bool(result["failures"]))
 
 

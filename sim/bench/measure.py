@@ -21,7 +21,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from math import ceil
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -63,7 +62,7 @@ class RandomImage(Image):
     @classmethod
     def of(cls, spec: ModelSpec, config: BuildConfig) -> RandomImage:
         layout = memory_map(config, tied=spec.tied_embeddings)
-        image = cls(Path(spec.name), config, spec.to_dict(), {}, layout, np.zeros(0, np.uint8))
+        image = cls(spec.name, config, spec.to_dict(), {}, layout, np.zeros(0, np.uint8))
         object.__setattr__(image, "_made", spec)
         return image
 

@@ -78,14 +78,13 @@ def load(path: Path) -> dict[str, Any] | None:
         return None
     try:
         entry = json.loads(path.read_text("utf-8"))
-        entry["measured"], entry["configuration"], entry["date"]
-        [entry["digests"][name] for name in decisive(entry["what"])]
-        if entry["kind"] == "synthesised":
-            entry["measured"]["total"], entry["available"]
-        else:
-            entry["measured"]["cycles"], entry["timing"], entry["tied"]
-    except (ValueError, KeyError, TypeError):
-        raise InputError(f"{path}: not a stored measurement; remove it and measure again") from None
+        measured, own = ("total", ("available",)) if entry["kind"] == "synthesised" else ("cycles", ("timing", "tied"))
+        whole = measured in entry["measured"] and {"configuration", "date", *own} <= entry.keys()
+        whole &= set(decisive(entry["what"])) <= entry["digests"].keys()
+    except (ValueError, KeyError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise InputError(f"{path}: not a stored measurement; remove it and measure again")
     return entry
 
 

@@ -31,7 +31,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from inspect import isfunction
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -172,6 +172,10 @@ def memory_digest(timing: str) -> str:
 # The reference ---------------------------------------------------------------------------------
 
 
+def _no_tokenizer() -> NoReturn:
+    raise AssertionError("a random model writes no text")
+
+
 class _Random(Checkpoint):
     """A checkpoint of random weights, the same everywhere: integers of a generator that NumPy does not change, and their quotients."""
 
@@ -179,7 +183,7 @@ class _Random(Checkpoint):
 
     def __init__(self, shape: ModelShape, tied: bool) -> None:
         spec = ModelSpec(name="random", source="random", shape=shape, rms_eps=1e-5, rope_theta=1e4, tied_embeddings=tied)
-        super().__init__(spec, {}, Path())
+        super().__init__(spec, {}, _no_tokenizer)
 
     def _numbers(self, name: str, low: int, high: int, shape: tuple[int, ...]) -> Any:
         return np.random.RandomState(list(name.encode())).randint(low, high + 1, shape)
@@ -202,12 +206,13 @@ def _models() -> Iterator[tuple[QuantisedModel, BuildConfig]]:
     """Both activations with and without sub-norms, heads shared and not, tied and not, with and without a short-list, numbers that
     are clamped; and a machine for each, of every packing."""
     common: dict[str, Any] = {"lanes": 2, "vector_lanes": 4, "attention_macs": 8}
-    for activation, sub_norms, kv_heads, tied, left, machine in (
+    kinds: tuple[tuple[str, bool, int, bool, int, dict[str, Any]], ...] = (
         ("relu2", True, 1, True, 0, {"tables": 5, "mem_bytes": 16}),
         ("silu", True, 2, True, 0, {"tables": 6, "mem_bytes": 32, "packing": "index5", "attention_rows": 2}),
         ("silu", False, 2, False, 0, {"tables": 5, "mem_bytes": 16, "block_rows": 32, "shortlist": 16}),
         ("relu2", False, 1, False, 14, {"tables": 3, "mem_bytes": 8, "rows_per_cycle": 2, "groups": 2}),
-    ):
+    )
+    for activation, sub_norms, kv_heads, tied, left, machine in kinds:
         shape = ModelShape(hidden=48, ffn=80, layers=2, heads=2, kv_heads=kv_heads, head_dim=24, vocab=150, context=48,
                            activation=activation, sub_norms=sub_norms)
         found = quantise(_Random(shape, tied))

@@ -29,7 +29,7 @@ from tritloom.sim.backends import SimBackend
 from tritloom.sim.bench import stored
 from tritloom.sim.check.verify import compare
 from tritloom.sim.integer_model import IntegerModel
-from tritloom.system.files import cache, scratch
+from tritloom.system.files import cache, scratch, write_atomically
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "results" / "equality.json"
@@ -133,9 +133,7 @@ def store(entry: dict[str, Any], path: Path = RESULTS) -> None:
         key = (entry["model"], entry["machine"])
         kept = [e for e in results["entries"] if (e["model"], e["machine"]) != key]
         results["entries"] = sorted([*kept, entry], key=lambda e: (e["model"], e["machine"]))
-        scratch = path.with_suffix(".tmp")
-        scratch.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
-        scratch.replace(path)
+        write_atomically(path.parent, {path.name: json.dumps(results, indent=1) + "\n"})
     finally:
         os.close(folder)
 

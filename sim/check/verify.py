@@ -86,8 +86,8 @@ class TraceReader:
         words = length if unit == TraceUnit.LOGITS else -(-length // self._lanes)
         start = self._next[key]
         self._next[key] = start + words
-        part = self._events[key][start:start + words] if key in self._events else np.zeros(0)
-        if not len(part):
+        part = self._events[key][start:start + words] if key in self._events else None
+        if part is None or not len(part):
             return np.zeros(0, np.int64)
         data = part["data"].astype(np.int64)
         if unit == TraceUnit.LOGITS:
