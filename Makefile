@@ -13,7 +13,7 @@ TORCH_INDEX ?=
 OLDEST := python3.10
 NEWEST := python3.15 python3.14 python3.13 python3.12
 
-.PHONY: help setup demo test quick lint types unit plain plain-others same-python results digests equality random fuzz calibrate clean \
+.PHONY: help setup demo test quick lint types unit plain plain-others same-python results digests equality random fuzz netlist calibrate clean \
   distclean
 
 help:
@@ -28,6 +28,7 @@ help:
 	@echo "make equality  the long run behind docs/results/equality.json (about half an hour)"
 	@echo "make random    random models on random machines, all against the integer model (about a quarter of an hour)"
 	@echo "make fuzz      100,000 mutated model files and images over all readers (about a quarter of an hour)"
+	@echo "make netlist   units and a whole machine as synthesised ECP5 netlists, under the tests of the RTL (about half an hour)"
 	@echo "make calibrate  measure machines by synthesis and fit the cost model to them (about half an hour)"
 	@echo "make clean   remove what was built; distclean removes $(VENV) too"
 
@@ -119,6 +120,10 @@ random: setup
 # Mutated files; each has a number that reproduces it: --first N --files 1.
 fuzz: setup
 	cd tests && ../$(BIN)/python fuzz.py --store
+
+# Tests of every unit on its netlist of ECP5 cells, then the machine of stories-260k; docs/results/netlist.json keeps what came of it.
+netlist: setup
+	cd tests && ../$(BIN)/python netlist.py --store
 
 calibrate: setup
 	$(BIN)/python -m tritloom.gen.fit.calibrate

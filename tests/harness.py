@@ -29,7 +29,7 @@ import re
 import shutil
 import sys
 import xml.etree.ElementTree as xml
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
@@ -49,9 +49,15 @@ OPTIMISATION = "-O0"
 """Of the simulation: unit tests spend longer in the compiler, and then in Python, than in the model."""
 
 
+translate: Callable[[str, str], str] | None = None
+"""What is simulated in place of the Verilog of a module, from both (tests/rtl/netlists.py sets it)."""
+
+
 def emit(component: Any, name: str) -> Path:
     """Write `component` as Verilog module `name` below build/tests/<name>/, one folder per design and set of tools."""
     text = to_verilog(component, name)
+    if translate is not None:
+        text = translate(text, name)
     tools = (version("cocotb"), verilator.version(), OPTIMISATION, os.environ.get("TRITLOOM_WAVES", ""), sys.prefix)
     key = hashlib.sha256("\0".join((text, *tools)).encode()).hexdigest()[:12]
     path = BUILD / name / key / f"{name}.v"
