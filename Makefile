@@ -13,13 +13,14 @@ TORCH_INDEX ?=
 OLDEST := python3.10
 NEWEST := python3.15 python3.14 python3.13 python3.12
 
-.PHONY: help setup demo test quick lint types unit plain plain-others same-python results digests equality random fuzz netlist calibrate clean \
+.PHONY: help setup demo test quick lint types unit formal plain plain-others same-python results digests equality random fuzz netlist calibrate clean \
   distclean
 
 help:
 	@echo "make demo    generate a story on a simulated accelerator (installs what it needs, no PyTorch)"
 	@echo "make test    lint, types and all tests (installs the test tools too)"
 	@echo "make quick   what is done every few minutes: lint, types, and the tests that compile no simulation (a minute and a half)"
+	@echo "make formal  prove properties of the hardware for all time (about a minute; make test does so too)"
 	@echo "make plain   test the package without generator and simulator, from its wheel (PYTHON=python3.10: with that one)"
 	@echo "make plain-others  the same on the oldest and the newest Python that are installed (about five minutes each)"
 	@echo "make setup   install everything into $(VENV)"
@@ -81,6 +82,10 @@ lint: setup
 
 types: setup
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
+
+# Part of `unit`, too: they take about a minute.
+formal: setup
+	$(BIN)/pytest -q -n 2 --dist worksteal -m formal
 
 unit: setup
 	$(BIN)/pytest -q -n 2 --dist worksteal

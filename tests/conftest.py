@@ -96,7 +96,7 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     if config.getoption("--quick"):
-        config.option.markexpr = "not compiles and not slow"
+        config.option.markexpr = "not compiles and not slow and not formal"
         forbid_verilator()
 
 

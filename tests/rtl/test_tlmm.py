@@ -189,7 +189,7 @@ def test_no_partial_sum_is_fetched_before_it_is_written_whatever_stalls(lanes, t
         "max_inputs": 15, "max_rows": 8, "block_rows": 8}
     design = Overtaking(TernaryParameters(**parameters))
     words = design.words
-    formal.prove(design, [words.cmd.valid, words.cmd.payload, words.prepared, words.valid], tmp_path, depth=16)
+    formal.prove(design, [words.cmd.valid, words.cmd.payload, words.prepared, words.valid], tmp_path, reset_cycles=len(words.words))
 
 
 @pytest.mark.parametrize("change, message", [
