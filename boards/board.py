@@ -18,6 +18,9 @@ ADDRESS_LIMIT = 1 << 32
 """Bytes that a memory port's addresses reach."""
 
 
+DEFAULT_BOARD = "sim"
+
+
 class BoardError(InputError):
     """A board that does not exist or cannot be loaded; the message names the remedy."""
 

@@ -20,9 +20,10 @@ from tritloom.firmware.integer import ROPE_BITS, UFloat, uf_from_float, uf_pack,
 from tritloom.firmware.layout import Block, MemoryMap, memory_map, stream_blocks
 from tritloom.firmware.packing import pack_matrix
 from tritloom.firmware.programs import generation
-from tritloom.gen.models import Checkpoint, CheckpointError, ModelSpec
-from tritloom.gen.models.checkpoint import SUB_NORMS
+from tritloom.gen.models.checkpoint import SUB_NORMS, Checkpoint
+from tritloom.gen.models.problems import CheckpointError
 from tritloom.gen.models.rope import attention_factor, frequencies
+from tritloom.gen.models.spec import ModelSpec
 from tritloom.gen.quantised import Layer, Layers, Parameters, QuantisedModel, Table, Trits
 from tritloom.gen.scaling import choose, measure, rescaled
 

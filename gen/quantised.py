@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tritloom.firmware.config import ModelShape
 from tritloom.firmware.integer import UFloat
-from tritloom.gen.models import ModelSpec
+from tritloom.gen.models.spec import ModelSpec
 
 Trits = NDArray[np.int8]
 

@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tritloom.firmware.integer import RESIDUAL_BITS, UFloat, ternary_matmul
-from tritloom.gen.models import CheckpointError
+from tritloom.gen.models.problems import CheckpointError
 from tritloom.gen.quantised import Layer, Layers, Parameters, QuantisedModel
 
 Floats = NDArray[np.float64]

@@ -13,11 +13,12 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
 from tritloom.system.ending import undone
+from tritloom.system.steps import Update
 
 QUIET_SECONDS = 2.0
 """Steps shorter than this are not mentioned outside a terminal."""
@@ -26,7 +27,6 @@ LINE_SECONDS = 20.0
 PLAIN = {"µ": "u", "×": "x", "·": "-", "–": "-", "−": "-", "→": "->", "≤": "<=", "≥": ">=", "…": "..."}
 """What stands for a character of our own where an encoding lacks it; others are written as Python writes them, like \\u6f22."""
 
-Update = Callable[..., None]
 
 
 def _plain(error: UnicodeError) -> tuple[str, int]:

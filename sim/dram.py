@@ -45,6 +45,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+from tritloom.boards.board import DEFAULT_BOARD, load
 from tritloom.firmware.errors import InputError
 from tritloom.firmware.names import unknown
 
@@ -201,3 +202,10 @@ def preset(name: str) -> MemoryTiming:
     if name not in PRESETS:
         raise TimingError(unknown("memory timing", name, PRESETS))
     return PRESETS[name]
+
+
+def timing_of(name: str | None, board: str = DEFAULT_BOARD) -> str:
+    """The simulated memory's timing: the one named, else the board's. Raises `TimingError` before anything is compiled."""
+    timing = load(board).timing if name is None else name
+    preset(timing)
+    return timing

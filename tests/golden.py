@@ -264,7 +264,7 @@ def choice(token: int, logits: Tensor, scale: float, temperature: float, u: Tens
 
 
 def uniform(noise: int, ids: np.ndarray) -> Tensor:
-    """The uniform numbers of a position's noise for tokens; how they are distributed is tests/firmware/test_sampling.py's matter."""
+    """The uniform numbers of a position's noise for tokens; how they are distributed is tests/host/test_sampling.py's matter."""
     return tensor(integer.mix32(ids ^ integer.mix32(np.array(noise))) | 1) / 2.0**32
 
 

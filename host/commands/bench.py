@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from tritloom.firmware.errors import InputError
-from tritloom.host.commands.common import BoardOption, JsonOption, SettingsOption, Source, check_file, check_folder, settings_of
+from tritloom.host.commands.common import BoardOption, JsonOption, SettingsOption, check_file, check_folder, settings_of
 from tritloom.host.console import Console
+
+if TYPE_CHECKING:
+    from tritloom.gen.source import Source
 
 
 def command(
@@ -82,7 +85,7 @@ def command(
     measured = report(unit=unit, synth=synth, source=source if source.given else None, board=board,
                       tokens=tokens or (64 if drafts else 8), context=context, prefill=prefill, batch=batch, shared=shared, drafts=drafts,
                       prompt=prompt, timing=timing, resume=resume, stored=stored, store=store, folder=results, settings=fields,
-                      console=console)  # fmt: skip
+                      steps=console)  # fmt: skip
     if html is not None:
         from tritloom.sim.bench.page import page
         from tritloom.system.files import write_atomically

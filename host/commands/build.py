@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tritloom.host.commands.common import (
-    ConfigOption,
-    ContextOption,
-    JsonOption,
-    Plan,
-    SettingsOption,
-    Source,
-    check_folder,
-)
+from tritloom.host.commands.common import ConfigOption, ContextOption, JsonOption, Plan, SettingsOption, check_folder
 from tritloom.host.console import Console
+
+if TYPE_CHECKING:
+    from tritloom.gen.source import Source
 
 
 def command(

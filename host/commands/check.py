@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tritloom.firmware.errors import InputError
-from tritloom.host.commands.common import JsonOption, Source, table
+from tritloom.host.commands.common import JsonOption, table
 from tritloom.host.console import Console
 
 if TYPE_CHECKING:
     from tritloom.gen.models import ModelSpec
+    from tritloom.gen.source import Source
 
 
 def _problem(problem: dict[str, Any]) -> dict[str, Any]:

@@ -6,16 +6,12 @@ Nothing of the generator or the simulator is imported before a function here is 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
-import hashlib
 import inspect
 import os
 import re
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,23 +20,14 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal, get_type_hi
 import typer
 
 from tritloom.firmware.config import BuildConfig, ConfigError
-from tritloom.firmware.errors import InputError, TritloomError
-from tritloom.firmware.image import Image, ImageError
+from tritloom.firmware.errors import InputError
 from tritloom.firmware.names import unknown
-from tritloom.host.console import QUIET_SECONDS, Console, Update
-from tritloom.host.image import open_image
-from tritloom.system.files import cache, scratch
+from tritloom.system.files import scratch
 
 if TYPE_CHECKING:
-    from tritloom.gen.fit.fit import FitResult
-    from tritloom.gen.models import Checkpoint, CheckReport, ModelSpec
-    from tritloom.sim.backends import SimBackend
-
-SHIPPED = Path(__file__).resolve().parents[2] / "models"
-"""Trained models of a clone; the plain package has none."""
+    from tritloom.gen.models import ModelSpec
 
 BoardOption = Annotated[str | None, typer.Option("--board", metavar="NAME", help="Board to build for (sim by default).")]
-DEFAULT_BOARD = "sim"
 ContextOption = Annotated[
     int | None, typer.Option("--context", min=1, metavar="N", help="Positions of the KV cache (the model's by default).")
 ]
@@ -62,11 +49,8 @@ MOST_CHARACTERS = 100
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
-    """A model as the command line names it, with what may be said of it that its files leave open.
-
-    Every verb that opens a model has these options, through `with_options`.
-    """
+class SourceOptions:
+    """The options that name a model (`gen.source.Source`); every verb that opens one has them, through `with_options`."""
 
     folder: Annotated[Path | None, typer.Argument(metavar="MODEL", help="The same as --model.")] = None
     model: Annotated[
@@ -83,101 +67,6 @@ class Source:
     tokenizer: Annotated[
         Path | None, typer.Option("--tokenizer", metavar="FILE", help="A tokenizer.json or tokenizer.model instead of the model's own.")
     ] = None
-
-    @property
-    def given(self) -> bool:
-        """Whether a model is named at all."""
-        return self.folder is not None or self.model is not None
-
-    @property
-    def path(self) -> Path:
-        """What was named. Raises `InputError` for none or two."""
-        path = self.model or self.folder
-        if path is None or (self.folder is not None and self.model is not None):
-            raise InputError("give one model: a folder or .gguf file, as --model DIR or alone")
-        return path
-
-    @property
-    def said(self) -> dict[str, Any]:
-        """What was said besides the path, as `open_checkpoint` and `check` take it."""
-        said = {"activation": self.activation, "i2s": self.i2s, "tokenizer": self.tokenizer}
-        return {name: value for name, value in said.items() if value is not None}
-
-    @property
-    def words(self) -> str:
-        """The same as it is written on the command line, each with a space before it."""
-        return "".join(f" --{name} {value}" for name, value in self.said.items())
-
-    @property
-    def published(self) -> bool:
-        """Whether it is a shape known by its name, without weights. Raises `InputError` if something is said of its weights."""
-        from tritloom.gen.models.shapes import SHAPES
-
-        if str(self.path) not in SHAPES or self.path.exists():
-            return False
-        if self.said:
-            raise InputError(f"{self.path} is a shape without weights: leave{self.words} out")
-        return True
-
-    @property
-    def shape_only(self) -> bool:
-        """Whether there are dimensions and no weights: a published shape, or a folder with a config.json alone."""
-        from tritloom.gen.models.safetensors import without_weights
-
-        return self.published or (self.path.is_dir() and (self.path / "config.json").is_file() and without_weights(self.path))
-
-    def open(self, context: int | None = None) -> Checkpoint:
-        """The checkpoint, with a cache of `context` positions."""
-        from tritloom.gen.models import open_checkpoint
-
-        self.refuse_missing()
-        if self.published:
-            raise InputError(f"{self.path} is a shape without weights, which are needed here: give a model folder or .gguf file")
-        return open_checkpoint(self.path, context=context, **self.said)
-
-    def check(self, *, need_tokenizer: bool = True, progress: Callable[[int, int], None] | None = None) -> CheckReport:
-        """Everything that is wrong with the checkpoint."""
-        from tritloom.gen.models import check
-
-        return check(self.path, need_tokenizer=need_tokenizer, progress=progress, **self.said)
-
-    def spec(self, context: int | None = None) -> ModelSpec:
-        """The model's dimensions, of a checkpoint or of a published shape: enough where neither weights nor tokenizer are needed."""
-        from tritloom.gen.models import open_shape
-        from tritloom.gen.models.shapes import published
-
-        a_name = not self.path.exists() and self.path.name == str(self.path) and self.path.suffix != ".gguf"
-        self.refuse_missing()
-        if self.tokenizer is not None and not self.tokenizer.is_file():
-            raise InputError(f"{self.tokenizer}: no such file; leave --tokenizer out: none is needed here")
-        if self.published or a_name:
-            return published(str(self.path), context)
-        return open_shape(self.path, context=context, **{name: value for name, value in self.said.items() if name != "tokenizer"})
-
-    def refuse_missing(self) -> None:
-        """Raise `InputError` for a bare name of which the clone has a model, where nothing has that name here."""
-        name = str(self.path)
-        if self.path.name != name or len(name) > MOST_CHARACTERS or self.path.exists():
-            return
-        shipped = {path.parent.name: os.path.relpath(path.parent) for path in SHIPPED.glob("*/config.json")}
-        if near := difflib.get_close_matches(name.lower(), shipped, 1):
-            raise InputError(f"{name}: no such checkpoint (did you mean {shipped[near[0]]}?); `tritloom models` lists those at hand")
-
-    def key(self) -> str:
-        """Digest of the model's files and of what was said: contents, or size and time of files too large to read each time."""
-        digest = hashlib.sha256(repr(sorted(self.said.items())).encode())
-        path = self.path
-        if path.is_dir():
-            files = sorted(p for p in path.iterdir() if p.suffix in (".json", ".safetensors", ".model", ".jinja"))
-        else:
-            files = [path]
-        for file in files:
-            if file.is_file():
-                status = file.stat()
-                digest.update(f"{file.resolve()} {status.st_size} {status.st_mtime_ns}".encode())
-                if status.st_size < 64 << 20:
-                    digest.update(file.read_bytes())
-        return digest.hexdigest()
 
 
 def _version(wanted: bool) -> None:
@@ -199,27 +88,26 @@ def main_options(
 
 
 def with_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """A command whose parameter of type `Source` typer sees as that class's options."""
-    signature = inspect.signature(command, eval_str=True)
-    hints = get_type_hints(Source, include_extras=True)
-    names = [field.name for field in dataclasses.fields(Source)]
-    group = next((p.name for p in signature.parameters.values() if p.annotation is Source), None)
+    """A command whose parameter of type `Source` typer sees as the options that name a model."""
+    signature = inspect.signature(command, eval_str=True, locals={"Source": SourceOptions})
+    hints = get_type_hints(SourceOptions, include_extras=True)
+    names = [field.name for field in dataclasses.fields(SourceOptions)]
+    group = next((p.name for p in signature.parameters.values() if p.annotation is SourceOptions), None)
     if group is None:
         return command
     keyword = inspect.Parameter.KEYWORD_ONLY
-    options = [inspect.Parameter(f.name, keyword, default=f.default, annotation=hints[f.name]) for f in dataclasses.fields(Source)]
+    options = [inspect.Parameter(f.name, keyword, default=f.default, annotation=hints[f.name]) for f in dataclasses.fields(SourceOptions)]
     others = [p.replace(kind=keyword) for p in signature.parameters.values() if p.name != group]
 
     @functools.wraps(command)
     def expanded(**given: Any) -> Any:
+        from tritloom.gen.source import Source
+
         return command(**{group: Source(**{name: given.pop(name) for name in names})}, **given)
 
     expanded.__signature__ = signature.replace(parameters=[*options, *others])  # type: ignore[attr-defined]
+    expanded.__annotations__ = {parameter.name: parameter.annotation for parameter in [*options, *others]}
     return expanded
-
-
-class DoesNotFit(TritloomError):
-    """The model does not fit the board."""
 
 
 def settings_of(pairs: Iterable[str] | None) -> dict[str, Any]:
@@ -244,16 +132,6 @@ def settings_of(pairs: Iterable[str] | None) -> dict[str, Any]:
     return settings
 
 
-def timing_of(name: str | None, board: str = DEFAULT_BOARD) -> str:
-    """The simulated memory's timing: the one named, else the board's. Raises `TimingError` before anything is compiled."""
-    from tritloom.boards.board import load
-    from tritloom.sim.dram import preset
-
-    timing = load(board).timing if name is None else name
-    preset(timing)
-    return timing
-
-
 def board_of(config: BuildConfig, named: str | None, file: Path) -> str:
     """The board that the configuration in `file` is for: its name, or the path of its board file that was `named`."""
     from tritloom.boards.board import load
@@ -276,7 +154,7 @@ class Plan:
     @classmethod
     def of(cls, board: str | None, context: int | None, settings: Iterable[str] | None, file: Path | None = None) -> Plan:
         """From the options of a verb, before its model is read. Raises `InputError`, `BoardError`."""
-        from tritloom.boards.board import load
+        from tritloom.boards.board import DEFAULT_BOARD, load
 
         if file is None:
             board = DEFAULT_BOARD if board is None else board
@@ -298,6 +176,8 @@ class Plan:
     def configuration(self, spec: ModelSpec) -> BuildConfig:
         """The machine for a model. Raises `DoesNotFit`, and `InputError` if the file's is one for another model."""
         if self.machine is None:
+            from tritloom.gen.fit.fitted import fitted
+
             return fitted(spec, self.board, self.settings).config
         mine = self.machine.shape
         differing = [f"{field.name} {getattr(mine, field.name)} (model: {getattr(spec.shape, field.name)})"
@@ -305,17 +185,6 @@ class Plan:
         if differing:
             raise InputError(f"the configuration is for another model: {', '.join(differing)}")
         return self.machine
-
-
-def fitted(spec: ModelSpec, board: str, settings: dict[str, Any]) -> FitResult:
-    """A configuration that fits the model to the board, with what is predicted for it. Raises `DoesNotFit`."""
-    from tritloom.gen.fit.fit import fit
-
-    result = fit(spec, board, **settings)
-    if not result.fits or result.config is None:
-        lacks = ", ".join(str(need) for need in result.needs.values() if need.lacks) or result.binds
-        raise DoesNotFit(f"{spec.name} does not fit {board}: {lacks}; choose a smaller model, another board or --context")
-    return result
 
 
 def check_folder(path: Path, option: str) -> None:
@@ -343,84 +212,6 @@ def _exists(path: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     return True
-
-
-# What is made once and kept ------------------------------------------------------------------------
-
-
-@contextmanager
-def timed_step(console: Console, title: str) -> Iterator[Update]:
-    """A step that says how long it took the last time."""
-    path = cache("timings") / f"{title.replace(' ', '-').lower()}.txt"
-    try:
-        expected = float(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        expected = None
-    start = time.monotonic()
-    with console.step(title, expected=expected) as update:
-        yield update
-    elapsed = time.monotonic() - start
-    if elapsed > QUIET_SECONDS:  # shorter ones were found in a cache
-        with suppress(OSError):  # only a hint
-            path.write_text(f"{elapsed:.1f}\n", "utf-8")
-
-
-def _sources_key(*packages: str) -> str:
-    """Digest of the package's own code: what it made with other code is made again."""
-    root = Path(__file__).parents[2]
-    digest = hashlib.sha256()
-    for package in packages:
-        for path in sorted((root / package).rglob("*.py")):
-            digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
-
-
-def image_of(source: Source, checkpoint: Checkpoint, config: BuildConfig, console: Console) -> Image:
-    """The weight image, from the cache if neither model nor packer has changed."""
-    folder = cache("images")
-    described = f"{config.to_json()}{checkpoint.spec.to_json()}{source.key()}".encode()
-    content = hashlib.sha256(described + checkpoint.tokenizer.read_bytes()).hexdigest()[:16]
-    name = f"{config.digest:08x}-{content}"
-    path = folder / f"{name}-{_sources_key('gen', 'firmware')[:16]}.img"
-    if path.is_file():
-        try:
-            return open_image(path)
-        except ImageError:
-            console.note("the cached image is damaged: packing again")
-    write_image_of(path, checkpoint, config, console)
-    for older in folder.glob(f"{name}-*.img"):
-        if older != path:
-            older.unlink(missing_ok=True)
-    return open_image(path)
-
-
-def write_image_of(path: Path, checkpoint: Checkpoint, config: BuildConfig, console: Console) -> None:
-    """Pack a model for a configuration into `path`."""
-    from tritloom.gen.pack import pack
-    from tritloom.host.image import write_image
-
-    with console.step("Packing the weights") as update:
-        packed = pack(checkpoint, config, progress=lambda done, total: update(0.9 * done, total))
-        write_image(
-            path,
-            config=packed.config,
-            spec=packed.spec.to_dict(),
-            sections=packed.sections,
-            progress=lambda done, total: update(0.9 + 0.1 * done / total),
-        )
-
-
-def open_simulation(config: BuildConfig, memory_bytes: int, timing: str, console: Console) -> SimBackend:
-    """The machine's Verilog, compiled and reset, with its memory."""
-    from tritloom.gen.verilog.generate import cached_verilog
-    from tritloom.sim.backends import SimBackend
-
-    with timed_step(console, "Generating Verilog"):
-        verilog = cached_verilog(config)
-    with timed_step(console, "Compiling the simulation") as update:
-        return SimBackend.build(
-            config, verilog, memory_bytes=memory_bytes, timing=timing, progress=lambda fraction, text: update(fraction, 1.0, text)
-        )
 
 
 def texts_of(prompts: Iterable[str] | None, files: Iterable[Path] | None) -> list[str]:

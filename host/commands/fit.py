@@ -13,7 +13,6 @@ from tritloom.host.commands.common import (
     JsonOption,
     Plan,
     SettingsOption,
-    Source,
     columns,
     seconds,
     size,
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from tritloom.boards.board import Board
     from tritloom.gen.fit.fit import FitResult, Relaxation
     from tritloom.gen.models import ModelSpec
+    from tritloom.gen.source import Source
 
 
 def command(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,11 +14,13 @@ from tritloom.host.commands.common import (
     JsonOption,
     Plan,
     SettingsOption,
-    Source,
     check_folder,
     table,
 )
 from tritloom.host.console import Console
+
+if TYPE_CHECKING:
+    from tritloom.gen.source import Source
 
 
 def command(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,13 +14,14 @@ from tritloom.host.commands.common import (
     JsonOption,
     Plan,
     SettingsOption,
-    Source,
     check_file,
     table,
-    write_image_of,
 )
 from tritloom.host.console import Console
 from tritloom.host.image import open_image
+
+if TYPE_CHECKING:
+    from tritloom.gen.source import Source
 
 
 def command(
@@ -38,6 +39,8 @@ def command(
     plan = Plan.of(board, context, settings, config_file)
     checkpoint = source.open(plan.context)
     config = plan.configuration(checkpoint.spec)
+    from tritloom.sim.prepare import write_image_of
+
     write_image_of(out, checkpoint, config, console)
     image = open_image(out)
     sections = {name: section.length for name, section in image.table.items()}

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,15 +23,11 @@ from tritloom.host.commands.common import (
     JsonOption,
     Plan,
     SettingsOption,
-    Source,
     board_of,
-    image_of,
-    open_simulation,
     saturation_text,
     seconds,
     table,
     texts_of,
-    timing_of,
 )
 from tritloom.host.console import Console
 from tritloom.host.image import open_image
@@ -39,6 +35,9 @@ from tritloom.host.request import Request
 from tritloom.host.session import Session, check_drafts, sampling
 from tritloom.host.stats import Stats
 from tritloom.host.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from tritloom.gen.source import Source
 
 BACKENDS = ("sim", "emulator")
 DEFAULT_TOKENS = 64
@@ -81,6 +80,8 @@ def command(
     as_json: JsonOption = False,
 ) -> None:
     """Generate text, with a model or with an image that `pack` wrote."""
+    from tritloom.sim.dram import timing_of
+
     console = Console(json=as_json)
     if backend not in BACKENDS:
         raise InputError(f"no backend {backend}: choose {' or '.join(BACKENDS)}")
@@ -147,6 +148,8 @@ def in_image(path: Path, board: str | None, console: Console) -> Found:
 
 
 def in_checkpoint(source: Source, plan: Plan, console: Console) -> Found:
+    from tritloom.sim.prepare import image_of
+
     with console.step("Reading the model"):
         checkpoint = source.open(plan.context)
         tokenizer = Tokenizer.from_file(checkpoint.tokenizer, checkpoint.spec.bos_id)
@@ -174,6 +177,8 @@ def open_backend(name: str, image: Image, timing: str, console: Console) -> Back
         from tritloom.host.backends.emulator import EmulatorBackend
 
         return EmulatorBackend(image.config, memory_bytes)
+    from tritloom.sim.prepare import open_simulation
+
     return open_simulation(image.config, memory_bytes, timing, console)
 
 

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tritloom.firmware.errors import InputError
-from tritloom.host.commands.common import BoardOption, JsonOption, Plan, SettingsOption, Source, saturation_text, table, text_in
+from tritloom.host.commands.common import (
+    BoardOption,
+    JsonOption,
+    Plan,
+    SettingsOption,
+    saturation_text,
+    table,
+    text_in,
+)
 from tritloom.host.console import Console
+
+if TYPE_CHECKING:
+    from tritloom.gen.source import Source
 
 
 def command(

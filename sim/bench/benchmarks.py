@@ -11,22 +11,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tritloom.boards.board import DEFAULT_BOARD
 from tritloom.boards.board import load as load_board
 from tritloom.firmware.config import CHUNK
 from tritloom.firmware.errors import InputError
 from tritloom.gen.fit.fit import CONTEXT_FOR_SPEED, fit, predict, prompt_cycles
+from tritloom.gen.fit.fitted import fitted
 from tritloom.gen.models.shapes import SHAPES
+from tritloom.gen.source import Source
 from tritloom.gen.tools import parts, synthesis
 from tritloom.gen.tools import timing as paths
-from tritloom.host.commands import common
-from tritloom.host.commands.common import Source
-from tritloom.host.console import Console
 from tritloom.host.session import Session, check_drafts, check_passes
 from tritloom.host.tokenizer import Tokenizer
 from tritloom.rtl.ternary.parameters import TABLE_FORMS
+from tritloom.sim import prepare
 from tritloom.sim.bench import measure, results, stored
 from tritloom.sim.bench.measure import Measured
 from tritloom.sim.bench.report import Report, Row, measured_rows, report_of, row, stored_report
+from tritloom.sim.dram import timing_of
+from tritloom.system.steps import Steps, Unseen
 
 __all__ = ["drafted", "machine_synth", "mean_token", "report", "tlmm_synth", "whole_tokens"]
 
@@ -69,49 +72,49 @@ def tlmm_synth(progress: Progress | None = None) -> list[Row]:
 
 
 def machine_synth(source: Source, board: str, *, context: int | None = None, settings: dict[str, Any] | None = None,
-                  resume: bool = False, store: bool = False, folder: Path | None = None, console: Console | None = None) -> Report:
+                  resume: bool = False, store: bool = False, folder: Path | None = None, steps: Steps | None = None) -> Report:
     """Synthesise the whole machine for `source` on `board`, part by part: what every unit costs, and the slowest paths.
 
     `context`: positions of the cache (the model's own by default). Unlike elsewhere, the machine need not fit the board. With
     `resume`, a stored result of the same configuration and code is taken instead.
     """
-    console = console or Console(quiet=True)
+    steps = steps or Unseen()
     target, settings, name = load_board(board), settings or {}, name_of(source)
     config = fit(source.spec(context), target, **settings).config
     labels = settings | ({"context-": context} if context else {})
     file = results.result_path(board, name, "synthesis", labels, folder) if resume or store else None
     entry = results.load(file) if file and resume else None
-    if entry is None or stored.configuration_of(entry) != config or _state(entry, console) != stored.CURRENT:
-        with console.step("Generating Verilog"):
+    if entry is None or stored.configuration_of(entry) != config or _state(entry, steps) != stored.CURRENT:
+        with steps.step("Generating Verilog"):
             made = stored.digests("synthesis", config)
-        with console.step("Synthesising the machine") as update:
+        with steps.step("Synthesising the machine") as update:
             found = parts.synthesise(parts.parts_of(config), target.family, lambda done, total, text: update(done, total, text))
         timing = None
         if target.family == paths.FAMILY:
-            with console.step("Following its paths"):
+            with steps.step("Following its paths"):
                 timing = paths.worst_paths(config)
         command = (f"tritloom bench --synth --model {source.path}{source.words} --board {board}"
                    f"{f' --context {context}' if context else ''}{_changes(settings)}")
         entry = results.record_synthesis(found, model=name, config=config, family=target.family, resources=target.resources,
                                          timing=timing, command=command, made=made)
-        _keep(entry, file if store else None, console)
+        _keep(entry, file if store else None, steps)
         return report_of([(entry, "measured")])
     return report_of([(entry, f"stored on {entry['date']}")])
 
 
-def _state(entry: dict[str, Any], console: Console) -> str:
+def _state(entry: dict[str, Any], steps: Steps) -> str:
     """Whether a stored result holds; where its machine must be emitted to know, it is: that takes less than to measure again."""
-    with console.step("Looking whether the stored result holds"):
+    with steps.step("Looking whether the stored result holds"):
         return stored.state_of(entry, emit=True)
 
 
-def _keep(entry: dict[str, Any], file: Path | None, console: Console) -> None:
+def _keep(entry: dict[str, Any], file: Path | None, steps: Steps) -> None:
     """Store a result in `file`, in place of the one there, if there is a file to store it in."""
     if file is None:
-        console.note("not stored: --store keeps a result, in place of the one before")
+        steps.note("not stored: --store keeps a result, in place of the one before")
     else:
         results.store(entry, file)
-        console.note(f"Stored: {file}")
+        steps.note(f"Stored: {file}")
 
 
 def _changes(settings: dict[str, Any], timing: str | None = None) -> str:
@@ -125,19 +128,19 @@ def _changes(settings: dict[str, Any], timing: str | None = None) -> str:
 def mean_token(source: Source, board: str = "sim", tokens: int = 8, *, settings: dict[str, Any] | None = None,
                timing: str | None = None, progress: Progress | None = None) -> Report:
     """Run `tokens` tokens of decode through the simulated RTL; rows of cycles, memory use and where the idle beats went."""
-    name, quiet = name_of(source), Console(quiet=True)
+    name, quiet = name_of(source), Unseen()
     tell = progress or (lambda *_: None)
     command = f"tritloom bench --model {source.path}{source.words} --board {board} --tokens {tokens}{_changes(settings or {}, timing)}"
     tell(0, tokens, "preparing the machine")
-    timing = common.timing_of(timing, board)
+    timing = timing_of(timing, board)
     checkpoint = source.open()
     spec = checkpoint.spec
     if tokens >= spec.shape.context:
         raise InputError(f"{tokens} tokens go past the context of {spec.shape.context}: ask for at most {spec.shape.context - 1}")
     ids = Tokenizer.from_file(checkpoint.tokenizer, spec.bos_id).encode(PROMPT)[: max(1, spec.shape.context - tokens - 1)]
-    config = common.fitted(spec, board, settings or {}).config
-    image = common.image_of(source, checkpoint, config, quiet)
-    backend = common.open_simulation(config, image.map.total_bytes, timing, quiet)
+    config = fitted(spec, board, settings or {}).config
+    image = prepare.image_of(source, checkpoint, config, quiet)
+    backend = prepare.open_simulation(config, image.map.total_bytes, timing, quiet)
     made = stored.digests("decode", config, image, timing)
     try:
         with Session(backend, image) as session:
@@ -164,26 +167,25 @@ def _mean_token(m: Measured, streamed: dict[str, int], useful: int, beat_bytes: 
 
 def whole_tokens(source: Source, board: str, *, context: int | None = None, prefill: int | None = None, batch: int | None = None,
                  shared: int = 0, settings: dict[str, Any] | None = None, timing: str | None = None, resume: bool = False,
-                 store: bool = False, folder: Path | None = None, console: Console | None = None) -> Report:
+                 store: bool = False, folder: Path | None = None, steps: Steps | None = None) -> Report:
     """Measure a decode token at `context` positions and the first token after `prefill` prompt tokens, on the simulated RTL.
     With `batch`, instead of one decode token, a token each of so many texts at `context` positions, of which they have `shared` in common,
     beside the token of one.
 
     `source`: a checkpoint, or a shape without weights (random ones are made). sim/bench/measure.py says what exactly is
     measured. With `store`, results are stored below `folder` (docs/results of a clone); with `resume`, a stored result of the same
-    configuration, code, memory model and timing is taken instead. `console` shows how far it is.
+    configuration, code, memory model and timing is taken instead. `steps` shows how far it is.
     """
-    console = console or Console(quiet=True)
+    steps = steps or Unseen()
     target, settings, name = load_board(board), settings or {}, name_of(source)
-    timing = common.timing_of(timing, board)
+    timing = timing_of(timing, board)
     several = f"batch{batch}" + (f"-shared{shared}" if shared else "")
     wanted = [(what, count) for what, count in ((several if batch else "decode", context), ("prefill", prefill)) if count is not None]
     settings = {"sequences": batch} | settings if batch else settings
     weights = "random" if source.shape_only else "checkpoint"
     spec = source.spec()
     spec = spec.with_context(measure.capacity(max(2, *(count for _, count in wanted)), spec.shape.context))
-    fitted = common.fitted(spec, board, settings)
-    config = fitted.config
+    config = fitted(spec, board, settings).config
     if batch:
         check_passes(config)
     if batch and batch > min(config.lanes, config.sequences):
@@ -200,7 +202,7 @@ def whole_tokens(source: Source, board: str, *, context: int | None = None, pref
         entry = results.load(files[what])
         if entry is None or entry["timing"] != timing or entry["weights"] != weights or stored.configuration_of(entry) != config:
             continue
-        state = _state(entry, console)
+        state = _state(entry, steps)
         if state == stored.CURRENT:
             entries[what], states[what] = entry, f"stored on {entry['date']}"
         else:
@@ -208,13 +210,13 @@ def whole_tokens(source: Source, board: str, *, context: int | None = None, pref
     missing = [(what, count) for what, count in wanted if what not in entries]
     if missing:
         if weights == "checkpoint":
-            image = common.image_of(source, source.open(config.shape.context), config, console)
+            image = prepare.image_of(source, source.open(config.shape.context), config, steps)
         else:
             image = measure.RandomImage.of(spec, config)
-        backend = common.open_simulation(config, image.map.total_bytes, timing, console)
+        backend = prepare.open_simulation(config, image.map.total_bytes, timing, steps)
         made = {what: stored.digests(what, config, image, timing) for what, _ in missing}
         try:
-            with console.step("Loading the machine"):
+            with steps.step("Loading the machine"):
                 session = Session(measure.Watched(backend), image, timeout_s=SESSION_TIMEOUT_S)
             with session:
                 for what, count in missing:
@@ -223,7 +225,7 @@ def whole_tokens(source: Source, board: str, *, context: int | None = None, pref
                     else:
                         expected = predict(config, image.map, target, count)[0]["decode_cycles_per_token"]
                     title = f"Prefill of {count} tokens" if what == "prefill" else f"Decode at {count} positions"
-                    with console.step(title) as update:
+                    with steps.step(title) as update:
                         if what == several:
                             measured = measure.batch(session, count, batch or 0, shared, expected=expected, progress=update, timeline=True)
                         else:
@@ -233,7 +235,7 @@ def whole_tokens(source: Source, board: str, *, context: int | None = None, pref
                     command = f"tritloom bench --model {source.path}{source.words} --board {board} {asked}{changes}"
                     entries[what] = results.record(measured, model=name, what=what, count=count, config=config, timing=timing,
                                                    weights=weights, command=command, made=made[what])
-                    _keep(entries[what], files[what] if store else None, console)
+                    _keep(entries[what], files[what] if store else None, steps)
         finally:
             backend.close()
     return report_of((entries[what], states[what]) for what, _ in wanted)
@@ -247,15 +249,15 @@ REWRITTEN_TOKENS, OPENING_TOKENS = 96, 24
 
 def drafted(source: Source, board: str, drafts: int, *, tokens: int = 64, prompt: str | None = None,
             settings: dict[str, Any] | None = None, timing: str | None = None, store: bool = False, folder: Path | None = None,
-            console: Console | None = None) -> Report:
+            steps: Steps | None = None) -> Report:
     """Measure drafts on the simulated RTL: a text that goes on freely from `prompt`, and one that rewrites what the model wrote
     (`sim.bench.measure.rewriting`). With `store`, the results are stored below `folder`."""
-    console, settings, name = console or Console(quiet=True), settings or {}, name_of(source)
+    steps, settings, name = steps or Unseen(), settings or {}, name_of(source)
     target = load_board(board)
-    timing = common.timing_of(timing, board)
+    timing = timing_of(timing, board)
     checkpoint = source.open()
     spec = checkpoint.spec
-    config = common.fitted(spec, board, settings).config
+    config = fitted(spec, board, settings).config
     check_drafts(drafts, config)
     ids = Tokenizer.from_file(checkpoint.tokenizer, spec.bos_id).encode(prompt or DRAFTS_PROMPT)
     story, most = min(REWRITTEN_TOKENS, spec.shape.context // 3), spec.shape.context // 3
@@ -264,23 +266,23 @@ def drafted(source: Source, board: str, drafts: int, *, tokens: int = 64, prompt
     labels = settings | {"drafts": drafts} | ({"timing-": timing} if timing != target.timing else {})
     kinds = ("ordinary", "rewrite")
     files = {kind: results.result_path(board, name, f"{kind}-{tokens}", labels, folder) for kind in kinds if store}
-    image = common.image_of(source, checkpoint, config, console)
+    image = prepare.image_of(source, checkpoint, config, steps)
     changes = (f' --prompt "{prompt}"' if prompt else "") + _changes(settings, timing if timing != target.timing else None)
     command = f"tritloom bench --model {source.path}{source.words} --board {board} --drafts {drafts} --tokens {tokens}{changes}"
     entries = []
-    backend = common.open_simulation(config, image.map.total_bytes, timing, console)
+    backend = prepare.open_simulation(config, image.map.total_bytes, timing, steps)
     made = stored.digests("drafts", config, image, timing)
     try:
         with Session(backend, image) as session:
             for kind in kinds:
-                with console.step(f"Writing, {kind}"):
+                with steps.step(f"Writing, {kind}"):
                     text = ids
                     if kind == "rewrite":
                         text = measure.rewriting(session, ids, max(story - len(ids), 2), OPENING_TOKENS, spec.eos_ids[0])
                     found = measure.drafted(session, text, tokens, drafts, spec.eos_ids)
                 entry = results.record(found | {"prompt": kind}, model=name, what=f"drafts-{kind}", count=tokens, config=config,
                                        timing=timing, weights="checkpoint", command=command, made=made)
-                _keep(entry, files.get(kind), console)
+                _keep(entry, files.get(kind), steps)
                 entries.append((entry, "measured"))
     finally:
         backend.close()
@@ -294,9 +296,9 @@ def report(*, unit: str | None = None, synth: bool = False, source: Source | Non
            context: int | None = None, prefill: int | None = None, batch: int | None = None, shared: int | None = None,
            drafts: int | None = None, prompt: str | None = None, timing: str | None = None, resume: bool = False, stored: bool = False,
            store: bool = False, folder: Path | None = None,
-           settings: dict[str, Any] | None = None, console: Console | None = None) -> Report:
+           settings: dict[str, Any] | None = None, steps: Steps | None = None) -> Report:
     """What `tritloom bench` shows: a unit's synthesis, a model's decode on the simulated RTL, or stored results."""
-    console = console or Console(quiet=True)
+    steps = steps or Unseen()
     if settings and (stored or unit is not None):
         raise InputError("--set and --head are of a machine: leave them out with --stored and --unit")
     if folder is not None and not (stored or store or resume):
@@ -313,16 +315,16 @@ def report(*, unit: str | None = None, synth: bool = False, source: Source | Non
     if unit is not None:
         if unit != "tlmm" or not synth:
             raise InputError(f"no measurement of unit {unit}{'' if synth else ' without --synth'}: there is --unit tlmm --synth")
-        with console.step("Synthesising") as update:
+        with steps.step("Synthesising") as update:
             return Report(tlmm_synth(update))
-    board = board or common.DEFAULT_BOARD
+    board = board or DEFAULT_BOARD
     if source is None:
         raise InputError("nothing to measure: give --model NAME, or --unit tlmm --synth")
     if synth:
         if any(option is not None for option in (prefill, batch, shared, drafts, timing)):
             raise InputError("--synth measures no cycles: leave --prefill, --batch, --shared, --drafts and --timing out")
         return machine_synth(source, board, context=context, settings=settings, resume=resume, store=store, folder=folder,
-                             console=console)
+                             steps=steps)
     if drafts is not None and any(option is not None for option in (context, prefill, batch)):
         raise InputError("--drafts measures texts that are written: leave --context, --prefill and --batch out")
     if drafts is None and prompt is not None:
@@ -337,14 +339,14 @@ def report(*, unit: str | None = None, synth: bool = False, source: Source | Non
             raise InputError(f"{source.path} is a shape without weights, which writes no text: leave --drafts out, give --context N")
         if context is None and prefill is None:
             context = min(CONTEXT_FOR_SPEED, source.spec().shape.context - 1)
-        console.note(f"{source.path} has no weights: random ones are measured")
+        steps.note(f"{source.path} has no weights: random ones are measured")
     if context is not None or prefill is not None:
         return whole_tokens(source, board, context=context, prefill=prefill, batch=batch, shared=shared or 0, settings=settings,
-                            timing=timing, resume=resume, store=store, folder=folder, console=console)
+                            timing=timing, resume=resume, store=store, folder=folder, steps=steps)
     if resume:
         raise InputError("--resume takes up a stored measurement of whole tokens: give --context N or --prefill N")
     if drafts is not None:
         return drafted(source, board, drafts, tokens=tokens, prompt=prompt, settings=settings, timing=timing, store=store,
-                       folder=folder, console=console)
-    with console.step("Measuring") as update:
+                       folder=folder, steps=steps)
+    with steps.step("Measuring") as update:
         return mean_token(source, board, tokens, settings=settings, timing=timing, progress=update)

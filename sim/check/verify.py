@@ -31,7 +31,7 @@ from tritloom.sim.integer_model import IntegerModel
 from tritloom.system.files import cache, scratch
 
 if TYPE_CHECKING:
-    from tritloom.host.commands.common import Source
+    from tritloom.gen.source import Source
 
 PROMPT_TOKENS = 24
 """Prompt of `verify`: the first tokens of the text."""
@@ -195,8 +195,8 @@ def verify(source: Source, text: str | None, tokens: int, progress: Progress | N
     """What `tritloom verify` reports: RTL = emulator = integer model over `tokens` generated tokens, what they clamped, and the
     integer model against the float model over `float_tokens` tokens of `text` (0: leave that out); with a short-list,
     how often it misses the int8 head's choice over as many tokens."""
+    from tritloom.gen.fit.fitted import fitted
     from tritloom.gen.verilog.generate import cached_verilog
-    from tritloom.host.commands.common import fitted
     from tritloom.sim.fidelity import measure, short_list_quality
 
     done = progress or (lambda fraction, total, text: None)

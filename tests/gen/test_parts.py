@@ -8,9 +8,9 @@ import pytest
 from tritloom.firmware.errors import InputError
 from tritloom.gen.fit.fit import fit
 from tritloom.gen.models.shapes import published
+from tritloom.gen.source import Source
 from tritloom.gen.tools import parts, synthesis
 from tritloom.gen.tools import timing as depth
-from tritloom.host.commands.common import Source
 from tritloom.sim.bench import benchmarks, results, stored
 from tritloom.sim.bench.page import page
 from tritloom.sim.bench.report import stored_report

@@ -21,6 +21,7 @@ from tritloom.host.cli import main
 from tritloom.host.commands import common
 from tritloom.host.console import Console
 from tritloom.host.image import open_image
+from tritloom.sim import prepare
 
 MODEL = Path(__file__).resolve().parents[2] / "models" / "stories-260k"
 TRITLOOM = [sys.executable, "-m", "tritloom.host.cli"]
@@ -112,7 +113,7 @@ def test_run_writes_several_texts_as_each_alone(tritloom):
 
 def test_run_packs_once_and_mends_its_cache(tritloom, monkeypatch, cache):
     assert tritloom(*RUN, "--tokens", 1)[0] == 0
-    monkeypatch.setattr(common, "write_image_of", None)
+    monkeypatch.setattr(prepare, "write_image_of", None)
     assert tritloom(*RUN, "--tokens", 1)[0] == 0
     monkeypatch.undo()
     os.environ["TRITLOOM_CACHE"] = str(cache)

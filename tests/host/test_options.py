@@ -11,8 +11,9 @@ import pytest
 
 from synthetic import LLAMA, gguf, gguf_i2s, hugging_face, weights
 from tritloom.gen.models.gguf import I2S_BLOCKS
+from tritloom.gen.source import Source
 from tritloom.host.cli import main, verbs
-from tritloom.host.commands.common import Source
+from tritloom.host.commands.common import SourceOptions
 from tritloom.host.image import open_image
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,9 +38,10 @@ def test_every_verb_that_opens_a_model_takes_the_same_words():
     assert {name for name, options in OPTIONS.items() if "--model" in options} == set(VERBS) - {"boards", "cache", "doctor", "models"}
     for name, options in OPTIONS.items():
         assert SOURCE <= options or not SOURCE & options, name
-    fields = {f.name for f in dataclasses.fields(Source)}
+    fields = {f.name for f in dataclasses.fields(SourceOptions)}
+    assert fields == {f.name for f in dataclasses.fields(Source)}
     assert {"--" + name for name in fields - {"folder"}} == SOURCE
-    assert set(get_args(get_args(get_type_hints(Source)["i2s"])[0])) == set(I2S_BLOCKS)
+    assert set(get_args(get_args(get_type_hints(SourceOptions)["i2s"])[0])) == set(I2S_BLOCKS)
 
 
 @pytest.mark.needs("gguf")

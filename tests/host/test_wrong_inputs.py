@@ -12,8 +12,7 @@ from tritloom.gen.tools import bitstream, parts
 from tritloom.gen.verilog import generate
 from tritloom.host import console as console_module
 from tritloom.host.cli import explain, main, verbs
-from tritloom.host.commands import common
-from tritloom.sim import backends
+from tritloom.sim import backends, prepare
 from tritloom.sim.check import verify
 
 MODEL = Path(__file__).resolve().parents[2] / "models" / "stories-260k"
@@ -37,8 +36,8 @@ def environment(monkeypatch, tmp_path_factory):
     def heavy(*_, **__):
         raise AssertionError("something was built")
 
-    for place, name in ((common, "open_simulation"), (backends.SimBackend, "build"), (bitstream, "generate_verilog"),
-                        (generate, "generate_verilog"), (parts, "synthesise"), (verify, "pack"), (common, "write_image_of")):  # fmt: skip
+    for place, name in ((prepare, "open_simulation"), (backends.SimBackend, "build"), (bitstream, "generate_verilog"),
+                        (generate, "generate_verilog"), (parts, "synthesise"), (verify, "pack"), (prepare, "write_image_of")):  # fmt: skip
         monkeypatch.setattr(place, name, heavy)
 
 

@@ -14,8 +14,9 @@ from tritloom.firmware.errors import InputError
 from tritloom.gen.fit.fit import fit
 from tritloom.gen.models import open_checkpoint
 from tritloom.gen.models.shapes import published
-from tritloom.host.commands.common import Source
+from tritloom.gen.source import Source
 from tritloom.host.session import Session
+from tritloom.sim import prepare
 from tritloom.sim.bench import benchmarks, measure, results, stored
 from tritloom.sim.bench.report import stored_report, table
 from tritloom.sim.bench.timeline import unpack
@@ -142,8 +143,6 @@ def test_results_are_kept_whole_and_know_their_machine(entry, verilog, tmp_path,
 
 
 def test_resume_takes_what_is_stored_and_measures_what_is_stale(entry, verilog, tmp_path, monkeypatch):
-    from tritloom.host.commands import common
-
     class Started(Exception):
         pass
 
@@ -151,7 +150,7 @@ def test_resume_takes_what_is_stored_and_measures_what_is_stale(entry, verilog, 
         raise Started
 
     monkeypatch.setattr(results, "RESULTS", tmp_path)
-    monkeypatch.setattr(common, "open_simulation", start)
+    monkeypatch.setattr(prepare, "open_simulation", start)
     config = bench_config("TriLM-99M", lanes=1)
     made = stored.digests("decode", config, measure.RandomImage.of(published("TriLM-99M", 256), config), "kv260")
     kept = results.record(entry["measured"], model="TriLM-99M", what="decode", count=40, config=config, timing="kv260", weights="random",
@@ -170,13 +169,11 @@ def test_resume_takes_what_is_stored_and_measures_what_is_stale(entry, verilog, 
 
 def test_results_are_stored_on_request_alone(entry, verilog, tmp_path, monkeypatch):
     """And where an installed package is told to; the tree's own are in docs/results."""
-    from tritloom.host.commands import common
-
     class Backend:
         def close(self):
             pass
 
-    monkeypatch.setattr(common, "open_simulation", lambda *_: Backend())
+    monkeypatch.setattr(prepare, "open_simulation", lambda *_: Backend())
     monkeypatch.setattr(measure, "Watched", lambda backend: backend)
     monkeypatch.setattr("tritloom.sim.bench.benchmarks.Session", lambda *_, **__: nullcontext())
     monkeypatch.setattr(measure, "decode", lambda *_, **__: entry["measured"])

@@ -8,7 +8,7 @@ import pytest
 
 from tritloom.firmware.errors import TritloomError
 from tritloom.host.cli import main
-from tritloom.host.commands import common
+from tritloom.sim import prepare
 from tritloom.sim.bench import measure, remeasure, stored
 from tritloom.sim.bench import results as kept
 from tritloom.sim.check import equality
@@ -58,7 +58,7 @@ def test_a_command_stores_the_results_that_name_it_and_no_others(monkeypatch):
             files[found["command"]].add(stored.RESULTS / name)
     result_path = kept.result_path
     monkeypatch.setattr(kept, "result_path", lambda *what: (written.add(result_path(*what)), result_path(*what))[1])
-    for place, name in ((stored, "digests"), (common, "image_of"), (measure.RandomImage, "of")):
+    for place, name in ((stored, "digests"), (prepare, "image_of"), (measure.RandomImage, "of")):
         monkeypatch.setattr(place, name, stop)
     for command, named in files.items():
         written.clear()

@@ -8,7 +8,7 @@ import pytest
 
 from tritloom.firmware.errors import InputError
 from tritloom.firmware.isa import Unit
-from tritloom.host.commands.common import Source
+from tritloom.gen.source import Source
 from tritloom.sim.bench import benchmarks, measure, report, results, stored
 from tritloom.sim.bench.measure import CycleShares, Measured
 

@@ -9,7 +9,7 @@ import pytest
 from tritloom.firmware.errors import InputError, TritloomError
 from tritloom.host.cli import explain
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 FOLDERS = ("boards", "firmware", "gen", "host", "rtl", "sim", "system")
 
 
