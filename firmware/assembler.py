@@ -9,6 +9,16 @@ Text is one statement a line: `label:`, an instruction, or both; `;` and `#` sta
             vector.normq slot=r1 count=r2 length=64 norm=1
             .word   0x1234                          ; any 64-bit word
 
+Registers have names, and routines say which they may write; neither makes a word:
+
+            .registers position=r1 left=r2          ; from here on, in place of the names before
+            .routine count_down left step=r9        ; may write `left` and r9, which is `step` in here
+            li      step, 1
+            sub     left, left, step
+            .end                                    ; writing any other register in between is an error
+
+`zero` is r0. Routines nest, and the outer one must allow what the inner one writes. A name in a routine may not hide another register's.
+
 Operands of unit commands are named, in any order, and zero when left out; all others are positional.
 `assemble(text)` and `Program(...)...encode()` give 64-bit words; `disassemble(words)` gives text that
 assembles to the same words, for every list of words.
@@ -74,6 +84,11 @@ class Form:
     doc: str
     named: bool = False
     fixed_mask: int = 0xFF
+
+    @property
+    def writes(self) -> bool:
+        """Whether it writes the register that its operand rd names."""
+        return any(operand.name == "rd" for operand in self.operands)
 
     def matches(self, word: int) -> bool:
         mask = self.fixed_mask
@@ -173,6 +188,15 @@ class _Pending:
     place: str
 
 
+@dataclass(frozen=True)
+class _Routine:
+    """Instructions that write none but some registers, with the names that these have inside."""
+
+    name: str
+    registers: dict[str, int]
+    allowed: frozenset[int]
+
+
 class Program:
     """A program under construction: one method per instruction, labels, then encode().
 
@@ -194,6 +218,8 @@ class Program:
         self._pending: list[_Pending] = []
         self._place: str | None = None
         self._unique = 0
+        self._registers: dict[str, int] = {}
+        self._routines: list[_Routine] = []
 
     def __len__(self) -> int:
         return len(self._pending)
@@ -216,6 +242,41 @@ class Program:
         """A label name not given before, for `label` and for targets."""
         self._unique += 1
         return f"{stem}.{self._unique}"
+
+    @property
+    def names(self) -> dict[str, int]:
+        """Registers by the names that they have here."""
+        found = {"zero": 0} | self._registers
+        for routine in self._routines:
+            found |= routine.registers
+        return found
+
+    def registers(self, names: dict[str, int]) -> None:
+        """Name registers, in place of the names before."""
+        if self._routines:
+            raise AssemblyError(f"{self._where()}: .registers within routine {self._routines[-1].name}: end it first")
+        self._registers = dict(names)
+
+    def routine(self, name: str, writes: dict[str, int]) -> None:
+        """What follows, up to `end`, writes these registers alone, which go by these names in it."""
+        for given, register in writes.items():
+            if self.names.get(given, register) != register:
+                raise AssemblyError(f"{self._where()}: routine {name}: {given} is r{self.names[given]} here, not r{register}: "
+                                    "take another name")
+        self._routines.append(_Routine(name, dict(writes), frozenset(writes.values())))
+
+    def end(self) -> None:
+        """The innermost routine ends."""
+        if not self._routines:
+            raise AssemblyError(f"{self._where()}: .end without .routine")
+        self._routines.pop()
+
+    def _check_write(self, mnemonic: str, register: int) -> None:
+        for routine in reversed(self._routines):
+            if register and register not in routine.allowed:
+                known = [name for name, number in self.names.items() if number == register]
+                shown = f"{known[-1]} (r{register})" if known else f"r{register}"
+                raise AssemblyError(f"{self._where()}: {mnemonic}: routine {routine.name} writes {shown}, which it does not declare")
 
     def _where(self) -> str:
         return self._place or f"instruction {self.here}"
@@ -240,6 +301,8 @@ class Program:
                     word |= operand.insert(value)
                 except AssemblyError as error:
                     raise AssemblyError(f"{self._where()}: {mnemonic}: {error}") from None
+                if name == "rd" and form.writes:
+                    self._check_write(mnemonic, value)
         self._pending.append(_Pending(word, target, f"{self._where()}: {mnemonic}"))
 
     def encode(self) -> list[int]:
@@ -366,11 +429,17 @@ def _number(text: str) -> int:
         raise AssemblyError(f"{text!r} is not a number") from None
 
 
-def _parse_operand(operand: Operand, text: str) -> int | str:
+def _register(text: str, names: dict[str, int]) -> int | None:
+    """A register by its number (r5) or name; None if it is neither."""
+    return int(text[1:]) if re.fullmatch(r"r\d+", text) else names.get(text)
+
+
+def _parse_operand(operand: Operand, text: str, names: dict[str, int]) -> int | str:
     if operand.kind == "register":
-        if not re.fullmatch(r"r\d+", text):
+        register = _register(text, names)
+        if register is None:
             raise AssemblyError(f"{operand.name}: {text!r} is not a register; registers are r0 to r{REGISTERS - 1}")
-        return int(text[1:])
+        return register
     if operand.kind == "units":
         mask = 0
         for name in text.split("+"):
@@ -403,7 +472,25 @@ def parse(text: str, limit: int = DEFAULT_WORDS) -> Program:
             message = str(error)
             raise AssemblyError(message if message.startswith("line ") else f"line {number}: {message}") from None
     program._place = None
+    if program._routines:
+        raise AssemblyError(f"routine {program._routines[-1].name} has no .end")
     return program
+
+
+def _declared(words: Iterable[str], names: dict[str, int]) -> dict[str, int]:
+    """Registers by name, from name=r5, from names that are known, or from r5 alone."""
+    found: dict[str, int] = {}
+    for word in words:
+        name, _, given = word.partition("=")
+        register = _register(given or name, names)
+        if not re.fullmatch(_NAME, name) or register is None or not 0 <= register < REGISTERS:
+            raise AssemblyError(f"{word!r} is not a register, nor name=register")
+        if name in found:
+            raise AssemblyError(f"register {name} is named twice")
+        if given and re.fullmatch(r"r\d+|zero", name):
+            raise AssemblyError(f"{name} names r{name[1:]} already" if name != "zero" else "zero names r0 already")
+        found[name] = register
+    return found
 
 
 def _parse_statement(program: Program, statement: str) -> None:
@@ -411,6 +498,16 @@ def _parse_statement(program: Program, statement: str) -> None:
     mnemonic, rest = mnemonic.lower(), rest.strip()
     if mnemonic == ".word":
         program.word(_number(rest))
+        return
+    if mnemonic == ".registers":
+        program.registers(_declared(rest.split(), {}))
+        return
+    if mnemonic == ".routine":
+        name, *declared = rest.split() or [""]
+        program.routine(name, _declared(declared, program.names))
+        return
+    if mnemonic == ".end":
+        program.end()
         return
     form = FORM.get(mnemonic)
     if form is None:
@@ -424,13 +521,13 @@ def _parse_statement(program: Program, statement: str) -> None:
                 raise AssemblyError(f"{mnemonic}: {part!r} is not name=value with one of {', '.join(known)}")
             if name in values:
                 raise AssemblyError(f"{mnemonic}: {name} is given twice")
-            values[name] = _parse_operand(_operand(form, name), value)
+            values[name] = _parse_operand(_operand(form, name), value, program.names)
     else:
         parts = [part.strip() for part in rest.split(",")] if rest else []
         if len(parts) != len(form.operands):
             wanted = ", ".join(operand.name for operand in form.operands) or "none"
             raise AssemblyError(f"{mnemonic} takes {len(form.operands)} operands ({wanted}), not {len(parts)}")
-        values = {operand.name: _parse_operand(operand, part) for operand, part in zip(form.operands, parts, strict=True)}
+        values = {operand.name: _parse_operand(operand, part, program.names) for operand, part in zip(form.operands, parts, strict=True)}
     program.emit(mnemonic, values)
 
 
@@ -545,6 +642,9 @@ def reference() -> str:
         "",
         "One statement a line: a label with a colon, an instruction, or both. `;` and `#` start comments. Numbers are decimal",
         "or 0x hexadecimal, and may be negative for `imm`. Targets are labels or addresses. `.word N` is any 64-bit word.",
+        "",
+        "`.registers left=r2 ...` names registers, in place of the names before; `zero` is r0. Between `.routine NAME left step=r9`",
+        "and `.end` no register is written but those declared, which go by these names: another one is an error.",
         "",
     ]
     return "\n".join(lines)

@@ -19,7 +19,7 @@ from tritloom.firmware.config import PARAM_HEADER_BYTES, BuildConfig, ConfigErro
 from tritloom.firmware.integer import ROPE_BITS, UFloat, uf_from_float, uf_pack, uf_unpack
 from tritloom.firmware.layout import Block, MemoryMap, memory_map, stream_blocks
 from tritloom.firmware.packing import pack_matrix
-from tritloom.firmware.programs import generation
+from tritloom.firmware.programs import machine_program
 from tritloom.gen.models.checkpoint import SUB_NORMS, Checkpoint
 from tritloom.gen.models.problems import CheckpointError
 from tritloom.gen.models.rope import attention_factor, frequencies
@@ -294,7 +294,7 @@ def pack(
             f"{spec.name} needs {layout.total_bytes} bytes of on-chip memory, the machine has {config.onchip_bytes}: "
             f"lower the context ({config.shape.context}) or raise onchip_bytes"
         )
-    words = tuple(generation(config, layout) if program is None else program)
+    words = tuple(machine_program(config, layout) if program is None else program)
     if len(words) > config.program_words:
         raise ConfigError(f"the firmware has {len(words)} words, the machine holds {config.program_words}: raise program_words")
     contents = {

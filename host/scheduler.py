@@ -20,7 +20,7 @@ from tritloom.firmware.config import CHUNK, BuildConfig
 from tritloom.firmware.errors import InputError
 from tritloom.firmware.integer import GREEDY, Sampling
 from tritloom.firmware.layout import MemoryMap
-from tritloom.firmware.programs import segment_words
+from tritloom.firmware.programs.convention import segment_words
 from tritloom.host.drafting import Budget, PromptLookup
 from tritloom.host.prefix import Caches, Prefix, longest_prefix
 from tritloom.host.request import Request

@@ -20,7 +20,7 @@ from tritloom.firmware.config import BuildConfig
 from tritloom.firmware.errors import InputError
 from tritloom.firmware.image import Image
 from tritloom.firmware.integer import GREEDY, LOGIT_DROP, Sampling, noise_word, noise_words, uf_from_float
-from tritloom.firmware.programs import (
+from tritloom.firmware.programs.convention import (
     ARG_LIMITS,
     ARG_NOISE,
     ARG_NOISE_STEP,

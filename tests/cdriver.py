@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tritloom.firmware.programs import NO_STOP_TOKEN
+from tritloom.firmware.programs.convention import NO_STOP_TOKEN
 from tritloom.firmware.registers import PAGE_BYTES, PORTS, REGISTERS
 from tritloom.gen.verilog.registers import to_c_header
 

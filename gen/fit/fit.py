@@ -23,7 +23,6 @@ from tritloom.firmware.assembler import AssemblyError
 from tritloom.firmware.config import CHUNK, LIMITS, BuildConfig, ConfigError, ModelShape
 from tritloom.firmware.isa import DotOp, VectorOp
 from tritloom.firmware.layout import ADDRESS_LIMIT, MemoryMap, head_row_blocks, memory_map
-from tritloom.firmware.programs import generation
 from tritloom.gen.fit.cost import BLOCK_KIBIT, ULTRA_KIBIT, resources
 from tritloom.gen.models import ModelSpec
 from tritloom.rtl.attention.parameters import AttentionParameters
@@ -455,7 +454,7 @@ def _engine(values: dict[str, Any], pairs: list[tuple[int, int]], spec: ModelSpe
 def _program_words(config: BuildConfig, layout: MemoryMap) -> int:
     """Words of a machine's programs."""
     try:
-        return len(generation(dataclasses.replace(config, program_words=MOST_PROGRAM_WORDS), layout))
+        return len(machine_program(dataclasses.replace(config, program_words=MOST_PROGRAM_WORDS), layout))
     except AssemblyError as error:
         raise ConfigError(f"the programs are too long: {error}; raise block_rows ({config.block_rows})") from None
 

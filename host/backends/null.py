@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tritloom.firmware.config import BuildConfig
-from tritloom.firmware.programs import ARG_PROMPT, ARG_STOP, ARG_TOKENS
+from tritloom.firmware.programs.convention import ARG_PROMPT, ARG_STOP, ARG_TOKENS
 from tritloom.firmware.registers import FIFO_DEPTH
 from tritloom.host.backends.protocol import Bytes
 from tritloom.host.backends.soft import SoftDevice

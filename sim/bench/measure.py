@@ -31,7 +31,7 @@ from tritloom.firmware.errors import InputError
 from tritloom.firmware.image import Image
 from tritloom.firmware.isa import Unit
 from tritloom.firmware.layout import MemoryMap, memory_map
-from tritloom.firmware.programs import generation
+from tritloom.firmware.programs import machine_program
 from tritloom.gen.models import ModelSpec
 from tritloom.gen.models.shapes import memory_pieces
 from tritloom.host.session import Session
@@ -71,7 +71,7 @@ class RandomImage(Image):
 
     @property
     def program(self) -> list[int]:
-        return generation(self.config, self.map)
+        return machine_program(self.config, self.map)
 
     @property
     def descriptors(self) -> list[int]:

@@ -40,7 +40,7 @@ from tritloom.firmware.config import BuildConfig, ConfigError, ModelShape
 from tritloom.firmware.image import Image
 from tritloom.firmware.integer import GREEDY
 from tritloom.firmware.layout import MemoryMap, memory_map
-from tritloom.firmware.programs import generation
+from tritloom.firmware.programs import machine_program
 from tritloom.gen.models import Checkpoint, ModelSpec
 from tritloom.gen.models.checkpoint import matrix_shape, norm_length
 from tritloom.gen.pack import pack, quantise
@@ -98,7 +98,7 @@ def state_of(entry: dict[str, Any], *, emit: bool = False) -> str:
         now: dict[str, str | None] = {"verilog": emitted(config) if emit else known(config)}
         if names != SYNTHESIS:
             layout = memory_map(config, tied=entry["tied"])
-            now |= _of_image(generation(config, layout), layout.descriptor_words(), layout)
+            now |= _of_image(machine_program(config, layout), layout.descriptor_words(), layout)
     except ConfigError as error:
         return f"stale: its machine is none any more ({error})"
     now |= _of_models(names, entry.get("timing"))

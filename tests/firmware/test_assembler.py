@@ -85,6 +85,47 @@ def test_mistakes_are_named(text, message):
     assert str(error.value) == message
 
 
+def test_registers_have_names():
+    named = """
+        .registers position=r1 left=r2
+        .routine down left step=r9
+        li step, 1
+        .routine inner step
+        addi step, step, 1
+        .end
+        sub left, left, step
+        add zero, left, position
+        .end
+        .registers left=r5
+        out left"""
+    assert assemble(named) == assemble("li r9, 1\naddi r9, r9, 1\nsub r2, r2, r9\nadd r0, r2, r1\nout r5")
+
+
+@pytest.mark.parametrize("text, message", [
+    (".routine f r2\nli r3, 1\n.end", "line 2: li: routine f writes r3, which it does not declare"),
+    (".registers left=r3\n.routine f r2\nin left\n.end", "line 3: in: routine f writes left (r3), which it does not declare"),
+    (".routine f r2\n.routine g step=r3\nli step, 1\n.end\n.end", "line 3: li: routine f writes step (r3), which it does not declare"),
+    (".registers a=r1\n.routine f a=r2\n.end", "line 2: routine f: a is r1 here, not r2: take another name"),
+    (".routine f r2\n.registers a=r1\n.end", "line 2: .registers within routine f: end it first"),
+    (".routine f r2", "routine f has no .end"),
+    (".end", "line 1: .end without .routine"),
+    (".registers a=r1 a=r2", "line 1: register a is named twice"),
+    (".registers a=b", "line 1: 'a=b' is not a register, nor name=register"),
+    (".registers a=r16", "line 1: 'a=r16' is not a register, nor name=register"),
+    (".routine f left", "line 1: 'left' is not a register, nor name=register"),
+    (".registers r1=r2", "line 1: r1 names r1 already"),
+    (".registers a=r1\n.registers b=r1\nout a", "line 3: rs: 'a' is not a register; registers are r0 to r15"),
+])
+def test_a_register_that_a_routine_may_not_write_is_an_error(text, message):
+    with pytest.raises(AssemblyError) as error:
+        assemble(text)
+    assert str(error.value) == message
+
+
+def test_instructions_that_write_a_register_say_so():
+    assert {form.mnemonic for form in FORMS if form.writes} == {"li", "add", "addi", "sub", "arg", "in", "token", "load"}
+
+
 def test_builder_names_the_instruction():
     p = Program()
     p.flush()

@@ -11,7 +11,7 @@ import pytest
 from machines import TINY
 from tritloom.firmware import integer
 from tritloom.firmware.layout import memory_map
-from tritloom.firmware.programs import generation
+from tritloom.firmware.programs import machine_program
 from tritloom.gen import pack
 from tritloom.gen.verilog import digests
 from tritloom.sim.bench import stored
@@ -100,7 +100,7 @@ def place(monkeypatch, tmp_path):
 
 def entry(what, config=TINY):
     layout = memory_map(config)
-    image = SimpleNamespace(program=generation(config, layout), descriptors=layout.descriptor_words(), map=layout,
+    image = SimpleNamespace(program=machine_program(config, layout), descriptors=layout.descriptor_words(), map=layout,
                             spec={"tied_embeddings": True})
     made = stored.digests(what, config, *((image, "ideal") if what != "synthesis" else ()))
     return ({"what": what, "timing": "ideal"} if what else {}) | {"date": "2026-01-01"} | json.loads(json.dumps(made))
