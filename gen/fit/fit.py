@@ -23,6 +23,7 @@ from tritloom.firmware.assembler import AssemblyError
 from tritloom.firmware.config import CHUNK, LIMITS, BuildConfig, ConfigError, ModelShape
 from tritloom.firmware.isa import DotOp, VectorOp
 from tritloom.firmware.layout import ADDRESS_LIMIT, MemoryMap, head_row_blocks, memory_map
+from tritloom.firmware.programs import machine_program
 from tritloom.gen.fit.cost import BLOCK_KIBIT, ULTRA_KIBIT, resources
 from tritloom.gen.models import ModelSpec
 from tritloom.rtl.attention.parameters import AttentionParameters

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from tritloom.host.commands.common import SHIPPED, JsonOption, columns
+from tritloom.host.commands.common import JsonOption, columns
 from tritloom.host.console import Console
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ def command(as_json: JsonOption = False) -> None:
     from tritloom.gen.models.gguf import GGUF_ARCHITECTURES
     from tritloom.gen.models.huggingface import ARCHITECTURES
     from tritloom.gen.models.shapes import SHAPES
+    from tritloom.gen.source import SHIPPED
 
     folders = sorted((path.parent for path in SHIPPED.glob("*/config.json")), key=lambda path: path.stat().st_size)
     found = [(os.path.relpath(path), open_shape(path), True) for path in folders]

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 from tritloom.firmware.config import BuildConfig
+from tritloom.gen import source as gen_source
 from tritloom.gen.scaling import Scaling
 from tritloom.host import console as console_module
 from tritloom.host.cli import main
@@ -389,7 +390,7 @@ def test_a_bare_name_of_a_trained_model_says_where_it_lies(tritloom, monkeypatch
     """From any folder; in the models' own folder the name is the model."""
     (tmp_path / "models" / "tales-1m").mkdir(parents=True)
     (tmp_path / "models" / "tales-1m" / "config.json").write_text("{}")
-    monkeypatch.setattr(common, "SHIPPED", tmp_path / "models")
+    monkeypatch.setattr(gen_source, "SHIPPED", tmp_path / "models")
     monkeypatch.chdir(tmp_path)
     for name in ("tales-1m", "tale-1m"):
         status, _, err = tritloom(verb, name)
