@@ -13,7 +13,7 @@ TORCH_INDEX ?=
 OLDEST := python3.10
 NEWEST := python3.15 python3.14 python3.13 python3.12
 
-.PHONY: help setup demo test quick lint types unit formal plain plain-others same-python results digests equality random fuzz netlist calibrate clean \
+.PHONY: help setup demo test quick lint types unit formal plain plain-others same-python results digests ledger equality random fuzz netlist calibrate clean \
   distclean
 
 help:
@@ -25,6 +25,7 @@ help:
 	@echo "make plain-others  the same on the oldest and the newest Python that are installed (about five minutes each)"
 	@echo "make setup   install everything into $(VENV)"
 	@echo "make digests   say which stored results still hold, after a change of the hardware (about ten minutes)"
+	@echo "make ledger    write docs/results.md from docs/results/"
 	@echo "make results   measure again what holds no more of all stored results, JOBS=2 at a time (hours; goes on when interrupted)"
 	@echo "make equality  the long run behind docs/results/equality.json (about half an hour)"
 	@echo "make random    random models on random machines, all against the integer model (about a quarter of an hour)"
@@ -93,6 +94,9 @@ unit: setup
 # Emits all machines that have stored results; those whose Verilog is the same stay current.
 digests: setup
 	$(BIN)/python -m tritloom.sim.bench.stored
+
+ledger: setup
+	$(BIN)/python -m tritloom.sim.bench.ledger
 
 JOBS ?= 2
 results: setup

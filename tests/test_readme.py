@@ -1,4 +1,4 @@
-"""What README.md prints can be typed: commands are parsed, the cheap ones run, the Python example runs as it stands."""
+"""What README.md and docs/ print can be typed: commands are parsed, the cheap ones run, the Python example runs as it stands."""
 
 import io
 import json
@@ -13,17 +13,17 @@ import pytest
 from tritloom.host.cli import main, verbs
 
 ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text("utf-8")
-GENERAL = sorted(ROOT.glob("docs/*.md")) + [ROOT / "models" / "README.md"]
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), ROOT / "models" / "README.md"]
+TEXT = "\n".join(page.read_text("utf-8") for page in PAGES)
 
 
 def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.M | re.S)
+    return re.findall(rf"^```{language}\n(.*?)^```", TEXT, re.M | re.S)
 
 
 COMMANDS = [shlex.split(line, comments=True) for block in blocks("sh") for line in block.splitlines()]
 TRITLOOM = [words[1:] for words in COMMANDS if words[:1] == ["tritloom"]]
-NAMED = [shlex.split(text)[1:] for text in re.findall(r"`(tritloom [a-z][^`]*)`", README) if "..." not in text and " -" in text]
+NAMED = [shlex.split(text)[1:] for text in re.findall(r"`(tritloom [a-z][^`]*)`", TEXT) if "..." not in text and " -" in text]
 """Commands within the text."""
 RUN = [words for words in TRITLOOM if words[0] == "run"]
 
@@ -93,11 +93,21 @@ def test_the_python_example_runs_as_printed(here):
 
 def test_make_knows_what_is_named():
     targets = set(re.findall(r"^([a-z-]+):(?!=)", (ROOT / "Makefile").read_text("utf-8"), re.M))
-    named = re.findall(r"`make ([a-z]+)", README) + [words[1] for words in COMMANDS if words[:1] == ["make"]]
+    named = re.findall(r"`make ([a-z-]+)", TEXT) + [words[1] for words in COMMANDS if words[:1] == ["make"]]
     assert set(named) <= targets and {"demo", "test"} <= set(named)
 
 
 def test_links_lead_somewhere():
-    for page in [ROOT / "README.md", *GENERAL, *sorted(ROOT.glob("docs/decisions/*.md"))]:
+    for page in [*PAGES, *sorted(ROOT.glob("docs/decisions/*.md"))]:
         for link in re.findall(r"\]\((?!https?:)([^)#\s]+)", page.read_text("utf-8")):
             assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_the_front_page_is_one_screen_and_a_half():
+    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 90
+
+
+def test_every_decision_has_a_status_and_stands_in_the_list():
+    index = (ROOT / "docs" / "decisions" / "README.md").read_text("utf-8")
+    for page in sorted(ROOT.glob("docs/decisions/0*.md")):
+        assert f"({page.name})" in index and re.search(r"^\*\*Status\.\*\* \w", page.read_text("utf-8"), re.M), page.name

@@ -17,7 +17,8 @@ from rich.text import Text
 
 def main() -> None:
     out, width, *command = sys.argv[1:]
-    run = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True, env=os.environ | {"COLUMNS": width})
+    settings = os.environ | {"COLUMNS": width}
+    run = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True, env=settings)
     console = Console(record=True, width=int(width), file=open(os.devnull, "w"))
     console.print(Text.assemble(("$ ", "green"), (shlex.join(command).replace("'", '"'), "bold")))
     console.print(Text.from_ansi(run.stdout.rstrip()))

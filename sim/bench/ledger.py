@@ -47,7 +47,8 @@ A result keeps digests of what it was measured with (Verilog, program, memory ma
 
 def render(results: Path = stored.RESULTS) -> str:
     """The page, of the results in a folder laid out as docs/results is. Raises `ValueError` for a result of a kind that has no table."""
-    entries = [(entry, stored.state_of(entry)) for path in sorted(results.glob("*/*.json")) for entry in [json.loads(path.read_text("utf-8"))]]
+    found = [json.loads(path.read_text("utf-8")) for path in sorted(results.glob("*/*.json"))]
+    entries = [(entry, stored.state_of(entry)) for entry in found]
     left = [entry for entry, _ in entries if not any(takes(entry) for _, takes, _ in TABLES)]
     if left:
         raise ValueError(f"no table of sim/bench/ledger.py takes {left[0]['what']!r} of {left[0]['command']!r}")
@@ -147,7 +148,7 @@ def _syntheses(entries: list[tuple[Entry, str]]) -> tuple[Sequence[str], Iterato
             yield (entry["model"], _mark(entry, state), entry["board"], total["lut"], total["ff"], total["dsp"], f"{total['bram']:g}",
                    total["uram"], slowest, entry["date"])
         for board, available in sorted({entry["board"]: entry["available"] for entry, _ in entries}.items()):
-            yield (f"*{board} has*", "", "", available["lut"], available["ff"], available["dsp"], available["bram"], available["uram"], "", "")
+            yield (f"*{board} has*", "", "", *(available[kind] for kind in ("lut", "ff", "dsp", "bram", "uram")), "", "")
 
     return ("model", "`tritloom bench --synth --model MODEL --board BOARD ...`", "board", "LUTs", "flip-flops", "DSPs", "block RAMs",
             "UltraRAMs", "slowest path, ns", "synthesised"), rows()
@@ -189,13 +190,13 @@ def _agreement(results: Path) -> Iterator[str]:
         entries = random["entries"]
         equal = sum(entry["difference"] is None for entry in entries)
         old = sum(stored.state_of(entry) != stored.CURRENT for entry in entries)
-        yield (f"Random models on random machines with random work (`{random['command']}`: head sizes, activations, sub-norms, vocabularies up "
-               f"to 131,072, batches, common beginnings, drafts, sampling, short-lists, memory timings): {equal} of {len(entries)} equal"
+        yield (f"Random models on random machines with random work (`{random['command']}`: head sizes, activations, sub-norms,\n"
+               f"vocabularies up to 131,072, batches, common beginnings, drafts, sampling, short-lists, memory timings): {equal} of {len(entries)} equal"
                f"{f', {old} of them stale' if old else ''}.\n")
     if fuzz := _read(results, "fuzz.json"):
         accepted, refused = (sum(kind[outcome] for kind in fuzz["kinds"].values()) for outcome in ("accepted", "refused"))
-        yield (f"Mutated model files and images over all readers (`{fuzz['command']}`, host-measured, {fuzz['date']}): {fuzz['files']:,} files, "
-               f"{accepted:,} accepted, {refused:,} refused with a message, {len(fuzz['failures'])} failures.\n")
+        yield (f"Mutated model files and images over all readers (`{fuzz['command']}`, host-measured, {fuzz['date']}):\n"
+               f"{fuzz['files']:,} files, {accepted:,} accepted, {refused:,} refused with a message, {len(fuzz['failures'])} failures.\n")
 
 
 def _noted(results: Path) -> Iterator[str]:
