@@ -483,7 +483,7 @@ def test_the_slowest_path_is_that_of_the_machines_that_were_synthesised():
     for several, said in enumerate(cost.SLOWEST_PATH_NS["xcup"]):
         slowest = max(t["paths"][0]["delay"] + t["delays"]["clock uncertainty"] for texts, t in found if (texts > 1) == bool(several))
         assert said is not None and 0.995 * slowest < said < 1.1 * slowest
-    routed = re.search(r"routed at\s+([\d.]+) MHz", (MODELS.parent / "README.md").read_text("utf-8"))
+    routed = re.search(r'"routed at",\s+"([\d.]+) MHz"', (RESULTS / "noted.json").read_text("utf-8"))
     assert routed and 1000 / float(routed[1]) == pytest.approx(cost.SLOWEST_PATH_NS["ecp5"][0], rel=0.02)
 
 
