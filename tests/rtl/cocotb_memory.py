@@ -27,6 +27,8 @@ def interpret(descriptors, entry, beat_bytes):
             return
         if d.op == DescriptorOp.BASE:
             address = d.value
+        if d.op == DescriptorOp.BACK:
+            address -= d.value * beat_bytes
         if d.op == DescriptorOp.STREAM:
             for _ in range(d.value):
                 yield address, int(d.dest)
@@ -211,6 +213,13 @@ def compare(what, got, expected):
         assert a == b, f"{what} {index}: got {a}, expected {b}"
 
 
+async def quietly(bench, cycles):
+    """Some cycles in which nothing need move."""
+    for _ in range(cycles):
+        bench.moved()
+        await streams.cycles(bench.dut)
+
+
 @cocotb.test()
 async def delivers(dut):
     """Weight programs, data reads and writes at once; twice."""
@@ -233,9 +242,10 @@ async def delivers(dut):
             for i in range(b.beat):
                 if strobe >> i & 1:
                     b.bytes[address + i] = new[i]
-        weights = streams.receive(dut, "weights_o", len(expected), stall=p["stall"])
         started = streams.send(dut, "start", p["starts"])
         asked = streams.send(dut, "read_request", requests, stall=p["stall"])
+        await quietly(b.bench, p.get("late", 0))
+        weights = streams.receive(dut, "weights_o", len(expected), stall=p["stall"])
         read = streams.receive(dut, "read_data", len(wanted), stall=p["stall"])
         await streams.send(dut, "write", writes, stall=p["stall"])
         await b.written()
@@ -260,7 +270,7 @@ async def flushes(dut):
     for _ in range(p["flushes"]):
         entries = [pick.choice(p["starts"]) for _ in range(3)]
         first = b.stream(entries[0])
-        some = pick.randrange(min(len(first), 100))
+        some = pick.randrange(min(len(first), 100) + 1)
         started = streams.send(dut, "start", entries)
         if some:
             compare("beat before the flush", await streams.receive(dut, "weights_o", some, stall=p["stall"]), first[:some])

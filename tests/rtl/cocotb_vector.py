@@ -43,10 +43,12 @@ class Machine:
         codes[codes == -128] = 0
         self.cycles = {}
         self.seen, self.counted = integer.Saturations(), 0
+        self.follows = True
+        """Whether commands follow matrices that are not complete."""
         self.unwritten = None
         """First word that the matrix in progress has not written."""
-        self.full = False
-        """Whether memory takes no writes while the unit is busy."""
+        self.full: bool | int = False
+        """Whether memory takes no writes while the unit is busy, or for how many cycles."""
         self.out = {"code": [], "activation": [], "scale": [], "x": [], "logit_scale": []}
         self.records = []
         """Each operation's inputs and what the unit wrote, for the comparison with PyTorch (test_vector)."""
@@ -103,7 +105,7 @@ class Machine:
 
     async def follow(self, op, first, end, work=None, **fields):
         """A command that reads words `first` to `end` of the results, of a matrix that is complete or is not."""
-        follow = int(self.rng.integers(0, 4))
+        follow = int(self.rng.integers(0, 4)) if self.follows else 0
         matrices = cocotb.start_soon(self._matrices(follow, first, end)) if follow else None
         await streams.cycles(self.dut)
         await self.command(op, work, label=f"{op.name} {'follow' if follow else 'x' + str(fields['count'])}", follow=follow, **fields)
@@ -350,10 +352,12 @@ class Machine:
 
     async def _cache(self, memory, got):
         size = self.config.mem_bytes
-        if self.full:
+        if self.full is True:
             while self.dut.busy.value == 1:
                 await FallingEdge(self.dut.clk)
             assert self.dut.writing.value == bool(memory)
+        else:
+            await streams.cycles(self.dut, self.full)
         while len(got) < len(memory):
             for write in await streams.receive(self.dut, "kv_write", 1, self.stall):
                 assert write["addr"] % size == 0
@@ -414,6 +418,7 @@ def machine(dut):
 async def layers(dut):
     """Layer-like sequences over random slots, with every form of data."""
     t, p = machine(dut)
+    t.follows = p.get("follows", True)
     await t.begin()
     c, s = t.config, t.config.shape
     rng = t.rng
@@ -501,3 +506,19 @@ async def keys_wait(dut):
     t.full = True
     for position in (0, CHUNK - 1):
         await t.qkv(0, count, position, 0)
+
+
+@cocotb.test()
+async def keys_wait_for_room(dut):
+    """Memory takes nothing for longer than the unit needs for more rows than may wait: it waits, and none is lost."""
+    t, _ = machine(dut)
+    await t.begin()
+    await t.random_param(3, 0, scale(40000, -24))
+    for slot in range(t.config.lanes):
+        await t.embed(slot, slot, 40000, 3)
+        await t.rope(slot, slot)
+    await t.random_param(0, t.config.shape.hidden)
+    t.accumulators("random")
+    await t.normq(0, t.config.lanes, t.config.shape.hidden, 0, 1, 0, 0)
+    t.full = 1200
+    await t.qkv(0, t.config.lanes, 3, 0)

@@ -94,6 +94,8 @@ class Attend:
             self.q, self.k, self.v = (np.where(rng.random((*x.shape[:-1], 1)) < 0.5, -127, 127).repeat(s.head_dim, -1)
                                       for x in (self.q, self.k, self.v))
             self.k_scale.m[:], self.v_scale.m[:], self.q_scale.m[:] = 65535, 65535, 65535
+        elif self.kind in ("tiny", "huge"):  # outputs on both sides of the least, the greatest exponent
+            self.v_scale = scales(rng, (s.kv_heads, CONTEXT), -128 if self.kind == "tiny" else 134, self.spread)
         elif self.kind == "falling":  # the maximum never moves after the first position
             self.q_scale.e[:], self.k_scale.e[:], self.k[:, 0], self.q[:] = -28, -11, 127, 127
         elif self.kind == "climbing":  # it moves at every one
@@ -396,6 +398,13 @@ def compared(jobs):
     for job in jobs:
         job.compare(shares)
     return shares
+
+
+def test_values_of_extreme_exponents():
+    jobs = [Attend(NARROW, position, 1, kind=kind, spread=spread)
+            for kind in ("tiny", "huge") for position, spread in ((0, 0), (0, 3), (2, 1), (3, 6), (20, 0), (5, 2))]
+    exponents = {int(word, 16) >> 24 & 255 for result in check(NARROW, jobs) for _, _, word in result["writes"]}
+    assert {127, 128, 129} <= exponents  # 127, -128 and -127 occur
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -13,7 +13,7 @@ WRITTEN_FROM = 960
 
 
 def program(mem_bytes):
-    """Three programs: a loop, short and odd runs that cross pages, and an empty one with one long run."""
+    """Programs: a loop, short and odd runs that cross pages, an empty one with one long run, and single beats, there and back."""
     D, V = Descriptor, Destination
     return [
         D(DescriptorOp.BASE, 100 * mem_bytes),
@@ -33,17 +33,25 @@ def program(mem_bytes):
         D(DescriptorOp.BASE, 32 * mem_bytes),
         D(DescriptorOp.STREAM, 300, V(1)),
         D(DescriptorOp.END),
+        D(DescriptorOp.BASE, 400 * mem_bytes),
+        D(DescriptorOp.STREAM, 3, V(2)),
+        D(DescriptorOp.BACK, 2),
+        D(DescriptorOp.STREAM, 1, V(0)),
+        D(DescriptorOp.LOOP, 150, target=20),
+        D(DescriptorOp.END),
     ]
 
 
-STARTS = [0, 6, 5, 14]
-FORMS = {
-    "axi1": lambda: AxiMemory(AxiParameters(mem_bytes=32, mem_ports=1, weight_fifo_beats=128)),
+STARTS = [0, 6, 5, 14, 17]
+SINGLE_BEATS = 17
+"""A program that fills whatever is prefetched to the last beat."""
+FORMS = {  # axi1: a page is shorter than the longest burst; axi4: a burst may be the longest
+    "axi1": lambda: AxiMemory(AxiParameters(mem_bytes=128, mem_ports=1, weight_fifo_beats=128)),
     "axi2": lambda: AxiMemory(AxiParameters(mem_bytes=64, mem_ports=2, weight_fifo_beats=16, read_fifo_beats=32)),
-    "axi4": lambda: AxiMemory(AxiParameters(mem_bytes=16, mem_ports=4, weight_fifo_beats=64, outstanding=4)),
+    "axi4": lambda: AxiMemory(AxiParameters(mem_bytes=16, mem_ports=4, weight_fifo_beats=256, outstanding=4)),
     "onchip": lambda: OnChipMemory(OnChipParameters(mem_bytes=8, size_bytes=8 * SIZE_BEATS, weight_fifo_beats=16)),
 }
-BYTES_PORTS = {"axi1": (32, 1), "axi2": (64, 2), "axi4": (16, 4), "onchip": (8, 0)}
+BYTES_PORTS = {"axi1": (128, 1), "axi2": (64, 2), "axi4": (16, 4), "onchip": (8, 0)}
 
 
 def run(form, testcase, stall="none", axi_stall="none", latency=30, starts=STARTS, **more):
@@ -61,6 +69,12 @@ def run(form, testcase, stall="none", axi_stall="none", latency=30, starts=START
 def test_delivers_the_bytes_described(form, stall, axi_stall, latency):
     bursts = run(form, "delivers", stall, axi_stall, latency)
     assert form == "onchip" or max(bursts["bursts"]) > 1
+
+
+@pytest.mark.parametrize("form", ["axi2", "onchip"])
+def test_what_is_prefetched_waits(form):
+    """Nothing is lost when consumers begin long after everything was requested for which there is room."""
+    run(form, "delivers", "none", "none", 3, starts=[SINGLE_BEATS], late=400)
 
 
 @pytest.mark.parametrize("form", FORMS)

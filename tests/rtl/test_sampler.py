@@ -1,16 +1,19 @@
 """The sampler against integer.sample: every mode, vocabulary and list length, under stalls."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from amaranth.sim import Simulator
 
 import golden
 import harness
 import streams
 from tritloom.firmware import integer
 from tritloom.rtl.head.parameters import SamplerParameters
-from tritloom.rtl.head.sampler import Sampler
+from tritloom.rtl.head.sampler import Log2, Mix32, Sampler
 
 MODES = ("greedy", "plain", "top_k", "top_p", "both")
 
@@ -175,6 +178,34 @@ def test_extremes():
     check(37, 4, pairs)
 
 
+def edge_of_top_p(logits, top_p, closed):
+    """Cases with base-2 logits of the given values and the noise that lets the second of the list win if it is in the list: it is,
+    unless `closed`. With an entry more or less the token is another."""
+    logits = np.rint(np.array(logits) * 65536).astype(np.int64)  # 8 bits of a logit are dropped, and its scale has 8
+    scale, pairs = integer.uf_from_float(2.0**-8), []
+    first, second = np.argsort(-logits, kind="stable")[:2]
+    settings = integer.Sampling(integer.uf_from_float(1.0), 0, top_p, 0)
+    temperature, limits = settings.words
+    noises = (noise for noise in range(100) if integer.sample(logits[[first, second]], scale, integer.Sampling(
+        settings.temperature_scale, 0, 65536, 0), noise, 4, np.array([first, second])) == second)
+    for noise in itertools.islice(noises, 3):
+        token = integer.sample(logits, scale, settings, noise, 4)
+        assert token == (first if closed else second)
+        command = {"slot": 0, "noise": noise, "temperature": temperature, "limits": limits}
+        pairs.append(({"slots": [{"command": command, "logit_scale": packed(scale)}], "stall": "none",
+                       "logits": [{"logit": int(logit), "id": i, "slot": 0} for i, logit in enumerate(logits)]}, [token]))
+    assert len(pairs) == 3
+    return pairs
+
+
+def test_top_p_is_exact():
+    """The list ends with the entry whose mass just suffices, and what is far below the maximum weighs nothing."""
+    pairs = edge_of_top_p([2, 2] + [-90] * 70, 32768, True) + edge_of_top_p([2, 2] + [-90] * 70, 32769, False)
+    pairs += edge_of_top_p([0] * 70 + [70, 70], 32768, True)  # the maximum rises by 70: by 6, the first ones were 1.1 of 3.1
+    pairs += edge_of_top_p([40, 40] + [8] * 70, 32768, True)  # 32 below the maximum: by 0, they were 70 of 72
+    check(72, 4, pairs)
+
+
 def test_latency_and_throughput():
     rng = np.random.default_rng(6)
     modes = ["greedy"] * 3 + ["plain"] * 3
@@ -192,6 +223,33 @@ def test_abandoned_commands_leave_no_trace():
             case, token = make(rng, 37, abandoned, 4)
             pairs += [(case | {"abandon": at}, token), make(rng, 37, mode, 4)]
     check(37, 4, pairs)
+
+
+def pipelined(dut, values):
+    """What `dut` makes of a value a cycle, in Amaranth's simulator, after its latency."""
+    got = []
+
+    async def process(ctx):
+        for cycle in range(len(values) + dut.latency):
+            ctx.set(dut.i, int(values[min(cycle, len(values) - 1)]))
+            if cycle >= dut.latency:
+                got.append(ctx.get(dut.o))
+            await ctx.tick()
+
+    simulator = Simulator(dut)
+    simulator.add_clock(1e-6)
+    simulator.add_testbench(process)
+    simulator.run()
+    return got
+
+
+def test_logarithm_and_hash():
+    rng = np.random.default_rng(3)
+    values = np.array([1, 2, 3, (1 << 38) - 1, (1 << 32) - 1, 1 << 32] + [1 << bit for bit in range(38)]
+                      + [int(value) >> int(rng.integers(38)) | 1 for value in rng.integers(1, 1 << 38, 60)])
+    assert pipelined(Log2(), values) == integer.log2_fixed(values).tolist()
+    words = rng.integers(0, 1 << 32, 60)
+    assert pipelined(Mix32(), words) == integer.mix32(words).tolist()
 
 
 def test_parameters_are_validated():

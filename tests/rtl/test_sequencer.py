@@ -18,6 +18,7 @@ from tritloom.rtl.control.sequencer import Sequencer
 
 WORDS = 64
 PARAMETERS = SequencerParameters(program_words=WORDS, lanes=3)
+PORTS = ("token_o", "vector", "matmul", "dot", "sampler", "stream_start")
 INPUTS = ("program__en", "program__addr", "program__data", "start", "entry", "stop", "fault", "flushing", "unit_busy", "args")
 
 
@@ -259,6 +260,48 @@ def test_wait_sees_a_unit_at_once():
         assert 30 <= second < 45, "the second wait also waits for the writes"
 
 
+GAP = 2
+"""Cycles between a unit's last busy one and the first in which its work shows at the write port."""
+
+
+async def hands_on(dut, length, ended):
+    """Busy for `length` cycles, idle for a gap, writing for 20; returns whether `ended()` was true before the writes were over."""
+    early = False
+    for cycle in range(length + GAP + 20):
+        dut.unit_busy.value = int(Unit.VECTOR if cycle < length else Unit.WRITES if cycle >= length + GAP else 0)
+        await FallingEdge(dut.clk)
+        early |= ended()
+    dut.unit_busy.value = 0
+    return early
+
+
+@cocotb.test()
+async def hands_over(dut):
+    """Whenever a unit hands its work on: a wait for both goes on, and so does a stop."""
+    p = streams.parameters()
+    await begin(dut, p["program"])
+    for length, stop in itertools.product(range(8, 13), (False, True)):
+        dut.unit_busy.value = int(Unit.VECTOR)
+        await pulse(dut, "start")
+        if stop:
+            await pulse(dut, "stop")
+            assert not await hands_on(dut, length, lambda: dut.flush.value == 1), f"flushed {length=}"
+        else:
+            out = streams.receive(dut, "token_o", 1)
+            assert not await hands_on(dut, length, lambda out=out: bool(out.cycles)), f"went on {length=}"
+            await out
+        await ended(dut, 20)
+        assert dut.stopped.value == stop
+
+
+def test_work_that_is_handed_on_is_waited_for():
+    p = Program(WORDS)
+    p.wait(Unit.VECTOR | Unit.WRITES)
+    p.out(0)
+    p.halt()
+    harness.run(Sequencer(PARAMETERS), "sequencer", __name__, testcase="hands_over", parameters={"program": p.encode()})
+
+
 @cocotb.test()
 async def stops(dut):
     """STOP, or an error of the memory: nothing more is issued, busy units are waited for, the streamer is flushed."""
@@ -275,7 +318,7 @@ async def stops(dut):
             assert dut.running.value == 1 and dut.flush.value == 0
             await FallingEdge(dut.clk)
         assert dut.draining.value == 1
-        assert await streams.receive(dut, "token_o", 0) == []
+        assert all(getattr(dut, f"{port}__valid").value == 0 for port in PORTS), "something is offered"
         await streams.send(dut, "token_i", [5])  # a token that nobody wants is dropped
         dut.unit_busy.value = Unit.WRITES
         await streams.cycles(dut, 5)

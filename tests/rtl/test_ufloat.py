@@ -99,6 +99,9 @@ def test_divider():
     dut = SerialDivider(denominator_bits=23, quotient_bits=17)
     assert serial(dut, [{"numerator": 127 << 32, "denominator": t} for t in tops], "quotient") == [(127 << 32) // t for t in tops]
     tops = [1 << 15, (1 << 16) - 1] + rng.integers(1 << 15, 1 << 16, 30).tolist()
+    numerators = [int(rng.integers(0, 1 << 17)) + (t // 3 << 17) for t in tops]
+    assert serial(dut, [{"numerator": n, "denominator": t} for n, t in zip(numerators, tops, strict=True)], "quotient") \
+        == [n // t for n, t in zip(numerators, tops, strict=True)]
     dut = SerialDivider(denominator_bits=16, quotient_bits=17)
     assert serial(dut, [{"numerator": 1 << 31, "denominator": t} for t in tops], "quotient") == [(1 << 31) // t for t in tops]
 

@@ -129,11 +129,20 @@ def compared(records, config):
     return shares
 
 
+def test_keys_wait_for_a_slow_memory():
+    config = configuration("square")
+    assert config.lanes * 2 * config.shape.kv_heads > config.kv_write_rows
+    parameters = {"config": config.to_dict(), "acc_latency": 1, "acc_parts": 1, "stall": "none"}
+    vector = replace(VectorParameters.of(config), acc_read_latency=1)
+    harness.run(VectorUnit(vector), "vector_square", "cocotb_vector", testcase="keys_wait_for_room", parameters=parameters)
+
+
 @pytest.mark.parametrize(("name", "acc_latency"), [("wide", 1), ("square", 1)])
 def test_cycles(name, acc_latency):
     """The declared cycles per operation, without stalls; a short NORMQ waits for its scale."""
     config = configuration(name)
-    parameters = {"config": config.to_dict(), "acc_latency": acc_latency, "acc_parts": 1, "stall": "none", "forms": ["random"] * 3}
+    parameters = {"config": config.to_dict(), "acc_latency": acc_latency, "acc_parts": 1, "stall": "none", "forms": ["random"] * 3,
+                  "follows": False}
     vector = replace(VectorParameters.of(config), acc_read_latency=acc_latency)
     cycles = harness.run(VectorUnit(vector), f"vector_{name}", "cocotb_vector", testcase="layers", parameters=parameters)["cycles"]
     print(cycles)  # shown by pytest -s
@@ -144,6 +153,7 @@ def test_cycles(name, acc_latency):
         "GLU": vector.cycles(VectorOp.GLU, length=s.ffn),
         "QKV": vector.cycles(VectorOp.QKV, heads=s.heads + 2 * s.kv_heads),
     }
+    assert {label.partition(" x")[0] for label in cycles} >= set(limits)
     for label, counts in cycles.items():
         op, _, count = label.partition(" x")
         if op in limits:
