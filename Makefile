@@ -13,7 +13,7 @@ TORCH_INDEX ?=
 OLDEST := python3.10
 NEWEST := python3.15 python3.14 python3.13 python3.12
 
-.PHONY: help setup demo test quick lint types unit formal plain plain-others same-python results digests ledger equality random fuzz netlist calibrate clean \
+.PHONY: help setup demo test quick lint types unit formal plain plain-others same-python results digests ledger equality random fuzz mutants netlist calibrate clean \
   distclean
 
 help:
@@ -30,6 +30,7 @@ help:
 	@echo "make equality  the long run behind docs/results/equality.json (about half an hour)"
 	@echo "make random    random models on random machines, all against the integer model (about a quarter of an hour)"
 	@echo "make fuzz      100,000 mutated model files and images over all readers (about a quarter of an hour)"
+	@echo "make mutants   single lines of the hardware changed, each must fail its test; runs what has no stored result (half an hour)"
 	@echo "make netlist   units and a whole machine as synthesised ECP5 netlists, under the tests of the RTL (about half an hour)"
 	@echo "make calibrate  measure machines by synthesis and fit the cost model to them (about half an hour)"
 	@echo "make clean   remove what was built; distclean removes $(VENV) too"
@@ -129,6 +130,10 @@ random: setup
 # Mutated files; each has a number that reproduces it: --first N --files 1.
 fuzz: setup
 	cd tests && ../$(BIN)/python fuzz.py --store
+
+# Mutations of rtl/, JOBS at a time; one by name: python mutants.py NAME, in tests.
+mutants: setup
+	cd tests && PYTHONPATH=../src ../$(BIN)/python mutants.py --store --missing --jobs $(JOBS)
 
 # Tests of every unit on its netlist of ECP5 cells, then the machine of stories-260k; docs/results/netlist.json keeps what came of it.
 netlist: setup
