@@ -125,7 +125,7 @@ equality: setup
 
 # Random shapes, machines and work; each prints its seed.
 random: setup
-	cd tests && ../$(BIN)/python random_machine.py
+	$(BIN)/python -m tritloom.sim.check.random_machines
 
 # Mutated files; each has a number that reproduces it: --first N --files 1.
 fuzz: setup

@@ -40,11 +40,13 @@ class SimBackend:
         memory_bytes: int,
         timing: str | MemoryTiming = "ddr",
         seed: int = 1,
+        undefined: bool = False,
         build_dir: Path | None = None,
         progress: Callable[[float, str], None] | None = None,
     ) -> SimBackend:
-        """Compile `verilog` (or find it compiled) and put `memory_bytes` behind it."""
-        library = compile_verilog(verilog, f"{config.digest:08x}", build_dir, progress=progress)
+        """Compile `verilog` (or find it compiled) and put `memory_bytes` behind it. `seed` fixes the jitter of the memory and, if the
+        machine's state is `undefined` before its first reset, that state."""
+        library = compile_verilog(verilog, f"{config.digest:08x}", build_dir, undefined=undefined, progress=progress)
         size = round_up(max(memory_bytes, 1), PAGE * config.mem_ports)
         preset = dram.preset(timing) if isinstance(timing, str) else timing
         machine = Verilated(library, memory_bytes=size, timing=preset, seed=seed)

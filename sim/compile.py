@@ -28,7 +28,7 @@ from tritloom.system.processes import kill, started
 
 __all__ = ["BuildError", "compile_verilog", "compiler", "default_build_dir"]
 
-HARNESS = tuple(Path(__file__).with_name(name) for name in ("harness.h", "dram.h", "harness.cpp"))
+HARNESS = tuple(Path(__file__).with_name(name) for name in ("harness.h", "dram.h", "undefined.h", "harness.cpp"))
 JOBS = 2
 VERILATOR_FLAGS = (
     "--cc", "--prefix", "Vtop", "-O3", "--x-assign", "fast", "--x-initial", "fast", "--noassert", "--no-timing",
@@ -36,6 +36,8 @@ VERILATOR_FLAGS = (
 )  # fmt: skip
 """--inline-mult: a module of many statements and instances stays one, instead of a copy for each lane (decision 6). -Wno-fatal: what
 another Verilator may newly warn of stops no build; the Verilog's own waivers are in it (`gen.verilog.waivers`)."""
+UNDEFINED_FLAGS = ("--x-assign", "unique", "--x-initial", "unique")
+"""Of a machine whose state is random at first: after the other flags, and in their stead."""
 COMPILER_FLAGS = ("-std=gnu++17", "-fPIC", "-march=native", "-DVL_TIME_CONTEXT", "-DVM_COVERAGE=0", "-DVM_SC=0", "-DVM_TRACE=0", "-w")
 FAST, SLOW = "-O2", "-O0"
 """Optimisation of the code that runs every cycle, and of the rest (-O3 compiled longer and ran no faster)."""
@@ -58,24 +60,27 @@ def default_build_dir() -> Path:
 
 
 def compile_verilog(verilog: str | Path, key: str, build_dir: Path | None = None, *, top: str = "top", progress: Progress | None = None,
-                    timeout_s: float = 1800) -> Path:
+                    undefined: bool = False, timeout_s: float = 1800) -> Path:
     """Compile `verilog` (text, or a path to it) and return the library, for `tritloom.sim.machine.Verilated`.
 
-    The result is kept in `build_dir`/`key`-<hash of Verilog, harness, tools and flags>; a
-    later call returns it at once. Safe to run in several processes. `progress` is told a fraction
-    and what is being done. Raises `BuildError`.
+    `undefined`: registers and memories begin with random values, which `Verilated`'s seed decides. The result is kept in
+    `build_dir`/`key`-<hash of Verilog, harness, tools and flags>; a later call returns it at once. Safe to run in several processes.
+    `progress` is told a fraction and what is being done. Raises `BuildError`.
     """
     text = verilog.read_text(encoding="utf-8") if isinstance(verilog, Path) else verilog
+    flags = VERILATOR_FLAGS
+    if undefined:
+        text, flags = without_initial_values(text), VERILATOR_FLAGS + UNDEFINED_FLAGS
     if not re.fullmatch(r"[\w.+-]+", key):
         raise ValueError(f"key must be a file name, not {key!r}")
     base = Path(build_dir) if build_dir is not None else default_build_dir()
-    target = base / f"{key}-{_digest(text, top)}"
+    target = base / f"{key}-{_digest(text, top, flags)}"
     library = target / "machine.so"
     if files.sound(target):
         return library
     base.mkdir(parents=True, exist_ok=True)
     with files.scratch(base) as scratch:
-        job = _Build(scratch / "machine", base, top, progress or (lambda fraction, text: None), time.monotonic() + timeout_s)
+        job = _Build(scratch / "machine", base, top, flags, progress or (lambda fraction, text: None), time.monotonic() + timeout_s)
         try:
             job.run(text)
         except BuildError as error:
@@ -95,11 +100,21 @@ def compile_verilog(verilog: str | Path, key: str, build_dir: Path | None = None
     return library
 
 
+_REGISTER = re.compile(r"^( *reg (?:signed )?(?:\[\d+:\d+\] )?\S+) += \d+'[bdh][0-9a-f]+;$", re.MULTILINE)
+_CONTENTS = re.compile(r"^ *initial begin\n(?: *\S+ ?\[\d+\] = \d+'[dh]0+;\n)+ *end\n", re.MULTILINE)
+
+
+def without_initial_values(verilog: str) -> str:
+    """Emitted Verilog in which registers, and memories that begin with zeros, have no initial value: only a reset, or what is written,
+    gives them one. Tables keep their contents."""
+    return _CONTENTS.sub("", _REGISTER.sub(r"\1 ;", verilog))
+
+
 class _Build:
     """One compilation in one folder."""
 
-    def __init__(self, folder: Path, base: Path, top: str, progress: Progress, deadline: float) -> None:
-        self.folder, self.base, self.top, self.progress, self.deadline = folder, base, top, progress, deadline
+    def __init__(self, folder: Path, base: Path, top: str, flags: tuple[str, ...], progress: Progress, deadline: float) -> None:
+        self.folder, self.base, self.top, self.flags, self.progress, self.deadline = folder, base, top, flags, progress, deadline
         self.log = folder / "build.log"
         self.running: list[subprocess.Popen[Any]] = []
         self.compiler = compiler()
@@ -113,7 +128,7 @@ class _Build:
         self.progress(0.0, "Verilator")
         program = verilator.root() / "bin" / "verilator_bin"
         arguments = ["--top-module", self.top, "--Mdir", "generated", "top.v"]
-        self._call([str(program), *VERILATOR_FLAGS, *arguments], "Verilator rejected the Verilog")
+        self._call([str(program), *self.flags, *arguments], "Verilator rejected the Verilog")
         ports = _ports((self.folder / "generated" / "Vtop.h").read_text(encoding="utf-8"))
         (self.folder / "ports.h").write_text(_ports_header(ports), encoding="utf-8")
         (self.folder / "ports.json").write_text(json.dumps(_summary(ports), indent=2) + "\n", encoding="utf-8")
@@ -156,6 +171,8 @@ class _Build:
                 slow = source.name.startswith("slow") or source.parent == include
                 command = [self.compiler, *COMPILER_FLAGS, SLOW if slow else FAST, f"-I{include}", f"-I{include / 'vltstd'}",
                            "-I.", "-Igenerated", "-c", str(source), "-o", str(target)]  # fmt: skip
+                if source.name == "harness.cpp" and self.flags != VERILATOR_FLAGS:
+                    command += ["-include", "undefined.h"]
                 jobs.append(pool.submit(self._call, command, "the C++ compiler failed"))
             try:
                 for done, job in enumerate(as_completed(jobs), 1):
@@ -215,10 +232,10 @@ def compiler() -> str:
     raise BuildError("no C++ compiler: install g++ (Debian, Ubuntu: `apt install g++`; Fedora: `dnf install gcc-c++`)")
 
 
-def _digest(verilog: str, top: str) -> str:
+def _digest(verilog: str, top: str, flags: tuple[str, ...]) -> str:
     """Names everything the library depends on."""
     parts = [verilog, top, *(path.read_text(encoding="utf-8") for path in HARNESS), Path(__file__).read_text(encoding="utf-8"),
-             *VERILATOR_FLAGS, FAST, _tools_digest()]  # fmt: skip
+             *flags, FAST, _tools_digest()]  # fmt: skip
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 

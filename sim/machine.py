@@ -119,7 +119,8 @@ class Verilated:
     """One simulated machine. Use as a context manager, or `close()` it.
 
     `library` is what `tritloom.sim.compile.compile_verilog` returned; `memory_bytes` the logical memory over all ports; `timing` a
-    preset of `tritloom.sim.dram`; `seed` fixes the jitter. The machine starts reset.
+    preset of `tritloom.sim.dram`; `seed` fixes the jitter and, of a library that was compiled `undefined`, the state before the first
+    reset. The machine starts reset.
 
     Every method that runs the clock is bounded and raises `SimulationTimeout` or `SimulationError`
     with the state it stopped in. The first bus protocol violation ends a run.
@@ -136,6 +137,8 @@ class Verilated:
         if timing.dram and self.data_bytes > LINE_BYTES:
             raise ValueError(f"the modelled channel serves ports of at most {LINE_BYTES} bytes, not {self.data_bytes}: use timing ddr")
         parameters = Parameters.of(timing, memory_bytes // ports, seed)
+        if hasattr(self._library, "sim_undefined_seed"):
+            self._library.sim_undefined_seed(1 + seed % 0x7FFFFFFF)
         self._recording: _Recording | None = None
         self._handle: int | None = self._library.sim_create(ctypes.byref(parameters))
         if not self._handle:

@@ -56,7 +56,8 @@ THIRD_PARTIES = {
     "gen/fit/calibrate.py": Others(others={"numpy"}, lazy={"scipy"}),
     "host": Others(others={"numpy", "rich", "tokenizers", "typer"}),
     "host/doctor.py": Others(others=set(), lazy={"find_libpython"}),  # asks the tools whether they run, cocotb's among them
-    "sim": Others(others={"jinja2", "numpy"}, lazy={"amaranth", "tokenizers", "torch", "transformers"}),  # a demo runs without PyTorch
+    # A demo runs without PyTorch.
+    "sim": Others(others={"jinja2", "numpy"}, lazy={"amaranth", "safetensors", "tokenizers", "torch", "transformers"}),
 }
 LAZY = {"host": {"gen", "sim"}}
 """Places that import others of ours inside functions only: the command line starts without them."""

@@ -50,7 +50,7 @@ def stale() -> list[Job]:
     jobs = [Job(f"equality {model}, {name}", "comparison", (python, "-m", "tritloom.sim.check.equality", f"{model}/{name}"),
                 seconds=kept.get((model, name), {}).get("seconds", 0))
             for model, name in equality.pairs() if (model, name) not in kept or equality.holds(kept[model, name]) != stored.CURRENT]
-    jobs.append(Job("random machines", "comparison", (python, "random_machine.py"), "tests", 1e3))
+    jobs.append(Job("random machines", "comparison", (python, "-m", "tritloom.sim.check.random_machines"), seconds=1e3))
     commands: dict[str, Job] = {}
     for entry in stored.entries().values():
         if "command" in entry and stored.state_of(entry) != stored.CURRENT:

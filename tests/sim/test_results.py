@@ -4,12 +4,11 @@ import json
 
 import pytest
 
-import random_machine
 from tritloom.boards.board import load as load_board
 from tritloom.gen.verilog.digests import syntax_digest, verilog_digest
 from tritloom.gen.verilog.generate import generate_verilog
 from tritloom.sim.bench import results, stored
-from tritloom.sim.check import equality
+from tritloom.sim.check import equality, random_machines
 
 pytest.importorskip("amaranth", reason="results are of this tree's Verilog")
 
@@ -69,15 +68,15 @@ def test_machines_for_the_peer_s_model_take_no_more_than_the_peer(settings):
 
 def test_random_machines_hold_for_this_tree():
     """Run `make random` when this fails: what was compared has changed since."""
-    entries = random_machine.load()["entries"]
-    assert {e["seed"] for e in entries} >= set(random_machine.SEEDS)
+    entries = random_machines.load()["entries"]
+    assert {e["seed"] for e in entries} >= set(random_machines.SEEDS)
     for entry in entries:
-        assert (random_machine.holds(entry), entry["difference"]) == (stored.CURRENT, None), f"seed {entry['seed']}"
+        assert (random_machines.holds(entry), entry["difference"]) == (stored.CURRENT, None), f"seed {entry['seed']}"
 
 
 def test_random_machines_are_of_every_kind():
-    cases = [random_machine.case(seed) for seed in random_machine.SEEDS]
-    assert {c.shape.head_dim for c in cases} >= set(random_machine.HEAD_DIMS)
+    cases = [random_machines.case(seed) for seed in random_machines.SEEDS]
+    assert {c.shape.head_dim for c in cases} >= set(random_machines.HEAD_DIMS)
     assert {c.shape.activation for c in cases} == {"relu2", "silu"} and {c.shape.sub_norms for c in cases} == {True, False}
     assert max(c.shape.vocab for c in cases) == 131_072
     assert {c.shape.heads == c.shape.kv_heads for c in cases} == {True, False}
@@ -92,4 +91,4 @@ def test_random_machines_are_of_every_kind():
 
 @pytest.mark.parametrize("seed", [s for s in range(20) if s % 6 != 5])
 def test_the_emulator_of_a_random_machine_writes_the_integer_model_s_texts(seed):
-    assert random_machine.check(random_machine.case(seed), rtl=False) is None
+    assert random_machines.check(random_machines.case(seed), rtl=False) is None

@@ -1,14 +1,15 @@
-"""Random models on random machines with random work: `make random`, or `python tests/random_machine.py SEED ...`.
+"""Random models on random machines with random work: `make random`, or `python -m tritloom.sim.check.random_machines SEED ...`.
 
 A seed decides everything: shape, weights, configuration, prompts, and which texts run together, sampled, with drafts or with beginnings
 that they share.
-The results file keeps what was run; tests/test_results.py says when it holds no more.
+The results file keeps what was run; tests/sim/test_results.py says when it holds no more.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import sys
 import tempfile
 from collections.abc import Callable
@@ -19,7 +20,6 @@ from typing import Any
 
 import numpy as np
 
-import synthetic
 from tritloom.firmware.config import BuildConfig, ConfigError, ModelShape
 from tritloom.firmware.image import Image
 from tritloom.firmware.integer import GREEDY, Sampling
@@ -35,13 +35,14 @@ from tritloom.host.image import open_image, write_image
 from tritloom.host.session import Session, sampling
 from tritloom.sim.backends import SimBackend
 from tritloom.sim.bench import stored
+from tritloom.sim.check import synthetic
 from tritloom.sim.check.verify import compare
 from tritloom.sim.compile import default_build_dir
 from tritloom.sim.dram import LINE_BYTES, PRESETS, MemoryTiming
 from tritloom.sim.integer_model import IntegerModel
 from tritloom.system.files import write_atomically
 
-RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results" / "random.json"
+RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results" / "random.json"
 HEAD_DIMS = (96, 100, 128, 256)
 """One after the other; with small ones between, which leave room for more heads."""
 SEEDS = range(12)
@@ -51,7 +52,6 @@ LARGE = 131_072
 ON_CHIP_MOST = 1 << 20
 """Bytes on chip, which the registers write four at a time."""
 CONTEXT = 64
-
 
 @dataclass(frozen=True)
 class Case:
@@ -249,6 +249,8 @@ def load() -> dict[str, Any]:
 
 def main(arguments: list[str]) -> int:
     """Run the seeds (all that the code has made stale, without arguments) and keep the results; 1 if something differs."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    say = logging.getLogger(__name__).info
     failed = 0
     for seed in map(int, arguments) if arguments else SEEDS:
         data = load()
@@ -256,9 +258,9 @@ def main(arguments: list[str]) -> int:
         if not arguments and seed in kept and kept[seed]["difference"] is None and holds(kept[seed], emit=True) == stored.CURRENT:
             continue
         what, made = case(seed), {}
-        print(f"seed {seed}: {what.shape}", flush=True)
-        difference = check(what, rtl=True, report=lambda text: print(text, flush=True), made=made)
-        print(f"seed {seed}: {'equal' if difference is None else difference}", flush=True)
+        say(f"seed {seed}: {what.shape}")
+        difference = check(what, rtl=True, report=say, made=made)
+        say(f"seed {seed}: {'equal' if difference is None else difference}")
         failed += difference is not None
         kept[seed] = {"seed": seed, "difference": difference, **described(what), "date": datetime.now(timezone.utc).date().isoformat(),
                       "configuration": what.config.to_dict(), **made}
@@ -267,4 +269,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
+    sys.exit(main(sys.argv[1:]))
