@@ -76,6 +76,8 @@ MUTATIONS = [
          change="stopping.eq(stopping | self.stop | self.fault)", tests="test_sequencer::test_stop_in_every_instruction"),
 
     # Memory.
+    dict(name="pending-from-two-writes-on", room="memory", line="self.pending.eq(due != 0)", change="self.pending.eq(due > 1)",
+         tests="test_memory::test_delivers_the_bytes_described[random-random-3-axi2]"),
     dict(name="read-errors-tied-to-0", room="memory", line="self.error.eq(beat & (self.rresp != _OKAY))", change="self.error.eq(0)",
          tests="test_memory::test_errors_are_reported_by_port_and_channel[axi2]"),
     dict(name="write-errors-tied-to-0", room="memory", line="self.error.eq(response & (self.bresp != _OKAY))", change="self.error.eq(0)",

@@ -178,6 +178,7 @@ class Bench:
     async def written(self):
         for _ in range(3000):
             if self.dut.writes_pending.value == 0:
+                assert not any(slave.addresses or slave.data or slave.answers for slave in self.slaves), "a write is not answered"
                 return
             await FallingEdge(self.dut.clk)
         raise TimeoutError("writes_pending stays high")
