@@ -162,6 +162,8 @@ MUTATIONS = [
          equivalent="matrices of up to 33,025 inputs have accumulators below 2**22, so that |y| is below 2**38: "
                     "shifted right by 38 as by 39 only its sign is left. No machine in the tests has more inputs"),
 
+    dict(name="keys-do-not-wait-for-room", room="vector", line="(self.kind_of(self.head2) == Kind.QUERY) | writer.free", change="C(1, 1)",
+         tests="test_vector::test_keys_wait_for_a_slow_memory"),
     dict(name="negative-gates-of-silu-pass", room="vector", line="z1.eq(Mux(z[-1], 0, z))", change="z1.eq(z)",
          tests="test_vector::test_gated_unit[silu-19]"),
     dict(name="zero-work-has-an-exponent", room="vector", line="exponent.eq(Mux(zero, -128, length - bias))",
@@ -211,4 +213,6 @@ MUTATIONS = [
          tests="test_sampler::test_logarithm_and_hash"),
     dict(name="normalised-a-bit-too-far", room="head", line="empty = value[WORD_BITS - step:] == 0",
          change="empty = value[WORD_BITS - step + 1:] == 0", tests="test_sampler::test_logarithm_and_hash"),
+    dict(name="equal-logits-enter-the-heap", room="head", line="with m.If(entries.payload.logit > least.logit):",
+         change="with m.If(entries.payload.logit >= least.logit):", tests="test_shortlist::test_lists[300-16-64-8-2]"),
 ]
