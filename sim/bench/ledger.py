@@ -199,6 +199,13 @@ def _agreement(results: Path) -> Iterator[str]:
                f"{fuzz['files']:,} files, {accepted:,} accepted, {refused:,} refused with a message, {len(fuzz['failures'])} failures.\n")
 
 
+    if mutants := _read(results, "mutants.json"):
+        killed = [mutant for mutant in mutants["mutants"].values() if mutant["killed_by"]]
+        noticed = f"{len(killed)} of {len(mutants['mutants'])} are noticed by the test that is named for them"
+        yield (f"Mutated lines of `rtl/` (`{mutants['command']}`): {noticed};\n"
+               "[tests/mutations.py](../tests/mutations.py) has them, and with a reason those that nothing can notice.\n")
+
+
 def _noted(results: Path) -> Iterator[str]:
     for section in _read(results, NOTED) or []:
         yield (f"## {section['title']} ({section['kind']})\n\n`{section['command']}`, {section['date']}. {section['text']}\n\n"
