@@ -14,6 +14,7 @@ from tritloom.sim import dram
 from tritloom.sim.compile import compile_verilog
 from tritloom.sim.dram import MemoryTiming
 from tritloom.sim.machine import SimulationError, Verilated
+from tritloom.sim.waves import Waves
 
 PAGE = 4096
 
@@ -41,15 +42,18 @@ class SimBackend:
         timing: str | MemoryTiming = "ddr",
         seed: int = 1,
         undefined: bool = False,
+        waves: Waves | None = None,
         build_dir: Path | None = None,
         progress: Callable[[float, str], None] | None = None,
     ) -> SimBackend:
         """Compile `verilog` (or find it compiled) and put `memory_bytes` behind it. `seed` fixes the jitter of the memory and, if the
-        machine's state is `undefined` before its first reset, that state."""
-        library = compile_verilog(verilog, f"{config.digest:08x}", build_dir, undefined=undefined, progress=progress)
+        machine's state is `undefined` before its first reset, that state. `waves`: the file that the machine
+        writes."""
+        library = compile_verilog(verilog, f"{config.digest:08x}", build_dir, undefined=undefined, waves=waves is not None,
+                                  progress=progress)
         size = round_up(max(memory_bytes, 1), PAGE * config.mem_ports)
         preset = dram.preset(timing) if isinstance(timing, str) else timing
-        machine = Verilated(library, memory_bytes=size, timing=preset, seed=seed)
+        machine = Verilated(library, memory_bytes=size, timing=preset, seed=seed, waves=waves)
         return cls(machine, config, [port * (size // config.mem_ports) for port in range(machine.axi_ports)])
 
     def read(self, register: str) -> int:

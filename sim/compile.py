@@ -28,7 +28,7 @@ from tritloom.system.processes import kill, started
 
 __all__ = ["BuildError", "compile_verilog", "compiler", "default_build_dir"]
 
-HARNESS = tuple(Path(__file__).with_name(name) for name in ("harness.h", "dram.h", "undefined.h", "harness.cpp"))
+HARNESS = tuple(Path(__file__).with_name(name) for name in ("harness.h", "dram.h", "undefined.h", "waves.h", "harness.cpp"))
 JOBS = 2
 VERILATOR_FLAGS = (
     "--cc", "--prefix", "Vtop", "-O3", "--x-assign", "fast", "--x-initial", "fast", "--noassert", "--no-timing",
@@ -38,14 +38,19 @@ VERILATOR_FLAGS = (
 another Verilator may newly warn of stops no build; the Verilog's own waivers are in it (`gen.verilog.waivers`)."""
 UNDEFINED_FLAGS = ("--x-assign", "unique", "--x-initial", "unique")
 """Of a machine whose state is random at first: after the other flags, and in their stead."""
+WAVES_FLAGS = ("--trace", "--trace-max-width", "0", "--trace-max-array", "32")
+"""Of a machine that writes its waves: signals however wide, but of memories only the small ones."""
 COMPILER_FLAGS = ("-std=gnu++17", "-fPIC", "-march=native", "-DVL_TIME_CONTEXT", "-DVM_COVERAGE=0", "-DVM_SC=0", "-DVM_TRACE=0", "-w")
 FAST, SLOW = "-O2", "-O0"
-"""Optimisation of the code that runs every cycle, and of the rest (-O3 compiled longer and ran no faster)."""
+"""Optimisation of the code that runs every cycle, and of the rest (-O3 compiled longer and ran no faster). A machine that writes its
+waves runs so few cycles that -O0 is done sooner."""
 JOINED_BYTES = 1 << 20
 """Verilator's sources are compiled together up to about this size."""
 
 RUNTIME = ("verilated.cpp", "verilated_threads.cpp")
 """Verilator's own sources that every machine needs."""
+WAVES_RUNTIME = "verilated_vcd_c.cpp"
+"""What one that writes its waves needs besides."""
 
 Progress = Callable[[float, str], None]
 
@@ -60,17 +65,17 @@ def default_build_dir() -> Path:
 
 
 def compile_verilog(verilog: str | Path, key: str, build_dir: Path | None = None, *, top: str = "top", progress: Progress | None = None,
-                    undefined: bool = False, timeout_s: float = 1800) -> Path:
+                    undefined: bool = False, waves: bool = False, timeout_s: float = 1800) -> Path:
     """Compile `verilog` (text, or a path to it) and return the library, for `tritloom.sim.machine.Verilated`.
 
-    `undefined`: registers and memories begin with random values, which `Verilated`'s seed decides. The result is kept in
-    `build_dir`/`key`-<hash of Verilog, harness, tools and flags>; a later call returns it at once. Safe to run in several processes.
-    `progress` is told a fraction and what is being done. Raises `BuildError`.
+    `undefined`: registers and memories begin with random values, which `Verilated`'s seed decides. `waves`: the machine can write its
+    waves, and is several times slower. The result is kept in `build_dir`/`key`-<hash of Verilog, harness, tools and flags>; a later call
+    returns it at once. Safe to run in several processes. `progress` is told a fraction and what is being done. Raises `BuildError`.
     """
     text = verilog.read_text(encoding="utf-8") if isinstance(verilog, Path) else verilog
-    flags = VERILATOR_FLAGS
+    flags = VERILATOR_FLAGS + UNDEFINED_FLAGS * undefined + WAVES_FLAGS * waves
     if undefined:
-        text, flags = without_initial_values(text), VERILATOR_FLAGS + UNDEFINED_FLAGS
+        text = without_initial_values(text)
     if not re.fullmatch(r"[\w.+-]+", key):
         raise ValueError(f"key must be a file name, not {key!r}")
     base = Path(build_dir) if build_dir is not None else default_build_dir()
@@ -163,16 +168,18 @@ class _Build:
         objects = []
         with ThreadPoolExecutor(JOBS) as pool:
             jobs = []
-            for source in [*(include / name for name in RUNTIME), *self._joined(), self.folder / "harness.cpp"]:
+            waves, undefined = "--trace" in self.flags, "unique" in self.flags
+            runtime = [include / name for name in (*RUNTIME, *[WAVES_RUNTIME] * waves)]
+            for source in [*runtime, *self._joined(), self.folder / "harness.cpp"]:
                 target = self.folder / f"{source.stem}.o"
                 objects.append(str(target))
                 if target.exists():
                     continue
-                slow = source.name.startswith("slow") or source.parent == include
+                slow = source.name.startswith(("slow", "fast") if waves else "slow") or source.name in RUNTIME
                 command = [self.compiler, *COMPILER_FLAGS, SLOW if slow else FAST, f"-I{include}", f"-I{include / 'vltstd'}",
                            "-I.", "-Igenerated", "-c", str(source), "-o", str(target)]  # fmt: skip
-                if source.name == "harness.cpp" and self.flags != VERILATOR_FLAGS:
-                    command += ["-include", "undefined.h"]
+                if source.name == "harness.cpp":
+                    command += ["-include", "waves.h"] * waves + ["-include", "undefined.h"] * undefined
                 jobs.append(pool.submit(self._call, command, "the C++ compiler failed"))
             try:
                 for done, job in enumerate(as_completed(jobs), 1):

@@ -26,6 +26,7 @@ from tritloom.firmware.errors import TritloomError
 from tritloom.firmware.registers import WRITE_CYCLES
 from tritloom.sim.bench.timeline import Timeline, counts
 from tritloom.sim.dram import IDEAL, LINE_BYTES, Dram, MemoryTiming
+from tritloom.sim.waves import Waves
 
 __all__ = ["BusError", "DramStatistics", "Parameters", "PortStatistics", "SimulationError", "SimulationTimeout", "Verilated"]
 
@@ -37,6 +38,8 @@ RUN_CHUNK = 1 << 20
 """Cycles per call into the library: between calls, interrupts and time limits are seen."""
 TRACE_LIMIT = 1 << 30
 """Bytes of trace kept at most, unless told otherwise."""
+WAVES_CHUNK = 1 << 8
+"""The same of a machine that writes its waves, which is much slower."""
 RECORD_CYCLES, RECORD_BINS = 16, 1 << 14
 """Cycles of a recording's bins at first, and bins at most."""
 STOP_IRQ, STOP_ERROR = 1, 2
@@ -120,13 +123,15 @@ class Verilated:
 
     `library` is what `tritloom.sim.compile.compile_verilog` returned; `memory_bytes` the logical memory over all ports; `timing` a
     preset of `tritloom.sim.dram`; `seed` fixes the jitter and, of a library that was compiled `undefined`, the state before the first
-    reset. The machine starts reset.
+    reset. `waves`: the file that this machine writes, if `library` was compiled with waves; it is closed with the machine. The machine
+    starts reset.
 
     Every method that runs the clock is bounded and raises `SimulationTimeout` or `SimulationError`
     with the state it stopped in. The first bus protocol violation ends a run.
     """
 
-    def __init__(self, library: Path, *, memory_bytes: int = 1 << 28, timing: MemoryTiming = IDEAL, seed: int = 1) -> None:
+    def __init__(self, library: Path, *, memory_bytes: int = 1 << 28, timing: MemoryTiming = IDEAL, seed: int = 1,
+                 waves: Waves | None = None) -> None:
         self.folder = Path(library).parent
         self.ports: dict[str, Any] = json.loads((self.folder / "ports.json").read_text(encoding="utf-8"))
         self.timing = timing
@@ -140,7 +145,11 @@ class Verilated:
         if hasattr(self._library, "sim_undefined_seed"):
             self._library.sim_undefined_seed(1 + seed % 0x7FFFFFFF)
         self._recording: _Recording | None = None
-        self._handle: int | None = self._library.sim_create(ctypes.byref(parameters))
+        self._handle: int | None = None
+        self.waves = waves
+        if waves:
+            waves.begin(self._library)
+        self._handle = self._library.sim_create(ctypes.byref(parameters))
         if not self._handle:
             raise MemoryError(f"no address space for {memory_bytes} bytes of simulated memory")
         self.reset()
@@ -176,6 +185,8 @@ class Verilated:
         if self._handle:
             self._library.sim_destroy(self._handle)
             self._handle = None
+            if self.waves:
+                self.waves.close()
 
     def _machine(self) -> int:
         if not self._handle:
@@ -227,7 +238,7 @@ class Verilated:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         done = 0
         while done < max_cycles:
-            chunk = min(RUN_CHUNK, max_cycles - done)
+            chunk = min(WAVES_CHUNK if self.waves else RUN_CHUNK, max_cycles - done)
             if self._recording:
                 chunk = min(chunk, self._recording.room(self.cycles))
             ran = self._library.sim_run(self._machine(), chunk, stop_mask | STOP_ERROR)
@@ -289,7 +300,9 @@ class Verilated:
     # What happened -------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Raise `SimulationError` if a bus protocol was violated."""
+        """Raise `SimulationError` if a bus protocol was violated, `OSError` if waves could not be written."""
+        if self.waves:
+            self.waves.check()
         count = self._library.sim_error_count(self._machine())
         if count:
             first = self._library.sim_error(self._machine()).decode()

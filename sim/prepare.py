@@ -10,6 +10,7 @@ from tritloom.firmware.config import BuildConfig
 from tritloom.firmware.image import Image, ImageError
 from tritloom.host.image import open_image, write_image
 from tritloom.sim.backends import SimBackend
+from tritloom.sim.waves import Waves
 from tritloom.system.files import cache
 from tritloom.system.steps import Steps, timed_step
 
@@ -62,13 +63,14 @@ def write_image_of(path: Path, checkpoint: Checkpoint, config: BuildConfig, step
         )
 
 
-def open_simulation(config: BuildConfig, memory_bytes: int, timing: str, steps: Steps) -> SimBackend:
-    """The machine's Verilog, compiled and reset, with its memory."""
+def open_simulation(config: BuildConfig, memory_bytes: int, timing: str, steps: Steps, waves: Waves | None = None) -> SimBackend:
+    """The machine's Verilog, compiled and reset, with its memory; it writes `waves`, if there are any to write."""
     from tritloom.gen.verilog.generate import cached_verilog
 
     with timed_step(steps, "Generating Verilog"):
         verilog = cached_verilog(config)
     with timed_step(steps, "Compiling the simulation") as update:
         return SimBackend.build(
-            config, verilog, memory_bytes=memory_bytes, timing=timing, progress=lambda fraction, text: update(fraction, 1.0, text)
+            config, verilog, memory_bytes=memory_bytes, timing=timing, waves=waves,
+            progress=lambda fraction, text: update(fraction, 1.0, text),
         )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,6 +25,7 @@ from tritloom.host.commands.common import (
     Plan,
     SettingsOption,
     board_of,
+    check_file,
     saturation_text,
     seconds,
     table,
@@ -35,9 +37,11 @@ from tritloom.host.request import Request
 from tritloom.host.session import Session, check_drafts, sampling
 from tritloom.host.stats import Stats
 from tritloom.host.tokenizer import Tokenizer
+from tritloom.system.ending import undone
 
 if TYPE_CHECKING:
     from tritloom.gen.source import Source
+    from tritloom.sim.waves import Waves
 
 BACKENDS = ("sim", "emulator")
 DEFAULT_TOKENS = 64
@@ -74,6 +78,9 @@ def command(
     timing: Annotated[
         str | None, typer.Option("--timing", metavar="NAME", help="Timing of the simulated memory (the board's by default).")
     ] = None,
+    vcd: Annotated[
+        Path | None, typer.Option("--vcd", metavar="FILE", help="Also write the simulated machine's waves, which grow fast: few tokens.")
+    ] = None,
     context: ContextOption = None,
     settings: SettingsOption = None,
     config_file: ConfigOption = None,
@@ -89,6 +96,10 @@ def command(
         if backend != "sim":
             raise InputError("--timing is that of the simulated memory: leave it out, or take --backend sim")
         timing = timing_of(timing)
+    if vcd is not None:
+        if backend != "sim":
+            raise InputError("--vcd is the simulated machine's waves: leave it out, or take --backend sim")
+        check_file(vcd, "--vcd")
     choice = sampling(temperature, top_k, top_p, seed)
     if seed is not None and choice == GREEDY:
         console.note("--seed changes nothing, the choice is greedy: give --temperature, --top-k or --top-p too")
@@ -111,18 +122,19 @@ def command(
     if len(prompts) > found.config.sequences:
         raise InputError(f"{len(prompts)} prompts need as many caches, this machine has {found.config.sequences}: give --set sequences=N")
     image = found.image()
-    device = open_backend(backend, image, timing or "", console)
-    try:
-        with console.step("Loading the machine"):
-            session = Session(device, image)
-        with session:
-            stop_ids = () if ignore_stop else found.stop_ids
-            if len(prompts) > 1:
-                together(session, found.tokenizer, prompts, ids, counts, stop_ids, choice, drafts, console)
-            else:
-                generate(session, found.tokenizer, prompts[0], ids[0], counts[0], stop_ids, choice, drafts, console)
-    finally:
-        device.close()
+    with recording(vcd, console) as waves:
+        device = open_backend(backend, image, timing or "", console, waves)
+        try:
+            with console.step("Loading the machine"):
+                session = Session(device, image)
+            with session:
+                stop_ids = () if ignore_stop else found.stop_ids
+                if len(prompts) > 1:
+                    together(session, found.tokenizer, prompts, ids, counts, stop_ids, choice, drafts, console)
+                else:
+                    generate(session, found.tokenizer, prompts[0], ids[0], counts[0], stop_ids, choice, drafts, console)
+        finally:
+            device.close()
 
 
 @dataclass(frozen=True)
@@ -171,7 +183,25 @@ def length(prompt: int, tokens: int | None, context: int) -> int:
     return tokens
 
 
-def open_backend(name: str, image: Image, timing: str, console: Console) -> Backend:
+@contextmanager
+def recording(path: Path | None, console: Console) -> Iterator[Waves | None]:
+    """The waves for a run to write, if there is a path for them; however it ends they are whole, and their size is said."""
+    if path is None:
+        yield None
+        return
+    from tritloom.sim.waves import Waves
+
+    waves = Waves(path)
+    try:
+        with undone(lambda: waves, Waves.close):
+            yield waves
+        waves.check()
+    finally:
+        if waves.bytes and not waves.failed:
+            console.note(f"Waves: {path}, {waves.bytes / 1e6:,.1f} MB of {waves.cycles:,} cycles")
+
+
+def open_backend(name: str, image: Image, timing: str, console: Console, waves: Waves | None = None) -> Backend:
     memory_bytes = image.map.total_bytes
     if name == "emulator":
         from tritloom.host.backends.emulator import EmulatorBackend
@@ -179,7 +209,7 @@ def open_backend(name: str, image: Image, timing: str, console: Console) -> Back
         return EmulatorBackend(image.config, memory_bytes)
     from tritloom.sim.prepare import open_simulation
 
-    return open_simulation(image.config, memory_bytes, timing, console)
+    return open_simulation(image.config, memory_bytes, timing, console, waves)
 
 
 def generate(
