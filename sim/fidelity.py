@@ -110,7 +110,7 @@ class FloatReference:
         if type(loaded).__name__ != expected or names:
             raise OtherModel(f"transformers' {type(loaded).__name__} has {what.replace('_', ' ')}, {names[0]}" if names else
                              f"transformers loads it as {type(loaded).__name__}")
-        self._model: Any = loaded.float().eval()
+        self._model: Any = torch.nn.Module.float(loaded).eval()  # transformers' own float() refuses a quantised model
         self.name = f"transformers {transformers.__version__} {type(loaded).__name__}, float32"
 
     def logits(self, tokens: list[int], residual_bits: int | None = None) -> Floats:

@@ -252,7 +252,7 @@ class VectorParameters:
         if op == VectorOp.NORMQ:
             return max(2 * words + 60, words + 100 if norm else 0)
         if op == VectorOp.RESID:
-            return self.acc_parts * self.residual_words + 15
+            return self.acc_parts * self.residual_words + 16
         if op == VectorOp.GLU:
             return 2 * self.acc_parts * words + 20
         if op == VectorOp.QKV:

@@ -40,5 +40,5 @@ def test_a_carry_costs_little_a_bit_and_nothing_for_its_nets():
 
 
 def test_an_unknown_cell_is_named():
-    with pytest.raises(timing.synth.SynthesisError, match="no delays for cell MYSTERY"):
+    with pytest.raises(timing.synthesis.SynthesisError, match="no delays for cell MYSTERY"):
         timing.slowest({"cells": {"x": {"type": "MYSTERY", "connections": {}}}, "netnames": {}}, 10**8)

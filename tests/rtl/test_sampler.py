@@ -192,7 +192,8 @@ def edge_of_top_p(logits, top_p, closed):
         token = integer.sample(logits, scale, settings, noise, 4)
         assert token == (first if closed else second)
         command = {"slot": 0, "noise": noise, "temperature": temperature, "limits": limits}
-        pairs.append(({"slots": [{"command": command, "logit_scale": packed(scale)}], "stall": "none",
+        slot = {"command": command, "logit_scale": packed(scale), "scale": float(scale.value()), "temperature": 1.0}
+        pairs.append(({"slots": [slot], "stall": "none",
                        "logits": [{"logit": int(logit), "id": i, "slot": 0} for i, logit in enumerate(logits)]}, [token]))
     assert len(pairs) == 3
     return pairs
