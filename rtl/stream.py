@@ -12,14 +12,10 @@ from tritloom.rtl.parameters import FIFO_LATENCY
 __all__ = ["Fifo", "LightSlice", "Slice"]
 
 
-class Slice(wiring.Component):
-    """Cut every combinational path between two ends of a stream.
-
-    Payloads leave in order, unchanged; `ready` and `valid` are both driven by registers.
+class _Register(wiring.Component):
+    """A register between the ends of a stream: payloads leave in order, unchanged.
 
     Latency: 1 cycle (`latency`).
-
-    Throughput: one payload per cycle.
 
     Parameters
     ----------
@@ -36,6 +32,17 @@ class Slice(wiring.Component):
     def __init__(self, shape):
         self._shape = shape
         super().__init__({"i": In(stream.Signature(shape)), "o": Out(stream.Signature(shape))})
+
+
+class Slice(_Register):
+    """Cut every combinational path between two ends of a stream.
+
+    `ready` and `valid` are both driven by registers. Parameters and members are `_Register`'s.
+
+    Latency: 1 cycle (`latency`).
+
+    Throughput: one payload per cycle.
+    """
 
     def elaborate(self, platform):
         m = Module()
@@ -55,29 +62,16 @@ class Slice(wiring.Component):
         return m
 
 
-class LightSlice(wiring.Component):
+class LightSlice(_Register):
     """Cut every combinational path between two ends of a stream, at half the rate and without a second register.
 
-    For wide payloads that never come every cycle: it spares a LUT a bit. `ready` and `valid` are both driven by one register.
+    For wide payloads that never come every cycle: it spares a LUT a bit. `ready` and `valid` are both driven by one register. Parameters
+    and members are `_Register`'s.
 
     Latency: 1 cycle (`latency`).
 
     Throughput: one payload per two cycles.
-
-    Parameters
-    ----------
-    shape : shape-like
-        Shape of the payload.
-
-    Members
-    -------
-    i : In(stream), o : Out(stream)
     """
-
-    latency = 1
-
-    def __init__(self, shape):
-        super().__init__({"i": In(stream.Signature(shape)), "o": Out(stream.Signature(shape))})
 
     def elaborate(self, platform):
         m = Module()

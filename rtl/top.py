@@ -159,12 +159,9 @@ class Accelerator(wiring.Component):
         for source, sink in ((vector.code_write, matmul.code_write), (vector.activation_write, dot.activation_write),
                              (vector.q_scale_write, dot.q_scale_write), (dot.work_write, vector.work_write),
                              (vector.logit_scale_write, sampler.logit_scale_write)):
-            for name in source.signature.members:
-                m.d.comb += Value.cast(getattr(sink, name)).eq(Value.cast(getattr(source, name)))
-        m.d.comb += [
-            vector.acc_read.data.eq(matmul.acc_read.data),
-            *(getattr(vector.matrices, name).eq(getattr(matmul.progress, name)) for name in matmul.progress.signature.members),
-        ]
+            _drive(m, source, sink)
+        m.d.comb += vector.acc_read.data.eq(matmul.acc_read.data)
+        _drive(m, matmul.progress, vector.matrices)
         m.d.sync += vector.work_clear.eq(dot.work_clear)  # long before the outputs
         if not self.config.shortlist:
             m.d.comb += [getattr(matmul.acc_read, name).eq(getattr(vector.acc_read, name)) for name in ("en", "slot", "addr", "part")]
@@ -183,8 +180,8 @@ class Accelerator(wiring.Component):
         wiring.connect(m, sequencer.stream_start, memory.start)
         wiring.connect(m, registers.prompt_o, sequencer.prompt_i)
         wiring.connect(m, sequencer.token_o, registers.token_i)
-        for source, sink in ((registers.program, sequencer.program), (registers.descriptor, memory.descriptor)):
-            m.d.comb += [getattr(sink, name).eq(getattr(source, name)) for name in source.signature.members]
+        _drive(m, registers.program, sequencer.program)
+        _drive(m, registers.descriptor, memory.descriptor)
         busy = Cat(vector.busy, matmul.busy | scanning, dot.busy, sampler.busy, vector.writing | memory.writes_pending | memory.write.valid)
         m.d.comb += [
             memory.flush.eq(sequencer.flush),
@@ -237,6 +234,11 @@ class Accelerator(wiring.Component):
         for i in range(self.config.vector_lanes):
             words += [Value.cast(data[i].e)[:8], Value.cast(data[i].m)[:24]]
         return Cat(*words)
+
+
+def _drive(m, source, sink):
+    """Drive every member of `sink` by the one of `source` that has its name; all of them go one way."""
+    m.d.comb += [Value.cast(getattr(sink, name)).eq(Value.cast(getattr(source, name))) for name in source.signature.members]
 
 
 def _extend(value: Value, width: int = 32) -> Value:

@@ -6,11 +6,14 @@ from amaranth import Array, C, Cat, Module, Mux, Signal
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
+from tritloom.firmware.commands import DOT
 from tritloom.firmware.config import CHUNK
 from tritloom.firmware.isa import DotOp
 from tritloom.rtl.arith import index_shape
-from tritloom.rtl.attention.layouts import COMMAND, HEAD, KEYS, READ_REQUEST, VALUE_SCALES, VALUES, job_layout, run_layout
+from tritloom.rtl.attention.layouts import HEAD, KEYS, VALUE_SCALES, VALUES, job_layout, run_layout
 from tritloom.rtl.attention.parameters import JOBS_AHEAD, AttentionParameters
+from tritloom.rtl.commands import command_layout
+from tritloom.rtl.memory.interface import read_request_layout
 from tritloom.rtl.stream import Fifo, Slice
 
 __all__ = ["PassControl"]
@@ -30,7 +33,7 @@ class PassControl(wiring.Component):
 
     Members
     -------
-    cmd : In(stream of COMMAND), busy : Out(1), abandon : In(1)
+    cmd : In(stream of firmware.commands.DOT), busy : Out(1), abandon : In(1)
         `abandon`: drop runs that were joined and not begun.
     begin : Out(1), start : Out(1)
         High for a cycle when a command, an ATTEND command begins: `slot`, `several` and `back` stand from here on.
@@ -55,14 +58,14 @@ class PassControl(wiring.Component):
         self._job = job_layout(p)
         lane, slot, ids = index_shape(lanes), index_shape(p.slots), stream.Signature(index_shape(p.vocab))
         super().__init__({
-            "cmd": In(stream.Signature(COMMAND)), "busy": Out(1), "abandon": In(1),
+            "cmd": In(stream.Signature(command_layout(DOT))), "busy": Out(1), "abandon": In(1),
             "begin": Out(1), "start": Out(1), "slot": Out(slot), "count": Out(range(lanes + 1)), "several": Out(1),
             "back": Out(range(CHUNK + lanes)).array(lanes),
             "vector_read": Out(wiring.Signature({"slot": Out(slot), "addr": Out(index_shape(vector_words))})),
             "scale_read": Out(wiring.Signature({"slot": Out(slot), "head": Out(index_shape(heads))})),
             "load": Out(wiring.Signature({"en": Out(1), "lane": Out(lane), "word": Out(index_shape(max(vector_words, p.head_words))),
                                           "part": Out(index_shape(rows)), "bank": Out(1), "head": Out(1)})),
-            "read_request": Out(stream.Signature(READ_REQUEST)),
+            "read_request": Out(stream.Signature(read_request_layout())),
             "jobs": Out(stream.Signature(self._job)),
             "keys_done": In(1), "pass_done": In(1), "head_done": In(1),
         } | ({"candidates_i": In(ids), "ids_o": Out(ids)} if short_list else {}))
@@ -70,7 +73,7 @@ class PassControl(wiring.Component):
     def elaborate(self, platform):
         p = self._p
         m = Module()
-        m.submodules.requests = requests = Slice(READ_REQUEST)
+        m.submodules.requests = requests = Slice(read_request_layout())
         wiring.connect(m, requests.o, wiring.flipped(self.read_request))
         m.submodules.job_queue = queue = Fifo(self._job, JOBS_AHEAD)
         wiring.connect(m, queue.o, wiring.flipped(self.jobs))

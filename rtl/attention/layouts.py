@@ -4,16 +4,11 @@ from __future__ import annotations
 
 from amaranth.lib import data
 
-from tritloom.firmware.commands import DOT
 from tritloom.firmware.config import CHUNK
 from tritloom.rtl.arith import index_shape
 from tritloom.rtl.attention.parameters import AttentionParameters
-from tritloom.rtl.commands import command_layout
 
-__all__ = ["COMMAND", "HEAD", "KEYS", "READ_REQUEST", "VALUES", "VALUE_SCALES", "job_layout", "run_layout", "step_layout"]
-
-COMMAND = command_layout(DOT)
-READ_REQUEST = data.StructLayout({"addr": 32, "beats": 16})
+__all__ = ["HEAD", "KEYS", "VALUES", "VALUE_SCALES", "job_layout", "run_layout", "step_layout"]
 
 VALUE_SCALES, KEYS, VALUES, HEAD = range(4)
 """Kinds of jobs."""

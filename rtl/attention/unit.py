@@ -10,20 +10,23 @@ from amaranth import Array, C, Cat, Module, Mux, Signal
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
+from tritloom.firmware.commands import DOT
 from tritloom.firmware.config import CHUNK
 from tritloom.rtl.arith import count_registered, index_shape
 from tritloom.rtl.attention.control import PassControl
 from tritloom.rtl.attention.dot import DotLane, delay, dot_bits
 from tritloom.rtl.attention.finish import Finish, work_layout
 from tritloom.rtl.attention.jobs import WorkSequencer
-from tritloom.rtl.attention.layouts import COMMAND, READ_REQUEST, job_layout, step_layout
+from tritloom.rtl.attention.layouts import job_layout, step_layout
 from tritloom.rtl.attention.parameters import IDS_DEPTH, LOGIT_DEPTH, AttentionParameters, accumulator_bits
 from tritloom.rtl.attention.softmax import LOGIT, ScoreLane, SoftmaxControl, SoftmaxLane
+from tritloom.rtl.commands import command_layout
 from tritloom.rtl.head.sampler import logit_layout
+from tritloom.rtl.memory.interface import read_request_layout
 from tritloom.rtl.stream import Fifo
 from tritloom.rtl.ufloat import UFLOAT, from_word
 
-__all__ = ["COMMAND", "DotEngine"]
+__all__ = ["DotEngine"]
 
 
 class DotEngine(wiring.Component):
@@ -53,7 +56,7 @@ class DotEngine(wiring.Component):
 
     Members
     -------
-    cmd : In(stream of COMMAND), busy : Out(1)
+    cmd : In(stream of firmware.commands.DOT), busy : Out(1)
     abandon : In(1)
         Drop runs that were joined and not begun.
     activation_write : {valid, slot, addr, data}
@@ -75,13 +78,13 @@ class DotEngine(wiring.Component):
         v, slot, beats = p.vector_lanes, index_shape(p.slots), stream.Signature(8 * p.mem_bytes)
         self.head_latency = 1 + DotLane.dot_latency(p.macs, p.rows) + 1 + Fifo.latency
         super().__init__({
-            "cmd": In(stream.Signature(COMMAND)), "busy": Out(1), "abandon": In(1),
+            "cmd": In(stream.Signature(command_layout(DOT))), "busy": Out(1), "abandon": In(1),
             "activation_write": In(wiring.Signature({
                 "valid": Out(1), "slot": Out(slot), "addr": Out(index_shape(p.vector_words * p.macs // v)), "data": Out(8 * v)})),
             "q_scale_write": In(wiring.Signature({
                 "valid": Out(1), "slot": Out(slot), "head": Out(index_shape(p.heads)), "scale": Out(UFLOAT)})),
             "weights_i": In(beats),
-            "read_request": Out(stream.Signature(READ_REQUEST)), "read_data": In(beats),
+            "read_request": Out(stream.Signature(read_request_layout())), "read_data": In(beats),
             "work_write": Out(wiring.Signature({
                 "valid": Out(1), "slot": Out(slot), "addr": Out(index_shape(p.heads * p.head_dim // v)), "data": Out(work_layout(v))})),
             "work_clear": Out(p.slots),

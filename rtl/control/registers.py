@@ -12,6 +12,7 @@ from tritloom.firmware.isa import Unit
 from tritloom.firmware.registers import ADDRESS_BITS, FIFO_DEPTH, IDENTIFIER, MAP_VERSION, PORTS, REGISTER, REGISTERS, WRITE_CYCLES
 from tritloom.rtl.control.parameters import RegisterParameters
 from tritloom.rtl.control.sequencer import UNITS, loader_signature
+from tritloom.rtl.memory.interface import write_layout
 from tritloom.rtl.stream import Fifo
 
 __all__ = ["ControlRegisters", "axi_lite_members"]
@@ -63,7 +64,7 @@ class ControlRegisters(wiring.Component):
         Tokens to and from the program.
     program, descriptor : Out
         Write ports of the program memory and the weight streamer's.
-    memory_write : Out(stream({"addr", "data", "strb"}))
+    memory_write : Out(stream of write_layout)
         Writes of 32 bits each.
     port_base : Out(array of 32)
     memory_busy, memory_error : In(2 * mem_ports)
@@ -89,7 +90,7 @@ class ControlRegisters(wiring.Component):
             "token_i": In(stream.Signature(32)),
             "program": Out(loader_signature(bits)),
             "descriptor": Out(loader_signature(8)),
-            "memory_write": Out(stream.Signature(data.StructLayout({"addr": 32, "data": 8 * mem_bytes, "strb": mem_bytes}))),
+            "memory_write": Out(stream.Signature(write_layout(mem_bytes))),
             "port_base": Out(data.ArrayLayout(32, mem_ports)),
             "memory_busy": In(2 * mem_ports), "memory_error": In(2 * mem_ports), "fault": Out(1),
             "hold": Out(1), "reset": Out(1),

@@ -14,9 +14,7 @@ from tritloom.rtl.vector.coefficients import Coefficients
 from tritloom.rtl.vector.parameters import VectorParameters
 from tritloom.rtl.vector.stages import Stages
 
-__all__ = ["COMMAND", "Current", "Words", "slot_bases"]
-
-COMMAND = command_layout(VECTOR)
+__all__ = ["Current", "Words", "slot_bases"]
 
 
 def slot_bases(vector: VectorParameters, words: int) -> Array:
@@ -33,7 +31,7 @@ class Current:
     """
 
     def __init__(self, vector: VectorParameters):
-        self.command = Signal(COMMAND)
+        self.command = Signal(command_layout(VECTOR))
         # A register for each operation: the command's is decoded once.
         self.operation = {op: Signal(init=op == 0, name=f"is_{op.name.lower()}") for op in VectorOp}
         self.slot, self.remaining = Signal(vector.slot_bits), Signal(8)

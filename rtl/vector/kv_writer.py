@@ -7,18 +7,14 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from tritloom.firmware.config import CHUNK, KV_SCALE_BYTES
+from tritloom.rtl.memory.interface import write_layout
 from tritloom.rtl.stream import Fifo, LightSlice
 from tritloom.rtl.ufloat import UFLOAT, to_word
 from tritloom.rtl.vector.parameters import VectorParameters
 
-__all__ = ["KvWriter", "write_layout"]
+__all__ = ["KvWriter"]
 
 SCALE_LAYOUT = data.StructLayout({"addr": 32, "word": 32})
-
-
-def write_layout(mem_bytes: int) -> data.StructLayout:
-    """A write of one beat: its address, its bytes, and which of them are written."""
-    return data.StructLayout({"addr": 32, "data": 8 * mem_bytes, "strb": mem_bytes})
 
 
 def _row_layout(vector: VectorParameters) -> data.StructLayout:
@@ -50,7 +46,7 @@ class KvWriter(wiring.Component):
         A token's rows follow: address of its chunk, of the first head, and its place in the chunk.
     reserve : In, free : Out
     valid, last, data, scale : In
-    o : Out(stream of {addr, data, strb})
+    o : Out(stream of write_layout)
     busy : Out
         High while a row is on its way, up to its last write's transfer.
     """

@@ -12,16 +12,18 @@ from amaranth import Module
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
+from tritloom.firmware.commands import VECTOR
 from tritloom.rtl.arith import index_shape
+from tritloom.rtl.commands import command_layout
+from tritloom.rtl.memory.interface import read_request_layout, write_layout
 from tritloom.rtl.ternary.tlmm import progress_signature
 from tritloom.rtl.ufloat import UFLOAT
 from tritloom.rtl.vector.coefficients import Coefficients
-from tritloom.rtl.vector.command import COMMAND, Current, Words
+from tritloom.rtl.vector.command import Current, Words
 from tritloom.rtl.vector.datapath import Datapath
 from tritloom.rtl.vector.dispatch import Dispatch
 from tritloom.rtl.vector.gating import Gating
 from tritloom.rtl.vector.glu import WORK, GatedUnit
-from tritloom.rtl.vector.kv_writer import write_layout
 from tritloom.rtl.vector.loads import Loads
 from tritloom.rtl.vector.norm import Norm
 from tritloom.rtl.vector.parameters import VectorParameters
@@ -35,7 +37,7 @@ from tritloom.rtl.vector.slot_scales import SlotScales
 from tritloom.rtl.vector.stages import Stages
 from tritloom.rtl.vector.work import WorkVector
 
-__all__ = ["COMMAND", "VectorUnit"]
+__all__ = ["VectorUnit"]
 
 
 class VectorUnit(wiring.Component):
@@ -62,7 +64,7 @@ class VectorUnit(wiring.Component):
 
     Members
     -------
-    cmd : In(stream of COMMAND), busy : Out, writing : Out
+    cmd : In(stream of firmware.commands.VECTOR), busy : Out, writing : Out
         `writing`: keys or values wait to be written; the next command need not wait for them.
     weights_i : In(stream), read_request : Out(stream), read_data : In(stream), kv_write : Out(stream)
     acc_read : Out {en, slot, addr, part, data}
@@ -82,11 +84,11 @@ class VectorUnit(wiring.Component):
         codes = {"valid": Out(1), "slot": Out(slot), "addr": Out(index_shape(p.max_inputs // v)), "data": Out(8 * v)}
         activations = codes | {"addr": Out(index_shape(max(p.hidden, p.q_size) // v))}
         super().__init__({
-            "cmd": In(stream.Signature(COMMAND)),
+            "cmd": In(stream.Signature(command_layout(VECTOR))),
             "busy": Out(1),
             "writing": Out(1),
             "weights_i": In(stream.Signature(8 * p.mem_bytes)),
-            "read_request": Out(stream.Signature(data.StructLayout({"addr": 32, "beats": 16}))),
+            "read_request": Out(stream.Signature(read_request_layout())),
             "read_data": In(stream.Signature(8 * p.mem_bytes)),
             "acc_read": Out(wiring.Signature({
                 "en": Out(1), "slot": Out(slot), "addr": Out(results), "part": Out(index_shape(p.acc_parts)),
