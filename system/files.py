@@ -19,6 +19,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+import platformdirs
+
 from tritloom.system.ending import undone
 
 __all__ = ["KINDS", "CacheWarning", "cache", "cache_root", "clear", "keep", "kept", "replaced", "replacing", "scratch", "seal",
@@ -144,13 +146,12 @@ _instead_at: dict[str, Path] = {}
 
 
 def cache_root() -> Path | None:
-    """Where things are kept: TRITLOOM_CACHE, else a folder in the user's cache folder; None for a user without a home."""
+    """Where things are kept: TRITLOOM_CACHE, else `tritloom` in the user's cache folder; None for a user without a home."""
     named = os.environ.get("TRITLOOM_CACHE")
     if named:
         return Path(named)
-    base = os.environ.get("XDG_CACHE_HOME")
     try:
-        return (Path(base) if base else Path.home() / ".cache") / "tritloom"
+        return platformdirs.user_cache_path("tritloom")
     except RuntimeError:
         return None
 

@@ -21,7 +21,6 @@ A test file holds pytest functions and, beside them, cocotb coroutines:
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -30,6 +29,7 @@ import shutil
 import sys
 import xml.etree.ElementTree as xml
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
@@ -43,6 +43,7 @@ from cocotb_tools.runner import Verilator
 from seed import seed_from_environment
 from tritloom.gen import verilator
 from tritloom.gen.verilog.emit import to_verilog
+from tritloom.system.files import scratch, write_atomically
 
 BUILD = Path(__file__).resolve().parent.parent / "build" / "tests"
 OPTIMISATION = "-O0"
@@ -61,11 +62,8 @@ def emit(component: Any, name: str) -> Path:
     tools = (version("cocotb"), verilator.version(), OPTIMISATION, os.environ.get("TRITLOOM_WAVES", ""), sys.prefix)
     key = hashlib.sha256("\0".join((text, *tools)).encode()).hexdigest()[:12]
     path = BUILD / name / key / f"{name}.v"
-    path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
-        scratch = path.with_suffix(f".{os.getpid()}")
-        scratch.write_text(text, encoding="utf-8")
-        scratch.replace(path)
+        write_atomically(path.parent, {path.name: text})
     return path
 
 
@@ -179,10 +177,11 @@ class _Runner(Verilator):
 
 def _build(source: Path, name: str) -> Verilator:
     """Compile the simulation beside its Verilog, unless another run or process has."""
+    from filelock import FileLock  # not above: each simulation imports this module, and never builds
+
     runner = _Runner()
     done = source.parent / "sim" / "built"
-    with open(source.parent / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(source.parent / "lock"):
         if not done.exists():
             shutil.rmtree(done.parent, ignore_errors=True)
             done.parent.mkdir()
@@ -208,12 +207,10 @@ def _build(source: Path, name: str) -> Verilator:
                 os.environ.update(kept)
             done.touch()
             if not runtime.exists():
-                scratch = runtime.with_suffix(f".{os.getpid()}")
-                _copy_runtime(done.parent, scratch)
-                try:
-                    scratch.rename(runtime)
-                except OSError:  # another process was first
-                    shutil.rmtree(scratch)
+                runtime.parent.mkdir(exist_ok=True)
+                with scratch(runtime.parent) as copied, suppress(OSError):  # another process was first
+                    _copy_runtime(done.parent, copied)
+                    copied.rename(runtime)
     return runner
 
 

@@ -11,7 +11,6 @@ one file of it to another, changes nothing. test_mutants.py holds that every mut
 from __future__ import annotations
 
 import argparse
-import fcntl
 import hashlib
 import importlib
 import json
@@ -23,12 +22,14 @@ import sys
 import time
 import xml.etree.ElementTree as xml
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
 from queue import SimpleQueue
+
+from filelock import FileLock, Timeout
 
 from mutations import MUTATIONS
 
@@ -99,12 +100,10 @@ class Tree:
         for number in count():
             self.root = ROOT / "build" / "mutants" / str(number)
             self.root.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.root / "lock", "w")
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock = FileLock(self.root / "lock")
+            with suppress(Timeout):
+                self._lock.acquire(blocking=False)
                 break
-            except BlockingIOError:
-                self._lock.close()
         ignored = shutil.ignore_patterns("__pycache__")
         for name in COPIED:
             source, target = ROOT / name, self.root / name
@@ -202,7 +201,7 @@ def store(name: str, result: dict) -> None:
     """Add a result to those of the mutations that there are."""
     results = stored() | {name: result}
     kept = {mutant.name: results[mutant.name] for mutant in MUTANTS if mutant.name in results}
-    scratch = RESULTS.with_suffix(".tmp")
+    scratch = RESULTS.with_suffix(".tmp")  # not by system.files: tests run in forks of this process, which must have nothing of the tree
     scratch.write_text(json.dumps({"command": "make mutants", "mutants": kept}, indent=1) + "\n", "utf-8")
     scratch.replace(RESULTS)
 

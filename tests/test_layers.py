@@ -50,14 +50,14 @@ THIRD_PARTIES = {
     **{f"rtl/{room}parameters.py": Others(others=set(), pure=True)  # asked by gen/fit, in the plain package too
        for room in ("", "attention/", "control/", "head/", "memory/", "ternary/", "vector/")},
     "firmware": Others(others={"numpy"}, pure=True),
-    "system": Others(others=set()),
+    "system": Others(others={"platformdirs"}),
     "boards": Others(others=set()),
     "gen": Others(others={"amaranth", "gguf", "numpy", "pydantic", "pyosys", "safetensors", "tokenizers"}),
     "gen/fit/calibrate.py": Others(others={"numpy"}, lazy={"scipy"}),
     "host": Others(others={"numpy", "rich", "tokenizers", "typer"}),
     "host/doctor.py": Others(others=set(), lazy={"find_libpython"}),  # asks the tools whether they run, cocotb's among them
     # A demo runs without PyTorch.
-    "sim": Others(others={"jinja2", "numpy"}, lazy={"amaranth", "safetensors", "tokenizers", "torch", "transformers"}),
+    "sim": Others(others={"filelock", "jinja2", "numpy"}, lazy={"amaranth", "safetensors", "tokenizers", "torch", "transformers"}),
 }
 LAZY = {"host": {"gen", "sim"}}
 """Places that import others of ours inside functions only: the command line starts without them."""

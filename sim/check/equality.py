@@ -7,16 +7,16 @@ resumed. tests/sim/test_results.py fails when one holds no more.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from tritloom.firmware.config import BuildConfig
 from tritloom.gen.fit.fit import fit
@@ -39,6 +39,7 @@ ON_CHIP = (("stories-260k", "ecp5-85f"), ("stories-1m", "kv260-onchip"))
 TOKENS = 64
 LONG_PROMPT = 100
 LOCK_S = 60
+"""Another process holds the lock for as long as it takes to write a file; who waits longer raises `filelock.Timeout`."""
 
 MACHINES: dict[str, dict[str, Any]] = {
     "sim": dict(lanes=2, tables=13, rows_per_cycle=4, vector_lanes=8, attention_macs=32, mem_bytes=32),
@@ -126,28 +127,12 @@ def load(path: Path = RESULTS) -> dict[str, Any]:
 def store(entry: dict[str, Any], path: Path = RESULTS) -> None:
     """Replace the entry of the same model and machine, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        _lock(folder, path)
+    with FileLock(path.with_suffix(".lock"), timeout=LOCK_S):
         results = load(path)
         key = (entry["model"], entry["machine"])
         kept = [e for e in results["entries"] if (e["model"], e["machine"]) != key]
         results["entries"] = sorted([*kept, entry], key=lambda e: (e["model"], e["machine"]))
         write_atomically(path.parent, {path.name: json.dumps(results, indent=1) + "\n"})
-    finally:
-        os.close(folder)
-
-
-def _lock(folder: int, path: Path) -> None:
-    """Others hold the lock for as long as it takes to write a file."""
-    deadline = time.monotonic() + LOCK_S
-    while True:
-        try:
-            return fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"{path.parent} was locked by another process for {LOCK_S} s: end that one") from None
-            time.sleep(0.1)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from filelock import FileLock
 
 from tritloom.boards.board import load as load_board
 from tritloom.gen.verilog.digests import syntax_digest, verilog_digest
@@ -31,6 +32,17 @@ def test_equality_holds_for_this_tree(pair):
     entries = {(entry["model"], entry["machine"]): entry for entry in equality.load()["entries"]}
     assert set(entries) == set(equality.pairs())
     assert equality.holds(entries[pair]) == stored.CURRENT
+
+
+def test_one_process_at_a_time_writes_the_results(tmp_path, monkeypatch):
+    path, entry = tmp_path / "new" / "equality.json", {"model": "b", "machine": "sim"}
+    equality.store(entry, path)
+    monkeypatch.setattr(equality, "LOCK_S", 0)
+    with FileLock(path.with_suffix(".lock")), pytest.raises(TimeoutError, match=r"equality\.lock"):
+        equality.store(entry | {"model": "a"}, path)
+    equality.store(entry | {"model": "a"}, path)
+    equality.store(entry | {"equal": True}, path)
+    assert equality.load(path)["entries"] == [entry | {"model": "a"}, entry | {"equal": True}]
 
 
 def test_every_stored_run_is_equal_and_long_enough():

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import pwd
 import resource
 import shutil
 import subprocess
@@ -110,6 +111,19 @@ def private(monkeypatch):
     monkeypatch.setattr(files, "_instead", None)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the user's cache folder is another one")
+@pytest.mark.parametrize("environment, place", [
+    ({"TRITLOOM_CACHE": "/t", "XDG_CACHE_HOME": "/x"}, "/t"), ({"XDG_CACHE_HOME": "/x"}, "/x/tritloom"), ({}, "/h/.cache/tritloom"),
+    ({"XDG_CACHE_HOME": ""}, "/h/.cache/tritloom"), ({"XDG_CACHE_HOME": "relative/is/void"}, "/h/.cache/tritloom"),
+], ids=lambda value: value if isinstance(value, str) else "-".join(value))  # fmt: skip
+def test_the_place_of_the_cache(monkeypatch, environment, place):
+    for name in ("TRITLOOM_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in ({"HOME": "/h"} | environment).items():
+        monkeypatch.setenv(name, value)
+    assert files.cache_root() == Path(place)
+
+
 @pytest.mark.parametrize("root", ["file", "file/x", "/proc/x", None])
 def test_without_a_cache_folder_a_private_one_does(monkeypatch, tmp_path, private, root):
     (tmp_path / "file").write_text("")
@@ -117,7 +131,8 @@ def test_without_a_cache_folder_a_private_one_does(monkeypatch, tmp_path, privat
     if root is None:
         monkeypatch.delenv("TRITLOOM_CACHE", raising=False)
         monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-        monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+        monkeypatch.delenv("HOME", raising=False)
+        monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
     else:
         monkeypatch.setenv("TRITLOOM_CACHE", root if root[0] == "/" else str(tmp_path / root))
     with pytest.warns(CacheWarning, match="set TRITLOOM_CACHE") as warned:
