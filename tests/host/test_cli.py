@@ -326,10 +326,11 @@ def test_fit_shows_a_full_batch(tritloom):
 
 
 def test_what_does_not_fit_is_status_1(tritloom, monkeypatch):
-    from tritloom.gen.fit import fit
+    from tritloom.gen.fit import fit, fitted
 
     good = fit.fit
-    monkeypatch.setattr(fit, "fit", lambda *a, **k: SimpleNamespace(**vars(good(*a, **k)) | {"fits": False, "binds": "lut"}))
+    for module in (fit, fitted):
+        monkeypatch.setattr(module, "fit", lambda *a, **k: SimpleNamespace(**vars(good(*a, **k)) | {"fits": False, "binds": "lut"}))
     status, out, _ = tritloom("fit", "--model", MODEL, "--json")
     assert status == 1 and json.loads(out)["fits"] is False
     status, _, err = tritloom(*RUN)
