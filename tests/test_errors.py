@@ -16,8 +16,8 @@ FOLDERS = ("boards", "firmware", "gen", "host", "rtl", "sim", "system")
 def strangers(source: str) -> list[str]:
     """Classes that derive from one of Python's errors; warnings are none, nor are signals."""
     found = []
-    for node in ast.walk(ast.parse(source)):
-        for base in node.bases if isinstance(node, ast.ClassDef) else ():
+    for node in (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ClassDef)):
+        for base in node.bases:
             kind = getattr(builtins, base.id, None) if isinstance(base, ast.Name) else None
             if isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, Warning):
                 found.append(node.name)

@@ -14,7 +14,7 @@ from tritloom.gen.models.checkpoint import MATRICES, NORMS, SUB_NORMS, matrix_sh
 
 TINY = ModelShape(hidden=32, ffn=48, layers=2, heads=4, kv_heads=2, head_dim=8, vocab=70, context=64, activation="relu2", sub_norms=True)
 
-Weights = dict[str, Any]
+Weights = dict[str | tuple[int, str], Any]
 
 
 def weights(shape: ModelShape, seed: int = 0) -> Weights:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import pytest
 
@@ -9,7 +10,7 @@ from synthetic import TINY
 from tritloom.firmware.config import LIMITS, SHAPE_LIMITS, BuildConfig, ConfigError, ModelShape
 
 NUMBERS = [field.name for field in dataclasses.fields(BuildConfig) if field.type == "int"]
-GOOD = dict(shape=TINY, lanes=1, tables=5, rows_per_cycle=4, vector_lanes=4, attention_macs=8, mem_bytes=16)
+GOOD: dict[str, Any] = dict(shape=TINY, lanes=1, tables=5, rows_per_cycle=4, vector_lanes=4, attention_macs=8, mem_bytes=16)
 
 
 def test_every_number_has_limits():
@@ -20,8 +21,9 @@ def test_every_number_has_limits():
 @pytest.mark.parametrize("name", NUMBERS)
 def test_numbers_out_of_range_are_named(name):
     for value in (-1, 2 * LIMITS[name][1], 1 << 32, 10**18, 1 << 20_000, 1.5, "4", None, True):
+        wrong: dict[str, Any] = GOOD | {name: value}
         with pytest.raises(ConfigError, match=name) as error:
-            BuildConfig(**GOOD | {name: value})
+            BuildConfig(**wrong)
         assert len(str(error.value)) < 300
 
 

@@ -76,7 +76,7 @@ def test_worst_paths_from_delays():
     assert (first["from"], first["to"], first["bits"]) == ("m.a", "m.b", 2)
     assert (first["source"], first["sink"]) == ("m.a_TRELLIS_FF_Q/Q", "m.b_TRELLIS_FF_Q/DI")
     assert first["through"] == ["m.lut[1]/F"]
-    assert [first[f"{kind}_ns"] for kind in ("delay", "slack", "logic", "routing", "setup")] == [2.94, 7.06, 0.74, 2.1, 0.1]
+    assert [first[key] for key in ("delay_ns", "slack_ns", "logic_ns", "routing_ns", "setup_ns")] == [2.94, 7.06, 0.74, 2.1, 0.1]
     assert (second["from"], second["to"], second["delay_ns"]) == ("m.b", "m.ram", 1.15)
     assert rest == []  # the reset pin has no clock
 
@@ -96,8 +96,9 @@ def test_bits_belong_to_registers(cell, name):
 def test_the_report():
     fmax, used, paths = build.parse_report(nextpnr_report(), SDF.splitlines(), 50_000_000)
     assert (fmax, used) == (100.0, {"TRELLIS_COMB": [10, 24288]})
-    report = {"ok": True, "digest": "0", "board": "small", "device": "d", "seed": 1, "fmax_mhz": fmax, "clock_mhz": 50.0,
-              "utilisation": used, "worst_paths": paths, "files": [], "seconds": {"synthesis": 1.5}}
+    report: build.BuildReport = {
+        "ok": True, "digest": "0", "board": "small", "device": "d", "seed": 1, "fmax_mhz": fmax, "clock_mhz": 50.0, "utilisation": used,
+        "worst_paths": paths, "files": [], "seconds": {"synthesis": 1.5}}
     text = build.report_text(report)
     for part in ("100.0 MHz of 50 MHz wanted: met", "10 of  24,288", "1. 2.94 ns", "slack 17.06", "m.b_TRELLIS_FF_Q/DI", "m.lut[1]/F",
                  "2 endpoints"):

@@ -277,7 +277,8 @@ def test_a_description_without_weights_is_a_shape(tmp_path, changes):
     spec = open_shape(path, context=32)
     assert spec.shape == dataclasses.replace(TINY, activation=changes.get("hidden_act", "relu2"), context=32)
     assert_problem(path, "model.safetensors", "the weights are missing")
-    assert check(path).spec.with_context(32) == spec
+    checked = check(path).spec
+    assert checked is not None and checked.with_context(32) == spec
 
 
 def test_a_shape_needs_no_tokenizer_but_weights_that_match(tmp_path):

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,12 +57,13 @@ def test_a_failure_leaves_the_folder_as_it_was(monkeypatch, tmp_path):
 
 
 def test_a_failing_write_leaves_no_trace(tmp_path):
+    files: Any = {"a": "new", "b": 3}
     (tmp_path / "a").write_text("old")
     with pytest.raises(TypeError):
-        write_atomically(tmp_path, {"a": "new", "b": 3})
+        write_atomically(tmp_path, files)
     assert (os.listdir(tmp_path), (tmp_path / "a").read_text()) == (["a"], "old")
     with pytest.raises(TypeError):
-        write_atomically(tmp_path / "folder", {"a": "new", "b": 3})
+        write_atomically(tmp_path / "folder", files)
     assert os.listdir(tmp_path) == ["a"]
 
 

@@ -1,5 +1,6 @@
 import dataclasses
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 import pytest
@@ -147,6 +148,7 @@ def test_quantised_values(tmp_path):
     assert p.scales[2].value() == pytest.approx(w[1, "v_proj"][1], rel=2**-16)
     assert p.inverse_count.value() == pytest.approx(1 / TINY.hidden) and p.eps.value() == pytest.approx(1e-5, rel=2**-16)
     assert layer.down_parameters.inverse_count.value() == pytest.approx(1 / TINY.ffn, rel=2**-16)
+    assert layer.o_parameters.gains is not None
     gains = layer.o_parameters.gains * 2.0**layer.o_parameters.gain_exponent
     assert np.abs(gains - w[1, "attn_sub_norm"]).max() <= 2.0 ** (layer.o_parameters.gain_exponent - 1)
     assert (layer.qkv[-TINY.kv_size :] == w[1, "v_proj"][0]).all()
@@ -177,11 +179,13 @@ def test_gains(top):
 def test_adjacent_pairs_keep_the_rotation():
     rng = np.random.default_rng(0)
     heads, hd, n = 3, 8, 5
-    w, x, angle = rng.normal(size=(heads * hd, n)), rng.normal(size=n), rng.normal(size=hd // 2)
-    cos, sin = np.cos(angle), np.sin(angle)
+    w: Any = rng.normal(size=(heads * hd, n))  # no trits, nor integers below: the order is that of any numbers
+    x, angle = rng.normal(size=n), rng.normal(size=hd // 2)
+    cos: Any = np.cos(angle)
+    sin: Any = np.sin(angle)
     y = (w @ x).reshape(heads, 2, hd // 2)
     halves = np.stack([y[:, 0] * cos - y[:, 1] * sin, y[:, 1] * cos + y[:, 0] * sin], -1).reshape(heads, hd)
-    z = (adjacent_pairs(w, hd) @ x).reshape(heads, hd)
+    z: Any = (adjacent_pairs(w, hd) @ x).reshape(heads, hd)
     assert np.allclose(integer.rotate(z, cos, sin), halves)
 
 

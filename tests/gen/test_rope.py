@@ -161,7 +161,8 @@ def test_factors_of_a_converted_llama3_model_are_its_angles():
     theta, record, _ = hugging_face({"rope_scaling": LLAMA3})
     wanted = frequencies(theta, HEAD, record)
     spec, problems = gguf({}, PLAIN / wanted)
-    assert problems == [] and np.allclose(frequencies(spec.rope_theta, HEAD, spec.rope_scaling), wanted, rtol=1e-6)
+    assert problems == [] and spec is not None
+    assert np.allclose(frequencies(spec.rope_theta, HEAD, spec.rope_scaling), wanted, rtol=1e-6)
 
 
 GGUF_REFUSED = {
@@ -200,4 +201,4 @@ def test_factors_are_llama_s_alone():
 
 def test_neutral_fields_are_none():
     spec, problems = gguf({"attention.sliding_window": 0, "expert_count": 0, "attention.causal": True, "logit_scale": 1.0})
-    assert problems == [] and scaling_of(spec.rope_scaling) is None
+    assert problems == [] and spec is not None and scaling_of(spec.rope_scaling) is None

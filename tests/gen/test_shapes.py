@@ -1,6 +1,7 @@
 """Published shapes and the random weights that stand for them."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ LAYERS_MB = {"bitnet_b1_58-large": 135.9, "bitnet-b1.58-2B-4T": 416.8, "bitnet_b
 
 def small(shape=TINY, *, tied=True, **changes):
     spec = dataclasses.replace(SHAPES["TriLM-99M"], shape=shape, tied_embeddings=tied)
-    values = dict(lanes=1, tables=5, rows_per_cycle=4, vector_lanes=4, attention_macs=8, mem_bytes=16) | changes
+    values: dict[str, Any] = dict(lanes=1, tables=5, rows_per_cycle=4, vector_lanes=4, attention_macs=8, mem_bytes=16) | changes
     return spec, BuildConfig(shape=shape, **values)
 
 

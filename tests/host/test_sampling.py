@@ -1,5 +1,7 @@
 """The sampler's arithmetic alone: what distribution it draws from, at any temperature, and what seeds have in common."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -92,8 +94,9 @@ def test_the_distribution_is_softmax_at_any_temperature(temperature, limits):
 def test_logits_that_differ_keep_their_order_at_the_least_temperature():
     """However large they and their scale are: nothing saturates."""
     logits = np.array([-(1 << 43), 0, (1 << 43) - 512, (1 << 43) - 1, 5])
+    every: list[dict[str, Any]] = [{}, {"top_p": 0.99}, {"top_k": 4}]
     for scale in (2.0**-60, 2.0**-30, 1.0, 2.0**20):
-        for limits in ({}, {"top_p": 0.99}, {"top_k": 4}):
+        for limits in every:
             settings = sampling(LEAST_TEMPERATURE, **limits)
             assert drawn(logits, integer.uf_from_float(scale), settings, 200)[3] == 200
     z = integer.sampling_logits(np.arange(-5, 5) << integer.LOGIT_DROP, integer.uf_from_float(2.0**100))

@@ -75,6 +75,7 @@ def test_any_mixture_gives_what_each_gives_alone(turn):
         count, stop_ids = rng.randint(1, 10), [rng.randrange(TINY.vocab) for _ in range(4)]
         while len(s.requests) == SEQUENCES or rng.random() < 0.5 and s.requests:
             step = s.next_pass()
+            assert step is not None
             s.settle(step, device.answers(step))
         requests.append((s.add(prompt, count, stop_ids=stop_ids, drafts=rng.choice((0, 3))), alone(prompt, count, stop_ids)))
     run(s, device)
@@ -96,6 +97,7 @@ def test_a_prompt_takes_the_room_that_is_left():
     s.add([1], 3)
     s.add(list(range(1, 8)), 1)
     step = s.next_pass()
+    assert step is not None
     assert [(segment.count, segment.answers, segment.first) for segment in step.segments] == [(3, False, 0), (1, True, 3)]
     assert step.answers == 1 and step.slots == LANES
 
@@ -104,7 +106,8 @@ def test_a_common_prefix_waits_and_is_shared_in_whole_chunks():
     s, device = scheduler(), Oracle()
     head = [3 + n % 7 for n in range(2 * CHUNK + 5)]
     first, second = s.add(head, 4), s.add([*head, 1], 2)
-    assert [segment.request for segment in s.next_pass().segments] == [first] and not second.admitted
+    step = s.next_pass()
+    assert step is not None and [segment.request for segment in step.segments] == [first] and not second.admitted
     run(s, device)
     assert (second.shared, second.prefix) == (2 * CHUNK, first.cache) and second.tokens == alone([*head, 1], 2)
 

@@ -47,7 +47,7 @@ async def write(ctx, dut, c, place, rng, expected):
     for half in range(2):
         for head in range(c.shape.kv_heads):
             codes = rng.integers(0, 256, c.shape.head_dim)
-            scale = integer.UFloat(int(rng.integers(1 << 15, 1 << 16)), int(rng.integers(-60, 60)))
+            scale = integer.UFloat(np.array(rng.integers(1 << 15, 1 << 16)), np.array(rng.integers(-60, 60)))
             for _ in range(1000):
                 if ctx.get(dut.free):
                     break
@@ -60,7 +60,7 @@ async def write(ctx, dut, c, place, rng, expected):
                 ctx.set(dut.valid, 1)
                 ctx.set(dut.last, start + c.vector_lanes == len(codes))
                 ctx.set(dut.data, int.from_bytes(codes[start : start + c.vector_lanes].astype(np.uint8).tobytes(), "little"))
-                ctx.set(dut.scale, {"m": scale.m, "e": scale.e})
+                ctx.set(dut.scale, {"m": int(scale.m), "e": int(scale.e)})
                 await ctx.tick()
             ctx.set(dut.valid, 0)
             at = BASE + head * c.kv_head_bytes + half * c.kv_half_bytes

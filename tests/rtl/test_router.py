@@ -65,13 +65,14 @@ def test_reads_return_to_whoever_asked():
     asked = [[{"addr": client * 1000 + i * 16, "beats": choose.choice((1, 1, 2, 5))} for i in range(60)] for client in range(2)]
     clients = [Port(getattr(dut, f"request{n}"), choose, list(asked[n]), 0.9) for n in range(2)]
     data = [Port(getattr(dut, f"data{n}"), choose) for n in range(2)]
-    memory, beats = Port(dut.memory_request, choose, chance=0.7), Port(dut.memory_data, choose, [], 0.7)
+    due: list[int] = []
+    memory, beats = Port(dut.memory_request, choose, chance=0.7), Port(dut.memory_data, choose, due, 0.7)
     served = 0
 
     def serve():
         nonlocal served
         for request in memory.done[served:]:
-            beats.values += [request["addr"] + i for i in range(request["beats"])]
+            due.extend(request["addr"] + i for i in range(request["beats"]))
         served = len(memory.done)
 
     simulate(dut, [*clients, memory, beats, *data], 1500, serve)

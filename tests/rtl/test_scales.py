@@ -1,5 +1,8 @@
 """The scale unit's programs against the integer functions, in Amaranth's simulator: exponents far apart, odd, zero."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 import pytest
 from amaranth.sim import Simulator
@@ -15,8 +18,8 @@ SQUARES_BITS = 44
 def scale(rng, spread, centre=-20):
     """A scale of an exponent about `centre`; one in eight is zero."""
     zero = rng.integers(8) == 0
-    return UFloat(np.int64(0 if zero else rng.integers(1 << 15, 1 << 16)),
-                  np.int64(integer.EXPONENT_MIN if zero else rng.integers(centre - spread, centre + spread + 1)))
+    return UFloat(np.array(0 if zero else rng.integers(1 << 15, 1 << 16)),
+                  np.array(integer.EXPONENT_MIN if zero else rng.integers(centre - spread, centre + spread + 1)))
 
 
 def expected(program, given):
@@ -41,11 +44,11 @@ def expected(program, given):
     return t, uf_mul(t, given["scale0"])
 
 
-def cases(program):
+def cases(program) -> Iterator[dict[str, Any]]:
     rng = np.random.default_rng(program)
     for index in range(120 if program == Program.NORM else 30):
         spread = (2, 12, 60)[index % 3]
-        given = {name: scale(rng, spread) for name in NAMES}
+        given: dict[str, Any] = {name: scale(rng, spread) for name in NAMES}
         # The unit's scales have 12 bits of exponent: what no exponent of the machine's comes near.
         given["inverse_count"], given["work"] = scale(rng, 4, -24), scale(rng, min(spread, 12), -16)
         yield given | {

@@ -149,7 +149,7 @@ def test_timelines_keep_every_cycle_when_folded_and_packed():
 
 
 def test_a_layer_is_what_lies_between_times_of_writing():
-    samples, h = [timeline.counts(np.zeros((256, 2)))], np.zeros((256, 2), np.int64)
+    samples, h = [timeline.counts(np.zeros((256, 2), np.int64))], np.zeros((256, 2), np.int64)
     for busy in [0] * 5 + ([Unit.VECTOR, Unit.WRITES, Unit.DOT] + [Unit.MATMUL] * 5) * 4 + [Unit.DOT | Unit.SAMPLER] * 9:
         h[busy, 0] += 10
         samples.append(timeline.counts(h))

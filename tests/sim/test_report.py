@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -111,7 +112,7 @@ class FakeSession:
     """Stands for host.session.Session."""
 
     def __init__(self, machine):
-        self.backend = type("Backend", (), {"machine": machine, "name": "sim"})()
+        self.backend: Any = type("Backend", (), {"machine": machine, "name": "sim"})()
         self.config = type("Config", (), {"clock_hz": 100})()
 
     def generate(self, prompt, new):
@@ -127,7 +128,8 @@ class FakeSession:
 
 def test_only_tokens_after_the_first_are_counted():
     seen = []
-    m = measure.measure_session(FakeSession(Machine()), [1, 2, 3], 4, lambda *a: seen.append(a[:2]))
+    session: Any = FakeSession(Machine())
+    m = measure.measure_session(session, [1, 2, 3], 4, lambda *a: seen.append(a[:2]))
     assert m.shares.cycles == 4000
     assert m.waits == {"refresh": 0.05, "latency": 0, "ready": 0.05}
     assert m.cycles == 5000
@@ -135,7 +137,7 @@ def test_only_tokens_after_the_first_are_counted():
 
 
 def test_a_device_without_a_clock_is_refused():
-    session = FakeSession(Machine())
+    session: Any = FakeSession(Machine())
     del type(session.backend).machine
     with pytest.raises(InputError, match="no clock"):
         measure.measure_session(session, [1], 1)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -100,9 +101,9 @@ def place(monkeypatch, tmp_path):
 
 def entry(what, config=TINY):
     layout = memory_map(config)
-    image = SimpleNamespace(program=machine_program(config, layout), descriptors=layout.descriptor_words(), map=layout,
-                            spec={"tied_embeddings": True})
-    made = stored.digests(what, config, *((image, "ideal") if what != "synthesis" else ()))
+    image: Any = SimpleNamespace(program=machine_program(config, layout), descriptors=layout.descriptor_words(), map=layout,
+                                 spec={"tied_embeddings": True})
+    made = stored.digests(what, config) if what == "synthesis" else stored.digests(what, config, image, "ideal")
     return ({"what": what, "timing": "ideal"} if what else {}) | {"date": "2026-01-01"} | json.loads(json.dumps(made))
 
 

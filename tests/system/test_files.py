@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,8 +24,9 @@ def test_files_are_replaced_whole_or_not_at_all(tmp_path):
         _ = 1 / 0
     assert list(tmp_path.iterdir()) == []
     write_atomically(folder, {"a": "one", "b": b"two"})
+    wrong: Any = {"a": "other", "b": 3}
     with pytest.raises(TypeError):
-        write_atomically(folder, {"a": "other", "b": 3})
+        write_atomically(folder, wrong)
     assert {path.name: path.read_text() for path in folder.iterdir()} == {"a": "one", "b": "two"}
     assert (folder / "a").stat().st_mode & 0o777 == 0o666 & ~_umask()
 
@@ -79,7 +81,8 @@ def test_a_folder_without_a_lock_is_swept_when_it_is_old(tmp_path):
     young, old, other = tmp_path / ".tritloom-a", tmp_path / ".tritloom-b", tmp_path / "mine"
     for each in (young, old, other):
         each.mkdir()
-    os.utime(old, (time.time() - 2 * files.OLD_S,) * 2)
+    then = time.time() - 2 * files.OLD_S
+    os.utime(old, (then, then))
     sweep(tmp_path)
     assert young.exists() and other.exists() and not old.exists()
 
@@ -148,6 +151,7 @@ def test_a_read_only_cache_folder(monkeypatch, tmp_path, private):
     monkeypatch.setattr(files.os, "access", lambda *_: False)
     with pytest.warns(CacheWarning, match="images: not writable"):
         assert tmp_path not in cache("images").parents
+    assert files._instead is not None
     files._instead.close()
 
 
