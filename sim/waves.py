@@ -21,7 +21,8 @@ class Waves:
     """A VCD file at `path`, for one machine (`tritloom.sim.machine.Verilated`) that was compiled with waves.
 
     It is made together with the machine. Cycle n begins at n ns, with the clock low; the rising edge is half a ns later. After
-    `close`, which any thread may call at any time, it is whole up to the last cycle that was simulated.
+    `close`, which any thread may call at any time, it is whole up to the last cycle that was simulated;
+    of a cycle in which another thread closes it, the first half may be there.
     """
 
     def __init__(self, path: Path) -> None:
