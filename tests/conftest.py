@@ -74,6 +74,37 @@ def lacking(names) -> set[str]:
     return {name for name in names if importlib.util.find_spec(name) is None}
 
 
+# The command line's tests -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    """What is kept between the runs of these tests."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def environment(monkeypatch, cache):
+    """Of a command: what is kept, and that no progress is shown, however busy the computer is."""
+    from tritloom.host import console
+
+    monkeypatch.setenv("TRITLOOM_CACHE", str(cache))
+    monkeypatch.delenv("TRITLOOM_DEBUG", raising=False)
+    monkeypatch.setattr(console, "QUIET_SECONDS", 3600)
+
+
+@pytest.fixture
+def tritloom(capsys):
+    """Runs a command; gives exit status, stdout and stderr."""
+    from tritloom.host.cli import main
+
+    def run(*arguments):
+        status = main([str(a) for a in arguments])
+        return status, *capsys.readouterr()
+
+    return run
+
+
 # What `make quick` leaves out ----------------------------------------------------------------------------
 
 COMPILING = {

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tritloom.host.commands.common import ConfigOption, ContextOption, JsonOption, Plan, SettingsOption, check_folder
+from tritloom.host.commands.common import JsonOption, MachineOptions, check_folder
 from tritloom.host.console import Console
 
 if TYPE_CHECKING:
@@ -16,15 +16,14 @@ if TYPE_CHECKING:
 
 def command(
     source: Source,
+    *,
     board: Annotated[str, typer.Option("--board", metavar="NAME", help="Board to build for.")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the results; made if needed.")] = Path("build"),
     seeds: Annotated[
         list[int] | None,
         typer.Option("--seed", min=0, max=(1 << 31) - 1, metavar="N", help="Seed of the placement; several are tried in order."),
     ] = None,
-    context: ContextOption = None,
-    settings: SettingsOption = None,
-    config_file: ConfigOption = None,
+    machine: MachineOptions,
     as_json: JsonOption = False,
 ) -> None:
     """Synthesise, place and route a machine."""
@@ -32,7 +31,7 @@ def command(
 
     console = Console(json=as_json)
     check_folder(out, "--out")
-    plan = Plan.of(board, context, settings, config_file)
+    plan = machine.plan(board)
     config = plan.configuration(source.spec(plan.context))
     try:
         with console.step(f"Building for {plan.board}") as update:

@@ -69,6 +69,19 @@ class SourceOptions:
     ] = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class MachineOptions:
+    """The options that say which machine is meant, besides its board; see `SourceOptions`."""
+
+    context: ContextOption = None
+    settings: SettingsOption = None
+    config_file: ConfigOption = None
+
+    def plan(self, board: str | None, *settings: str) -> Plan:
+        """What they ask for, with more settings before their own. Raises as `Plan.of` does."""
+        return Plan.of(board, self.context, [*settings, *(self.settings or ())], self.config_file)
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         try:
@@ -88,26 +101,32 @@ def main_options(
 
 
 def with_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """A command whose parameter of type `Source` typer sees as the options that name a model."""
+    """A command whose parameters of type `Source` and `MachineOptions` typer sees as the options of these groups."""
     signature = inspect.signature(command, eval_str=True, locals={"Source": SourceOptions})
-    hints = get_type_hints(SourceOptions, include_extras=True)
-    names = [field.name for field in dataclasses.fields(SourceOptions)]
-    group = next((p.name for p in signature.parameters.values() if p.annotation is SourceOptions), None)
-    if group is None:
+    groups: dict[str, Any] = {p.name: p.annotation for p in signature.parameters.values() if dataclasses.is_dataclass(p.annotation)}
+    if not groups:
         return command
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    options = [inspect.Parameter(f.name, keyword, default=f.default, annotation=hints[f.name]) for f in dataclasses.fields(SourceOptions)]
-    others = [p.replace(kind=keyword) for p in signature.parameters.values() if p.name != group]
+    parameters = [each for p in signature.parameters.values()
+                  for each in (_options(p.annotation) if p.name in groups else [p.replace(kind=inspect.Parameter.KEYWORD_ONLY)])]
 
     @functools.wraps(command)
     def expanded(**given: Any) -> Any:
         from tritloom.gen.source import Source
 
-        return command(**{group: Source(**{name: given.pop(name) for name in names})}, **given)
+        for name, group in groups.items():
+            kind: Callable[..., Any] = Source if group is SourceOptions else group
+            given[name] = kind(**{field.name: given.pop(field.name) for field in dataclasses.fields(group)})
+        return command(**given)
 
-    expanded.__signature__ = signature.replace(parameters=[*options, *others])  # type: ignore[attr-defined]
-    expanded.__annotations__ = {parameter.name: parameter.annotation for parameter in [*options, *others]}
+    expanded.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    expanded.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return expanded
+
+
+def _options(group: Any) -> list[inspect.Parameter]:
+    hints = get_type_hints(group, include_extras=True)
+    return [inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=hints[f.name])
+            for f in dataclasses.fields(group)]
 
 
 def settings_of(pairs: Iterable[str] | None) -> dict[str, Any]:

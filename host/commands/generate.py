@@ -7,16 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tritloom.host.commands.common import (
-    BoardOption,
-    ConfigOption,
-    ContextOption,
-    JsonOption,
-    Plan,
-    SettingsOption,
-    check_folder,
-    table,
-)
+from tritloom.host.commands.common import BoardOption, JsonOption, MachineOptions, check_folder, table
 from tritloom.host.console import Console
 
 if TYPE_CHECKING:
@@ -25,11 +16,10 @@ if TYPE_CHECKING:
 
 def command(
     source: Source,
+    *,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the files; made if needed.")],
     board: BoardOption = None,
-    context: ContextOption = None,
-    settings: SettingsOption = None,
-    config_file: ConfigOption = None,
+    machine: MachineOptions,
     as_json: JsonOption = False,
 ) -> None:
     """Write a machine's Verilog, register map and configuration."""
@@ -37,7 +27,7 @@ def command(
 
     console = Console(json=as_json)
     check_folder(out, "--out")
-    plan = Plan.of(board, context, settings, config_file)
+    plan = machine.plan(board)
     config = plan.configuration(source.spec(plan.context))
     with console.step("Generating Verilog") as update:
         paths = write_machine(config, out, update)

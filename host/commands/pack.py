@@ -7,16 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tritloom.host.commands.common import (
-    BoardOption,
-    ConfigOption,
-    ContextOption,
-    JsonOption,
-    Plan,
-    SettingsOption,
-    check_file,
-    table,
-)
+from tritloom.host.commands.common import BoardOption, JsonOption, MachineOptions, check_file, table
 from tritloom.host.console import Console
 from tritloom.host.image import open_image
 
@@ -26,17 +17,16 @@ if TYPE_CHECKING:
 
 def command(
     source: Source,
+    *,
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The image to write.")],
     board: BoardOption = None,
-    context: ContextOption = None,
-    settings: SettingsOption = None,
-    config_file: ConfigOption = None,
+    machine: MachineOptions,
     as_json: JsonOption = False,
 ) -> None:
     """Pack a model's weights, tables, firmware and tokenizer into an image."""
     console = Console(json=as_json)
     check_file(out, "--out")
-    plan = Plan.of(board, context, settings, config_file)
+    plan = machine.plan(board)
     checkpoint = source.open(plan.context)
     config = plan.configuration(checkpoint.spec)
     from tritloom.sim.prepare import write_image_of

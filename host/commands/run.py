@@ -19,11 +19,9 @@ from tritloom.firmware.integer import GREEDY, Sampling
 from tritloom.host.backends.protocol import Backend
 from tritloom.host.commands.common import (
     BoardOption,
-    ConfigOption,
-    ContextOption,
     JsonOption,
+    MachineOptions,
     Plan,
-    SettingsOption,
     board_of,
     check_file,
     saturation_text,
@@ -50,6 +48,7 @@ DEFAULT_PROMPT = "Once upon a time"
 
 def command(
     source: Source,
+    *,
     image_file: Annotated[
         Path | None, typer.Option("--image", metavar="FILE", help="Image that `pack` wrote; it holds all that is needed of the model.")
     ] = None,
@@ -81,9 +80,7 @@ def command(
     vcd: Annotated[
         Path | None, typer.Option("--vcd", metavar="FILE", help="Also write the simulated machine's waves, which grow fast: few tokens.")
     ] = None,
-    context: ContextOption = None,
-    settings: SettingsOption = None,
-    config_file: ConfigOption = None,
+    machine: MachineOptions,
     as_json: JsonOption = False,
 ) -> None:
     """Generate text, with a model or with an image that `pack` wrote."""
@@ -104,16 +101,15 @@ def command(
     if seed is not None and choice == GREEDY:
         console.note("--seed changes nothing, the choice is greedy: give --temperature, --top-k or --top-p too")
     prompts = texts_of(prompt, prompt_file) or [DEFAULT_PROMPT]
-    named = any(each.startswith("sequences=") for each in settings or ())
-    several = [f"sequences={len(prompts)}"] if len(prompts) > 1 and config_file is None and not named else []
+    named = any(each.startswith("sequences=") for each in machine.settings or ())
+    several = [f"sequences={len(prompts)}"] if len(prompts) > 1 and machine.config_file is None and not named else []
     if image_file is not None:
-        if source.given or source.said or settings or config_file or context is not None:
+        if source.given or source.said or machine.settings or machine.config_file or machine.context is not None:
             raise InputError("an image holds a model for one machine: beside --image leave MODEL, --activation, --i2s, --tokenizer, "
                              "--context, --set and --config out")
         found = in_image(image_file, board, console)
     else:
-        plan = Plan.of(board, context, [*several, *(settings or ())], config_file)
-        found = in_checkpoint(source, plan, console)
+        found = in_checkpoint(source, machine.plan(board, *several), console)
     if backend == "sim":
         timing = timing_of(timing, found.board)
     ids = [found.tokenizer.encode(text, found.config.shape.vocab) for text in prompts]

@@ -18,38 +18,15 @@ from tritloom.firmware.config import BuildConfig
 from tritloom.gen import source as gen_source
 from tritloom.gen.scaling import Scaling
 from tritloom.host import console as console_module
-from tritloom.host.cli import main
 from tritloom.host.commands import common
 from tritloom.host.console import Console
 from tritloom.host.image import open_image
 from tritloom.sim import prepare
 
 MODEL = Path(__file__).resolve().parents[2] / "models" / "stories-260k"
+pytestmark = pytest.mark.usefixtures("environment")
 TRITLOOM = [sys.executable, "-m", "tritloom.host.cli"]
 RUN = ["run", "--model", str(MODEL), "--backend", "emulator", "--context", "64"]
-
-
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(autouse=True)
-def environment(monkeypatch, cache):
-    monkeypatch.setenv("TRITLOOM_CACHE", str(cache))
-    monkeypatch.delenv("TRITLOOM_DEBUG", raising=False)
-    monkeypatch.setattr(console_module, "QUIET_SECONDS", 3600)  # a busy computer shows no progress
-
-
-@pytest.fixture
-def tritloom(capsys):
-    """Runs a command; gives exit status, stdout and stderr."""
-
-    def run(*arguments):
-        status = main([str(a) for a in arguments])
-        return status, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 from synthetic import LLAMA, gguf, gguf_i2s, hugging_face, weights
 from tritloom.gen.models.gguf import I2S_BLOCKS
 from tritloom.gen.source import Source
-from tritloom.host.cli import main, verbs
+from tritloom.host.cli import verbs
 from tritloom.host.commands.common import SourceOptions
 from tritloom.host.image import open_image
 
@@ -23,15 +23,9 @@ OPTIONS = {name: {option for parameter in verb.params for option in parameter.op
 SOURCE = {"--model", "--activation", "--i2s", "--tokenizer"}
 
 
-@pytest.fixture
-def tritloom(capsys, monkeypatch, tmp_path):
+@pytest.fixture(autouse=True)
+def environment(monkeypatch, tmp_path):
     monkeypatch.setenv("TRITLOOM_CACHE", str(tmp_path / "cache"))
-
-    def run(*arguments):
-        status = main([str(a) for a in arguments])
-        return status, *capsys.readouterr()
-
-    return run
 
 
 def test_every_verb_that_opens_a_model_takes_the_same_words():

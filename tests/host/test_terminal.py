@@ -10,35 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from tritloom.host import console as console_module
 from tritloom.host.cli import main
 from tritloom.host.commands.verify import float_rows, short_list_rows
 from tritloom.host.console import Console
 from tritloom.host.image import open_image, write_image
 
 MODEL = Path(__file__).resolve().parents[2] / "models" / "stories-260k"
+pytestmark = pytest.mark.usefixtures("environment")
 TRITLOOM = [sys.executable, "-m", "tritloom.host.cli"]
 RUN = ["run", "--model", str(MODEL), "--backend", "emulator", "--context", "64", "--tokens", "3"]
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(autouse=True)
-def environment(monkeypatch, cache):
-    monkeypatch.setenv("TRITLOOM_CACHE", str(cache))
-    monkeypatch.setattr(console_module, "QUIET_SECONDS", 3600)
-
-
-@pytest.fixture
-def tritloom(capsys):
-    def run(*arguments):
-        status = main([str(a) for a in arguments])
-        return status, *capsys.readouterr()
-
-    return run
 
 
 def one_line(err):
