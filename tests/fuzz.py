@@ -30,7 +30,7 @@ import time
 import warnings
 import zlib
 from collections import Counter
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -569,7 +569,7 @@ def compare_weights(checkpoint: Any, kind: str) -> None:
     for layer in range(shape.layers):
         for name in MATRICES:
             trits, scale = checkpoint.ternary(layer, name)
-            require(trits.dtype == np.int8 and np.isin(trits, (-1, 0, 1)).all() and 0 < scale < np.inf, f"{name} is not ternary")
+            require(trits.dtype == np.int8 and bool(np.isin(trits, (-1, 0, 1)).all()) and 0 < scale < np.inf, f"{name} is not ternary")
             tensor = checkpoint.tensors[checkpoint.matrix_name(layer, name)]
             if tensor.dtype == "U8":
                 require(synthetic.packed_rows(trits).tobytes() == tensor.data.tobytes(), f"{name} was unpacked otherwise")
@@ -793,7 +793,7 @@ def behaviour(corpus: Corpus, files: int = SAMPLE) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--files", type=int, default=FILES)
     parser.add_argument("--first", type=int, default=0, help="number of the first file: a number decides about its edits")
     parser.add_argument("--store", action="store_true", help=f"write {RESULTS.relative_to(ROOT)}")
@@ -811,7 +811,7 @@ def main(arguments: list[str] | None = None) -> int:
     for failure in result["failures"][:50]:
         print(f"file {failure['file']} ({failure['kind']}): {failure['failure']}")
     if options.store:
-        record = {"date": datetime.now(UTC).strftime("%Y-%m-%d"), "command": "make fuzz", "seconds": round(time.monotonic() - start),
+        record = {"date": datetime.now(timezone.utc).date().isoformat(), "command": "make fuzz", "seconds": round(time.monotonic() - start),
                   "behaviour": digest} | result  # fmt: skip
         write_atomically(RESULTS.parent, {RESULTS.name: json.dumps(record, indent=1) + "\n"})
     return int(bool(result["failures"]))

@@ -24,7 +24,7 @@ import xml.etree.ElementTree as xml
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from itertools import count
 from pathlib import Path
 from queue import SimpleQueue
@@ -147,6 +147,7 @@ class Tree:
         process.start()
         process.join(SECONDS)
         if process.exitcode is None:
+            assert process.pid is not None
             os.killpg(process.pid, signal.SIGKILL)
             process.join()
             return f"{nodes[0]}, after {SECONDS} s"
@@ -188,7 +189,7 @@ def attempt(tree: Tree, mutant: Mutant) -> dict:
     start = time.monotonic()
     with tree.mutated(mutant):
         by = tree.run(mutant.nodes(tree.root))
-    date = datetime.now(UTC).strftime("%Y-%m-%d")
+    date = datetime.now(timezone.utc).date().isoformat()
     return {"key": mutant.key, "killed_by": by, "seconds": round(time.monotonic() - start, 1), "date": date}
 
 
@@ -207,7 +208,7 @@ def store(name: str, result: dict) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("names", nargs="*", help="mutations, or rooms; all without any")
     parser.add_argument("--store", action="store_true", help=f"write {RESULTS.relative_to(ROOT)}")
     parser.add_argument("--missing", action="store_true", help="only those without a stored result")
@@ -221,7 +222,8 @@ def main(arguments: list[str] | None = None) -> int:
         results = stored()
         chosen = [mutant for mutant in chosen if results.get(mutant.name, {}).get("key") != mutant.key]
     for mutant in chosen:
-        mutant.find(), mutant.nodes()
+        mutant.find()
+        mutant.nodes()
     tested = [mutant for mutant in chosen if not mutant.equivalent]
     trees, survivors = SimpleQueue(), []
     for _ in range(options.jobs):

@@ -21,10 +21,10 @@ FAULTS = ("none", "drops", "changes", "stuck")
 class Queue(wiring.Component):
     """A FIFO with stream ports. Input `fault`, an index into FAULTS, breaks the output's contract."""
 
-    i: In(stream.Signature(PAYLOAD))
-    o: Out(stream.Signature(PAYLOAD))
-    beat: Out(stream.Signature(4, always_valid=True))
-    fault: In(2)
+    def __init__(self):
+        super().__init__({
+            "i": In(stream.Signature(PAYLOAD)), "o": Out(stream.Signature(PAYLOAD)), "beat": Out(stream.Signature(4, always_valid=True)),
+            "fault": In(2)})
 
     def elaborate(self, platform):
         m = Module()

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from typing import Any
 
 import pytest
 
@@ -108,7 +109,8 @@ def test_many_texts_take_few_passes(session):
 @pytest.mark.parametrize("attention_lanes", [1, 3])
 def test_a_dot_engine_with_fewer_lanes_takes_turns(tmp_path, session, attention_lanes):
     """Prompts of more tokens than it has lanes, and a head that is streamed again."""
-    wanted = [dict(prompt=[9, 8, 7, 6, 5, 4][n:], max_new_tokens=4, sampling=sampling(temperature=1.0, seed=n)) for n in range(LANES)]
+    wanted: list[dict[str, Any]] = [
+        dict(prompt=[9, 8, 7, 6, 5, 4][n:], max_new_tokens=4, sampling=sampling(temperature=1.0, seed=n)) for n in range(LANES)]
     expected = [alone(session, each) for each in wanted]
     with Session(*machine(tmp_path, lanes=LANES, sequences=SEQUENCES, attention_lanes=attention_lanes)) as other:
         with other.batch() as batch:

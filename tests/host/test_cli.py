@@ -11,6 +11,7 @@ import time
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -390,9 +391,9 @@ def test_a_seed_of_a_greedy_choice_is_not_passed_over_in_silence(tritloom):
 
 def test_bench(tritloom, monkeypatch):
     from tritloom.sim.bench import benchmarks
-    from tritloom.sim.bench.report import Report
+    from tritloom.sim.bench.report import Report, Row
 
-    row = {"measure": "tlmm symmetric14", "value": 6.5, "unit": "LUT", "kind": "synthesised", "command": "tritloom bench --synth"}
+    row: Row = {"measure": "tlmm symmetric14", "value": 6.5, "unit": "LUT", "kind": "synthesised", "command": "tritloom bench --synth"}
     monkeypatch.setattr(benchmarks, "report", lambda **options: Report([row]))
     status, out, _ = tritloom("bench", "--unit", "tlmm", "--synth", "--json")
     assert status == 0 and json.loads(out) == [row]
@@ -415,7 +416,7 @@ def test_bench_takes_a_head_by_name(tritloom, monkeypatch, head, settings):
 def test_build_reports_a_missed_clock_as_status_1(tritloom, monkeypatch, tmp_path):
     from tritloom.gen.tools import bitstream
 
-    report = {"ok": False, "fmax_mhz": 40.0}
+    report: Any = {"ok": False, "fmax_mhz": 40.0}
 
     def miss(*_, **__):
         raise bitstream.TimingFailure("40 MHz instead of 50: lower the clock", report)
@@ -494,8 +495,8 @@ def test_interrupting_a_generation(number, status, last):
 
 
 def test_a_reader_that_leaves_ends_the_run_quietly():
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen([*TRITLOOM, *RUN, "--tokens", "40", "--ignore-stop"], **pipes, text=True) as process:
+    command = [*TRITLOOM, *RUN, "--tokens", "40", "--ignore-stop"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stderr is not None
         process.stdout.read(4)
         process.stdout.close()
@@ -523,7 +524,8 @@ def test_short_steps_are_silent(capsys):
         with console.step("Packing") as update:
             update(1, 4, "half")
             update(0.5)
-        console.quiet and console.note("a remark")
+        if console.quiet:
+            console.note("a remark")
     assert capsys.readouterr() == ("", "")
 
 

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -418,14 +419,15 @@ def test_another_configuration_is_refused_with_the_fields_that_differ(checkpoint
 
 
 def test_a_device_that_never_answers_times_out_with_its_state(image):
-    with Session(null(image, hang=True), image) as session:
+    backend = null(image, hang=True)
+    with Session(backend, image) as session:
         with pytest.raises(DeviceTimeout, match="did not come to a token within") as caught:
             list(session.generate([1], 1))
         assert {"running", "prompt_room", "pc", "unit_busy", "tokens_waiting", "cycles", "weight_beats"} <= set(caught.value.state)
         assert caught.value.state["running"] == 1
         with pytest.raises(DeviceError, match="reset the session"):
             list(session.generate([1], 1))
-        session.backend.hang = False
+        backend.hang = False
         session.reset()
         assert list(session.generate([1], 1)) == [7]
 
@@ -650,7 +652,7 @@ class FakeMachine:
 
 
 def test_the_simulation_is_reached_by_its_registers(image):
-    machine = FakeMachine()
+    machine: Any = FakeMachine()
     backend = SimBackend(machine, image.config)
     assert backend.read("PC") == 0x020 and backend.advance(10) == 5
     backend.write("ENTRY", 7)
@@ -665,7 +667,7 @@ def test_the_simulation_is_reached_by_its_registers(image):
 
 
 def test_memory_on_chip_is_loaded_by_registers(image):
-    machine = FakeMachine(axi_ports=0)
+    machine: Any = FakeMachine(axi_ports=0)
     SimBackend(machine, image.config).load(16, bytes([1, 0, 0, 0, 2, 0]))
     assert machine.written == [(0x080, 16), (0x084, 1), (0x084, 2)]
 

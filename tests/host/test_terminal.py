@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tritloom.host.cli import main
@@ -128,7 +129,8 @@ def test_progress_on_terminals_of_any_kind(variables):
     environment = os.environ | {"TERM": "xterm-256color"} | variables
     subprocess.run([sys.executable, "-c", code], stdout=follower, stderr=follower, check=True, timeout=60, env=environment)
     shown = os.read(leader, 1 << 20).decode()
-    os.close(leader), os.close(follower)
+    os.close(leader)
+    os.close(follower)
     assert "Traceback" not in shown and ("\x1b[3" not in shown.replace("\x1b[38", "\x1b[3") or "NO_COLOR" not in variables)
     if variables.get("PYTHONIOENCODING"):
         assert shown.isascii() and "\\u" not in shown
@@ -221,7 +223,7 @@ def test_an_image_that_lacks_something_says_so(tritloom, tmp_path, changes, sect
     image = open_image(good)
     sections = [(name, image.section(name), part.address) for name, part in image.table.items()]
     if section is not None:
-        sections = [(name, memoryview(section) if name == "tokenizer" else data, address) for name, data, address in sections]
+        sections = [(name, np.frombuffer(section, np.uint8) if name == "tokenizer" else data, address) for name, data, address in sections]
     write_image(bad, config=image.config, spec={k: v for k, v in (image.spec | changes).items() if v is not None}, sections=sections)
     status, _, err = tritloom("run", "--image", bad, "--backend", "emulator")
     assert status == 2 and message in one_line(err) and str(bad) in err

@@ -67,7 +67,8 @@ class Memory:
         self.dut, self.bench = dut, bench
         self.width = len(dut.read_data__payload) // 8
         self.random = random.Random(streams.seed())
-        self.content, self.pending, self.beats, self.may_move = b"", [], 0, lambda cycle: True
+        self.content, self.pending, self.beats = b"", [], 0
+        self.may_move, self.may_accept = lambda cycle: True, lambda cycle: False
         bench.each_cycle.append(self.sample)
 
     def begin(self, job):
@@ -104,9 +105,6 @@ class Memory:
                                                 else self.random.getrandbits(8 * self.width))
             dut.read_request__ready.value = int(len(self.pending) < 200 and self.may_accept(cycle))
             await streams.cycles(dut)
-
-    def may_accept(self, cycle):
-        return False
 
 
 class Watch:

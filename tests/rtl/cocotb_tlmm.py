@@ -22,7 +22,8 @@ async def multiplies(dut):
             await write_codes(dut, job["slot"], job["codes"], p["code_words"], p["vector_lanes"], garbage)
         commands = streams.send(dut, "cmd", [command_of(job) for job in p["jobs"]])
         words = streams.send(dut, "weights_i", [int(beat, 16) for job in p["jobs"] for beat in job["beats"]], stall="rare")
-        await commands, await words
+        await commands
+        await words
         while busy[-1]:
             await streams.cycles(dut)
         results = [{"accumulators": await read_slots(dut, job, p)} for job in p["jobs"]]

@@ -18,7 +18,7 @@ VOCAB = 45
 
 
 def scale(m, e):
-    return UFloat(np.int64(m), np.int64(e if m else integer.EXPONENT_MIN))
+    return UFloat(np.array(m, np.int64), np.array(e if m else integer.EXPONENT_MIN, np.int64))
 
 
 class Machine:
@@ -34,7 +34,7 @@ class Machine:
         self.work_scale = [integer.UF_ONE] * lanes
         self.code_scale = [integer.UF_ONE] * slots
         self.cos, self.sin = (np.zeros((slots, s.head_dim // 2), np.int64) for _ in range(2))
-        self.acc = np.zeros((slots, s.max_rows), np.int64)
+        self.acc: integer.Int = np.zeros((slots, s.max_rows), np.int64)
         self.banks = {}
         self.memory = rng.integers(0, 256, CACHE, dtype=np.uint8)
         rows = self.memory[ROPE : ROPE + 64 * config.rope_row_bytes].reshape(64, -1)
@@ -212,7 +212,7 @@ class Machine:
         at = base + c.mem_bytes + token % c.group_rows * c.head_row_bytes
         codes = self.memory[at : at + c.shape.hidden].view(np.int8).astype(np.int64)
         await self.command(VectorOp.EMBED, self._read(2), slot=slot, a=token, b=TABLE, bank=bank)
-        self.x[slot] = integer.embed(codes, np.int64(row_scale), self.of(bank)["scale0"], self.seen)
+        self.x[slot] = integer.embed(codes, np.array(row_scale, np.int64), self.of(bank)["scale0"], self.seen)
         self.expect("x", 32, {slot: self.x[slot]})
         self.record("embed", slot, bank, codes=codes, row_scale=row_scale, got=self.x[slot])
 

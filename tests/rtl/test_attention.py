@@ -434,7 +434,7 @@ def test_several_caches(name):
 def test_rows_of_a_short_list(name, short_list):
     shape = SHAPES[name]
     rng = np.random.default_rng(short_list)
-    jobs = [Attend(shape, 17, 1)]
+    jobs: list[Attend | Candidates] = [Attend(shape, 17, 1)]
     for i, (stall, logit_stall) in enumerate([("none", "none"), ("none", "none"), ("random", "none"), ("periodic", "rare"),
                                               ("rare", "random"), ("random", "random")]):
         ids = tuple(rng.permutation(shape.vocab)[:short_list].tolist())

@@ -28,6 +28,7 @@ def make(rng, vocab, mode, candidates, stall="none", order="random", logits=None
     if logits is None:
         scale = integer.uf_from_float(float(2.0 ** rng.uniform(-30, -8)))
         logits = np.rint(rng.normal(0, spread, vocab) / scale.value())
+    assert scale is not None, "logits come with their scale"
     logits = np.clip(np.array(logits, np.int64), -(1 << 43), (1 << 43) - 1)
     if order == "ties":
         logits = rng.choice(logits[:4], vocab)

@@ -1,6 +1,7 @@
 """The TLMM engine equals PyTorch's matrix product in every accumulator: forms, packings, sizes, stalls, timing."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ MAX_INPUTS, MAX_ROWS, ACC_BITS = 120, 88, 16
 
 
 def engine(form="symmetric14", packing="trit5", tables=5, rows=4, lanes=2, vector_lanes=4, mem_bytes=32, groups=1, result_banks=None,
-           result_turns=1):
+           result_turns=1) -> dict[str, Any]:
     return {"table_form": form, "packing": packing, "tables": tables, "rows_per_cycle": rows, "lanes": lanes, "vector_lanes": vector_lanes,
             "mem_bytes": mem_bytes, "max_inputs": MAX_INPUTS, "max_rows": MAX_ROWS, "block_rows": MAX_ROWS, "acc_bits": ACC_BITS,
             "groups": groups, "result_banks": result_banks or max(1, vector_lanes // rows),
@@ -185,7 +186,7 @@ class Overtaking(Elaboratable):
 
 @pytest.mark.parametrize("lanes, turns", [(1, 1), (2, 2)])
 def test_no_partial_sum_is_fetched_before_it_is_written_whatever_stalls(lanes, turns, tmp_path):
-    parameters = engine(tables=1, rows=1, lanes=lanes, vector_lanes=2, result_turns=turns) | {
+    parameters: dict[str, Any] = engine(tables=1, rows=1, lanes=lanes, vector_lanes=2, result_turns=turns) | {
         "max_inputs": 15, "max_rows": 8, "block_rows": 8}
     design = Overtaking(TernaryParameters(**parameters))
     words = design.words

@@ -1,6 +1,7 @@
 """The model of the KV260's memory (sim/dram.h): rates on known patterns, refresh, order, determinism."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,8 @@ RANDOM = {"burst_bytes": 64, "random": True}
 
 
 def run(timing=KV260, **pattern):
-    return measure(timing, build_dir=BUILD / "verilated", **({"bursts": 3000} | pattern))
+    options: dict[str, Any] = {"bursts": 3000} | pattern
+    return measure(timing, build_dir=BUILD / "verilated", **options)
 
 
 def changed(**fields):

@@ -216,6 +216,7 @@ def test_rate_with_the_kv260s_memory():
     with machine(KV260, mem_bytes=64, mem_ports=4) as sim:
         rate = beats / stream(sim, beats, 64)
         done = sim.dram_statistics()
+        assert done is not None
         assert done.reads >= beats and done.refreshes == pytest.approx(sim.cycles / 1950, abs=2) and done.activates < beats / 50
         waits = [sim.port_statistics(port).refresh_waits for port in range(4)]
     print(f"{rate:.4f} beats per cycle, {waits} cycles lost to refreshes")

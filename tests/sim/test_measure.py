@@ -3,6 +3,7 @@
 import json
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -121,7 +122,7 @@ def verilog(monkeypatch):
 @pytest.fixture
 def entry(session, verilog):
     measured = measure.decode(session, 40)
-    fixed = dict(model="m", what="decode", count=40, timing="ideal", weights="random", command="c")
+    fixed: dict[str, Any] = dict(model="m", what="decode", count=40, timing="ideal", weights="random", command="c")
     return results.record(measured, config=session.config, made=stored.digests("decode", session.config, session.image, "ideal"), **fixed)
 
 
@@ -132,11 +133,11 @@ def test_results_are_kept_whole_and_know_their_machine(entry, verilog, tmp_path,
     assert results.load(path) == json.loads(json.dumps(entry)) and list(path.parent.iterdir()) == [path]
     assert stored.state_of(entry) == stored.CURRENT
     monkeypatch.setattr(results, "RESULTS", tmp_path)
-    assert {r["state"] for r in stored_report().rows} == {f"stored on {entry['date']}"}
+    assert {r.get("state") for r in stored_report().rows} == {f"stored on {entry['date']}"}
     verilog[0] = "other"
     assert stored.state_of(entry).startswith("stale: its Verilog changed since 2")
     rows = stored_report().rows
-    assert rows[0]["state"].startswith("stale") and "(stale: its Verilog" in table(rows)
+    assert rows[0].get("state", "").startswith("stale") and "(stale: its Verilog" in table(rows)
     path.write_text("{}")
     with pytest.raises(InputError, match="not a stored measurement"):
         stored_report()
@@ -156,10 +157,12 @@ def test_resume_takes_what_is_stored_and_measures_what_is_stale(entry, verilog, 
     kept = results.record(entry["measured"], model="TriLM-99M", what="decode", count=40, config=config, timing="kv260", weights="random",
                           command="the command", made=made)
     results.store(kept, results.result_path("kv260", "TriLM-99M", "decode-40", {"lanes": 1}))
-    options = dict(context=40, settings={"lanes": 1}, resume=True)
+    options: dict[str, Any] = dict(context=40, settings={"lanes": 1}, resume=True)
     rows = benchmarks.whole_tokens(SHAPE, "kv260", **options).rows
     assert rows[0]["value"] == entry["measured"]["cycles"] and rows[0]["command"] == "the command"
-    for changes in ({"resume": False}, {"settings": {"lanes": 2}}, {"timing": "kv260-pessimistic"}, {"context": 41}, {"prefill": 3}):
+    others: list[dict[str, Any]] = [
+        {"resume": False}, {"settings": {"lanes": 2}}, {"timing": "kv260-pessimistic"}, {"context": 41}, {"prefill": 3}]
+    for changes in others:
         with pytest.raises(Started):
             benchmarks.whole_tokens(SHAPE, "kv260", **(options | changes))
     verilog[0] = "other"
@@ -179,7 +182,7 @@ def test_results_are_stored_on_request_alone(entry, verilog, tmp_path, monkeypat
     monkeypatch.setattr(measure, "decode", lambda *_, **__: entry["measured"])
     monkeypatch.setattr(results, "RESULTS", tmp_path / "docs")
     (tmp_path / "docs").mkdir()
-    options = dict(context=40, settings={"lanes": 1})
+    options: dict[str, Any] = dict(context=40, settings={"lanes": 1})
     benchmarks.whole_tokens(SHAPE, "kv260", **options)
     assert not [*(tmp_path / "docs").rglob("*.json")]
     benchmarks.whole_tokens(SHAPE, "kv260", **options, store=True)
@@ -187,15 +190,19 @@ def test_results_are_stored_on_request_alone(entry, verilog, tmp_path, monkeypat
     assert [path.relative_to(tmp_path).parts[0] for path in sorted(tmp_path.rglob("*.json"))] == ["docs", "mine"]
     assert stored_report(folder=tmp_path / "mine").results[0][0]["count"] == 40
     monkeypatch.setattr(results, "RESULTS", tmp_path / "site-packages")
-    for more in (dict(store=True), dict(resume=True)):
+    storing: list[dict[str, Any]] = [dict(store=True), dict(resume=True)]
+    for more in storing:
         with pytest.raises(InputError, match="give --results DIR"):
             benchmarks.whole_tokens(SHAPE, "kv260", **options, **more)
-    for wrong in (dict(stored=True), dict(unit="tlmm", synth=True), dict(source=SHAPE), dict(source=SHAPE, drafts=2, prompt="Tom")):
+    unkept: list[dict[str, Any]] = [
+        dict(stored=True), dict(unit="tlmm", synth=True), dict(source=SHAPE), dict(source=SHAPE, drafts=2, prompt="Tom")]
+    for wrong in unkept:
         with pytest.raises(InputError, match="--store keeps"):
             benchmarks.report(store=True, **wrong)
     with pytest.raises(InputError, match="give --store"):
         benchmarks.report(source=SHAPE, context=40, folder=tmp_path)
-    for wrong in (dict(context=40), dict(synth=True), dict(timing="ddr")):
+    measured: list[dict[str, Any]] = [dict(context=40), dict(synth=True), dict(timing="ddr")]
+    for wrong in measured:
         with pytest.raises(InputError, match="--stored shows results"):
             benchmarks.report(stored=True, **wrong)
     with pytest.raises(InputError, match=f"no stored results in {tmp_path / 'none'}: "):

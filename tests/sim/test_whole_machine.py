@@ -4,6 +4,7 @@ One small machine is compiled for all tests here; `make equality` runs more mach
 """
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -294,7 +295,8 @@ def test_an_image_that_the_memory_does_not_take_is_an_error(built):
                 self.write("MEMORY_DATA", word)
 
     device = ByRegisters(backend.machine, backend.config, backend.port_bases)
-    for fault in (dict(), dict(after=3, response="decerr"), dict(after=6)):
+    faults: list[dict[str, Any]] = [{}, dict(after=3, response="decerr"), dict(after=6)]
+    for fault in faults:
         device.machine.fail(port=1, write=True, **fault)
         with pytest.raises(DeviceFault, match=r"writes at port 1"):
             Session(device, image)
@@ -320,7 +322,7 @@ def test_ports_are_placed_by_the_host(built):
         next(tokens)
         with pytest.raises(DeviceError, match="writing PORT_BASE0"):
             backend.write("PORT_BASE0", 0x1000)
-    for wrong in ([0], [0, 0x800], [0, 1 << 32]):
+    for wrong in ((0,), (0, 0x800), (0, 1 << 32)):
         device = SimBackend(backend.machine, backend.config)
         device.port_bases = wrong
         with pytest.raises(DeviceError, match="a multiple of 4096, for each of its 2 memory ports"):

@@ -88,6 +88,7 @@ def run(body, tmp_path):
 def test_a_signal_ends_the_process_in_time_and_leaves_nothing(tmp_path, body, number):
     process = run(body, tmp_path)
     assert len(list(tmp_path.iterdir())) == 1
+    assert process.stdout is not None
     group = int(process.stdout.readline()) if body is CHILD else 0
     start = time.monotonic()
     process.send_signal(number)
@@ -104,6 +105,7 @@ def test_a_signal_ends_the_process_in_time_and_leaves_nothing(tmp_path, body, nu
 
 def test_a_second_signal_ends_the_process_at_once(tmp_path):
     process = run(CATCHES, tmp_path)
+    assert process.stdout is not None
     assert process.stdout.readline() == "trying\n"
     process.send_signal(signal.SIGINT)
     assert process.stdout.readline() == "trying\n"
