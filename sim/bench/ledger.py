@@ -41,7 +41,8 @@ HEAD = """\
 
 A result keeps digests of what it was measured with (Verilog, program, memory map, memory model, and the integer model where that judges;
 [decision 18](decisions/0018-a-result-is-keyed-on-what-it-measures.md)). Once one of them changes, it is marked stale here and in
-`tritloom bench --stored`. `tritloom bench --stored --html page.html` draws where the cycles go. Symbols are in the [glossary](glossary.md).
+`tritloom bench --stored`. Sections with a date behind their command, and the lines of `make fuzz` and `make mutants`, are copied output
+that no digest marks. `tritloom bench --stored --html page.html` draws where the cycles go. Symbols are in the [glossary](glossary.md).
 """
 
 
@@ -87,13 +88,14 @@ def _options(entry: Entry) -> str:
         word = words.pop(0)
         if word in ("--model", "--board"):
             words.pop(0)
-        else:
+        elif word != "--synth":
             left.append(word)
     return " ".join(left)
 
 
 def _mark(entry: Entry, state: str) -> str:
-    return f"`{_options(entry)}`" + ("" if state == stored.CURRENT else " (stale)")
+    options = _options(entry)
+    return (f"`{options}`" if options else "") + ("" if state == stored.CURRENT else " (stale)")
 
 
 def _tokens(entries: list[tuple[Entry, str]]) -> tuple[Sequence[str], Iterator[Sequence[Any]]]:
@@ -126,7 +128,7 @@ def _batches(entries: list[tuple[Entry, str]]) -> tuple[Sequence[str], Iterator[
                    f"{m['speed_up']:.2f}", entry["date"])
 
     return ("model", "`tritloom bench --model MODEL --board BOARD ...`", "board", "texts", "cycles a token of each", "tokens/s of all",
-            "times one text", "measured"), rows()
+            "speed-up over one text", "measured"), rows()
 
 
 def _drafts(entries: list[tuple[Entry, str]]) -> tuple[Sequence[str], Iterator[Sequence[Any]]]:
@@ -137,7 +139,7 @@ def _drafts(entries: list[tuple[Entry, str]]) -> tuple[Sequence[str], Iterator[S
                    f"{m['speed_up']:.3f}", entry["date"])
 
     return ("model", "`tritloom bench --model MODEL --board BOARD ...`", "board", "prompt", "passes", "tokens", "cycles a token",
-            "times plain decoding", "measured"), rows()
+            "speed-up over plain decoding", "measured"), rows()
 
 
 def _syntheses(entries: list[tuple[Entry, str]]) -> tuple[Sequence[str], Iterator[Sequence[Any]]]:

@@ -40,9 +40,10 @@ def test_a_result_of_an_unknown_kind_is_not_left_out(tmp_path):
         ledger.render(tmp_path)
 
 
-@pytest.mark.parametrize("row, name", [("0.73B, decode at 128 positions", "bitnet_b1_58-large-decode-128"),
+@pytest.mark.parametrize("row, name", [("0.73B (`bitnet_b1_58-large`), decode at 128 positions", "bitnet_b1_58-large-decode-128"),
                                        ("the same, ternary head with a short-list", "bitnet_b1_58-large-decode-128-shortlist256"),
-                                       ("2B-4T, decode at 128 positions, short-list", "bitnet-b1.58-2B-4T-decode-128-shortlist256")])
+                                       ("2B-4T (`bitnet-b1.58-2B-4T`), decode at 128 positions, short-list",
+                                        "bitnet-b1.58-2B-4T-decode-128-shortlist256")])
 def test_headline_speeds_are_the_stored_ones(row, name):
     m = measured(name)
     (line,) = [line for line in README.splitlines() if line.startswith(f"| {row} |")]
