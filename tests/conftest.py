@@ -109,7 +109,7 @@ def tritloom(capsys):
 
 COMPILING = {
     ("harness", "emit"), ("harness", "run"), ("machines", "simulated"), ("tritloom.gen.verilog.generate", "lint"),
-    ("tritloom.host.commands.common", "open_simulation"), ("tritloom.sim.backends", "SimBackend"),
+    ("tritloom.sim.backends", "SimBackend"), ("tritloom.sim.prepare", "open_simulation"),
     ("tritloom.sim.compile", "compile_verilog"), ("tritloom.sim.traffic", "measure"),
 }  # fmt: skip
 """What compiles a simulation or asks Verilator: modules, and names of their functions and classes."""

@@ -1,5 +1,6 @@
 """`make quick` leaves out the tests that compile a simulation, and fails one that does it unseen."""
 
+import importlib
 import os
 
 import pytest
@@ -29,6 +30,11 @@ def not_at_all():
 @pytest.mark.parametrize("function, compiles", [(by_module, True), (helper, True), (by_helper, True), (not_at_all, False)])
 def test_tests_that_compile_are_told_by_what_they_call(function, compiles):
     assert conftest.calls(function, frozenset(conftest.COMPILING)) is compiles
+
+
+@pytest.mark.parametrize("module, name", sorted(conftest.COMPILING | conftest.LONG))
+def test_what_is_told_by_its_name_has_it(module, name):
+    assert getattr(importlib.import_module(module), name).__module__ == module
 
 
 def test_a_quick_test_that_calls_verilator_fails_and_is_told_the_mark(monkeypatch):

@@ -11,7 +11,8 @@ import json
 import logging
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +51,13 @@ def render(results: Path = stored.RESULTS) -> str:
     """The page, of the results in a folder laid out as docs/results is. Raises `ValueError` for a result of a kind that has no table."""
     found = [json.loads(path.read_text("utf-8")) for path in sorted(results.glob("*/*.json"))]
     entries = [(entry, stored.state_of(entry)) for entry in found]
-    left = [entry for entry, _ in entries if not any(takes(entry) for _, takes, _ in TABLES)]
+    left = [entry for entry, _ in entries if not any(table.takes(entry) for table in TABLES)]
     if left:
         raise ValueError(f"no table of sim/bench/ledger.py takes {left[0]['what']!r} of {left[0]['command']!r}")
     parts = [HEAD, *_agreement(results)]
-    for title, takes, rows in TABLES:
-        chosen = [(entry, state) for entry, state in entries if takes(entry)]
-        if chosen:
-            parts.append(f"## {title}\n\n" + _table(*rows(chosen)) + _stale(chosen))
+    for table in TABLES:
+        if chosen := [(entry, state) for entry, state in entries if table.takes(entry)]:
+            parts.append(table.render(chosen))
     parts += [*_noted(results), *_cost_model(results), *_peers()]
     return "\n".join(parts)
 
@@ -98,72 +98,50 @@ def _mark(entry: Entry, state: str) -> str:
     return (f"`{options}`" if options else "") + ("" if state == stored.CURRENT else " (stale)")
 
 
-def _tokens(entries: list[tuple[Entry, str]]) -> tuple[Sequence[str], Iterator[Sequence[Any]]]:
-    def rows() -> Iterator[Sequence[Any]]:
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Results of one kind. `columns`: from a result's `measured` to the cells between board and date; `command`: without options."""
+
+    title: str
+    takes: Callable[[Entry], bool]
+    columns: dict[str, Callable[[Any], Any]]
+    command: str = "tritloom bench --model MODEL --board BOARD ..."
+
+    def render(self, entries: list[tuple[Entry, str]]) -> str:
+        rows = []
         for entry, state in entries:
-            m = entry["measured"]
-            yield (entry["model"], _mark(entry, state), entry["board"], m["cycles"], f"{m['tokens_per_s']:,.1f}",
-                   f"{100 * m['roofline_share']:.1f} %" if "roofline_share" in m else "", entry["date"])
-
-    return ("model", "`tritloom bench --model MODEL --board BOARD ...`", "board", "cycles a token", "tokens/s", "of the stream roofline",
-            "measured"), rows()
-
-
-def _prompts(entries: list[tuple[Entry, str]]) -> tuple[Sequence[str], Iterator[Sequence[Any]]]:
-    def rows() -> Iterator[Sequence[Any]]:
-        for entry, state in entries:
-            m = entry["measured"]
-            yield (entry["model"], _mark(entry, state), entry["board"], m["cycles"], f"{1000 * m['first_token_s']:.1f}",
-                   f"{m['tokens_per_s']:,.0f}", entry["date"])
-
-    return ("model", "`tritloom bench --model MODEL --board BOARD ...`", "board", "cycles", "ms to the first token", "tokens/s",
-            "measured"), rows()
+            cells = [cell(entry["measured"]) for cell in self.columns.values()]
+            rows.append((entry["model"], _mark(entry, state), entry["board"], *cells, entry["date"]))
+        for board, available in sorted({e["board"]: e["available"] for e, _ in entries if "available" in e}.items()):
+            rows.append((f"*{board} has*", "", "", *(available.get(kind, "") for kind in RESOURCES.values()), "", ""))
+        return f"## {self.title}\n\n" + _table(("model", f"`{self.command}`", "board", *self.columns, "date"), rows) + _stale(entries)
 
 
-def _batches(entries: list[tuple[Entry, str]]) -> tuple[Sequence[str], Iterator[Sequence[Any]]]:
-    def rows() -> Iterator[Sequence[Any]]:
-        for entry, state in entries:
-            m = entry["measured"]
-            yield (entry["model"], _mark(entry, state), entry["board"], m["texts"], m["cycles"], f"{m['tokens_per_s']:,.0f}",
-                   f"{m['speed_up']:.2f}", entry["date"])
-
-    return ("model", "`tritloom bench --model MODEL --board BOARD ...`", "board", "texts", "cycles a token of each", "tokens/s of all",
-            "speed-up over one text", "measured"), rows()
+RESOURCES = {"LUTs": "lut", "flip-flops": "ff", "DSPs": "dsp", "block RAMs": "bram", "UltraRAMs": "uram"}
 
 
-def _drafts(entries: list[tuple[Entry, str]]) -> tuple[Sequence[str], Iterator[Sequence[Any]]]:
-    def rows() -> Iterator[Sequence[Any]]:
-        for entry, state in entries:
-            m = entry["measured"]
-            yield (entry["model"], _mark(entry, state), entry["board"], m["prompt"], m["passes"], m["tokens"], m["cycles"],
-                   f"{m['speed_up']:.3f}", entry["date"])
-
-    return ("model", "`tritloom bench --model MODEL --board BOARD ...`", "board", "prompt", "passes", "tokens", "cycles a token",
-            "speed-up over plain decoding", "measured"), rows()
-
-
-def _syntheses(entries: list[tuple[Entry, str]]) -> tuple[Sequence[str], Iterator[Sequence[Any]]]:
-    def rows() -> Iterator[Sequence[Any]]:
-        for entry, state in entries:
-            total, timing = entry["measured"]["total"], entry["measured"].get("timing")
-            slowest = f"{timing['paths'][0]['delay']:.2f} of {timing['period']:.3f}" if timing else ""
-            yield (entry["model"], _mark(entry, state), entry["board"], total["lut"], total["ff"], total["dsp"], f"{total['bram']:g}",
-                   total["uram"], slowest, entry["date"])
-        for board, available in sorted({entry["board"]: entry["available"] for entry, _ in entries}.items()):
-            yield (f"*{board} has*", "", "", *(available[kind] for kind in ("lut", "ff", "dsp", "bram", "uram")), "", "")
-
-    return ("model", "`tritloom bench --synth --model MODEL --board BOARD ...`", "board", "LUTs", "flip-flops", "DSPs", "block RAMs",
-            "UltraRAMs", "slowest path, ns", "synthesised"), rows()
+def _slowest(measured: Any) -> str:
+    timing = measured.get("timing")
+    return f"{timing['paths'][0]['delay']:.2f} of {timing['period']:.3f}" if timing else ""
 
 
 TABLES = (
-    ("Decode (rtl-simulated)", lambda entry: entry["what"] == "decode", _tokens),
-    ("Prompts (rtl-simulated)", lambda entry: entry["what"] == "prefill", _prompts),
-    ("Several texts together (rtl-simulated)", lambda entry: entry["what"].startswith("batch"), _batches),
-    ("Drafts checked in one pass (rtl-simulated)", lambda entry: entry["what"].startswith("drafts"), _drafts),
-    ("Machines (synthesised)", lambda entry: entry["what"] == "synthesis", _syntheses),
-)
-"""Title, which results a table takes, and its columns and rows."""
+    Table(title="Decode (rtl-simulated)", takes=lambda entry: entry["what"] == "decode", columns={
+        "cycles a token": lambda m: m["cycles"], "tokens/s": lambda m: f"{m['tokens_per_s']:,.1f}",
+        "of the stream roofline": lambda m: f"{100 * m['roofline_share']:.1f} %"}),
+    Table(title="Prompts (rtl-simulated)", takes=lambda entry: entry["what"] == "prefill", columns={
+        "cycles": lambda m: m["cycles"], "ms to the first token": lambda m: f"{1000 * m['first_token_s']:.1f}",
+        "tokens/s": lambda m: f"{m['tokens_per_s']:,.0f}"}),
+    Table(title="Several texts together (rtl-simulated)", takes=lambda entry: entry["what"].startswith("batch"), columns={
+        "texts": lambda m: m["texts"], "cycles a token of each": lambda m: m["cycles"],
+        "tokens/s of all": lambda m: f"{m['tokens_per_s']:,.0f}", "speed-up over one text": lambda m: f"{m['speed_up']:.2f}"}),
+    Table(title="Drafts checked in one pass (rtl-simulated)", takes=lambda entry: entry["what"].startswith("drafts"), columns={
+        "prompt": lambda m: m["prompt"], "passes": lambda m: m["passes"], "tokens": lambda m: m["tokens"],
+        "cycles a token": lambda m: m["cycles"], "speed-up over plain decoding": lambda m: f"{m['speed_up']:.3f}"}),
+    Table(title="Machines (synthesised)", takes=lambda entry: entry["what"] == "synthesis",
+          command="tritloom bench --synth --model MODEL --board BOARD ...", columns={
+        **{title: lambda m, kind=kind: m["total"][kind] for title, kind in RESOURCES.items()}, "slowest path, ns": _slowest}),
+)  # fmt: skip
 
 
 # What is not one result a row ----------------------------------------------------------------------
