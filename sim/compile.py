@@ -106,13 +106,23 @@ def compile_verilog(verilog: str | Path, key: str, build_dir: Path | None = None
 
 
 _REGISTER = re.compile(r"^( *reg (?:signed )?(?:\[\d+:\d+\] )?\S+) += \d+'[bdh][0-9a-f]+;$", re.MULTILINE)
-_CONTENTS = re.compile(r"^ *initial begin\n(?: *\S+ ?\[\d+\] = \d+'[dh]0+;\n)+ *end\n", re.MULTILINE)
+_CONTENTS = re.compile(r"^ *initial begin\n(?= *(\S+?) ?\[)(?: *\S+ ?\[\d+\] = \d+'[dh]0+;\n)+ *end\n", re.MULTILINE)
+
+
+CONSTANT_WORDS = {"registers": 0}
+"""Words that are read as zero and that nothing writes, by the memory's name: r0 of the sequencer, whose zero is the memory's content."""
 
 
 def without_initial_values(verilog: str) -> str:
     """Emitted Verilog in which registers, and memories that begin with zeros, have no initial value: only a reset, or what is written,
-    gives them one. Tables keep their contents."""
-    return _CONTENTS.sub("", _REGISTER.sub(r"\1 ;", verilog))
+    gives them one. Tables and CONSTANT_WORDS keep their contents."""
+
+    def constant(contents: re.Match[str]) -> str:
+        word = CONSTANT_WORDS.get(contents[1])
+        kept = [line for line in contents[0].splitlines(keepends=True)[1:-1] if word is not None and f"{contents[1]}[{word}]" in line]
+        return "".join(["initial begin\n", *kept, "end\n"]) if kept else ""
+
+    return _CONTENTS.sub(constant, _REGISTER.sub(r"\1 ;", verilog))
 
 
 class _Build:

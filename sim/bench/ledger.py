@@ -171,7 +171,8 @@ def _agreement(results: Path) -> Iterator[str]:
         equal = sum(entry["difference"] is None for entry in entries)
         old = sum(stored.state_of(entry) != stored.CURRENT for entry in entries)
         yield (f"Random models on random machines with random work (`{random['command']}`: head sizes, activations, sub-norms,\n"
-               "vocabularies up to 131,072, batches, common beginnings, drafts, sampling, short-lists, memory timings):\n"
+               "vocabularies up to 131,072, batches, common beginnings, drafts, sampling, short-lists, memory timings; registers\n"
+               "and memories random before the first reset, texts cut off by a reset, of the register and of the pin):\n"
                f"{equal} of {len(entries)} equal{f', {old} of them stale' if old else ''}.\n")
     if fuzz := _read(results, "fuzz.json"):
         accepted, refused = (sum(kind[outcome] for kind in fuzz["kinds"].values()) for outcome in ("accepted", "refused"))

@@ -1,7 +1,7 @@
 """Random models on random machines with random work: `make random`, or `python -m tritloom.sim.check.random_machines SEED ...`.
 
-A seed decides everything: shape, weights, configuration, prompts, and which texts run together, sampled, with drafts or with beginnings
-that they share.
+A seed decides everything: shape, weights, configuration, prompts, which texts run together, sampled, with drafts or with beginnings
+that they share, what registers and memories hold before the first reset, and when a text is cut off by another reset.
 The results file keeps what was run; tests/sim/test_results.py says when it holds no more.
 """
 
@@ -24,6 +24,7 @@ from tritloom.firmware.config import BuildConfig, ConfigError, ModelShape
 from tritloom.firmware.image import Image
 from tritloom.firmware.integer import GREEDY, Sampling
 from tritloom.firmware.layout import memory_map
+from tritloom.firmware.registers import REGISTER
 from tritloom.gen.models import Checkpoint, open_checkpoint
 from tritloom.gen.pack import pack, quantise
 from tritloom.gen.quantised import QuantisedModel
@@ -52,6 +53,10 @@ LARGE = 131_072
 ON_CHIP_MOST = 1 << 20
 """Bytes on chip, which the registers write four at a time."""
 CONTEXT = 64
+RESET_READS = 10_000
+"""Reads of STATUS within which a reset ends."""
+CONTROL, STATUS = REGISTER["CONTROL"], REGISTER["STATUS"]
+
 
 @dataclass(frozen=True)
 class Case:
@@ -163,6 +168,28 @@ def together(device: Backend, image: Image, texts: list[dict[str, Any]]) -> list
             return [text.tokens for text in running]
 
 
+RESETS = ["CONTROL.RESET", "reset pin"]
+
+
+def interrupt(device: SimBackend, image: Image, prompt: list[int], cycles: int, by: str) -> None:
+    """Begin a text and, `cycles` after its first token, cut the machine off by one of RESETS."""
+    with Session(device, image) as session:
+        session.reset()
+        text = session.generate(prompt, 8)
+        next(text)
+        device.machine.run(cycles, 0)
+        if by == "reset pin":
+            device.machine.reset()
+        else:
+            device.write("CONTROL", CONTROL["RESET"].mask)
+            for _ in range(RESET_READS):
+                if not STATUS["RESETTING"].get(device.read("STATUS")):
+                    break
+            else:
+                raise DeviceError(f"the reset did not end within {RESET_READS} reads of STATUS")
+        text.close()
+
+
 def checkpoint(what: Case, folder: Path) -> Checkpoint:
     rng = np.random.default_rng([what.seed, 7])
     synthetic.hugging_face(folder, what.shape, synthetic.weights(what.shape, int(rng.integers(1 << 30))), tied=bool(rng.integers(2)))
@@ -209,8 +236,8 @@ def check(what: Case, rtl: bool, report: Callable[[str], None] = lambda text: No
                         return f"emulator after a prompt of {len(prompt)}"
             return None
         verilog = cached_verilog(what.config)
-        backend = SimBackend.build(what.config, verilog, memory_bytes=packed.map.total_bytes, timing=what.timing,
-                                   build_dir=default_build_dir())
+        backend = SimBackend.build(what.config, verilog, memory_bytes=packed.map.total_bytes, timing=what.timing, undefined=True,
+                                   seed=what.seed, build_dir=default_build_dir())
         if made is not None:
             made |= stored.digests(None, what.config, image)
         try:
@@ -221,6 +248,14 @@ def check(what: Case, rtl: bool, report: Callable[[str], None] = lambda text: No
                     return f"prompt of {len(prompt)}: {found.first_difference()}"
             if together(backend, image, texts) != expected:
                 return "texts of the RTL"
+            moments = np.random.default_rng([what.seed, 23])
+            for by, prompt in zip(RESETS, what.prompts, strict=False):
+                interrupt(backend, image, what.prompts[-1], int(moments.integers(5000)), by)
+                with Session(backend, image) as session:
+                    session.reset()
+                    if list(session.generate(prompt, 3)) != alone(prompt, 3):
+                        return f"after a {by}: prompt of {len(prompt)}"
+                report(f"seed {what.seed}: after a {by}: equal")
         except DeviceError as error:
             return str(error)
         finally:
@@ -230,13 +265,14 @@ def check(what: Case, rtl: bool, report: Callable[[str], None] = lambda text: No
 
 def described(what: Case) -> dict[str, Any]:
     """What a case is besides its machine, as the results file has it."""
-    return {"timing": dataclasses.asdict(what.timing), "prompts": [len(prompt) for prompt in what.prompts], "texts": len(what.texts)}
+    return {"timing": dataclasses.asdict(what.timing), "prompts": [len(prompt) for prompt in what.prompts], "texts": len(what.texts),
+            "undefined": True, "resets": RESETS[: len(what.prompts)]}
 
 
 def holds(entry: dict[str, Any], *, emit: bool = False) -> str:
     """stored.CURRENT, or why a seed's entry is not what would be measured today; `emit` as `stored.state_of` takes it."""
     what = case(entry["seed"])
-    if stored.configuration_of(entry) != what.config or {name: entry[name] for name in described(what)} != described(what):
+    if stored.configuration_of(entry) != what.config or {name: entry.get(name) for name in described(what)} != described(what):
         return "stale: this seed gives another case today"
     return stored.state_of(entry, emit=emit)
 
