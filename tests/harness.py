@@ -21,6 +21,7 @@ A test file holds pytest functions and, beside them, cocotb coroutines:
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -57,9 +58,18 @@ translate: Callable[[str, str], str] | None = None
 """What is simulated in place of the Verilog of a module, from both (tests/rtl/netlists.py sets it)."""
 
 
+_verilog = functools.cache(to_verilog)
+
+
+@functools.cache
+def unit(kind: type, *parameters: Any) -> Any:
+    """kind(*parameters), which is emitted once for all tests that ask for it."""
+    return kind(*parameters)
+
+
 def emit(component: Any, name: str) -> Path:
     """Write `component` as Verilog module `name` below build/tests/<name>/, one folder per design and set of tools."""
-    text = to_verilog(component, name)
+    text = _verilog(component, name)
     if translate is not None:
         text = translate(text, name)
     tools = (version("cocotb"), verilator.version(), OPTIMISATION, os.environ.get("TRITLOOM_WAVES", ""), sys.prefix)

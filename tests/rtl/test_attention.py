@@ -360,8 +360,8 @@ WRONG = {
 
 def check(shape, jobs, short_list=0):
     """Run all jobs in one simulation; compare everything; return what was measured."""
-    measured = harness.run(DotEngine(AttentionParameters(**shape.parameters, short_list=short_list)), "attention", "cocotb_attention",
-                           parameters={"jobs": [job.describe() for job in jobs], "vocab": shape.vocab})
+    measured = harness.run(harness.unit(DotEngine, AttentionParameters(**shape.parameters, short_list=short_list)), "attention",
+                           "cocotb_attention", parameters={"jobs": [job.describe() for job in jobs], "vocab": shape.vocab})
     for job, result in zip(jobs, measured["results"], strict=True):
         job.check(result)
     return measured["results"]

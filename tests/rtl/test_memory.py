@@ -46,10 +46,10 @@ STARTS = [0, 6, 5, 14, 17]
 SINGLE_BEATS = 17
 """A program that fills whatever is prefetched to the last beat."""
 FORMS = {  # axi1: a page is shorter than the longest burst; axi4: a burst may be the longest
-    "axi1": lambda: AxiMemory(AxiParameters(mem_bytes=128, mem_ports=1, weight_fifo_beats=128)),
-    "axi2": lambda: AxiMemory(AxiParameters(mem_bytes=64, mem_ports=2, weight_fifo_beats=16, read_fifo_beats=32)),
-    "axi4": lambda: AxiMemory(AxiParameters(mem_bytes=16, mem_ports=4, weight_fifo_beats=256, outstanding=4)),
-    "onchip": lambda: OnChipMemory(OnChipParameters(mem_bytes=8, size_bytes=8 * SIZE_BEATS, weight_fifo_beats=16)),
+    "axi1": (AxiMemory, AxiParameters(mem_bytes=128, mem_ports=1, weight_fifo_beats=128)),
+    "axi2": (AxiMemory, AxiParameters(mem_bytes=64, mem_ports=2, weight_fifo_beats=16, read_fifo_beats=32)),
+    "axi4": (AxiMemory, AxiParameters(mem_bytes=16, mem_ports=4, weight_fifo_beats=256, outstanding=4)),
+    "onchip": (OnChipMemory, OnChipParameters(mem_bytes=8, size_bytes=8 * SIZE_BEATS, weight_fifo_beats=16)),
 }
 BYTES_PORTS = {"axi1": (128, 1), "axi2": (64, 2), "axi4": (16, 4), "onchip": (8, 0)}
 
@@ -61,7 +61,7 @@ def run(form, testcase, stall="none", axi_stall="none", latency=30, starts=START
         "memory_seed": 5, "descriptors": [d.encode() for d in program(mem_bytes)], "starts": starts, "stall": stall,
         "axi_stall": axi_stall, "latency": latency, "requests": 12,
     } | more  # fmt: skip
-    return harness.run(FORMS[form](), f"memory_{form}", "cocotb_memory", parameters=task, testcase=testcase)
+    return harness.run(harness.unit(*FORMS[form]), f"memory_{form}", "cocotb_memory", parameters=task, testcase=testcase)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -310,7 +310,7 @@ async def gives_up(dut):
 
 
 def run(testcase, mem_bytes=32, mem_ports=2):
-    dut = ControlRegisters(RegisterParameters(mem_bytes=mem_bytes, mem_ports=mem_ports, program_words=64, digest=DIGEST))
+    dut = harness.unit(ControlRegisters, RegisterParameters(mem_bytes=mem_bytes, mem_ports=mem_ports, program_words=64, digest=DIGEST))
     harness.run(dut, "csr", __name__, testcase=testcase, parameters={"ports": mem_ports, "mem_bytes": mem_bytes})
 
 

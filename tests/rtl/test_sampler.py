@@ -66,8 +66,8 @@ def together(rng, pairs, first, shuffled):
 
 def check(vocab, candidates, pairs, **shape):
     cases = [case for case, _ in pairs]
-    result = harness.run(Sampler(SamplerParameters(vocab=vocab, candidates=candidates, **shape)), "sampler", "cocotb_sampler",
-                         parameters={"cases": cases})
+    result = harness.run(harness.unit(Sampler, SamplerParameters(vocab=vocab, candidates=candidates, **shape)), "sampler",
+                         "cocotb_sampler", parameters={"cases": cases})
     wanted = [tokens for case, tokens in pairs if not case.get("abandon")]
     assert result["tokens"] == wanted
     compared([case for case in cases if not case.get("abandon")], result["tokens"], candidates).check()

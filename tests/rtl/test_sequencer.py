@@ -160,7 +160,7 @@ def test_programs():
     programs = (echo, arithmetic_and_branches, scratch_memory, unknown_instruction)
     cases = [(make(), stall) for make in programs for stall in ("none", "random")]
     jobs = [job | {"count": len(wanted[0]), "stall": stall} for (job, wanted), stall in cases]
-    result = harness.run(Sequencer(PARAMETERS), "sequencer", __name__, parameters={"jobs": jobs}, testcase="runs")
+    result = harness.run(harness.unit(Sequencer, PARAMETERS), "sequencer", __name__, parameters={"jobs": jobs}, testcase="runs")
     assert result["results"] == [wanted for (_, wanted), _ in cases for _ in range(2)]
 
 
@@ -196,7 +196,7 @@ def test_commands(stall):
     p.out(6)
     p.halt()
     words = p.encode()[1:]
-    result = harness.run(Sequencer(replace(PARAMETERS, short_list=True)), "sequencer", __name__, testcase="commands",
+    result = harness.run(harness.unit(Sequencer, replace(PARAMETERS, short_list=True)), "sequencer", __name__, testcase="commands",
                          parameters={"program": words, "stall": stall})
     assert result["got"] == {
         "vector": {"op": 6, "source": 1, "norm": 0, "dest": 2, "slot": 0xA1, "count": 0xB2, "length": 0xBEEF, "bank": 2, "follow": 5,
@@ -253,7 +253,7 @@ def test_wait_sees_a_unit_at_once():
     p.wait(Unit.VECTOR | Unit.WRITES)
     p.out(0)
     p.halt()
-    result = harness.run(Sequencer(PARAMETERS), "sequencer", __name__, testcase="waits",
+    result = harness.run(harness.unit(Sequencer, PARAMETERS), "sequencer", __name__, testcase="waits",
                          parameters={"program": p.encode(), "lengths": [1, 2, 5, 40]})
     for first, second in result["out"]:
         assert 0 < first < 12, "the first wait ends with the vector unit, not with matmul"
@@ -299,7 +299,7 @@ def test_work_that_is_handed_on_is_waited_for():
     p.wait(Unit.VECTOR | Unit.WRITES)
     p.out(0)
     p.halt()
-    harness.run(Sequencer(PARAMETERS), "sequencer", __name__, testcase="hands_over", parameters={"program": p.encode()})
+    harness.run(harness.unit(Sequencer, PARAMETERS), "sequencer", __name__, testcase="hands_over", parameters={"program": p.encode()})
 
 
 @cocotb.test()
@@ -360,7 +360,7 @@ def test_stop_in_every_instruction():
     blocked = ("in r1", "out r1", "token r1", "stream 3", "wait dot", "vector.param length=3", "matmul", "dot.head", "sample noise=r1")
     programs = [(assemble(f"{text}\n halt 1"), 20) for text in blocked for _ in range(2)]
     programs += [(assemble("loop: jmp loop"), after) for after in range(5)]
-    harness.run(Sequencer(PARAMETERS), "sequencer", __name__, testcase="stops", parameters={"programs": programs})
+    harness.run(harness.unit(Sequencer, PARAMETERS), "sequencer", __name__, testcase="stops", parameters={"programs": programs})
 
 
 @cocotb.test()
@@ -388,7 +388,7 @@ async def flushes(dut):
 
 
 def test_flush():
-    harness.run(Sequencer(PARAMETERS), "sequencer", __name__, testcase="flushes",
+    harness.run(harness.unit(Sequencer, PARAMETERS), "sequencer", __name__, testcase="flushes",
                 parameters={"program": assemble("li r1, 3\nflush\nhalt 0")})
 
 

@@ -90,7 +90,7 @@ def check(cases, *, vocab, count, queue, width, hidden=32, bits=18, most=64, par
     p = parameters(vocab=vocab, count=count, queue=queue, hidden=hidden, width=width, rows_per_cycle=rows_per_cycle, bits=bits,
                    max_rows=2 * most, parts=parts)
     assert (p.ternary.acc_read_latency, p.ternary.result_reads) == (LATENCY, parts)
-    result = harness.run(ShortList(p), "shortlist", __name__, parameters={
+    result = harness.run(harness.unit(ShortList, p), "shortlist", __name__, parameters={
         "cases": cases, "width": width, "bits": bits, "count": count, "parts": parts, "rows_per_cycle": rows_per_cycle})
     expected = [integer.short_list(np.array(c["logits"]), count).tolist()[: c["taken"]] for c in cases if c["taken"]]
     assert result["got"] == expected

@@ -53,7 +53,7 @@ def check(parameters, jobs, queued=False, follow=False):
 
     `follow`: also read words of the first slot as soon as the engine says that they are there."""
     p = TernaryParameters(**parameters)
-    dut = TernaryMatmul(p)
+    dut = harness.unit(TernaryMatmul, p)
     v, q, span = parameters["vector_lanes"], parameters["rows_per_cycle"], 3 * parameters["tables"]
     described = []
     for j in jobs:

@@ -69,7 +69,7 @@ def configuration(name):
 def test_programs(name, stall, acc_latency, acc_parts):
     config = configuration(name)
     parameters = {"config": config.to_dict(), "acc_latency": acc_latency, "acc_parts": acc_parts, "stall": stall, "forms": FORMS}
-    unit = VectorUnit(replace(VectorParameters.of(config), acc_read_latency=acc_latency, acc_parts=acc_parts))
+    unit = harness.unit(VectorUnit, replace(VectorParameters.of(config), acc_read_latency=acc_latency, acc_parts=acc_parts))
     records = harness.run(unit, f"vector_{name}", "cocotb_vector", parameters=parameters)["records"]
     golden.check(lambda: compared(records, config), WRONG | WRONG_GATES[config.shape.activation])
 
@@ -134,7 +134,7 @@ def test_keys_wait_for_a_slow_memory():
     assert config.lanes * 2 * config.shape.kv_heads > config.kv_write_rows
     parameters = {"config": config.to_dict(), "acc_latency": 1, "acc_parts": 1, "stall": "none"}
     vector = replace(VectorParameters.of(config), acc_read_latency=1)
-    harness.run(VectorUnit(vector), "vector_square", "cocotb_vector", testcase="keys_wait_for_room", parameters=parameters)
+    harness.run(harness.unit(VectorUnit, vector), "vector_square", "cocotb_vector", testcase="keys_wait_for_room", parameters=parameters)
 
 
 @pytest.mark.parametrize(("name", "acc_latency"), [("wide", 1), ("square", 1)])
@@ -144,7 +144,8 @@ def test_cycles(name, acc_latency):
     parameters = {"config": config.to_dict(), "acc_latency": acc_latency, "acc_parts": 1, "stall": "none", "forms": ["random"] * 3,
                   "follows": False}
     vector = replace(VectorParameters.of(config), acc_read_latency=acc_latency)
-    cycles = harness.run(VectorUnit(vector), f"vector_{name}", "cocotb_vector", testcase="layers", parameters=parameters)["cycles"]
+    unit = harness.unit(VectorUnit, vector)
+    cycles = harness.run(unit, f"vector_{name}", "cocotb_vector", testcase="layers", parameters=parameters)["cycles"]
     print(cycles)  # shown by pytest -s
     s = config.shape
     limits = {
