@@ -61,10 +61,8 @@ translate: Callable[[str, str], str] | None = None
 _verilog = functools.cache(to_verilog)
 
 
-@functools.cache
-def unit(kind: type, *parameters: Any) -> Any:
-    """kind(*parameters), which is emitted once for all tests that ask for it."""
-    return kind(*parameters)
+unit: Callable[..., Any] = functools.cache(lambda kind, *parameters: kind(*parameters))
+"""unit(kind, *parameters): a component, which is emitted once for all tests that ask for it."""
 
 
 def emit(component: Any, name: str) -> Path:
@@ -122,7 +120,8 @@ def run(
             log_file=log,
             results_xml=str(folder / "results.xml"),
             waves=bool(os.environ.get("TRITLOOM_WAVES")),
-            extra_env={"TRITLOOM_TEST_FOLDER": str(folder), "NO_COLOR": "1", "COCOTB_ANSI_OUTPUT": "0"},
+            extra_env={"TRITLOOM_TEST_FOLDER": str(folder), "NO_COLOR": "1", "COCOTB_ANSI_OUTPUT": "0",
+                       "COCOTB_REWRITE_ASSERTION_FILES": "cocotb_*.py test_*.py streams.py", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         )
         failure = ""
     except (SystemExit, RuntimeError) as error:

@@ -79,12 +79,12 @@ class Memory:
 
     def sample(self):
         dut = self.dut
-        if dut.read_data__valid.value == 1 and dut.read_data__ready.value == 1:
+        if dut.read_data__valid.value == streams.HIGH and dut.read_data__ready.value == streams.HIGH:
             self.pending.pop(0)
             self.beats += 1
             self.offering = False
             self.bench.moved()
-        if dut.read_request__valid.value == 1 and dut.read_request__ready.value == 1:
+        if dut.read_request__valid.value == streams.HIGH and dut.read_request__ready.value == streams.HIGH:
             word = streams.unpack(self.bench.layouts["read_request"], int(dut.read_request__payload.value))
             at = word["addr"] - self.base
             assert 0 <= at and at + word["beats"] * self.width <= len(self.content), f"read outside of the cache: {word}"
@@ -124,7 +124,7 @@ class Watch:
         self.saturated += int(dut.saturated.value)
         if int(dut.work_clear.value):
             self.clears.append(int(dut.work_clear.value))
-        if dut.work_write__valid.value == 1:
+        if dut.work_write__valid.value == streams.HIGH:
             assert self.busy[-1], "work written while not busy"
             slot = getattr(dut, "work_write__slot", None)
             word = hex(int(dut.work_write__data.value))

@@ -105,25 +105,25 @@ class AxiSlave:
         if self.moved("aw"):
             self.addresses.append(self.burst("aw"))
         if self.moved("w"):
-            assert self.pin("wlast").value == 1
+            assert self.pin("wlast").value == streams.HIGH
             self.data.append((int(self.pin("wdata").value), int(self.pin("wstrb").value)))
         while self.addresses and self.data:
             self.answers.append((self.bench.cycle + self.latency, self.addresses.popleft()[0], *self.data.popleft()))
-        if self.out["rvalid"] and self.pin("rready").value == 1:
+        if self.out["rvalid"] and self.pin("rready").value == streams.HIGH:
             self.out["rvalid"] = 0
             self.reads[0][1].pop(0)
             if not self.reads[0][1]:
                 self.reads.popleft()
-        if self.out["bvalid"] and self.pin("bready").value == 1:
+        if self.out["bvalid"] and self.pin("bready").value == streams.HIGH:
             self.out["bvalid"] = 0
             self.answers.popleft()
             self.bench.moved()
 
     def moved(self, channel):
-        return self.pin(channel + "valid").value == 1 and self.out[channel + "ready"]
+        return self.pin(channel + "valid").value == streams.HIGH and self.out[channel + "ready"]
 
     def stable(self, channel, names):
-        valid = self.pin(channel + "valid").value == 1
+        valid = self.pin(channel + "valid").value == streams.HIGH
         payload = [int(self.pin(name).value) for name in names] if valid else None
         held = self.last.get(channel)
         assert held is None or held == payload, f"{self.prefix}{channel}: changed while waiting, {held} to {payload}"

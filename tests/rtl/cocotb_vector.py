@@ -75,7 +75,7 @@ class Machine:
             words = self.acc[slot, addr * v : (addr + 1) * v] if slot < len(self.acc) else ()
             # Anything but a word whose last part is read, the other parts having been read just before, is garbage.
             parts = [*parts[1 - self.acc_parts :], (slot, addr, part)] if self.acc_parts > 1 else [(slot, addr, part)]
-            whole = parts == [(slot, addr, n) for n in range(self.acc_parts)] and dut.acc_read__en.value == 1
+            whole = parts == [(slot, addr, n) for n in range(self.acc_parts)] and dut.acc_read__en.value == streams.HIGH
             whole = whole and (self.unwritten is None or addr < self.unwritten)
             history.append(sum((int(a) & mask) << (i * bits) for i, a in enumerate(words)) if whole else 0x5A5A5A)
 
@@ -116,11 +116,11 @@ class Machine:
         dut = self.dut
         self.counted += int(dut.saturated.value)
         for name, port in (("code", "code_write"), ("activation", "activation_write"), ("x", "x_trace")):
-            if getattr(dut, port + "__valid").value == 1:
+            if getattr(dut, port + "__valid").value == streams.HIGH:
                 self.out[name].append(tuple(int(getattr(dut, f"{port}__{field}").value) for field in ("slot", "addr", "data")))
-        if dut.q_scale_write__valid.value == 1:
+        if dut.q_scale_write__valid.value == streams.HIGH:
             self.out["scale"].append(tuple(int(getattr(dut, f"q_scale_write__{field}").value) for field in ("slot", "head", "scale")))
-        if dut.logit_scale_write__valid.value == 1:
+        if dut.logit_scale_write__valid.value == streams.HIGH:
             self.out["logit_scale"].append((int(dut.logit_scale_write__slot.value), int(dut.logit_scale_write__scale.value)))
 
     def words(self, name, elements, bits):
@@ -158,10 +158,10 @@ class Machine:
         word = dict(op=int(op), source=0, norm=0, dest=0, slot=0, count=1, length=0, a=0, b=0, bank=0, follow=0) | fields
         streams_of_command = streams.send(dut, "cmd", [word])
         await streams_of_command
-        assert dut.busy.value == 1
+        assert dut.busy.value == streams.HIGH
         beside = cocotb.start_soon(work) if work is not None else None
         count = 0
-        while dut.busy.value == 1 or dut.writing.value == 1:
+        while dut.busy.value == streams.HIGH or dut.writing.value == streams.HIGH:
             await FallingEdge(dut.clk)
             count += 1
             assert count < 30000, f"{op.name} {fields} never ends\n{self.bench.state()}"
@@ -353,7 +353,7 @@ class Machine:
     async def _cache(self, memory, got):
         size = self.config.mem_bytes
         if self.full is True:
-            while self.dut.busy.value == 1:
+            while self.dut.busy.value == streams.HIGH:
                 await FallingEdge(self.dut.clk)
             assert self.dut.writing.value == bool(memory)
         else:
