@@ -1,5 +1,7 @@
 """Machines that several test files build."""
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ SMALL: dict[str, Any] = dict(tables=5, rows_per_cycle=4, vector_lanes=8, attenti
 def simulated(checkpoint, config, folder, **memory):
     """The image of a model for a machine, written to `folder`, and the machine's simulation, which is compiled once for all tests;
     `memory`: timing and seed, as `SimBackend.build` takes them."""
+    from filelock import FileLock
+
     from tritloom.gen.pack import pack
     from tritloom.gen.verilog.generate import cached_verilog
     from tritloom.host.image import open_image, write_image
@@ -28,6 +32,10 @@ def simulated(checkpoint, config, folder, **memory):
 
     packed = pack(checkpoint, config)
     path = write_image(folder / "image", config=config, spec=checkpoint.spec.to_dict(), sections=packed.sections)
-    backend = SimBackend.build(config, cached_verilog(config, ROOT / "build" / "verilog"), memory_bytes=packed.map.total_bytes,
-                               build_dir=ROOT / "build" / "verilated", **memory)
+    build = ROOT / "build" / "verilated"
+    build.mkdir(parents=True, exist_ok=True)
+    name = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode()).hexdigest()[:12]
+    with FileLock(build / f"{name}.lock", timeout=600):  # else each process would compile it
+        backend = SimBackend.build(config, cached_verilog(config, ROOT / "build" / "verilog"), memory_bytes=packed.map.total_bytes,
+                                   build_dir=build, **memory)
     return open_image(path), backend
