@@ -13,13 +13,16 @@ TORCH_INDEX ?=
 OLDEST := python3.10
 NEWEST := python3.15 python3.14 python3.13 python3.12
 
-.PHONY: help setup demo test quick lint types unit formal plain plain-others same-python results digests ledger equality random fuzz mutants netlist calibrate clean \
+# The tests start hundreds of Python processes, each of which would compile all sources again.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: help setup demo test quick briefly lint types unit formal plain plain-others same-python results digests ledger equality random fuzz mutants netlist calibrate clean \
   distclean
 
 help:
 	@echo "make demo    generate a story on a simulated accelerator (installs what it needs, no PyTorch)"
 	@echo "make test    lint, types and all tests (installs the test tools too)"
-	@echo "make quick   what is done every few minutes: lint, types, and the tests that compile no simulation (about four minutes)"
+	@echo "make quick   what is done every few minutes: lint, types, and the tests that compile no simulation (a minute and a half)"
 	@echo "make formal  prove properties of the hardware for all time (about two minutes; make test leaves it out)"
 	@echo "make plain   test the package without generator and simulator, from its wheel (PYTHON=python3.10: with that one)"
 	@echo "make plain-others  the same on the oldest and the newest Python that are installed (about five minutes each)"
@@ -73,11 +76,16 @@ $(VENV)/.stamp-all: pyproject.toml $(VENV)/.stamp-demo
 demo: same-python $(VENV)/.stamp-demo
 	@$(BIN)/tritloom run models/stories-4m --prompt "Once upon a time, there was a little fox"
 
-test: same-python setup lint types unit
+# pyright works with one core only: the tests use the other.
+test: same-python setup lint
+	@$(MAKE) --no-print-directory -j 2 types unit
 
 # Tests that compile a simulation or take long are marked, or fail here (tests/conftest.py).
-quick: same-python setup lint types
-	$(BIN)/pytest -q --quick -n 2 --dist worksteal
+quick: same-python setup lint
+	@$(MAKE) --no-print-directory -j 2 types briefly
+
+briefly: setup
+	$(BIN)/pytest -q --quick -p no:xdist
 
 lint: setup
 	$(BIN)/ruff check .
@@ -85,7 +93,7 @@ lint: setup
 types: setup
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
 
-# Part of `unit`, too: they take about a minute.
+# Not in `unit`: they take about two minutes.
 formal: setup
 	$(BIN)/pytest -q -n 2 --dist worksteal -m formal
 

@@ -30,6 +30,7 @@ def table() -> dict[str, set[str]]:
     return found
 
 
+@cache
 def place_of(module: str) -> str:
     """The place of a module: the innermost one in the table."""
     path = Path(module)
@@ -97,6 +98,7 @@ def imports(node: ast.AST, module: str, lazy: bool = False, typing: bool = False
             yield from imports(child, module, inside, checked)
 
 
+@cache
 def file_of(name: str) -> str | None:
     """The file of a dotted name of ours, or of a test's helper."""
     first, *rest = name.split(".")

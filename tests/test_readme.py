@@ -54,11 +54,13 @@ def test_every_verb_is_shown():
 QUICK = [words for words in TRITLOOM if words[0] in ("check", "models", "boards") or words[0] == "fit" and "models/stories-1m" in words]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", QUICK, ids=" ".join)
 def test_what_takes_seconds_runs(words, here, capsys):
     assert main(words) == 0 and capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_texts_and_images_on_the_emulator(here, capsys, monkeypatch):
     """The lines of `pack` and `run` as they stand, in their order, but for the backend and the number of tokens."""
     for words in TRITLOOM:
@@ -73,6 +75,7 @@ def test_texts_and_images_on_the_emulator(here, capsys, monkeypatch):
     assert len(RUN) >= 4 and "Once upon a time" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_drafts_example_gains_what_it_says(here, capsys):
     ((words, passes),) = [(shlex.split(line, comments=True)[1:], re.search(r"(\d+) tokens in (\d+) passes", line))
                           for block in blocks("sh") for line in block.splitlines() if "--drafts" in line]
@@ -81,6 +84,7 @@ def test_the_drafts_example_gains_what_it_says(here, capsys):
     assert len(data["tokens"]) == int(passes[1]) and abs(data["passes"] - int(passes[2])) <= 1 and int(passes[1]) > 2 * int(passes[2])
 
 
+@pytest.mark.slow
 def test_the_python_example_runs_as_printed(here):
     (pack,) = [words for words in TRITLOOM if words[0] == "pack"]
     assert main(pack) == 0

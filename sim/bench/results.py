@@ -16,7 +16,7 @@ from tritloom.gen.tools import parts
 from tritloom.sim.bench.stored import RESULTS, decisive, state_of
 from tritloom.system.files import write_atomically
 
-__all__ = ["load", "record", "record_synthesis", "result_path", "results_in", "store", "stored"]
+__all__ = ["entries", "load", "record", "record_synthesis", "result_path", "results_in", "store", "stored"]
 
 
 def _version(package: str) -> str:
@@ -88,7 +88,12 @@ def load(path: Path) -> dict[str, Any] | None:
     return entry
 
 
-def stored(folder: Path | None = None) -> list[tuple[Path, dict[str, Any], str]]:
-    """(file, result, state) of every stored result."""
+def entries(folder: Path | None = None) -> list[tuple[Path, dict[str, Any]]]:
+    """(file, result) of every stored result."""
     loaded = [(path, load(path)) for path in sorted(results_in(folder).glob("*/*.json"))]
-    return [(path, entry, state_of(entry)) for path, entry in loaded if entry is not None]
+    return [(path, entry) for path, entry in loaded if entry is not None]
+
+
+def stored(folder: Path | None = None) -> list[tuple[Path, dict[str, Any], str]]:
+    """(file, result, state) of every stored result; the states take seconds."""
+    return [(path, entry, state_of(entry)) for path, entry in entries(folder)]

@@ -205,6 +205,7 @@ def test_a_failing_tool_is_quoted(tmp_path):
         build._call(tmp_path, "log", [build.sys.executable, "-c", script], "routing", time.monotonic() + 60)
 
 
+@pytest.mark.slow
 def test_a_tool_that_hangs_is_ended(tmp_path):
     start = time.monotonic()
     with pytest.raises(build.BuildError, match="took too long"):

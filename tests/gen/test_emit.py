@@ -59,6 +59,7 @@ def modules(verilog):
     return re.findall(r"^module \\?(\S+?) ?\(", verilog, re.M)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lanes", [1, 3])
 def test_a_lane_is_one_module(lanes):
     text = to_verilog(TernaryMatmul(TernaryParameters(lanes=lanes, **MATMUL)), "matmul")

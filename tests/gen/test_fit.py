@@ -221,6 +221,7 @@ def test_long_prompts_are_projected_from_some_of_their_passes():
     assert prompt_cycles(endless, result.memory_map, board, 1 << 24) > 1e12
 
 
+@pytest.mark.slow
 def test_a_machine_that_needs_more_memory_than_the_board_gives_does_not_fit():
     s = published("Llama3-8B-1.58")
     result = fit(s, "kv260")
@@ -236,6 +237,7 @@ def test_a_machine_that_needs_more_memory_than_the_board_gives_does_not_fit():
     assert fit(published("bitnet-b1.58-2B-4T"), "kv260").needs["memory"].available == 2047
 
 
+@pytest.mark.slow
 def test_a_board_gives_no_more_memory_bandwidth_than_it_has():
     s = published("bitnet_b1_58-large", 256)
     plain, fast, wide = fit(s, "kv260"), fit(s, "kv260", clock_hz=500_000_000), fit(s, "kv260", mem_bytes=128, mem_ports=8)
@@ -268,6 +270,7 @@ SAMPLE = [("bitnet_b1_58-large", "kv260", 256, {"sequences": 8}), ("bitnet_b1_58
           ("stories-1m", "ecp5-85f", 512, {"sequences": 2}), ("stories-4m", "sim", 64, {"sequences": 8, "vector_lanes": 2})]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model, board, context, settings", SAMPLE)
 def test_every_relaxation_gives_what_it_promises_and_changes_nothing_else(model, board, context, settings):
     s = spec(model, context) if model in SHIPPED else published(model, context)
@@ -358,6 +361,7 @@ def test_the_bounds_of_the_cost_model_say_what_is_measured():
         assert len(errors) >= 6 and is_the_bound(errors[-1], bound) and errors[len(errors) // 2] <= HALF, (family, kind, errors)
 
 
+@pytest.mark.slow
 def test_a_fit_follows_from_the_points_and_is_stored_where_the_cost_model_reads_it(monkeypatch):
     written = {}
     monkeypatch.setattr(calibrate, "write_atomically",
@@ -429,7 +433,7 @@ def test_every_family_has_costs():
 
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
-SIMULATED = {path.stem: entry for path, entry, _ in results.stored(folder=RESULTS) if entry["what"] != "synthesis"}
+SIMULATED = {path.stem: entry for path, entry in results.entries(RESULTS) if entry["what"] != "synthesis"}
 
 
 CYCLES = {"prefill": 0.073, "decode": 0.007, "batch": 0.021, "drafts": 0.026, "speed-up of a batch": 0.012,
@@ -478,7 +482,7 @@ def test_the_bounds_of_projected_cycles_say_what_is_measured():
 
 
 def test_the_slowest_path_is_that_of_the_machines_that_were_synthesised():
-    found = [(e["configuration"]["sequences"], e["measured"]["timing"]) for path, e, _ in results.stored(folder=RESULTS)
+    found = [(e["configuration"]["sequences"], e["measured"]["timing"]) for path, e in results.entries(RESULTS)
              if e["what"] == "synthesis" and e["family"] == "xcup" and "vector_lanes" not in path.name]  # as `fit` gives them
     for several, said in enumerate(cost.SLOWEST_PATH_NS["xcup"]):
         slowest = max(t["paths"][0]["delay"] + t["delays"]["clock uncertainty"] for texts, t in found if (texts > 1) == bool(several))
@@ -492,6 +496,7 @@ def test_there_are_simulations_to_compare_with():
     assert found["decode"] >= 4 and found["prefill"] >= 2 and found["batch"] >= 4 and found["drafts"] >= 4
 
 
+@pytest.mark.slow
 def test_a_machine_for_several_texts_answers_them_together():
     """Of eight texts a dot engine of four lanes streams the head's rows twice."""
     s = published("bitnet_b1_58-large", 256)

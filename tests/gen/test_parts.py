@@ -55,6 +55,7 @@ def test_a_part_does_not_depend_on_the_others(found):
     assert "sampler" in changed and changed <= {"sampler", "registers", "top"}
 
 
+@pytest.mark.slow
 def test_the_synthesis_of_a_machine_is_stored(monkeypatch, tmp_path):
     monkeypatch.setattr(synthesis, "cells_of", counted)
     monkeypatch.setattr(results, "RESULTS", tmp_path)

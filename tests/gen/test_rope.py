@@ -50,6 +50,7 @@ HONOURED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", HONOURED)
 def test_angles_are_transformers(case):
     transformers = pytest.importorskip("transformers")

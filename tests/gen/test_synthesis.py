@@ -53,6 +53,7 @@ endmodule
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family, lut", [("xcup", 16), ("ice40", 16)])
 def test_an_adder_costs_a_lut_and_a_flip_flop_a_bit(family, lut, tmp_path):
     cost = synthesise(ADDER, family, cache=tmp_path)
@@ -60,6 +61,7 @@ def test_an_adder_costs_a_lut_and_a_flip_flop_a_bit(family, lut, tmp_path):
     assert abs(cost["lut"] - lut) <= 2
 
 
+@pytest.mark.slow
 def test_a_lane_spends_one_lut_a_bit_of_its_adders(tmp_path):
     """Deferred signs are free: 4 tables x 2 rows of 10 bits make adders of 11, 11, 12 and 16 bits a row."""
     lane = LookupLane(tables=4, rows_per_cycle=2, table_form="symmetric14", acc_bits=16)
@@ -68,6 +70,7 @@ def test_a_lane_spends_one_lut_a_bit_of_its_adders(tmp_path):
     assert cost["lut"] - cost["lut_ram"] <= 2 * (11 + 11 + 12 + 16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("design, ff", [(SQUARER, 56), (MULTIPLIER, 96)], ids=["squarer", "multiplier"])
 def test_products_with_two_output_registers_are_counted(design, ff, tmp_path):
     """With Yosys's own `synth_ice40 -dsp` the one crashes, and nothing is left of the other."""
@@ -92,6 +95,7 @@ def test_mapped_products_are_the_source_s(wrong, tmp_path):
     assert not wrong or "Assertion" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_cache_is_used(tmp_path, monkeypatch):
     first = synthesise(ADDER, "ice40", cache=tmp_path)
     monkeypatch.setattr(synthesis, "_run", None)

@@ -121,6 +121,7 @@ def test_a_vocabulary_that_cannot_be_used(name):
         assert "--tokenizer FILE" in error.value.fix
 
 
+@pytest.mark.slow
 def test_the_vocabulary_of_the_file_is_used_whatever_lies_beside_it(tmp_path):
     """A tokenizer.json beside it only says what the file leaves open, and only if it is of the same tokens."""
     own, foreign = changed(tmp_path / "own"), changed(tmp_path / "foreign", "stories-1m")
@@ -247,6 +248,7 @@ def test_a_damaged_sentencepiece_file(data):
 # Hugging Face folders --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_start_token_is_put_in_front_as_in_transformers(tmp_path):
     from transformers import AutoTokenizer
 
@@ -293,6 +295,7 @@ ENDINGS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ENDINGS)
 def test_everything_that_a_folder_names_ends_a_text(tmp_path, name):
     changes, ends = ENDINGS[name]
@@ -387,6 +390,7 @@ def test_check_finds_a_tokenizer_that_cannot_be_loaded(tmp_path):
 # Settings that are not honoured ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, said", [
     ("generation_config.json", {"suppress_tokens": [5, 6]}), ("config.json", {"begin_suppress_tokens": [5]}),
     ("generation_config.json", {"forced_eos_token_id": 0}), ("tokenizer_config.json", {"split_special_tokens": True}),

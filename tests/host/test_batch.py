@@ -63,6 +63,7 @@ def alone(session, wanted):
     return list(session.generate(**wanted | {"drafts": 0}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("turn", range(8))
 def test_texts_that_join_and_leave_at_any_token_are_those_of_each_alone(session, turn):
     """`TRITLOOM_SEED` changes the requests; a failure names the text."""
@@ -106,6 +107,7 @@ def test_many_texts_take_few_passes(session):
     assert session.stats().weight_beats - session.image.map.token_beats * 10 in range(session.image.map.layers_beats + 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention_lanes", [1, 3])
 def test_a_dot_engine_with_fewer_lanes_takes_turns(tmp_path, session, attention_lanes):
     """Prompts of more tokens than it has lanes, and a head that is streamed again."""
@@ -119,6 +121,7 @@ def test_a_dot_engine_with_fewer_lanes_takes_turns(tmp_path, session, attention_
     assert [text.tokens for text in texts] == expected
 
 
+@pytest.mark.slow
 def test_a_common_beginning_is_read_once(session):
     """Texts wait for the first one's prompt; what they share are whole chunks, without the last token."""
     head = beginning(random.Random(1))
@@ -133,6 +136,7 @@ def test_a_common_beginning_is_read_once(session):
     assert read < 20
 
 
+@pytest.mark.slow
 def test_a_beginning_stays_until_nobody_needs_it(session):
     head = beginning(random.Random(2))
     with session.batch() as batch:

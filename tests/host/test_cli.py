@@ -61,6 +61,7 @@ def test_run_json(tritloom):
     assert data["prefill_cycles"] is None and data["wall_s"] > 0 and data["clock_hz"] == 250_000_000
 
 
+@pytest.mark.slow
 def test_run_for_people_shows_prompt_text_and_summary(tritloom):
     _, out, _ = tritloom(*RUN, "--prompt", "Once upon a time", "--tokens", 6, "--json")
     text = json.loads(out)["text"]
@@ -68,6 +69,7 @@ def test_run_for_people_shows_prompt_text_and_summary(tritloom):
     assert status == 0 and out.startswith("Once upon a time" + text + "\n") and "wall clock" in err and out.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_run_samples_reproducibly(tritloom):
     def tokens(*settings):
         return json.loads(tritloom(*RUN, "--tokens", 8, *settings, "--json")[1])["tokens"]
@@ -77,6 +79,7 @@ def test_run_samples_reproducibly(tritloom):
     assert tokens("--temperature", 0) == tokens()
 
 
+@pytest.mark.slow
 def test_run_writes_several_texts_as_each_alone(tritloom):
     options = ("--tokens", 6, "--temperature", "0.9", "--json")
     prompts = ("Once upon a time", "One day", "Tom")
@@ -90,6 +93,7 @@ def test_run_writes_several_texts_as_each_alone(tritloom):
     assert "--set sequences=N" in one_line(tritloom(*RUN, *several, "--set", "sequences=2")[2])
 
 
+@pytest.mark.slow
 def test_run_packs_once_and_mends_its_cache(tritloom, monkeypatch, cache):
     assert tritloom(*RUN, "--tokens", 1)[0] == 0
     monkeypatch.setattr(prepare, "write_image_of", None)
@@ -202,6 +206,7 @@ def test_fit_says_for_which_context_its_speeds_are(tritloom):
     assert "at 128 positions  at 512 positions" in out and "1 text of 512 positions" in out
 
 
+@pytest.mark.slow
 def test_fit_speaks_to_people(tritloom, tmp_path):
     status, out, _ = tritloom("fit", "--model", MODEL, "--board", "ecp5-85f", "--set", "clock_hz=80000000")
     assert status == 0 and re.search(r"block RAMs of 16 Kibit of 208: \d+%", out) and re.search(r"LUTs of 83,640: \d+%", out)
@@ -241,6 +246,7 @@ NO_WEIGHTS = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 
               "eos_token_id": 2, "tie_word_embeddings": True}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", [
     {"architectures": ["BitNetForCausalLM"], "model_type": "bitnet", "hidden_act": "relu2",
      "quantization_config": {"quant_method": "bitnet"}},
@@ -303,6 +309,7 @@ def test_fit_shows_a_full_batch(tritloom):
     assert f"a full batch bound by {data['batch_binds']}" in " ".join(tritloom(*several)[1].split())
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_status_1(tritloom, monkeypatch):
     from tritloom.gen.fit import fit, fitted
 
@@ -383,6 +390,7 @@ def test_check_says_that_nothing_is_there(tritloom, tmp_path):
     assert status == 2 and "no such checkpoint" in one_line(err) and set(json.loads(out)) == {"error", "status"}
 
 
+@pytest.mark.slow
 def test_a_seed_of_a_greedy_choice_is_not_passed_over_in_silence(tritloom):
     said = "--seed changes nothing"
     assert said in tritloom(*RUN, "--tokens", 1, "--seed", 3)[2] and said not in tritloom(*RUN, "--tokens", 1)[2]
@@ -482,6 +490,7 @@ def test_help_and_version(tritloom):
         assert status == 0 and "--json" in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "status", "last"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")])
 def test_interrupting_a_generation(number, status, last):
     # What a shell starts in the background ignores SIGINT, and so does what that starts.
@@ -494,6 +503,7 @@ def test_interrupting_a_generation(number, status, last):
     assert process.returncode == status and err.endswith(f"tritloom: {last}\n") and "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_ends_the_run_quietly():
     command = [*TRITLOOM, *RUN, "--tokens", "40", "--ignore-stop"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:

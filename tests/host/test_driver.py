@@ -41,6 +41,7 @@ def driver(library, image):
     return cdriver.Driver(library, EmulatorBackend(image.config, image.map.total_bytes), image.map.total_bytes)
 
 
+@pytest.mark.slow
 def test_it_writes_the_session_s_tokens(driver, image):
     with Session(EmulatorBackend(image.config, image.map.total_bytes), image) as session:
         expected = list(session.generate(PROMPT, 12))

@@ -38,6 +38,7 @@ def test_every_verb_that_opens_a_model_takes_the_same_words():
     assert set(get_args(get_args(get_type_hints(SourceOptions)["i2s"])[0])) == set(I2S_BLOCKS)
 
 
+@pytest.mark.slow
 @pytest.mark.needs("gguf")
 @pytest.mark.parametrize("words, make", [
     (("--i2s", "arm"), lambda path: gguf_i2s(path, BITNET, weights(BITNET), block=64)),
@@ -122,6 +123,7 @@ def advised(source: str):
                 yield from ((option, node.lineno) for option in re.findall(r"(?<![\w:;{-])(?<!var\()--[a-z][\w-]*", text))
 
 
+@pytest.mark.slow
 def test_no_message_advises_an_option_that_does_not_exist():
     known = set().union(*OPTIONS.values(), {"--debug", "--version", "--help"})
     found = set()

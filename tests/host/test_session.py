@@ -98,6 +98,7 @@ def test_an_assumed_position_uses_the_cache_as_it_lies(session):
         session.assume(CONTEXT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("taken", [1, 3])
 def test_an_iterator_closed_early_forgets_what_was_not_taken(session, taken):
     whole = list(session.generate(PROMPT, 8))
@@ -118,6 +119,7 @@ def test_stop_ends_the_iterator(session):
     assert list(session.generate(PROMPT, 4)) == head + tail
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", [0, 1])
 def test_any_stop_token_ends_the_text_and_is_part_of_it(session, place):
     whole = list(session.generate(PROMPT, 8))
@@ -140,6 +142,7 @@ def test_sampling_is_reproducible_and_depends_on_the_seed(session):
 # Drafts ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("drafts", "wrong", "passes"), [(1, 1000, 12), (3, 1000, 6), (3, 2, 12), (2, 5, 10), (3, 1, 24)])
 def test_drafts_do_not_change_the_text(session, drafts, wrong, passes):
     plain = list(session.generate(PROMPT, 24))
@@ -152,6 +155,7 @@ def test_drafts_do_not_change_the_text(session, drafts, wrong, passes):
     assert first + list(session.generate((), 1, drafts=drafts)) + list(session.generate((), 16)) == plain
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choice", [dict(temperature=0.8, seed=3), dict(temperature=1.2, top_k=7, seed=4), dict(top_p=0.8, seed=5)])
 @pytest.mark.parametrize("wrong", [1000, 2, 1])
 def test_drafts_do_not_change_a_sampled_text(session, choice, wrong):
@@ -162,6 +166,7 @@ def test_drafts_do_not_change_a_sampled_text(session, choice, wrong):
     assert session.stats().passes == {1000: 4, 2: 8, 1: 16}[wrong]
 
 
+@pytest.mark.slow
 def test_drafts_end_where_the_text_ends(session):
     prompt = 3 * PROMPT
     plain = list(session.generate(prompt, 20))
@@ -251,6 +256,7 @@ def test_prompts_longer_than_the_fifo(image):
     assert seen == sorted(seen) and seen[-1][1] == len(prompt)
 
 
+@pytest.mark.slow
 def test_a_prompt_is_read_however_long_it_takes(checkpoint, tmp_path):
     """485 tokens for devices whose FIFO is full all the time, with patience for fewer."""
     long = packed(open_checkpoint(MODEL), tmp_path / "long.img", lanes=16)
@@ -531,6 +537,7 @@ def test_a_memory_error_is_said_before_it_is_forgotten(image):
         raise ZeroDivisionError("the first error is the one to report")
 
 
+@pytest.mark.slow
 def test_a_memory_error_ends_an_emulated_text(session, emulator):
     whole = list(session.generate(PROMPT, 6))
     for drafts in (0, 2):

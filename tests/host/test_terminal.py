@@ -57,6 +57,7 @@ def test_a_foreign_byte_elsewhere_is_one_line(tritloom, tmp_path):
     assert tritloom("check", folder)[0] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding, shown", [("latin-1", "\\u6f22 é"), ("ascii", "\\u6f22 \\xe9"), ("utf-8", "漢 é")])
 def test_terminals_of_any_encoding(monkeypatch, encoding, shown):
     out, err = io.BytesIO(), io.BytesIO()
@@ -101,6 +102,7 @@ def shell(command, **variables):
     return done.returncode, done.stdout, done.stderr
 
 
+@pytest.mark.slow
 def test_streams_that_are_closed_or_full(tmp_path):
     status, _, err = shell("T --help >&-")
     assert status == 1 and "stdout is closed" in one_line(err)
@@ -121,6 +123,7 @@ def test_a_dumb_terminal_has_plain_lines(monkeypatch):
         assert Console().terminal is bar
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variables", [{"NO_COLOR": "1"}, {"COLUMNS": "4", "LINES": "1"}, {"COLUMNS": "0"}, {"PYTHONIOENCODING": "ascii"}])
 def test_progress_on_terminals_of_any_kind(variables):
     code = ("import time; from tritloom.host.console import *; prepare_streams()\n"
@@ -192,6 +195,7 @@ def test_a_file_without_end_is_refused_at_once(tritloom, tmp_path, option):
         assert (status, out) == (2, "") and f"{file}: more than" in one_line(err)
 
 
+@pytest.mark.slow
 def test_an_image_is_run_without_its_checkpoint(tritloom, tmp_path):
     image = tmp_path / "story.img"
     assert tritloom("pack", MODEL, "--context", 64, "--set", "sequences=2", "--out", image)[0] == 0

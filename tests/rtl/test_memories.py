@@ -26,6 +26,7 @@ JOINED = {"reads", "dot_reads"}
 """Submodules of the top that are published as what joins the units."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MACHINES)
 def test_units_publish_the_memories_that_they_instantiate(name):
     config = MACHINES[name]

@@ -58,6 +58,7 @@ def cases(program) -> Iterator[dict[str, Any]]:
         }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", Program, ids=lambda program: program.name)
 def test_programs(program):
     dut, wrong = ScaleUnit(squares_bits=SQUARES_BITS), []

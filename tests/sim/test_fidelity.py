@@ -68,6 +68,7 @@ def test_1bitllm_s_models_have_the_formulas_for_reference(tmp_path):
         FloatReference(old)
 
 
+@pytest.mark.slow
 def test_gguf_files_have_the_formulas_for_reference(tmp_path):
     shape = dataclasses.replace(LLAMA, sub_norms=True, activation="relu2")
     w = weights(shape)

@@ -23,6 +23,7 @@ def copied(folder, change):
     return entry
 
 
+@pytest.mark.slow
 def test_the_page_is_today_s():
     """Run `make ledger` when this fails."""
     assert ledger.PAGE.read_text("utf-8") == ledger.render()

@@ -48,6 +48,7 @@ def test_what_holds_no_more_is_run_once_in_order(results):
     assert jobs[4].command[1:] == ("-m", "tritloom.host.cli", "bench", "--drafts", "3", "--prompt", "a b", "--store")
 
 
+@pytest.mark.slow
 def test_a_command_stores_the_results_that_name_it_and_no_others(monkeypatch):
     def stop(*_, **__):
         raise TritloomError("enough")

@@ -52,7 +52,7 @@ def test_every_stored_run_is_equal_and_long_enough():
             assert run["equal"] and run["generated_tokens"] >= 64
 
 
-SYNTHESISED = [path for path, entry, _ in results.stored() if entry["what"] == "synthesis"]
+SYNTHESISED = [path for path, entry in results.entries() if entry["what"] == "synthesis"]
 
 
 @pytest.mark.parametrize("path", SYNTHESISED, ids=lambda path: path.stem)
@@ -101,6 +101,7 @@ def test_random_machines_are_of_every_kind():
     assert any(0 < c.config.block_rows <= 3 * c.config.rows_per_cycle and c.config.weight_fifo_beats <= 16 for c in outside)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [s for s in range(20) if s % 6 != 5])
 def test_the_emulator_of_a_random_machine_writes_the_integer_model_s_texts(seed):
     assert random_machines.check(random_machines.case(seed), rtl=False) is None

@@ -66,6 +66,7 @@ def machine(request, tmp_path_factory):
     return open_image(folder / "image"), quantise(checkpoint)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choice", [
     dict(temperature=0), dict(temperature=1.0, seed=1), dict(temperature=0.7, top_k=5), dict(temperature=1.5, top_p=0.8),
 ], ids=str)
@@ -93,6 +94,7 @@ def test_random_weights_fill_the_same_memory(machine):
             assert ((random[part] == 0xA5).reshape(-1, beats).all(-1) == (real[part] == 0xA5).reshape(-1, beats).all(-1)).all()
 
 
+@pytest.mark.slow
 def test_a_list_of_the_whole_vocabulary_misses_nothing():
     checkpoint = open_checkpoint(MODELS / "stories-260k")
     text = (MODELS / "validation.txt").read_text("utf-8")

@@ -175,6 +175,7 @@ def shifted(function):
     return lambda *args: function(*args) + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "other"), [
     ("mix32", shifted(integer.mix32)), ("saturate", lambda v, *_, **__: v), ("silu", lambda z: SILU(z) + (z % 1009 == 0)),
     ("gated_relu2", lambda gate, up: integer.work_norm(gate * gate * up, 0)),

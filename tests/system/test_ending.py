@@ -81,6 +81,7 @@ def run(body, tmp_path):
     return process
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("body, number", [
     (SWALLOWS, signal.SIGINT), (CATCHES, signal.SIGINT), (LIBRARY, signal.SIGTERM), (CHILD, signal.SIGINT), (CHILD, signal.SIGTERM),
     (CHILD, signal.SIGHUP),
@@ -158,6 +159,7 @@ sys.exit(main())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.needs("amaranth", "tokenizers")
 def test_the_generation_of_verilog_is_broken_off(tmp_path):
     model = Path(__file__).resolve().parents[2] / "models" / "stories-260k"
