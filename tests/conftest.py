@@ -113,6 +113,8 @@ COMPILING = {
     ("tritloom.sim.compile", "compile_verilog"), ("tritloom.sim.traffic", "measure"),
 }  # fmt: skip
 """What compiles a simulation or asks Verilator: modules, and names of their functions and classes."""
+MACHINES = {("machines", "simulated")}
+"""What compiles a whole machine."""
 LONG = {("tritloom.gen.verilog.generate", name) for name in ("cached_verilog", "generate_verilog")} | {
     ("tritloom.gen.tools.parts", "parts_of"), ("tritloom.gen.tools.synthesis", "cells_of"), ("tritloom.gen.tools.timing", "worst_paths")}
 """What takes more than a second: a whole machine's Verilog, a synthesis."""
@@ -142,7 +144,10 @@ def forbid_verilator():
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Mark tests that compile or take long, by what they import, and what they and their fixtures call among the functions of the tests."""
+    """Mark tests that compile or take long, by what they import, and what they and their fixtures call among the functions of the tests.
+
+    Those of whole machines go first, one file after the other: begun last they would leave the other process without work."""
+    first = set()
     for item in items:
         functions = [item.function, *(found[-1].func for found in item._fixtureinfo.name2fixturedefs.values())]
         needed = {name for mark in item.iter_markers("needs") for name in mark.args} | packages(item.path)
@@ -150,6 +155,9 @@ def pytest_collection_modifyitems(items):
             item.add_marker("compiles")
         if needed & LONG_PACKAGES or any(calls(function, frozenset(LONG)) for function in functions):
             item.add_marker("slow")
+        if any(calls(function, frozenset(MACHINES)) for function in functions):
+            first.add(item)
+    items.sort(key=lambda item: item not in first)
 
 
 @functools.cache

@@ -32,7 +32,7 @@ def test_tests_that_compile_are_told_by_what_they_call(function, compiles):
     assert conftest.calls(function, frozenset(conftest.COMPILING)) is compiles
 
 
-@pytest.mark.parametrize("module, name", sorted(conftest.COMPILING | conftest.LONG))
+@pytest.mark.parametrize("module, name", sorted(conftest.COMPILING | conftest.LONG | conftest.MACHINES))
 def test_what_is_told_by_its_name_has_it(module, name):
     assert getattr(importlib.import_module(module), name).__module__ == module
 
