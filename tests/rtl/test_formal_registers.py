@@ -1,7 +1,7 @@
 """Proofs of the register bank over AXI4-Lite, and that a bank with a mistake is refuted."""
 
 import pytest
-from amaranth import Array, Elaboratable, Module, Signal
+from amaranth import Array, Elaboratable, Module, Mux, Signal
 from amaranth.asserts import AnyConst
 from amaranth.hdl import Assert, Assume
 from properties import AxiLiteMaster, ordered
@@ -89,8 +89,31 @@ class Memory(RegisterProperties):
             m.d.sync += given.eq(1)
 
 
-PARTS = {"read": Read, "tokens": Tokens, "prompt": Prompt, "memory": Memory}
+class Stored(RegisterProperties):
+    """An argument register, whichever, has in any bit what was written to it last; what cannot be done is answered with an error."""
+
+    def claim(self, m, dut, master):
+        number, bit = AnyConst(range(ARGUMENTS)), AnyConst(5)
+        address, value, expected = Signal(10), Signal(), Signal()
+        m.d.comb += [address.eq((REGISTER["ARG0"].address >> 2) + number), value.eq(Array(dut.args)[number].bit_select(bit, 1))]
+        mine = master.writing.all() & (master.address[2:] == address)
+        with m.If(master.answers_write):
+            with m.If(mine):
+                m.d.comb += Assert(dut.s_axi_bresp == Mux(master.strobes.all(), OKAY, SLVERR))
+            for known in (REGISTER["STATUS"].address, 0xF00):
+                m.d.comb += Assert((master.address[2:] != known >> 2) | (dut.s_axi_bresp == SLVERR))
+        with m.If(mine & master.strobes.all()):
+            with m.If(master.answers_write):
+                m.d.comb += Assert(value == master.word.bit_select(bit, 1))
+                m.d.sync += expected.eq(master.word.bit_select(bit, 1))
+        with m.Else():
+            m.d.comb += Assert(value == expected)
+
+
+PARTS = {"stored": Stored, "read": Read, "tokens": Tokens, "prompt": Prompt, "memory": Memory}
 MISTAKES = [
+    ("stored", "known.eq(strobes.all() & allowed)", "known.eq(allowed)"),
+    ("stored", "address.eq(self.s_axi_awaddr[2:]), word", "address.eq(self.s_axi_awaddr[2:6]), word"),
     ("prompt", "m.d.sync += self.s_axi_bvalid.eq(0)", "m.d.sync += self.s_axi_bvalid.eq(1)"),
     ("prompt", "with m.If(self.s_axi_awvalid & self.s_axi_wvalid):", "with m.If(self.s_axi_awvalid):"),
     ("prompt", "with m.If(self.s_axi_bready):", "with m.If(1):"),

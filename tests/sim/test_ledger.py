@@ -7,6 +7,9 @@ import pytest
 
 from tritloom.sim.bench import ledger, stored
 
+if not (stored.ROOT / "README.md").exists():
+    pytest.skip("an installed package has no docs", allow_module_level=True)
+
 README = (stored.ROOT / "README.md").read_text("utf-8")
 
 

@@ -13,6 +13,7 @@ from tritloom.gen.source import Source
 from tritloom.sim.bench import benchmarks, measure, report, results, stored
 from tritloom.sim.bench.measure import CycleShares, Measured
 
+RESULTS = Path(__file__).parents[2] / "docs" / "results"  # beside the tests: an installed package has none
 SHAPE = Source(model=Path("TriLM-99M"))
 
 
@@ -60,7 +61,7 @@ def test_table_names_every_unit():
 
 @pytest.mark.parametrize("width", [40, 80, 140])
 def test_a_table_fits_the_terminal_and_says_all(width):
-    entry = json.loads((results.RESULTS / "kv260" / "bitnet_b1_58-large-decode-128.json").read_text())
+    entry = json.loads((RESULTS / "kv260" / "bitnet_b1_58-large-decode-128.json").read_text())
     rows = report.entry_rows(entry, "stale: its Verilog changed since then")
     text = report.table(rows, width)
     least = max(map(len, text.split()))
@@ -71,7 +72,7 @@ def test_a_table_fits_the_terminal_and_says_all(width):
 
 
 def test_stored_results_are_chosen_by_board_and_model(monkeypatch):
-    listed = [(path, json.loads(path.read_text()), stored.CURRENT) for path in sorted(results.RESULTS.glob("*/*.json"))]
+    listed = [(path, json.loads(path.read_text()), stored.CURRENT) for path in sorted(RESULTS.glob("*/*.json"))]
     monkeypatch.setattr(results, "stored", lambda folder: listed)
     found = {(entry["board"], entry["model"]) for _, entry, _ in listed}
     assert ("kv260", "stories-1m") not in found and len(found) > 3
