@@ -34,7 +34,7 @@ help:
 	@echo "make random    random models on random machines, all against the integer model (about a quarter of an hour)"
 	@echo "make fuzz      100,000 mutated model files and images over all readers (about a quarter of an hour)"
 	@echo "make mutants   single lines of the hardware changed, each must fail its test; runs what has no stored result (half an hour)"
-	@echo "make netlist   units and a whole machine as synthesised ECP5 netlists, under the tests of the RTL (about half an hour)"
+	@echo "make netlist   units and a whole machine as synthesised ECP5 netlists, under the tests of the RTL (a quarter of an hour)"
 	@echo "make calibrate  measure machines by synthesis and fit the cost model to them (about half an hour)"
 	@echo "make clean   remove what was built; distclean removes $(VENV) too"
 

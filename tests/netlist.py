@@ -5,7 +5,7 @@ models that come with Yosys, but for block RAM and multipliers, of which it has 
 
 `make netlist` (`python netlist.py --store`) runs tests of every unit on its netlist (tests/rtl/netlists.py), then the whole ECP5 machine
 of a model, whose vectors and tokens must be those of the emulator and of the integer model. docs/results/netlist.json keeps what came
-of the machine.
+of the machine; tests/rtl/test_netlist.py says when that holds no more.
 """
 
 from __future__ import annotations
@@ -86,6 +86,13 @@ def tools() -> dict[str, str]:
     return {"yosys": version("pyosys"), "verilator": verilator.version(), "models": digest(models()[1].read_bytes())}
 
 
+def holds(entry: dict[str, Any]) -> str:
+    """stored.CURRENT, or why the machine's entry is not what would be measured today."""
+    if entry["tools"] != tools():
+        return f"stale: made with other tools or cell models than {tools()}"
+    return stored.state_of(entry)
+
+
 def measure(report: Callable[[str], None]) -> dict[str, Any]:
     """Synthesise the machine, compile the netlist, and compare it; the entry of the results file."""
     started = time.monotonic()
@@ -97,7 +104,7 @@ def measure(report: Callable[[str], None]) -> dict[str, Any]:
     config = equality.machine(checkpoint, BOARD)
     tell("Verilog")
     verilog = cached_verilog(config)
-    tell("synthesis (about ten minutes)")
+    tell("synthesis (two minutes or more)")
     text, counts = netlist(verilog, "top", "top")
     tell(f"a netlist of {sum(counts.values())} cells; compiling it")
     packed = pack(checkpoint, config)
@@ -118,6 +125,10 @@ def measure(report: Callable[[str], None]) -> dict[str, Any]:
     return {"model": MODEL, "machine": BOARD, "prompt_tokens": len(prompt), "generated_tokens": found.compared_tokens, "equal": found.equal,
             "first_difference": found.first_difference(), "cycles": cycles, "cells": dict(sorted(counts.items())), "tools": tools(),
             "seconds": round(time.monotonic() - started), "date": datetime.now(timezone.utc).date().isoformat()} | made
+
+
+def load() -> dict[str, Any]:
+    return json.loads(RESULTS.read_text("utf-8"))
 
 
 def main(arguments: list[str]) -> int:

@@ -174,6 +174,13 @@ def _agreement(results: Path) -> Iterator[str]:
                "vocabularies up to 131,072, batches, common beginnings, drafts, sampling, short-lists, memory timings; registers\n"
                "and memories random before the first reset, texts cut off by a reset, of the register and of the pin):\n"
                f"{equal} of {len(entries)} equal{f', {old} of them stale' if old else ''}.\n")
+    for entry in (_read(results, "netlist.json") or {"entries": ()})["entries"]:
+        old = "" if stored.state_of(entry) == stored.CURRENT else " (stale)"
+        cells = sum(entry["cells"].values())
+        yield (f"The synthesised machine of {entry['model']} for {entry['machine']}, a netlist of {cells:,} cells (`make netlist`,\n"
+               f"netlist-simulated, {entry['date']}): {'equal' if entry['equal'] else 'DIFFERENT'}{old}, in every traced vector of "
+               f"{entry['prompt_tokens']} prompt tokens and {entry['generated_tokens']} more.\n"
+               "Before it, a test of every kind of unit passes on the unit's netlist.\n")
     if fuzz := _read(results, "fuzz.json"):
         accepted, refused = (sum(kind[outcome] for kind in fuzz["kinds"].values()) for outcome in ("accepted", "refused"))
         yield (f"Mutated model files and images over all readers (`{fuzz['command']}`, host-measured, {fuzz['date']}):\n"
