@@ -1,6 +1,8 @@
 """The plain package: driver, emulator and command line, with what generator and simulator need kept out of reach."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -58,6 +60,19 @@ def test_what_needs_more_names_the_extra(tritloom, arguments, extra):
     status, out, err = tritloom(*arguments)
     line = [line for line in err.splitlines() if line.startswith("tritloom:")]
     assert (status, out) == (1, "") and len(line) == 1 and f"pip install 'tritloom[{extra}]'" in line[0]
+
+
+def test_its_tests_are_collected(tmp_path):
+    """As `make plain` collects them: the package is elsewhere, without docs/, and the packages that it does without are missing."""
+    shutil.copytree(ROOT / "src" / "tritloom", tmp_path / "tritloom", ignore=shutil.ignore_patterns("__pycache__", "docs"))
+    hidden = sorted({*HIDDEN, "cocotb_tools", "sentencepiece", "torch", "transformers"})
+    script = (f"import sys; sys.modules.update(dict.fromkeys({hidden})); import pytest, tritloom.firmware; "
+              f"assert tritloom.firmware.__file__.startswith({str(tmp_path)!r}); "
+              "sys.exit(pytest.main(['-q', '--collect-only', '-p', 'no:cacheprovider', 'tests']))")
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True,
+                          text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "tests/firmware/test_packing.py" in done.stdout and "tests/rtl/test_tlmm.py" not in done.stdout.partition("left out:")[0]
 
 
 def test_doctor_says_what_is_missing(tritloom):
