@@ -21,7 +21,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 help:
 	@echo "make demo    generate a story on a simulated accelerator (installs what it needs, no PyTorch)"
-	@echo "make test    lint, types and all tests (installs the test tools too)"
+	@echo "make test    lint, types and all tests but the proofs (installs the test tools too)"
 	@echo "make quick   what is done every few minutes: lint, types, and the tests that compile no simulation (a minute and a half)"
 	@echo "make formal  prove properties of the hardware for all time (about two minutes; make test leaves it out)"
 	@echo "make plain   test the package without generator and simulator, from its wheel (PYTHON=python3.10: with that one)"

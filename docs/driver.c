@@ -116,7 +116,7 @@ const char *tritloom_load(struct device *device, const uint8_t *image, uint64_t 
 const char *tritloom_generate(struct device *device, const uint32_t *prompt, uint32_t length, uint32_t wanted, uint32_t stop,
                               uint32_t *tokens, uint32_t *stamps, uint32_t *count) {
     const uint32_t arguments[8] = {length, wanted, 0, stop, 0, 0xFFFF0000u, 0, 1}; /* position 0; greedy, neither top-k nor top-p */
-    uint32_t fed = 0, beats = 0, status;
+    uint32_t fed = 0, weights = 0, data = 0, status;
     uint64_t waits = 0;
     *count = 0;
     WRITE(CONTROL, TRITLOOM_CONTROL_CLEAR_MASK);
@@ -133,9 +133,9 @@ const char *tritloom_generate(struct device *device, const uint32_t *prompt, uin
             stamps[*count] = stamp, tokens[(*count)++] = token;
         }
         if (READ(STATUS) & TRITLOOM_STATUS_MEMORY_ERROR_MASK) return "the memory answered with an error";
-        if (READ(WEIGHT_BEATS_LOW) != beats) beats = READ(WEIGHT_BEATS_LOW), waits = 0;
+        if (READ(WEIGHT_BEATS_LOW) != weights || READ(DATA_BEATS) != data) weights = READ(WEIGHT_BEATS_LOW), data = READ(DATA_BEATS), waits = 0;
         else if (waits++ > device->patience) return tritloom_reset(device), "the machine came to a halt and was reset";
         device->pause(device->context);
     } while (status & TRITLOOM_STATUS_RUNNING_MASK);
-    return READ(HALT_CODE) ? "the program ended with an error: see HALT_CODE" : NULL;
+    return !(status & TRITLOOM_STATUS_HALTED_MASK) || READ(HALT_CODE) ? "the program ended with an error: see HALT_CODE" : NULL;
 }
