@@ -70,7 +70,7 @@ def lutram_cells(family: str, memory: MemoryUse) -> int:
     return memory.read_ports * parts * ceil(memory.width / parts / bits) * ceil(memory.depth / words)
 
 
-SLOWEST_PATH_NS = {"xcup": (3.97, 3.97), "ecp5": (16.72, None)}
+SLOWEST_PATH_NS = {"xcup": (3.97, 3.97), "ecp5": (17.64, None)}
 """The slowest path of machines of a family, for one text and for several, which hardly depends on their size: xcup, of those in
 docs/results that were synthesised (`tritloom bench --synth`, cell delays and an allowance for routing, with the clock's uncertainty); ecp5,
 of the one that was placed and routed (`tritloom build --model models/stories-260k --board ecp5-85f`). None: not known."""
