@@ -153,10 +153,10 @@ def pytest_collection_modifyitems(items):
         needed = {name for mark in item.iter_markers("needs") for name in mark.args} | packages(item.path)
         if any(calls(function, frozenset(COMPILING)) for function in functions):
             item.add_marker("compiles")
-            item.add_marker(pytest.mark.needs("amaranth", "verilator"))
         if needed & LONG_PACKAGES or any(calls(function, frozenset(LONG)) for function in functions):
             item.add_marker("slow")
         if any(calls(function, frozenset(MACHINES)) for function in functions):
+            item.add_marker(pytest.mark.needs("amaranth", "verilator"))
             first.add(item)
     items.sort(key=lambda item: item not in first)
 

@@ -1,5 +1,7 @@
 """State that nothing has defined is random, and decided by the seed."""
 
+import pytest
+
 from tritloom.sim.compile import compile_verilog, default_build_dir, without_initial_values
 from tritloom.sim.machine import Verilated
 
@@ -40,6 +42,7 @@ def test_registers_and_memories_of_zeros_lose_their_initial_values_and_tables_ke
     assert text.count("\n") == VERILOG.count("\n") - 5
 
 
+@pytest.mark.needs("verilator")
 def test_a_seed_decides_what_no_reset_defines():
     def begins(undefined):
         library = compile_verilog(VERILOG, "undefined", default_build_dir(), undefined=undefined)
