@@ -76,7 +76,7 @@ $(VENV)/.stamp-all: pyproject.toml $(VENV)/.stamp-demo
 demo: same-python $(VENV)/.stamp-demo
 	@$(BIN)/tritloom run models/stories-4m --prompt "Once upon a time, there was a little fox"
 
-# pyright works with one core only: the tests use the other.
+# pyright takes one core only and leaves the other to the tests.
 test: same-python setup lint
 	@$(MAKE) --no-print-directory -j 2 types unit
 

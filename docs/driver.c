@@ -133,9 +133,10 @@ const char *tritloom_generate(struct device *device, const uint32_t *prompt, uin
             stamps[*count] = stamp, tokens[(*count)++] = token;
         }
         if (READ(STATUS) & TRITLOOM_STATUS_MEMORY_ERROR_MASK) return "the memory answered with an error";
-        if (READ(WEIGHT_BEATS_LOW) != weights || READ(DATA_BEATS) != data) weights = READ(WEIGHT_BEATS_LOW), data = READ(DATA_BEATS), waits = 0;
+        uint32_t read = READ(WEIGHT_BEATS_LOW), moved = READ(DATA_BEATS);
+        if (read != weights || moved != data) weights = read, data = moved, waits = 0;
         else if (waits++ > device->patience) return tritloom_reset(device), "the machine came to a halt and was reset";
         device->pause(device->context);
     } while (status & TRITLOOM_STATUS_RUNNING_MASK);
-    return !(status & TRITLOOM_STATUS_HALTED_MASK) || READ(HALT_CODE) ? "the program ended with an error: see HALT_CODE" : NULL;
+    return !(status & TRITLOOM_STATUS_HALTED_MASK) || READ(HALT_CODE) ? "the program ended with an error: see STATUS and HALT_CODE" : NULL;
 }

@@ -430,7 +430,7 @@ def test_several_caches(name):
             assert result["cycles"] <= job.expected_cycles(), f"{job.runs}, {job.shared} shared: {result['cycles']} cycles"
 
 
-@pytest.mark.parametrize("name, short_list", [("narrow", 4), ("middle", 32), ("fours", 16)])
+@pytest.mark.parametrize("name, short_list", [("wide", 8), ("narrow", 4), ("middle", 32), ("pairs", 2), ("fours", 16)])
 def test_rows_of_a_short_list(name, short_list):
     shape = SHAPES[name]
     rng = np.random.default_rng(short_list)

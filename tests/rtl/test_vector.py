@@ -63,7 +63,8 @@ def configuration(name):
 
 @pytest.mark.parametrize(
     ("name", "stall", "acc_latency", "acc_parts"),
-    [("wide", "random", 1, 1), ("narrow", "none", 2, 1), ("square", "periodic", 1, 1), ("wide", "random", 2, 2), ("silu", "random", 2, 2)],
+    [("wide", "random", 1, 1), ("narrow", "none", 2, 1), ("silu", "random", 2, 1), ("square", "periodic", 1, 1), ("wide", "random", 2, 2),
+     ("silu", "none", 2, 2)],
 )
 def test_programs(name, stall, acc_latency, acc_parts):
     config = configuration(name)
