@@ -19,6 +19,8 @@ ADDRESS_LIMIT = 1 << 32
 
 
 DEFAULT_BOARD = "sim"
+NO_BOARDS = ("board", "sdram")
+"""Modules of this package that describe no board."""
 
 
 class BoardError(InputError):
@@ -88,7 +90,7 @@ class Board:
 def names() -> list[str]:
     """Names of the boards in the tree."""
     package = importlib.import_module("tritloom.boards")
-    modules = (m.name for m in pkgutil.iter_modules(package.__path__) if m.name != "board")
+    modules = (m.name for m in pkgutil.iter_modules(package.__path__) if m.name not in NO_BOARDS)
     return sorted(importlib.import_module(f"tritloom.boards.{m}").BOARD.name for m in modules)
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 from tritloom.firmware.config import BuildConfig
 from tritloom.firmware.registers import PAGE_BYTES
 from tritloom.rtl.parameters import MemoryUse, require, require_power_of_two
 
 __all__ = ["ADDRESS_BITS", "AxiParameters", "DESCRIPTORS", "MemoryParameters", "OnChipParameters", "READ_QUEUE", "REQUEST_QUEUE",
-           "RoutingParameters", "START_QUEUE", "WRITE_CYCLES", "memory_parameters"]
+           "RoutingParameters", "SdramParameters", "START_QUEUE", "WRITE_CYCLES", "memory_parameters"]
 
 ADDRESS_BITS = 32
 """Width of logical byte addresses."""
@@ -189,3 +191,85 @@ class RoutingParameters:
         client_bits = max(1, (self.clients - 1).bit_length())
         return (MemoryUse(name="reads.tickets", width=client_bits + 16, depth=self.outstanding),
                 MemoryUse(name="dot_reads", width=8 * self.mem_bytes, depth=READ_QUEUE))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SdramParameters:
+    """Parameters of `rtl.memory.sdram.SdramController`. Times are in cycles of the one clock of core and SDRAM.
+
+    mem_bytes : int
+        Bytes of an AXI beat; a beat is one burst of the SDRAM, of 1, 2, 4 or 8 words.
+    width : int
+        Bits of the SDRAM's data bus: 16 or 32.
+    row_bits, column_bits, bank_bits : int
+        Geometry. Chips with more columns or rows than these are used in part.
+    cas : int
+        CAS latency, 2 or 3.
+    read_latency : int
+        Cycles from the one in which READ stands at the controller's outputs to the one in which the first word stands at `dq_i`.
+    t_rcd, t_rp, t_ras, t_rc, t_rrd, t_rfc, t_mrd, t_wr : int
+        Least times as data sheets name them; `t_wr` counts from the last word written.
+    t_refi : int
+        Cycles between refreshes.
+    start : int
+        Cycles of NOP before the first command.
+    start_refreshes : int
+        Refreshes before the mode register is set.
+    """
+
+    mem_bytes: int
+    width: int
+    row_bits: int
+    column_bits: int
+    bank_bits: int = 2
+    cas: int
+    read_latency: int
+    t_rcd: int
+    t_rp: int
+    t_ras: int
+    t_rc: int
+    t_rrd: int
+    t_rfc: int
+    t_mrd: int
+    t_wr: int
+    t_refi: int
+    start: int
+    start_refreshes: int = 8
+
+    def __post_init__(self) -> None:
+        require_positive(self, ("row_bits", "column_bits", "bank_bits", "t_rcd", "t_rp", "t_ras", "t_rc", "t_rrd", "t_rfc", "t_mrd", "t_wr",
+                                "t_refi", "start", "start_refreshes"))
+        require(self.width in (16, 32), f"width must be 16 or 32, not {self.width!r}")
+        require_power_of_two(self, "mem_bytes", self.width // 8, self.width)
+        require(self.cas in (2, 3), f"cas must be 2 or 3, not {self.cas!r}")
+        require(type(self.read_latency) is int and self.cas <= self.read_latency <= 12,
+                f"read_latency must be an integer from cas ({self.cas}) to 12, not {self.read_latency!r}")
+        require(self.column_bits <= 10, f"column_bits must be at most 10, not {self.column_bits}: A10 has a meaning of its own")
+        require(self.row_bits > self.column_bits, f"row_bits must be more than column_bits, not {self.row_bits}")
+        require(self.t_refi >= 8 * (self.t_rp + self.t_rfc + self.t_rcd) + 64,
+                f"t_refi leaves no time between refreshes: {self.t_refi} cycles")
+
+    @classmethod
+    def of(cls, chip: Any, clock_hz: int, *, mem_bytes: int, pad_latency: int) -> SdramParameters:
+        """For a chip (`boards.sdram.SdramChip`) at a clock. `pad_latency`: cycles that the pads' registers add to reads, there and back."""
+        def cycles(ns: float) -> int:
+            return max(1, math.ceil(round(ns * clock_hz / 1e9, 6)))
+
+        cas = next((cas for cas, limit_hz in sorted(chip.cas_hz.items()) if clock_hz <= limit_hz), None)
+        require(cas is not None, f"{chip.name} takes at most {max(chip.cas_hz.values()) / 1e6:g} MHz, not {clock_hz / 1e6:g} MHz")
+        return cls(
+            mem_bytes=mem_bytes, width=chip.width, row_bits=chip.row_bits, column_bits=chip.column_bits, bank_bits=chip.bank_bits,
+            cas=cas, read_latency=cas + pad_latency, t_rcd=cycles(chip.t_rcd), t_rp=cycles(chip.t_rp), t_ras=cycles(chip.t_ras),
+            t_rc=cycles(chip.t_rc), t_rrd=cycles(chip.t_rrd), t_rfc=cycles(chip.t_rfc),
+            t_mrd=max(cycles(chip.t_mrd), chip.mrd_cycles), t_wr=max(cycles(chip.t_wr), chip.wr_cycles),
+            t_refi=int(chip.t_refresh * clock_hz / 1e9) // chip.refreshes, start=cycles(chip.t_start), start_refreshes=chip.start_refreshes)
+
+    @property
+    def burst(self) -> int:
+        """Words of a beat."""
+        return 8 * self.mem_bytes // self.width
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the memory."""
+        return self.width // 8 << (self.row_bits + self.column_bits + self.bank_bits)
