@@ -9,8 +9,8 @@ from dataclasses import dataclass
 class SdramChip:
     """One chip and speed grade. Times are the least ones, in ns, by the names of the data sheets.
 
-    `width`: data pins. `cas_hz`: greatest clock by CAS latency. `t_wr`, `t_mrd`: at least `wr_cycles` and `mrd_cycles`, too. `refreshes` AUTO
-    REFRESH commands are due within `t_refresh`. `t_start`: from stable power and clock to the first command; `start_refreshes` follow.
+    `width`: data pins. `cas_hz`: greatest clock by CAS latency. `t_wr`, `t_mrd`: at least `wr_cycles` and `mrd_cycles`, too. `refreshes`
+    AUTO REFRESH commands are due within `t_refresh`. `t_start`: from stable power and clock to the first command; `start_refreshes` follow.
     """
 
     name: str
@@ -38,3 +38,19 @@ class SdramChip:
     def size_bytes(self) -> int:
         """Bytes of the chip."""
         return self.width // 8 << (self.row_bits + self.column_bits + self.bank_bits)
+
+
+AS4C16M16SA = SdramChip(name="AS4C16M16SA-7", width=16, row_bits=13, column_bits=9, cas_hz={2: 100_000_000, 3: 142_857_142}, t_rcd=21,
+                        t_rp=21, t_ras=42, t_rc=63, t_rrd=14, t_rfc=63, t_wr=14, t_mrd=14, refreshes=8192)
+W9825G6KH = SdramChip(name="W9825G6KH-75", width=16, row_bits=13, column_bits=9, cas_hz={2: 100_000_000, 3: 133_333_333}, t_rcd=20, t_rp=20,
+                      t_ras=45, t_rc=65, t_rrd=15, t_rfc=65, t_wr=15, t_mrd=15, refreshes=8192)
+MT48LC16M16A2 = SdramChip(name="MT48LC16M16A2-75", width=16, row_bits=13, column_bits=9, cas_hz={2: 100_000_000, 3: 133_333_333}, t_rcd=20,
+                          t_rp=20, t_ras=44, t_rc=66, t_rrd=15, t_rfc=66, t_wr=15, t_mrd=15, t_start=100e3, refreshes=8192)
+ULX3S = SdramChip(name="any 32 MiB chip of an ULX3S", width=16, row_bits=13, column_bits=9, cas_hz={2: 100_000_000, 3: 133_333_333},
+                  t_rcd=21, t_rp=21, t_ras=45, t_rc=66, t_rrd=15, t_rfc=66, t_wr=15, t_mrd=15, refreshes=8192)
+"""The slowest of the three that ULX3S boards were fitted with. Of a 64 MiB chip (10 columns) it is the first half of every row."""
+EM638325 = SdramChip(name="EM638325-7", width=32, row_bits=11, column_bits=8, cas_hz={2: 100_000_000, 3: 142_857_142}, t_rcd=21, t_rp=21,
+                     t_ras=49, t_rc=70, t_rrd=14, t_rfc=70, t_wr=14, t_mrd=14, refreshes=4096)
+"""Stands for the 64 Mbit in a GW2AR-18's package, too, whose own timing Gowin does not publish: slow grades of this organisation."""
+M12L64322A = SdramChip(name="M12L64322A-7", width=32, row_bits=11, column_bits=8, cas_hz={2: 100_000_000, 3: 142_857_142}, t_rcd=20,
+                       t_rp=20, t_ras=45, t_rc=63, t_rrd=14, t_rfc=63, t_wr=14, t_mrd=14, refreshes=4096)

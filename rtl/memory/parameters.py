@@ -8,7 +8,7 @@ from typing import Any
 
 from tritloom.firmware.config import BuildConfig
 from tritloom.firmware.registers import PAGE_BYTES
-from tritloom.rtl.parameters import MemoryUse, require, require_power_of_two
+from tritloom.rtl.parameters import MemoryUse, require, require_positive, require_power_of_two
 
 __all__ = ["ADDRESS_BITS", "AxiParameters", "DESCRIPTORS", "MemoryParameters", "OnChipParameters", "READ_QUEUE", "REQUEST_QUEUE",
            "RoutingParameters", "SdramParameters", "START_QUEUE", "WRITE_CYCLES", "memory_parameters"]
