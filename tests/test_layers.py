@@ -49,7 +49,7 @@ class Others:
 THIRD_PARTIES = {
     "rtl": Others(others={"amaranth", "numpy"}, pure=True),
     **{f"rtl/{room}parameters.py": Others(others=set(), pure=True)  # asked by gen/fit, in the plain package too
-       for room in ("", "attention/", "control/", "head/", "memory/", "ternary/", "vector/")},
+       for room in ("", "attention/", "control/", "head/", "link/", "memory/", "ternary/", "vector/")},
     "firmware": Others(others={"numpy"}, pure=True),
     "system": Others(others={"platformdirs"}),
     "boards": Others(others=set()),

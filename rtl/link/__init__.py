@@ -1,0 +1,1 @@
+"""The link from a serial port to the registers."""
