@@ -20,8 +20,8 @@ BUFFER_WORDS = 256
 """Half of the device's memory: a request, and half of an answer's values behind it."""
 ANSWER_WORDS = 64
 """Most values of an answer."""
-REQUEST_WORDS = BUFFER_WORDS - ANSWER_WORDS // 2 - 4
-"""Most words of a request: its header and CRC-32 take 3 more, and one is spare."""
+REQUEST_WORDS = BUFFER_WORDS - ANSWER_WORDS // 2 - 3
+"""Most words of a request: its header and CRC-32 take 3 more."""
 WAIT_BITS = 24
 """Width of a count of cycles in a WAIT and its answer."""
 WAIT_IRQ = 1 << 31
@@ -70,9 +70,9 @@ class Status(IntEnum):
     OTHER_SESSION = 4
     """It was dropped, another session was opened since."""
     BUS_ERROR = 5
-    """The request before `expected` ended in a refused access after `count` accesses; the session takes no others."""
+    """The request before `expected` ended at its word number `count`: a register refused the access. The session takes no others."""
     MALFORMED = 6
-    """The same, of a request that is none."""
+    """The same, for what is no operation or item, or more values than an answer holds."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Request:
 @dataclass(frozen=True)
 class Answer:
     """`session` and `sequence` are those of the request that is answered, `expected` is the sequence number of the next one. `count`: of
-    the values, or after an error of accesses done."""
+    the values, or after an error the word of the request at which it ended, the first one is 0."""
 
     session: int
     sequence: int

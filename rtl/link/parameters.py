@@ -47,4 +47,4 @@ class LinkParameters:
 
     def memories(self) -> tuple[MemoryUse, ...]:
         """What the unit instantiates."""
-        return (MemoryUse(name="words", width=32, depth=2 * BUFFER_WORDS),)
+        return (MemoryUse(name="bridge.words", width=32, depth=2 * BUFFER_WORDS),)

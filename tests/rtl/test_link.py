@@ -1,0 +1,154 @@
+"""The link: bytes to accesses of registers and back."""
+
+import random
+
+import cocotb
+import pytest
+from cocotb_link import begin
+
+import faults
+import harness
+import inventory
+import streams
+from link_model import COUNTER, FIFO, REFUSED, LinkDevice, Registers
+from tritloom.firmware import link
+from tritloom.firmware.link import ANSWER_WORDS, REQUEST_WORDS, Operation, Request, Status
+from tritloom.rtl.link.bridge import Bridge
+from tritloom.rtl.link.link import UartLink
+from tritloom.rtl.link.parameters import LinkParameters
+
+PARAMETERS = LinkParameters(clock_hz=24_000_000)
+
+
+def encode(*request, **fields):
+    return link.frame(link.encode_request(Request(*request, **fields)))
+
+
+def fill(session, sequence, address, words):
+    return encode(session, sequence, Operation.FILL, address, tuple(words))
+
+
+def listed(session, sequence, *items):
+    return encode(session, sequence, Operation.LIST, 0, link.flatten(items))
+
+
+@cocotb.test()
+async def requests(dut):
+    """Every operation, item and status, and words that need stuffing; each answer as the model's."""
+    line, registers, _ = await begin(dut, streams.parameters()["stall"])
+    model = LinkDevice(other := Registers(), PARAMETERS.clock_hz)
+
+    async def both(data):
+        (answer,) = await line.ask(data, 1)
+        expected = [link.decode_answer(body) for body in link.Deframer().feed(model.feed(data))]
+        assert [answer] == expected
+        assert registers == other
+        return answer
+
+    read, write, wait = link.read_item, link.write_item, link.wait_item
+    hello = encode(7, 0, Operation.HELLO)
+    assert (await both(fill(7, 0, FIFO, [1]))).status == Status.NO_SESSION
+    assert (await both(encode(0, 0, Operation.HELLO))).status == Status.NO_SESSION
+    assert (await both(hello)).values == (link.VERSION | REQUEST_WORDS << 16 | ANSWER_WORDS << 24, 24_000_000)
+    assert (await both(hello)).status == Status.DONE
+    awkward = [0x7E7D7E7D, 0x7D5D7D5E, 0, 0xFFFFFFFF, 0x7E7E7E7E]
+    assert (await both(fill(7, 0, FIFO, awkward))).status == Status.DONE and registers.written == awkward
+    assert (await both(hello)).status == Status.BEFORE
+    assert (await both(fill(7, 0, FIFO, awkward))).status == Status.DONE and registers.written == awkward
+    assert (await both(fill(7, 2, FIFO, [2]))).status == Status.AHEAD
+    assert (await both(fill(8, 1, FIFO, [2]))).status == Status.OTHER_SESSION
+    items = [write(0x10, 0x7E), read(0x10), read(COUNTER), wait(30), read(COUNTER), write(FIFO, 3)]
+    for _ in range(2):  # the second time it is not executed
+        assert (await both(listed(7, 1, *items))).values == (0x7E, 1, 30, 2)
+    assert (await both(fill(7, 0, FIFO, awkward))).status == Status.BEFORE
+    dut.irq.value = registers.irq = other.irq = True
+    assert (await both(listed(7, 2, wait(1 << 20)))).values == (link.WAIT_IRQ,)
+    assert (await both(listed(7, 3, *[read(COUNTER)] * ANSWER_WORDS))).count == ANSWER_WORDS
+    assert (await both(fill(7, 4, FIFO, range(1000, 1000 + REQUEST_WORDS)))).status == Status.DONE
+    assert (await both(fill(7, 5, FIFO, []))).status == Status.DONE
+    # What ends a session.
+    for session, (status, at, bad) in enumerate((
+        (Status.BUS_ERROR, 1, lambda s: listed(s, 0, write(REFUSED, 1), write(FIFO, 99))),
+        (Status.BUS_ERROR, 2, lambda s: listed(s, 0, write(FIFO, 5), read(REFUSED), write(FIFO, 99))),
+        (Status.BUS_ERROR, 0, lambda s: fill(s, 0, REFUSED + 4, [9, 8])),
+        (Status.MALFORMED, 0, lambda s: encode(s, 0, 9)),
+        (Status.MALFORMED, 1, lambda s: listed(s, 0, read(0), (3 << 30,))),
+        (Status.MALFORMED, 2, lambda s: listed(s, 0, read(0), (1 << 30 | FIFO,))),
+        (Status.MALFORMED, ANSWER_WORDS, lambda s: listed(s, 0, *[read(COUNTER)] * ANSWER_WORDS, read(COUNTER))),
+        (Status.MALFORMED, ANSWER_WORDS, lambda s: listed(s, 0, *[read(COUNTER)] * ANSWER_WORDS, wait(1))),
+    ), 20):  # fmt: skip
+        assert (await both(encode(session, 0, Operation.HELLO))).status == Status.DONE
+        for data in (bad(session), bad(session), fill(session, 1, FIFO, [77]), fill(session, 0, FIFO, [77])):
+            answer = await both(data)
+            assert (answer.status, answer.count, answer.expected) == (status, at, 1)
+    assert 99 not in registers.written and 77 not in registers.written
+
+
+@cocotb.test()
+async def faulty(dut):
+    """Bytes with faults: what the model takes is executed, and nothing else."""
+    line, registers, _ = await begin(dut)
+    model = LinkDevice(other := Registers(), PARAMETERS.clock_hz)
+    chance = random.Random(streams.seed())
+    injected = accepted = 0
+    sequence, session = 0, 5
+    await line.ask(encode(session, 0, Operation.HELLO), 1)
+    model.feed(encode(session, 0, Operation.HELLO))
+    while injected < streams.parameters()["faults"]:
+        if chance.random() < 0.5:
+            data = fill(session, sequence, FIFO, [chance.getrandbits(32) for _ in range(chance.randrange(6))])
+        else:
+            data = listed(session, sequence, link.read_item(COUNTER), link.write_item(FIFO, 0x7E7D0000 + sequence))
+        data, number = faults.damage(data, chance, rate=0.08)
+        injected += number
+        got = await line.ask(data)
+        assert got == [link.decode_answer(body) for body in link.Deframer().feed(model.feed(data))]
+        assert registers == other
+        accepted += sum(answer.status == Status.DONE for answer in got)
+        sequence = model.expected
+    streams.report(injected=injected, accepted=accepted)
+
+
+@cocotb.test()
+async def overruns(dut):
+    """While the slave hangs two requests wait, and others are dropped; an error of a byte drops its frame."""
+    line, registers, slave = await begin(dut)
+    await line.ask(encode(9, 0, Operation.HELLO), 1)
+    slave.hang = True
+    for i in range(4):
+        await line.send(fill(9, i, FIFO, [i]))
+    assert (line.good, line.bad) == (3, 2)
+    slave.hang = False
+    assert [(answer.sequence, answer.status) for answer in await line.ask(b"", 2)] == [(0, Status.DONE), (1, Status.DONE)]
+    data = fill(9, 2, FIFO, [2])
+    await line.send(data[:9])
+    dut.error.value = 1
+    await streams.cycles(dut)
+    dut.error.value = 0
+    assert await line.ask(data[9:]) == [] and registers.written == [0, 1]
+    longest = link.frame(bytes(4 * REQUEST_WORDS + 12))
+    assert await line.ask(longest) == [] and line.bad == 4
+    (answer,) = await line.ask(data, 1)
+    assert answer.status == Status.DONE and registers.written == [0, 1, 2]
+
+
+def unit():
+    return harness.unit(Bridge, PARAMETERS)
+
+
+@pytest.mark.parametrize("stall", [0, 0.5])
+def test_every_request_is_answered_as_by_the_model(stall):
+    harness.run(unit(), "link_bridge", __name__, testcase="requests", parameters={"stall": stall})
+
+
+def test_faults_are_seen():
+    result = harness.run(unit(), "link_bridge", __name__, testcase="faulty", parameters={"faults": 300})
+    assert result["injected"] >= 300 and result["accepted"] > 20
+
+
+def test_what_comes_without_room_is_dropped():
+    harness.run(unit(), "link_bridge", __name__, testcase="overruns")
+
+
+def test_memories_are_published():
+    assert inventory.published(PARAMETERS.memories()) == inventory.instantiated(UartLink(PARAMETERS))
