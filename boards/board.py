@@ -10,11 +10,12 @@ from pathlib import Path
 
 from tritloom.firmware.errors import InputError
 from tritloom.firmware.names import unknown
+from tritloom.firmware.registers import PORT_ADDRESS_BITS
 
 MEMORIES = ("axi", "onchip")
 TOOLCHAINS = ("verilator", "ecp5", "verilog")
 RESOURCES = ("lut", "ff", "bram", "uram", "dsp")
-ADDRESS_LIMIT = 1 << 32
+ADDRESS_LIMIT = 1 << PORT_ADDRESS_BITS
 """Bytes that a memory port's addresses reach."""
 
 
@@ -36,7 +37,7 @@ class Board:
     `resources`: what the device has (lut, ff, dsp; bram and uram in Kibit), empty when unlimited; `toolchain`: "verilator"
     (simulation), "ecp5" (open bitstream), "verilog" (files for the vendor's tool); `parameters`: generator
     parameters that this board prescribes. `dram_bytes`: DRAM on the board (0: none, or not said); `window`: first address and bytes of the
-    part of it that the memory ports reach with their 32-bit addresses and that a machine may have (None: all that they reach).
+    part of it in which a machine may have its memory, of what the memory ports reach (None: all of that).
     """
 
     name: str
@@ -72,8 +73,8 @@ class Board:
             raise BoardError(f"board {self.name}: dram_bytes must be a number of bytes, or 0, not {self.dram_bytes!r}")
         base, length = self.window or (0, 1)
         if not (0 <= base < base + length <= ADDRESS_LIMIT and base % 4096 == 0) or (self.window and length > self.dram_bytes):
-            raise BoardError(f"board {self.name}: window must be a multiple of 4096 and a number of bytes, within 32-bit addresses and the "
-                             f"{self.dram_bytes} bytes of DRAM, not {self.window!r}")
+            raise BoardError(f"board {self.name}: window must be a multiple of 4096 and a number of bytes, within "
+                             f"{PORT_ADDRESS_BITS}-bit addresses and the {self.dram_bytes} bytes of DRAM, not {self.window!r}")
 
     @property
     def real(self) -> bool:

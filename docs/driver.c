@@ -13,7 +13,7 @@ struct device {
     void (*flush)(void *context);                                     /* the stripes are written: make the machine see it */
     void (*pause)(void *context);                                     /* let the machine work: sleep, or run a simulation */
     uint8_t *stripe[8];                                               /* each memory port's memory, as this program sees it */
-    uint32_t base[8];                                                 /* and as the port sees it, a multiple of 4096 */
+    uint64_t base[8];                                                 /* and as the port sees it, 40 bits, a multiple of 4096 */
     uint64_t patience;                                                /* pauses without progress that are allowed */
 };
 
@@ -90,8 +90,10 @@ const char *tritloom_load(struct device *device, const uint8_t *image, uint64_t 
     char *record = calloc(length + 1, 1);
     if (!record) return "out of memory";
     memcpy(record, image + 32, length);
-    for (unsigned port = 0; port < number(record, "\"mem_ports\":") && !strstr(record, "\"memory\":\"onchip\""); port++)
-        device->write32(device->context, TRITLOOM_PORT_BASE0 + 4 * port, device->base[port]);
+    for (unsigned port = 0; port < number(record, "\"mem_ports\":") && !strstr(record, "\"memory\":\"onchip\""); port++) {
+        device->write32(device->context, TRITLOOM_PORT_BASE0 + 4 * port, (uint32_t)device->base[port]);
+        device->write32(device->context, TRITLOOM_PORT_BASE_HIGH0 + 4 * port, (uint32_t)(device->base[port] >> 32));
+    }
     const char *section = strstr(record, "\"sections\":[");
     while (!error && section && (section = strstr(section, "{\"name\":\""))) {
         char name[32];

@@ -14,12 +14,14 @@ from tritloom.firmware.config import MOST_PORTS
 ADDRESS_BITS = 12
 IDENTIFIER = int.from_bytes(b"TRIT", "little")
 """Value of ID: reads as the text TRIT in a memory dump."""
-MAP_VERSION = 3
+MAP_VERSION = 4
 """Value of VERSION."""
 FIFO_DEPTH = 64
 """Tokens in each of the two token FIFOs."""
 PORTS = MOST_PORTS
 """Memory ports with a base address."""
+PORT_ADDRESS_BITS = 40
+"""Width of a memory port's addresses."""
 PAGE_BYTES = 4096
 """Memory ports' stripes begin at multiples of it, so that no burst crosses one."""
 WRITE_CYCLES = 4096
@@ -86,8 +88,8 @@ REGISTERS: tuple[Register, ...] = (
         Field("START", 0, 1, "run the program from ENTRY; ignored while one runs"),
         Field("STOP", 1, 1, "end the program before its next instruction, finish commands, drop prefetched weights"),
         Field("CLEAR", 2, 1, "zero the counters, empty the token FIFOs, forget errors; ignored while a program runs"),
-        Field("RESET", 3, 1, "let transfers at the memory ports end, then reset every unit and empty the token FIFOs; what was loaded, the "
-                             "registers, counters and errors stay"),
+        Field("RESET", 3, 1, "let transfers at the memory ports end, then reset every unit and empty the token FIFOs; HALTED, STOPPED, "
+                             "HALT_CODE and PC become 0; what was loaded, what was written to registers, counters and errors stay"),
     )),
     Register("STATUS", 0x014, "ro", "state of the machine", fields=(
         Field("RUNNING", 0, 1, "a program runs, or is being stopped"),
@@ -125,6 +127,8 @@ REGISTERS: tuple[Register, ...] = (
     *(Register(f"PORT_BASE{i}", 0x0C0 + 4 * i, "rw", f"byte address of memory port {i}'s stripe, a multiple of {PAGE_BYTES}: lower bits "
                                                      "read 0", halted=True, low=PAGE_BYTES.bit_length() - 1)
       for i in range(PORTS)),
+    *(Register(f"PORT_BASE_HIGH{i}", 0x0E0 + 4 * i, "rw", f"bits {PORT_ADDRESS_BITS - 1}:32 of that address; further bits read 0",
+               width=PORT_ADDRESS_BITS - 32, halted=True) for i in range(PORTS)),
     *_counter("CYCLES", 0x100, "cycles in which a program ran"),
     *_counter("WEIGHT_BEATS", 0x108, "beats of the weight stream read from memory"),
     Register("DATA_BEATS", 0x110, "ro", "beats of data read from memory"),

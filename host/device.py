@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 from tritloom.firmware.image import Image
 from tritloom.firmware.isa import Unit
-from tritloom.firmware.registers import FIFO_DEPTH, IDENTIFIER, MAP_VERSION, MEMORY_FAILED, PAGE_BYTES, REGISTER
+from tritloom.firmware.registers import FIFO_DEPTH, IDENTIFIER, MAP_VERSION, MEMORY_FAILED, PAGE_BYTES, PORT_ADDRESS_BITS, REGISTER
 from tritloom.host.backends.protocol import Backend, DeviceBusy, DeviceError, DeviceFault, DeviceTimeout
 
 MASK32 = 0xFFFFFFFF
@@ -191,11 +191,12 @@ class Device:
         bases = getattr(b, "port_bases", ()) or [0] * self.config.mem_ports
         if self.config.memory != "axi":
             return
-        if len(bases) != self.config.mem_ports or any(base % PAGE_BYTES or not 0 <= base <= MASK32 for base in bases):
-            raise DeviceError(f"the {b.name} device must name an address below 4 GiB, a multiple of {PAGE_BYTES}, for each of its "
-                              f"{self.config.mem_ports} memory ports, not {[hex(base) for base in bases]}")
+        if len(bases) != self.config.mem_ports or any(base % PAGE_BYTES or base < 0 or base >> PORT_ADDRESS_BITS for base in bases):
+            raise DeviceError(f"the {b.name} device must name an address of {PORT_ADDRESS_BITS} bits, a multiple of {PAGE_BYTES}, for "
+                              f"each of its {self.config.mem_ports} memory ports, not {[hex(base) for base in bases]}")
         for port, base in enumerate(bases):
-            b.write(f"PORT_BASE{port}", base)
+            b.write(f"PORT_BASE{port}", base & MASK32)
+            b.write(f"PORT_BASE_HIGH{port}", base >> 32)
 
     # Programs ------------------------------------------------------------------------------------
 

@@ -20,9 +20,9 @@ def once(component: T) -> T:
     everything about the component: nothing may be changed after construction.
 
     Elaborated for a `platform` that has `instance` (`gen.verilog.emit.Emission`), the component becomes an instance of
-    its module; for any other it is elaborated in place, as Amaranth's simulator needs it. It uses no clock domain
-    but sync, and must not stand inside a ResetInserter, EnableInserter or DomainRenamer: these do not reach into
-    an instance, and the emission refuses them.
+    its module; for any other it is elaborated in place, as Amaranth's simulator needs it. It uses no clock domain of its
+    parent but sync, whose clock and reset the instance is given, and must not stand inside a ResetInserter,
+    EnableInserter or DomainRenamer: these do not reach into an instance, and the emission refuses them.
     """
     construct, build = component.__init__, component.elaborate
     signature = inspect.signature(construct)

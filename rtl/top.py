@@ -21,6 +21,7 @@ from tritloom.rtl.memory.axi_memory import AxiMemory
 from tritloom.rtl.memory.onchip import OnChipMemory
 from tritloom.rtl.memory.parameters import READ_QUEUE, AxiParameters, memory_parameters
 from tritloom.rtl.memory.router import ReadArbiter, WeightRouter, WriteArbiter
+from tritloom.rtl.once import once
 from tritloom.rtl.stream import Fifo, LightSlice, Slice
 from tritloom.rtl.ternary.parameters import TernaryParameters
 from tritloom.rtl.ternary.tlmm import TernaryMatmul
@@ -30,19 +31,22 @@ from tritloom.rtl.vector.unit import VectorUnit
 __all__ = ["Accelerator"]
 
 
+@once
 class Accelerator(wiring.Component):
     """One machine, as `config` describes it.
 
     The host reaches it over AXI4-Lite (`firmware.registers`), the machine reaches its memory over AXI4
-    (or keeps it on chip). `unit_busy`, `weight_beat` and the trace port are for simulation; leave them
-    unconnected in hardware.
+    (or keeps it on chip).
 
     The registers stand in the clock domain `host`, which `rst` resets, and everything else in `sync`, which the registers reset (and
-    so `rst`, for a cycle longer).
+    so `rst`, for a cycle longer). Both are the machine's own: inside another design it is a module with the pins `clk` and `rst`, which
+    its parent drives.
 
     Parameters
     ----------
     config : BuildConfig
+    observed : bool
+        Whether there are the ports that only a simulation reads: `unit_busy`, `weight_beat` and `trace_...`.
 
     Members
     -------
@@ -60,15 +64,16 @@ class Accelerator(wiring.Component):
         A V-word a cycle of what the units produce, for each of `firmware.isa.TraceUnit`. Codes for both engines are shown once.
     """
 
-    def __init__(self, config: BuildConfig):
-        self.config = config
-        members = {"clk": In(1), "rst": In(1)} | axi_lite_members() | {
-            "irq": Out(1),
-            "unit_busy": Out(8),
-            "weight_beat": Out(1),
-            **{f"trace_{unit.name.lower()}_{name}": Out(width) for unit in TraceUnit for name, width in (
-                ("valid", 1), ("slot", 8), ("index", 32), ("data", 32 * config.vector_lanes))},
-        }
+    def __init__(self, config: BuildConfig, *, observed: bool = True):
+        self.config, self._observed = config, observed
+        members = {"clk": In(1), "rst": In(1)} | axi_lite_members() | {"irq": Out(1)}
+        if observed:
+            members |= {
+                "unit_busy": Out(8),
+                "weight_beat": Out(1),
+                **{f"trace_{unit.name.lower()}_{name}": Out(width) for unit in TraceUnit for name, width in (
+                    ("valid", 1), ("slot", 8), ("index", 32), ("data", 32 * config.vector_lanes))},
+            }
         if config.memory == "axi":
             members |= axi_members(mem_bytes=config.mem_bytes, mem_ports=config.mem_ports)
         super().__init__(members)
@@ -97,7 +102,9 @@ class Accelerator(wiring.Component):
         self._join_memory(m, memory, matmul, vector, dot, registers)
         self._join_units(m, matmul, vector, dot, sampler)
         self._join_control(m, memory, matmul, vector, dot, sampler, sequencer, registers, scanning)
-        self._trace(m, vector, dot)
+        if self._observed:
+            self._trace(m, vector, dot)
+            m.d.comb += [self.weight_beat.eq(memory.weight_beat), self.unit_busy.eq(sequencer.unit_busy)]
         return m
 
     def _short_list(self, m, matmul, vector, dot, sequencer):
@@ -141,7 +148,6 @@ class Accelerator(wiring.Component):
         wiring.connect(m, vector.kv_write, writes.i0)
         wiring.connect(m, registers.memory_write, writes.i1)
         wiring.connect(m, writes.o, memory.write)
-        m.d.comb += self.weight_beat.eq(memory.weight_beat)
 
         if c.memory == "axi":
             self._export(m, memory, axi_members(mem_bytes=c.mem_bytes, mem_ports=c.mem_ports))
@@ -195,7 +201,6 @@ class Accelerator(wiring.Component):
             sequencer.unit_busy.eq(busy),
             sampler.abandon.eq(sequencer.draining),
             dot.abandon.eq(sequencer.draining),
-            self.unit_busy.eq(busy),
             registers.running.eq(sequencer.running),
             registers.halted.eq(sequencer.halted),
             registers.stopped.eq(sequencer.stopped),

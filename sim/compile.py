@@ -23,6 +23,7 @@ from typing import Any
 from tritloom.firmware.errors import TritloomError
 from tritloom.firmware.isa import TraceUnit
 from tritloom.gen import verilator
+from tritloom.gen.verilog.contents import without_zero_contents
 from tritloom.system import files
 from tritloom.system.processes import kill, started
 
@@ -106,23 +107,12 @@ def compile_verilog(verilog: str | Path, key: str, build_dir: Path | None = None
 
 
 _REGISTER = re.compile(r"^( *reg (?:signed )?(?:\[\d+:\d+\] )?\S+) += \d+'[bdh][0-9a-f]+;$", re.MULTILINE)
-_CONTENTS = re.compile(r"^ *initial begin\n(?= *(\S+?) ?\[)(?: *\S+ ?\[\d+\] = \d+'[dh]0+;\n)+ *end\n", re.MULTILINE)
-
-
-CONSTANT_WORDS = {"registers": 0}
-"""Words that are read as zero and that nothing writes, by the memory's name: r0 of the sequencer, whose zero is the memory's content."""
 
 
 def without_initial_values(verilog: str) -> str:
     """Emitted Verilog in which registers, and memories that begin with zeros, have no initial value: only a reset, or what is written,
-    gives them one. Tables and CONSTANT_WORDS keep their contents."""
-
-    def constant(contents: re.Match[str]) -> str:
-        word = CONSTANT_WORDS.get(contents[1])
-        kept = [line for line in contents[0].splitlines(keepends=True)[1:-1] if word is not None and f"{contents[1]}[{word}]" in line]
-        return "".join(["initial begin\n", *kept, "end\n"]) if kept else ""
-
-    return _CONTENTS.sub(constant, _REGISTER.sub(r"\1 ;", verilog))
+    gives them one. Tables and `gen.verilog.contents.CONSTANT_WORDS` keep their contents."""
+    return without_zero_contents(_REGISTER.sub(r"\1 ;", verilog))
 
 
 class _Build:

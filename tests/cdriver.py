@@ -23,7 +23,7 @@ class Device(ctypes.Structure):
     """struct device of docs/driver.c."""
 
     _fields_ = [("context", ctypes.c_void_p), ("read32", READ), ("write32", WRITE), ("flush", CALL), ("pause", CALL),
-                ("stripe", ctypes.c_void_p * PORTS), ("base", ctypes.c_uint32 * PORTS), ("patience", ctypes.c_uint64)]
+                ("stripe", ctypes.c_void_p * PORTS), ("base", ctypes.c_uint64 * PORTS), ("patience", ctypes.c_uint64)]
 
 
 def build(folder: Path) -> ctypes.CDLL:
@@ -51,7 +51,7 @@ class Driver:
         """Names and values of the registers written, in order."""
         calls = READ(self._read), WRITE(self._write), CALL(self._flush), CALL(lambda _: self._pause())
         self._device = Device(None, *calls, patience=patience)
-        self._bases, places = getattr(backend, "port_bases", ()), range(0, PORTS * PAGE_BYTES, PAGE_BYTES)
+        self._bases, places = getattr(backend, "port_bases", ()), range(1 << 35, (1 << 35) + PORTS * PAGE_BYTES, PAGE_BYTES)
         for port, window in enumerate(self._windows):
             self._device.stripe[port], self._device.base[port] = window.ctypes.data, (self._bases or places)[port]
 

@@ -116,6 +116,7 @@ COMPILING = {
 MACHINES = {("machines", "simulated")}
 """What compiles a whole machine."""
 LONG = {("tritloom.gen.verilog.generate", name) for name in ("cached_verilog", "generate_verilog")} | {
+    ("tritloom.gen.kit.core", "generate_core"),
     ("tritloom.gen.tools.parts", "parts_of"), ("tritloom.gen.tools.synthesis", "cells_of"), ("tritloom.gen.tools.timing", "worst_paths")}
 """What takes more than a second: a whole machine's Verilog, a synthesis."""
 LONG_PACKAGES = {"torch", "transformers"}

@@ -27,7 +27,8 @@ from tritloom.gen import verilator
 from tritloom.gen.models import open_checkpoint
 from tritloom.gen.pack import pack, quantise
 from tritloom.gen.tools import synthesis, yosys
-from tritloom.gen.tools.scan import ports, without_zero_contents
+from tritloom.gen.tools.scan import ports
+from tritloom.gen.verilog.contents import without_zero_contents
 from tritloom.gen.verilog.digests import digest, plain
 from tritloom.gen.verilog.generate import cached_verilog
 from tritloom.host.image import open_image, write_image

@@ -20,8 +20,9 @@ from typing import Any, TypedDict
 from tritloom.boards.board import Board, load
 from tritloom.firmware.config import BuildConfig, ConfigError
 from tritloom.gen.tools import yosys
-from tritloom.gen.tools.scan import TOP, BuildError, scan_wrapper, without_zero_contents
+from tritloom.gen.tools.scan import TOP, BuildError, scan_wrapper
 from tritloom.gen.tools.sdf import WorstPath, worst_paths
+from tritloom.gen.verilog.contents import without_zero_contents
 from tritloom.gen.verilog.generate import generate_verilog
 from tritloom.system.files import cache, scratch, write_atomically
 from tritloom.system.processes import started

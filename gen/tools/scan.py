@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from tritloom.firmware.errors import TritloomError
 
-__all__ = ["TOP", "BuildError", "ports", "scan_wrapper", "without_zero_contents"]
+__all__ = ["TOP", "BuildError", "ports", "scan_wrapper"]
 
 TOP = "scan"
 LEFT_OPEN = ("trace_",)
@@ -67,12 +67,3 @@ module {TOP}(input clk, input rst, input shift, input scan_in, output scan_out);
   );
 endmodule
 """
-
-
-_ZERO_MEMORY = re.compile(r"^  initial begin\n((?:    (\\?[\w$.]+ ?)\[\d+\] = \d+'h0+;\n)+)  end\n", re.M)
-
-
-def without_zero_contents(verilog: str) -> str:
-    """The same memories without a statement per word where all words start as zero: block RAM does so by itself,
-    and Yosys takes minutes over the statements of a large one."""
-    return _ZERO_MEMORY.sub("", verilog)

@@ -107,13 +107,15 @@ class Emission:
 
     def _convert(self, fragment: Fragment, component: Any, name: str) -> _Module:
         self._check(fragment, name)
+        own = set(fragment.domains)
         text, _ = rtlil.convert_fragment(fragment, _ports(component), name, emit_src=False)
-        others = set(fragment.domains) - {DOMAIN}
+        inherited = set(fragment.domains) - own
+        others = inherited - {DOMAIN}
         if component is not self._top:
             if others:
                 raise EmissionError(f"{name} uses clock domains besides {DOMAIN}: {', '.join(sorted(others))}")
             text = re.sub(r"^attribute \\top 1\n", "", text, count=1, flags=re.M)
-        return _Module(name, _outline(component), text, DOMAIN in fragment.domains)
+        return _Module(name, _outline(component), text, DOMAIN in inherited)
 
     def _check(self, fragment: Fragment, name: str) -> None:
         """Instances of shared modules must be as they were made: a ResetInserter leaves a copy, without its effect."""

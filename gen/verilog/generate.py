@@ -1,4 +1,4 @@
-"""From a configuration to the files of its machine: Verilog, register map, and the configuration itself."""
+"""From a configuration to the Verilog of its simulation, and what a linter says of Verilog."""
 
 from __future__ import annotations
 
@@ -6,22 +6,16 @@ import functools
 import hashlib
 import re
 import subprocess
-from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from tritloom.firmware.config import BuildConfig
 from tritloom.firmware.errors import TritloomError
 from tritloom.gen import verilator
-from tritloom.gen.verilog import registers
 from tritloom.system import files, processes
 
-__all__ = ["GenerateError", "cached_verilog", "generate_verilog", "lint", "source_digest", "write_machine"]
+__all__ = ["GenerateError", "cached_verilog", "generate_verilog", "lint", "source_digest"]
 
-Progress = Callable[..., None]
-"""Called with (done, total, text)."""
-
-VERILOG = "tritloom.v"
 SOURCES = ("rtl", "firmware", "gen/verilog/emit.py", "gen/verilog/generate.py", "gen/verilog/waivers.py")
 """What the emitted Verilog depends on, besides the configuration."""
 
@@ -77,18 +71,6 @@ def cached_verilog(config: BuildConfig, cache_dir: Path | None = None) -> str:
         text = generate_verilog(config).encode("utf-8")
         files.keep(path, text)
     return text.decode("utf-8")
-
-
-def write_machine(config: BuildConfig, out_dir: str | Path, progress: Progress | None = None) -> list[Path]:
-    """Write tritloom.v, registers.json, registers.h and config.json into `out_dir`; nothing if one cannot be made."""
-    report = progress or (lambda *_: None)
-    report(0.0, 1.0, "Verilog")
-    machine: dict[str, str | bytes] = {VERILOG: generate_verilog(config)}
-    report(0.9, 1.0, "register map")
-    machine |= {"registers.json": registers.to_json(), "registers.h": registers.to_c_header(), "config.json": config.to_json()}
-    paths = files.write_atomically(Path(out_dir), machine)
-    report(1.0, 1.0, "written")
-    return paths
 
 
 _WARNING = re.compile(r"%(?:Warning|Error)\S*:")

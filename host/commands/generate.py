@@ -1,4 +1,4 @@
-"""tritloom generate: Verilog, register map and configuration of a machine."""
+"""tritloom generate: a machine as an IP core for any AXI system."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def command(
     machine: MachineOptions,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a machine's Verilog, register map and configuration."""
-    from tritloom.gen.verilog.generate import write_machine
+    """Write a machine as an IP core: Verilog with AXI ports, register map, files for Vivado and FuseSoC."""
+    from tritloom.gen.kit.core import write_core
 
     console = Console(json=as_json)
     check_folder(out, "--out")
     plan = machine.plan(board)
     config = plan.configuration(source.spec(plan.context))
     with console.step("Generating Verilog") as update:
-        paths = write_machine(config, out, update)
+        paths = write_core(config, out, update)
     data = {"digest": f"{config.digest:08x}", "files": [str(path) for path in paths]}
     console.result(data, table([("digest", data["digest"]), *(("wrote", name) for name in data["files"])]))

@@ -64,7 +64,7 @@ class RegisterParameters:
     mem_bytes : int
         Bytes of a memory beat.
     mem_ports : int
-        Memory ports; PORT_BASE registers of others do not exist.
+        Memory ports; PORT_BASE and PORT_BASE_HIGH of others do not exist.
     program_words : int
         Instructions in the program memory.
     digest : int

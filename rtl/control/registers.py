@@ -9,7 +9,17 @@ from amaranth.utils import exact_log2
 
 from tritloom.firmware.assembler import ARGUMENTS
 from tritloom.firmware.isa import Unit
-from tritloom.firmware.registers import ADDRESS_BITS, FIFO_DEPTH, IDENTIFIER, MAP_VERSION, PORTS, REGISTER, REGISTERS, WRITE_CYCLES
+from tritloom.firmware.registers import (
+    ADDRESS_BITS,
+    FIFO_DEPTH,
+    IDENTIFIER,
+    MAP_VERSION,
+    PORT_ADDRESS_BITS,
+    PORTS,
+    REGISTER,
+    REGISTERS,
+    WRITE_CYCLES,
+)
 from tritloom.rtl.control.parameters import RegisterParameters
 from tritloom.rtl.control.sequencer import UNITS, loader_signature
 from tritloom.rtl.memory.interface import write_layout
@@ -66,7 +76,7 @@ class ControlRegisters(wiring.Component):
         Write ports of the program memory and the weight streamer's.
     memory_write : Out(stream of write_layout)
         Writes of 32 bits each.
-    port_base : Out(array of 32)
+    port_base : Out(array of PORT_ADDRESS_BITS)
     memory_busy, memory_error : In(2 * mem_ports)
         Reads of each port, then writes: under way, answered with an error.
     fault : Out(1)
@@ -80,7 +90,7 @@ class ControlRegisters(wiring.Component):
     def __init__(self, parameters: RegisterParameters):
         self.parameters = parameters
         mem_bytes, mem_ports, bits = parameters.mem_bytes, parameters.mem_ports, exact_log2(parameters.program_words)
-        missing = {f"PORT_BASE{i}" for i in range(mem_ports, PORTS)}
+        missing = {f"PORT_BASE{part}{i}" for part in ("", "_HIGH") for i in range(mem_ports, PORTS)}
         self._registers = [register for register in REGISTERS if register.name not in missing]
         super().__init__(axi_lite_members() | {
             "irq": Out(1),
@@ -91,7 +101,7 @@ class ControlRegisters(wiring.Component):
             "program": Out(loader_signature(bits)),
             "descriptor": Out(loader_signature(8)),
             "memory_write": Out(stream.Signature(write_layout(mem_bytes))),
-            "port_base": Out(data.ArrayLayout(32, mem_ports)),
+            "port_base": Out(data.ArrayLayout(PORT_ADDRESS_BITS, mem_ports)),
             "memory_busy": In(2 * mem_ports), "memory_error": In(2 * mem_ports), "fault": Out(1),
             "hold": Out(1), "reset": Out(1),
             "unit_busy": In(UNITS),
@@ -233,7 +243,7 @@ class ControlRegisters(wiring.Component):
         m.d.comb += [
             self.entry.eq(stored["ENTRY"]),
             *(self.args[i].eq(stored[f"ARG{i}"]) for i in range(ARGUMENTS)),
-            *(self.port_base[i].eq(stored[f"PORT_BASE{i}"]) for i in range(self.parameters.mem_ports)),
+            *(self.port_base[i].eq(Cat(stored[f"PORT_BASE{i}"], stored[f"PORT_BASE_HIGH{i}"])) for i in range(self.parameters.mem_ports)),
         ]
 
     def _loaders(self, m: Module, stored, changed, written, word, memory_done) -> None:

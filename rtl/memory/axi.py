@@ -11,14 +11,11 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
-from tritloom.firmware.registers import PAGE_BYTES
+from tritloom.firmware.registers import PAGE_BYTES, PORT_ADDRESS_BITS
 from tritloom.rtl.once import once
 from tritloom.rtl.stream import Fifo, Slice
 
-__all__ = ["ADDRESS_BITS", "PAGE_BYTES", "AxiReader", "AxiWriter", "axi_members", "axi_prefix", "burst_layout"]
-
-ADDRESS_BITS = 40
-"""Width of AXI addresses."""
+__all__ = ["PAGE_BYTES", "AxiReader", "AxiWriter", "axi_members", "axi_prefix", "burst_layout"]
 
 _INCR = 1
 _OKAY = 0
@@ -26,14 +23,14 @@ _OKAY = 0
 
 def _read_members(data_bytes: int) -> dict:
     return {
-        "arvalid": Out(1), "arready": In(1), "araddr": Out(ADDRESS_BITS), "arlen": Out(8), "arsize": Out(3), "arburst": Out(2),
+        "arvalid": Out(1), "arready": In(1), "araddr": Out(PORT_ADDRESS_BITS), "arlen": Out(8), "arsize": Out(3), "arburst": Out(2),
         "rvalid": In(1), "rready": Out(1), "rdata": In(8 * data_bytes), "rresp": In(2), "rlast": In(1),
     }
 
 
 def _write_members(data_bytes: int) -> dict:
     return {
-        "awvalid": Out(1), "awready": In(1), "awaddr": Out(ADDRESS_BITS), "awlen": Out(8), "awsize": Out(3), "awburst": Out(2),
+        "awvalid": Out(1), "awready": In(1), "awaddr": Out(PORT_ADDRESS_BITS), "awlen": Out(8), "awsize": Out(3), "awburst": Out(2),
         "wvalid": Out(1), "wready": In(1), "wdata": Out(8 * data_bytes), "wstrb": Out(data_bytes), "wlast": Out(1),
         "bvalid": In(1), "bready": Out(1), "bresp": In(2),
     }
@@ -81,7 +78,7 @@ class AxiReader(wiring.Component):
 
     Members
     -------
-    request : In(stream(burst_layout)), base : In(32)
+    request : In(stream(burst_layout)), base : In(PORT_ADDRESS_BITS)
         Byte address of this port's stripe of the memory, a multiple of 4 KiB.
     weights : Out(stream), data : Out(stream)
         Beats in order; `weights` carries the burst's `dest` with each.
@@ -106,7 +103,7 @@ class AxiReader(wiring.Component):
         self._burst = burst_layout(beat_bits, beats_bits)
         super().__init__({
             "request": In(stream.Signature(self._burst)),
-            "base": In(32),
+            "base": In(PORT_ADDRESS_BITS),
             "weights": Out(stream.Signature(self._weight_layout)),
             "data": Out(stream.Signature(self._data_shape)),
             "clear": In(1),
@@ -191,7 +188,7 @@ class AxiWriter(wiring.Component):
 
     Members
     -------
-    i : In(stream({"beat", "data", "strb"})), base : In(32)
+    i : In(stream({"beat", "data", "strb"})), base : In(PORT_ADDRESS_BITS)
     hold : In(1)
         Accept no more, from two cycles later on.
     pending : Out(1)
@@ -208,7 +205,7 @@ class AxiWriter(wiring.Component):
         self._outstanding = outstanding
         super().__init__({
             "i": In(stream.Signature(data.StructLayout({"beat": beat_bits, "data": 8 * data_bytes, "strb": data_bytes}))),
-            "base": In(32),
+            "base": In(PORT_ADDRESS_BITS),
             "hold": In(1),
             "pending": Out(1),
             "busy": Out(1),

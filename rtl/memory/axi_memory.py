@@ -6,6 +6,7 @@ from amaranth import Cat, Module, Mux
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
+from tritloom.firmware.registers import PORT_ADDRESS_BITS
 from tritloom.rtl.memory.axi import AxiReader, AxiWriter, axi_members, axi_prefix
 from tritloom.rtl.memory.parameters import AxiParameters
 from tritloom.rtl.memory.system import MemorySystem
@@ -32,7 +33,7 @@ class AxiMemory(MemorySystem):
     Members
     -------
     ... : MemorySystem
-    port_base<i> : In(32)
+    port_base<i> : In(PORT_ADDRESS_BITS)
         Byte address of port i's stripe, a multiple of 4 KiB.
     m<i>_axi_... : AXI4 (`axi_members`)
     """
@@ -40,7 +41,7 @@ class AxiMemory(MemorySystem):
     def __init__(self, parameters: AxiParameters):
         self._p = parameters
         super().__init__(parameters, {
-            **{f"port_base{port}": In(32) for port in range(parameters.mem_ports)},
+            **{f"port_base{port}": In(PORT_ADDRESS_BITS) for port in range(parameters.mem_ports)},
             **axi_members(mem_bytes=parameters.mem_bytes, mem_ports=parameters.mem_ports)})
 
     def elaborate(self, platform):

@@ -117,12 +117,6 @@ def test_the_wrapper_reaches_every_port_but_the_trace():
         scan.scan_wrapper(VERILOG, "missing")
 
 
-def test_zero_contents_are_left_out():
-    zero = "  initial begin\n    \\a.b [0] = 8'h00;\n    \\a.b [1] = 8'h00;\n  end\n"
-    other = "  initial begin\n    m[0] = 8'h00;\n    m[1] = 8'h10;\n  end\n"
-    assert scan.without_zero_contents("x\n" + zero + other + "y\n") == "x\n" + other + "y\n"
-
-
 def test_progress_of_the_router():
     seen = []
     poll = build._routing_progress(lambda share, text: seen.append((share, text)))

@@ -305,9 +305,9 @@ def test_every_relaxation_gives_what_it_promises_and_changes_nothing_else(model,
 
 
 @pytest.mark.parametrize("changes, words", [
-    ({"window": (0, 8192)}, "within 32-bit addresses and the 0 bytes of DRAM"),
+    ({"window": (0, 8192)}, "within 40-bit addresses and the 0 bytes of DRAM"),
     ({"window": (4, 4096), "dram_bytes": 1 << 30}, "multiple of 4096"), ({"dram_bytes": -1}, "dram_bytes must be"),
-    ({"window": (1 << 32, 4096), "dram_bytes": 1 << 34}, "within 32-bit addresses"),
+    ({"window": (1 << 40, 4096), "dram_bytes": 1 << 42}, "within 40-bit addresses"),
     ({"resources": {"luts": 100}}, "no resource is called 'luts'"), ({"resources": {"lut": 0}}, "lut must be a positive integer"),
     ({"mem_bytes": "64"}, "mem_bytes must be a positive integer"),
 ])

@@ -1,7 +1,6 @@
 """The files of a machine: complete or not there, named by their digest, and clean for the linter."""
 
 import dataclasses
-import json
 import os
 import re
 import subprocess
@@ -11,7 +10,6 @@ from typing import Any
 import pytest
 
 from machines import TINY
-from tritloom.firmware.config import BuildConfig
 from tritloom.gen.tools import yosys
 from tritloom.gen.verilog import generate, waivers
 from tritloom.system.files import write_atomically
@@ -30,30 +28,6 @@ def emitted(monkeypatch):
 
     monkeypatch.setattr(generate, "generate_verilog", fake)
     return calls
-
-
-def test_writes_all_files_of_a_machine(emitted, tmp_path):
-    steps = []
-    paths = generate.write_machine(TINY, tmp_path / "new" / "machine", lambda *step: steps.append(step))
-    assert sorted(p.name for p in paths) == ["config.json", "registers.h", "registers.json", "tritloom.v"]
-    assert sorted(os.listdir(tmp_path / "new" / "machine")) == sorted(p.name for p in paths)
-    files = {p.name: p.read_text(encoding="utf-8") for p in paths}
-    assert BuildConfig.from_json(files["config.json"]) == TINY
-    assert f"configuration {TINY.digest:08x}" in files["tritloom.v"].splitlines()[0]
-    assert generate.package_version() in files["tritloom.v"].splitlines()[0]
-    assert json.loads(files["registers.json"])["registers"]
-    assert "#define TRITLOOM_" in files["registers.h"]
-    assert steps[0][0] == 0.0 and steps[-1][0] == 1.0
-
-
-def test_a_failure_leaves_the_folder_as_it_was(monkeypatch, tmp_path):
-    def fail(config):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(generate, "generate_verilog", fail)
-    with pytest.raises(KeyboardInterrupt):
-        generate.write_machine(TINY, tmp_path / "new")
-    assert os.listdir(tmp_path) == []
 
 
 def test_a_failing_write_leaves_no_trace(tmp_path):

@@ -255,12 +255,12 @@ NO_WEIGHTS = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 
     {"architectures": ["LlamaForCausalLM"], "hidden_act": "silu", "quantization_config": {"quant_method": "bitnet"}},
 ])
 def test_every_family_works_without_weights(tritloom, tmp_path, monkeypatch, family):
-    from tritloom.gen.verilog import generate
+    from tritloom.gen.kit import core
     from tritloom.sim.bench import benchmarks
     from tritloom.sim.bench.report import Report
 
     seen = []
-    monkeypatch.setattr(generate, "write_machine", lambda config, *_: seen.append(config.shape.hidden) or [])
+    monkeypatch.setattr(core, "write_core", lambda config, *_: seen.append(config.shape.hidden) or [])
     monkeypatch.setattr(benchmarks, "whole_tokens", lambda _, board, *, context, **__: seen.append((board, context)) or Report([]))
     (tmp_path / "config.json").write_text(json.dumps(NO_WEIGHTS | family))
     assert [tritloom(verb, tmp_path)[0] for verb in ("check", "fit")] == [0, 0]
@@ -338,19 +338,20 @@ def test_pack_writes_an_image_or_nothing(tritloom, tmp_path, monkeypatch):
 
 
 def test_generate_writes_the_machine(tritloom, tmp_path, monkeypatch):
+    from tritloom.gen.kit import core
     from tritloom.gen.verilog import generate
 
-    monkeypatch.setattr(generate, "generate_verilog", lambda config: "module top; endmodule\n")
+    monkeypatch.setattr(core, "generate_core", lambda config: "module tritloom; endmodule\n")
     status, out, _ = tritloom("generate", "--model", MODEL, "--board", "sim", "--out", tmp_path / "out", "--json")
     data = json.loads(out)
-    assert status == 0 and {Path(f).suffix for f in data["files"]} == {".v", ".json", ".h"}
+    assert status == 0 and {Path(f).suffix for f in data["files"]} == {".v", ".json", ".h", ".tcl", ".core", ".cpp"}
     config = BuildConfig.from_json((tmp_path / "out" / "config.json").read_text())
     assert data["digest"] == f"{config.digest:08x}"
 
     def fail(config):
         raise generate.GenerateError("no Yosys: install it")
 
-    monkeypatch.setattr(generate, "generate_verilog", fail)
+    monkeypatch.setattr(core, "generate_core", fail)
     status, _, err = tritloom("generate", "--model", MODEL, "--out", tmp_path / "other")
     assert status == 1 and "no Yosys: install it" in one_line(err) and not (tmp_path / "other").exists()
 

@@ -65,7 +65,8 @@ def test_it_writes_what_the_session_writes_into_registers(driver, image):
         named = [name for name in REGISTER if name.startswith("ARG") and name not in ("ARG4", "ARG6", "ARG7")] + ["ENTRY"]
         assert [driver._backend.registers[name] for name in named] == [backend.registers[name] for name in named]
     bases = [item for item in driver.written if item[0].startswith("PORT_BASE")]
-    assert bases == ([("PORT_BASE0", 0), ("PORT_BASE1", 4096)] if image.config.memory == "axi" else [])
+    assert bases == ([("PORT_BASE0", 0), ("PORT_BASE_HIGH0", 8), ("PORT_BASE1", 4096), ("PORT_BASE_HIGH1", 8)]
+                     if image.config.memory == "axi" else [])
 
 
 @pytest.mark.parametrize("change, message", [
@@ -119,6 +120,6 @@ def test_the_guide_knows_the_stripes(image):
 
 def test_the_guide_names_registers_that_exist():
     fields = {field.name for register in REGISTER.values() for field in register.fields}
-    others = {"AXI4", "CRC", "CYCLES", "DESCRIPTOR", "JSON", "PATIENCE", "PNG", "PORT_BASE", "RTL", "SLVERR", "TRIT", "TRITLOOM", "XOR",
-              "_HIGH", "_LOW"}
+    others = {"AXI4", "CRC", "CYCLES", "DESCRIPTOR", "JSON", "PATIENCE", "PNG", "PORT_BASE", "PORT_BASE_HIGH", "RTL", "SLVERR", "TRIT",
+              "TRITLOOM", "XOR", "_HIGH", "_LOW"}
     assert {name for name in re.findall(r"\b[A-Z][A-Z_]{2,}\d?\b", GUIDE) if name not in REGISTER} <= fields | others

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tritloom.gen.kit import core
 from tritloom.gen.tools import bitstream, parts
-from tritloom.gen.verilog import generate
 from tritloom.host import console as console_module
 from tritloom.host.cli import explain, main, verbs
 from tritloom.sim import backends, prepare
@@ -37,7 +37,7 @@ def environment(monkeypatch, tmp_path_factory):
         raise AssertionError("something was built")
 
     for place, name in ((prepare, "open_simulation"), (backends.SimBackend, "build"), (bitstream, "generate_verilog"),
-                        (generate, "generate_verilog"), (parts, "synthesise"), (verify, "pack"), (prepare, "write_image_of")):  # fmt: skip
+                        (core, "generate_core"), (parts, "synthesise"), (verify, "pack"), (prepare, "write_image_of")):  # fmt: skip
         monkeypatch.setattr(place, name, heavy)
 
 

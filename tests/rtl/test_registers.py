@@ -86,7 +86,7 @@ async def registers(dut):
     ports = streams.parameters()["ports"]
     await begin(dut)
     assert [await read(dut, name) for name in ("ID", "VERSION", "DIGEST")] == [IDENTIFIER, MAP_VERSION, DIGEST]
-    exists = {r.address: r for r in REGISTERS if not r.name.startswith("PORT_BASE") or int(r.name[9:]) < ports}
+    exists = {r.address: r for r in REGISTERS if not r.name.startswith("PORT_BASE") or int(r.name[-1]) < ports}
     stored = {}
     for address in range(0, 0x140, 4):
         register = exists.get(address)
@@ -104,7 +104,7 @@ async def registers(dut):
     for address in (0x800, 0xFFC, 0x410):
         assert (await look(dut, address))[0] == SLVERR and await write(dut, address, 0) == SLVERR
     assert int(dut.args.value) == sum(stored[0x40 + 4 * i] << 32 * i for i in range(8))
-    assert int(dut.port_base.value) == sum(stored[0xC0 + 4 * i] << 32 * i for i in range(ports))
+    assert int(dut.port_base.value) == sum((stored[0xC0 + 4 * i] | stored[0xE0 + 4 * i] << 32) << 40 * i for i in range(ports))
 
 
 @cocotb.test()

@@ -318,15 +318,32 @@ def test_ports_are_placed_by_the_host(built):
     assert len(set(backend.port_bases)) == 2
     with Session(backend, image) as session:
         assert [backend.read(f"PORT_BASE{port}") for port in range(2)] == list(backend.port_bases)
+        assert [backend.read(f"PORT_BASE_HIGH{port}") for port in range(2)] == [0, 0]
+        with pytest.raises(DeviceError, match="PORT_BASE_HIGH2"):
+            backend.read("PORT_BASE_HIGH2")
         tokens = session.generate(prompt(2), 9)
         next(tokens)
         with pytest.raises(DeviceError, match="writing PORT_BASE0"):
             backend.write("PORT_BASE0", 0x1000)
-    for wrong in ((0,), (0, 0x800), (0, 1 << 32)):
+    for wrong in ((0,), (0, 0x800), (0, 1 << 40)):
         device = SimBackend(backend.machine, backend.config)
         device.port_bases = wrong
         with pytest.raises(DeviceError, match="a multiple of 4096, for each of its 2 memory ports"):
             Session(device, image)
+
+
+def test_stripes_lie_wherever_a_port_reaches(built):
+    """Beyond 4 GiB, as the upper half of a KV260's memory does, and across that border."""
+    image, backend, _ = built
+    with Session(backend, image) as session:
+        expected = list(session.generate(prompt(3), 6))
+    near = backend.port_bases
+    far = SimBackend(backend.machine, backend.config, [0x8_7FF0_0000, (1 << 32) - 4096])
+    try:
+        with Session(far, image) as session:
+            assert list(session.generate(prompt(3), 6)) == expected
+    finally:
+        SimBackend(backend.machine, backend.config, near)
 
 
 @pytest.mark.parametrize("unit", Unit, ids=str)

@@ -1,0 +1,1 @@
+"""Files in which `@name@` stands for what a configuration decides."""
