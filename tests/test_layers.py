@@ -55,7 +55,7 @@ THIRD_PARTIES = {
     "boards": Others(others=set()),
     "gen": Others(others={"amaranth", "gguf", "numpy", "pydantic", "pyosys", "safetensors", "tokenizers"}),
     "gen/fit/calibrate.py": Others(others={"numpy"}, lazy={"scipy"}),
-    "host": Others(others={"numpy", "rich", "tokenizers", "typer"}),
+    "host": Others(others={"numpy", "rich", "serial", "tokenizers", "typer"}),
     "host/doctor.py": Others(others=set(), lazy={"find_libpython"}),  # asks the tools whether they run, cocotb's among them
     # A demo runs without PyTorch.
     "sim": Others(others={"filelock", "jinja2", "numpy"}, lazy={"amaranth", "safetensors", "tokenizers", "torch", "transformers"}),

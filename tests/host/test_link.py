@@ -1,0 +1,170 @@
+"""The host's end of the link, against the model of the device: exactly once, whatever the line does."""
+
+import random
+
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from line import Line
+from link_model import COUNTER, FIFO, REFUSED, LinkDevice, Registers
+from tritloom.firmware import link
+from tritloom.host.link import Link, LinkError, Refused
+
+WORDS = st.lists(st.integers(0, 2**32 - 1) | st.sampled_from([0x7E7D7E7D, 0x7D7D7D7D]), max_size=link.REQUEST_WORDS)
+
+
+def opened(line, seed=1, **options):
+    return Link(line.open, name="/dev/board", baud=line.baud, clock=line.clock, sleep=line.sleep, chance=random.Random(seed), **options)
+
+
+def board(**options):
+    registers = Registers()
+    line = Line(LinkDevice(registers), **options)
+    return registers, line
+
+
+@given(WORDS, st.integers(0, 2**16 - 1), st.integers(0, 255), st.data())
+def test_frames_come_as_they_went(words, number, operation, draw):
+    request = link.Request(number, number ^ 0x7D, operation, number ^ 0x7E, tuple(words))
+    data = link.frame(link.encode_request(request))
+    assert data.count(link.FLAG) == 2 and len(data) <= 2 * (link.LONGEST_BODY + 1)
+    cut = draw.draw(st.integers(0, len(data)))
+    frames = link.Deframer()
+    bodies = [*frames.feed(data[:cut]), *frames.feed(data[cut:])]
+    assert [link.decode_request(body) for body in bodies] == [request] and frames.errors == 0
+
+
+@given(st.binary(max_size=2000), st.integers(1, 9))
+def test_garbage_is_no_frame(data, parts):
+    frames = link.Deframer()
+    step = len(data) // parts + 1
+    assert not [body for at in range(0, len(data), step) for body in frames.feed(data[at : at + step])]
+
+
+def work(host, registers, chance, requests):
+    """Random requests; asserts that each was done once, in order. Returns what was written."""
+    sent = []
+    for _ in range(requests):
+        words = [chance.getrandbits(32) for _ in range(chance.randrange(1, 60))]
+        kind = chance.random()
+        if kind < 0.6:
+            host.fill(FIFO, words)
+            sent += words
+        elif kind < 0.8:
+            host.write([link.write_item(FIFO, word) for word in words])
+            sent += words
+        else:
+            before = registers.reads
+            read = link.read_item(COUNTER)
+            values = host.ask([link.write_item(FIFO, words[0]), read, link.wait_item(1000), read], 1000)
+            sent.append(words[0])
+            assert values[0::2] == (before + 1, before + 2) and registers.written == sent
+    host.flush()
+    assert registers.written == sent
+
+
+@settings(max_examples=25, deadline=None, phases=[Phase.generate])
+@given(st.integers(0, 2**32), st.sampled_from([0.0, 1e-3, 4e-3]), st.sampled_from([0.0, 0.02, 0.3]))
+def test_everything_is_done_once_and_in_order(seed, rate, late_s):
+    registers, line = board(rate=rate, seed=seed, late_s=late_s)
+    host = opened(line, patience_s=60)
+    work(host, registers, random.Random(seed), 40)
+    assert rate > 0 or host.statistics.resent == 0 or late_s
+
+
+def test_sequence_numbers_wrap():
+    registers, line = board(rate=1e-3)
+    host = opened(line)
+    host._next = line.device.expected = 0xFFF0
+    work(host, registers, random.Random(1), 60)
+
+
+@pytest.mark.parametrize("latency_s", [0.0005, 0.008])
+def test_an_upload_fills_the_line(latency_s):
+    registers, line = board(latency_s=latency_s)
+    host = opened(line)
+    words, start = [random.Random(1).getrandbits(32) for _ in range(50_000)], line.now
+    for at in range(0, len(words), host.fill_words):
+        host.fill(FIFO, words[at : at + host.fill_words])
+    host.flush()
+    assert registers.written == words and host.statistics.resent == 0
+    assert 4 * len(words) / ((line.now - start) * line.baud / 10) > 0.95
+
+
+def unplug(line, seconds=1.0, reset=False):
+    """The port is away for a while, at once."""
+    line.plugged = False
+    back = line.now + seconds
+
+    def sleep(passed):
+        line.now += passed
+        if line.now >= back:
+            line.plugged = True
+
+    line.sleep = sleep
+    if reset:
+        line.device.reset()
+
+
+@pytest.mark.parametrize("at", [1000, 5003, 20_000])
+def test_an_upload_goes_on_after_unplugging(at):
+    registers, line = board()
+    host = Link(line.open, name="port", baud=line.baud, clock=line.clock, sleep=lambda s: line.sleep(s), chance=random.Random(1))
+    line.events.append((line.carried + at, lambda: unplug(line)))
+    words = list(range(10_000))
+    for start in range(0, len(words), 200):
+        host.fill(FIFO, words[start : start + 200])
+    host.flush()
+    assert registers.written == words and host.statistics.reconnections == 1
+
+
+@pytest.mark.parametrize("event, message", [
+    (lambda line: line.device.reset(), "was reset or lost power: what was loaded is lost"),
+    (lambda line: unplug(line, reset=True), "lost power or was taken: what was loaded is lost"),
+    (lambda line: unplug(line, seconds=99), "was unplugged: plug it in"),
+    (lambda line: line.device.feed(link.frame(link.encode_request(link.Request(77, 0, link.Operation.HELLO)))), "another program"),
+    (lambda line: setattr(line.device, "feed", lambda data: b""), "has not answered for [34]"),
+])
+def test_what_ends_a_session_is_said_and_stays(event, message):
+    registers, line = board()
+    host = Link(line.open, name="port", baud=line.baud, clock=line.clock, sleep=lambda s: line.sleep(s), chance=random.Random(1))
+    line.events.append((line.carried + 3000, lambda: event(line)))
+    words = list(range(10_000))
+    with pytest.raises(LinkError, match=message):
+        for start in range(0, len(words), 200):
+            host.fill(FIFO, words[start : start + 200])
+        host.flush()
+    done = registers.written
+    assert done == words[: len(done)] and len(done) < len(words)
+    with pytest.raises(LinkError, match=message):
+        host.ask([link.read_item(COUNTER)])
+    assert registers.reads == 0
+
+
+def test_a_refused_access_ends_what_is_under_way_only():
+    registers, line = board(rate=1e-3)
+    host = opened(line)
+    for items in ([link.read_item(COUNTER), link.write_item(REFUSED + 4, 1)], [link.wait_item(5), link.read_item(REFUSED + 4)]):
+        host.fill(FIFO, [1, 2])
+        host.write([link.write_item(0, 3)])
+        with pytest.raises(Refused, match="register at 0x104 refused"):
+            host.ask(items)
+        assert host.ask([link.read_item(0)]) == (3,)
+    assert registers.written == [1, 2, 1, 2]
+
+
+@pytest.mark.parametrize("device, message", [
+    (None, "no board answers on /dev/board: check cable"),
+    (bytes(range(100, 130)), "bytes came from /dev/board, but no answer of a board.*baud rate is 3000000"),
+    (LinkDevice(Registers(), version=9), "speaks version 9 of the link's protocol, this host version 1: build and flash"),
+])
+def test_what_is_no_board_is_said(device, message):
+    line = Line(LinkDevice(Registers()))
+    if isinstance(device, LinkDevice):
+        line.device = device
+    else:
+        line.device.feed = lambda data: device or b""
+    with pytest.raises(LinkError, match=message) as error:
+        opened(line)
+    assert "\n" not in str(error.value)
