@@ -244,8 +244,9 @@ class SdramParameters:
         require(self.cas in (2, 3), f"cas must be 2 or 3, not {self.cas!r}")
         require(type(self.read_latency) is int and self.cas <= self.read_latency <= 12,
                 f"read_latency must be an integer from cas ({self.cas}) to 12, not {self.read_latency!r}")
-        require(self.column_bits <= 10, f"column_bits must be at most 10, not {self.column_bits}: A10 has a meaning of its own")
-        require(self.row_bits > self.column_bits, f"row_bits must be more than column_bits, not {self.row_bits}")
+        require(self.column_bits <= 10 < self.row_bits,
+                f"A10 selects all banks: column_bits must be at most 10 and row_bits at least 11, not {self.column_bits}, "
+                f"{self.row_bits}")
         require(self.t_refi >= 8 * (self.t_rp + self.t_rfc + self.t_rcd) + 64,
                 f"t_refi leaves no time between refreshes: {self.t_refi} cycles")
 
@@ -273,3 +274,33 @@ class SdramParameters:
     def size_bytes(self) -> int:
         """Bytes of the memory."""
         return self.width // 8 << (self.row_bits + self.column_bits + self.bank_bits)
+
+    @property
+    def block_bits(self) -> int:
+        """A piece of a burst lies within an aligned block of this many beats, as a power of two: 16 words."""
+        return 4 - (self.burst - 1).bit_length()
+
+    @property
+    def queue(self) -> int:
+        """Words that wait for the reader: two blocks, so that one is read while the other is fetched."""
+        return 32
+
+    @property
+    def kept(self) -> int:
+        """Cycles from ACTIVE to the next PRECHARGE: with tRP they make tRC, too."""
+        return max(self.t_ras, self.t_rc - self.t_rp)
+
+    @property
+    def opening(self) -> int:
+        """Cycles from ACTIVE until the piece is passed on, a cycle before its first column command and three before the next ACTIVE."""
+        return max(self.t_rcd - 1, self.t_rrd - 3, 1)
+
+    @property
+    def start_intervals(self) -> int:
+        """Intervals of the refreshes before the first command."""
+        return -(-self.start // self.t_refi) + 1
+
+    def memories(self) -> tuple[MemoryUse, ...]:
+        """What the unit instantiates."""
+        return (MemoryUse(name="rows", width=self.row_bits, depth=1 << self.bank_bits, kind="async"),
+                MemoryUse(name="queue", width=self.width + 2, depth=self.queue))
