@@ -13,7 +13,7 @@ from tritloom.firmware.names import unknown
 from tritloom.firmware.registers import PORT_ADDRESS_BITS
 
 MEMORIES = ("axi", "onchip")
-TOOLCHAINS = ("verilator", "ecp5", "verilog")
+TOOLCHAINS = ("verilator", "ecp5", "vivado", "verilog")
 RESOURCES = ("lut", "ff", "bram", "uram", "dsp")
 ADDRESS_LIMIT = 1 << PORT_ADDRESS_BITS
 """Bytes that a memory port's addresses reach."""

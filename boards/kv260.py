@@ -1,4 +1,4 @@
-"""AMD Kria KV260: Zynq UltraScale+ XCK26, four 128-bit ports to DDR4. Verilog for the vendor's tool."""
+"""AMD Kria KV260: Zynq UltraScale+ XCK26, four 128-bit ports to DDR4. A kit for Vivado and the board's Linux."""
 
 from tritloom.boards.board import Board
 
@@ -12,10 +12,11 @@ BOARD = Board(
     clock_hz=250_000_000,
     timing="kv260",
     device="XCK26",
-    toolchain="verilog",
+    toolchain="vivado",
     # 144 block RAMs of 36 Kibit and 64 UltraRAMs of 288 Kibit.
     resources={"lut": 117_120, "ff": 234_240, "bram": 144 * 36, "uram": 64 * 288, "dsp": 1248},
-    # Addresses of 32 bits reach the lower 2 GiB of the DRAM; their last MiB is the platform firmware's, and Linux needs a part of the rest.
+    # Ports reach all of it, the upper 2 GiB from 0x8_0000_0000 on; but Linux gives contiguous memory from the lower 2 GiB, whose last MiB
+    # is the platform firmware's, and needs a part of the rest.
     dram_bytes=4 << 30,
     window=(0, 0x7FF0_0000),
     # A data read takes some 115 cycles from request to beat. The results of 16 lanes are 36 UltraRAMs wide, a bank; two parts spare one.

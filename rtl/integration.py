@@ -42,8 +42,8 @@ class Integration(wiring.Component):
     are never answered out of order, so `rid` and `bid` are not looked at. Nor are `s_axi_awprot` and `s_axi_arprot`: whoever reaches the
     registers may use them.
 
-    `attributes` of the pins name buses, clock, reset and interrupt for Vivado's IP integrator. The clock's frequency is that of the
-    configuration.
+    `attributes` of the pins name buses, clock, reset and interrupt for Vivado's IP integrator. They leave the frequency to whoever drives
+    `aclk`: a stated one must equal that of the clock generator to the last Hertz, or the design is refused.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ class Integration(wiring.Component):
         info = "X_INTERFACE_INFO", "X_INTERFACE_PARAMETER"
         yield CLOCK, dict(zip(info, (
             f"xilinx.com:signal:clock:1.0 {CLOCK} CLK",
-            f"ASSOCIATED_BUSIF {':'.join(buses)}, ASSOCIATED_RESET {RESET}, FREQ_HZ {self.config.clock_hz}"), strict=True))
+            f"ASSOCIATED_BUSIF {':'.join(buses)}, ASSOCIATED_RESET {RESET}"), strict=True))
         yield RESET, dict(zip(info, (f"xilinx.com:signal:reset:1.0 {RESET} RST", "POLARITY ACTIVE_LOW"), strict=True))
         yield "irq", dict(zip(info, ("xilinx.com:signal:interrupt:1.0 irq INTERRUPT", "SENSITIVITY LEVEL_HIGH"), strict=True))
         described = set()

@@ -8,7 +8,6 @@ from importlib import resources
 from pathlib import Path
 
 from tritloom.firmware.config import BuildConfig
-from tritloom.firmware.registers import REGISTER
 from tritloom.gen.verilog import registers
 from tritloom.gen.verilog.contents import without_zero_contents
 from tritloom.gen.verilog.generate import header, package_version
@@ -69,9 +68,7 @@ def filled(template: str, values: Mapping[str, object]) -> str:
 def core_files(config: BuildConfig) -> dict[str, str | bytes]:
     """The files of the core but its Verilog, by name."""
     version = re.match(r"\d+\.\d+\.\d+", package_version())
-    values = {"digest": f"{config.digest:08x}", "top": TOP, "version": version[0] if version else "0.0.0",
-              "clock_hz": config.clock_hz, **{f"register_{name.lower()}": f"0x{REGISTER[name].address:03x}"
-                                              for name in ("ID", "VERSION", "DIGEST", "CONTROL", "STATUS")}}
+    values = {"digest": f"{config.digest:08x}", "top": TOP, "version": version[0] if version else "0.0.0"}
     return {"registers.json": registers.to_json(), "registers.h": registers.to_c_header(), "config.json": config.to_json(),
             **{name: filled(name, values) for name in TEMPLATES}}
 
