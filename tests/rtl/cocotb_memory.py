@@ -52,7 +52,7 @@ class AxiSlave:
         self.open = True
         self.last = {}
         self.out = {"arready": 0, "awready": 0, "wready": 0, "rvalid": 0, "bvalid": 0}
-        self.bursts = []
+        self.bursts, self.writes = [], 0
         bench.each_cycle.append(self.sample)
         cocotb.start_soon(self.loop())
 
@@ -104,6 +104,7 @@ class AxiSlave:
             self.reads.append((self.bench.cycle + self.latency, self.burst("ar")))
         if self.moved("aw"):
             self.addresses.append(self.burst("aw"))
+            self.writes += 1
         if self.moved("w"):
             assert self.pin("wlast").value == streams.HIGH
             self.data.append((int(self.pin("wdata").value), int(self.pin("wstrb").value)))
@@ -291,6 +292,21 @@ async def flushes(dut):
 
 
 @cocotb.test()
+async def flushes_at_the_first_burst(dut):
+    """A flush in each cycle about the first burst of a stream: none of it comes afterwards."""
+    b = Bench(dut)
+    await b.start()
+    start, again = b.p["starts"]
+    for cycles in range(16):
+        await streams.send(dut, "start", [start])
+        await streams.cycles(dut, cycles)
+        await b.flush()
+        await streams.send(dut, "start", [again])
+        compare("beat after the flush", await streams.receive(dut, "weights_o", len(b.stream(again))), b.stream(again))
+    await b.quiet()
+
+
+@cocotb.test()
 async def streams_at_full_rate(dut):
     """Without stalls a long stream moves one beat per cycle, once begun."""
     b = Bench(dut)
@@ -363,6 +379,7 @@ async def holds(dut):
     stuck = waiting()
     assert [bool(int(dut.busy.value) >> bit & 1) for bit in range(2 * p["ports"])] == stuck
     begun = [(len(slave.reads), len(slave.answers)) for slave in b.slaves]
+    writes = [slave.writes + int(slave.pin("awvalid").value) for slave in b.slaves]
     await streams.cycles(dut, 100)
     assert waiting() == stuck and begun == [(len(slave.reads), len(slave.answers)) for slave in b.slaves]
     for slave in b.slaves:
@@ -371,7 +388,7 @@ async def holds(dut):
         if int(dut.busy.value) == 0:
             break
         await FallingEdge(dut.clk)
-    assert not any(waiting())
+    assert not any(waiting()) and writes == [slave.writes for slave in b.slaves]
     before = [len(slave.bursts) for slave in b.slaves]
     await streams.cycles(dut, 200)
     assert int(dut.busy.value) == 0 and before == [len(slave.bursts) for slave in b.slaves]

@@ -26,6 +26,10 @@ class Machine:
 
     def __init__(self, dut, config: BuildConfig, acc_latency: int, acc_parts: int, stall: str, rng):
         self.dut, self.config, self.stall, self.rng = dut, config, stall, rng
+        self.acc_bits = len(dut.acc_read__data) // config.vector_lanes
+        # Of the configuration's accumulators, or all that those of a unit with wider ones may hold.
+        widened = self.acc_bits > config.acc_bits
+        self.most = (1 << self.acc_bits - 1) - 1 if widened else 127 * config.shape.max_inputs
         self.acc_latency, self.acc_parts = acc_latency, acc_parts
         s = config.shape
         lanes, slots = config.lanes, (config.groups - 1) * config.group_slots + config.lanes
@@ -64,7 +68,7 @@ class Machine:
         cocotb.start_soon(self._accumulators())
 
     async def _accumulators(self):
-        dut, v, bits = self.dut, self.config.vector_lanes, self.config.acc_bits
+        dut, v, bits = self.dut, self.config.vector_lanes, self.acc_bits
         mask, history = (1 << bits) - 1, [0] * self.acc_latency
         parts = [(0, 0, 0)] * self.acc_parts
         falling = FallingEdge(dut.clk)
@@ -370,7 +374,7 @@ class Machine:
 
     def accumulators(self, form):
         rng, shape = self.rng, self.acc.shape
-        limit = 127 * self.config.shape.max_inputs
+        limit = self.most
         if form == "random":
             self.acc = rng.integers(-limit, limit + 1, shape) >> rng.integers(0, 14, shape)
         elif form == "extreme":
@@ -395,7 +399,7 @@ class Machine:
         """`gates`: scale0 is such that the greatest gates are some units, where SiLU is neither 0 nor the gate itself."""
         gains, exponent = self.rng.integers(-32768, 32768, length), int(self.rng.integers(-20, -8))
         if gates:  # a normed vector is hardly more than three times its gains
-            scale0 = integer.uf_from_float(8 / self.config.shape.max_inputs / (3 * float(np.abs(gains).max()) * 2.0**exponent))
+            scale0 = integer.uf_from_float(8 * 127 / self.most / (3 * float(np.abs(gains).max()) * 2.0**exponent))
         await self.param(
             bank,
             gains,
@@ -480,6 +484,8 @@ async def extremes(dut):
         await t.normq(last, 1, s.ffn, 1, 0, 0, 0)
         await t.resid(last, 1, 0)
         await t.qkv(last, 1, CHUNK - 1, 0)
+    await t.param(0, np.zeros(0, np.int64), scale0=scale(65535, -200))
+    await t.resid(last, 1, 0)  # of what is added only the sign is left
     t.accumulators("zero")
     await t.glu(0, lanes, 0)
     await t.normq(0, lanes, s.ffn, 1, 0, 0, 0)
@@ -521,4 +527,4 @@ async def keys_wait_for_room(dut):
     t.accumulators("random")
     await t.normq(0, t.config.lanes, t.config.shape.hidden, 0, 1, 0, 0)
     t.full = 1200
-    await t.qkv(0, t.config.lanes, 3, 0)
+    await t.qkv(0, t.config.lanes, CHUNK - 1, 0)

@@ -48,8 +48,8 @@ MIDDLE = Shape(lanes=2, macs=8, mem_bytes=16, vector_lanes=4, head_dim=16, heads
 ODD = Shape(lanes=3, macs=4, mem_bytes=8, vector_lanes=4, head_dim=12, heads=8, kv_heads=2, hidden=20, vocab=9)
 PAIRS = Shape(lanes=2, macs=16, rows=2, mem_bytes=16, vector_lanes=4, head_dim=24, heads=4, kv_heads=2, hidden=48, vocab=21)
 FOURS = Shape(lanes=1, macs=16, rows=4, mem_bytes=32, vector_lanes=2, head_dim=20, heads=3, kv_heads=3, hidden=32, vocab=19)
-ON_CHIP = Shape(lanes=2, macs=16, mem_bytes=128, vector_lanes=4, head_dim=16, heads=2, kv_heads=1, hidden=48, vocab=70, slots=2)
-SHAPES = {"wide": WIDE, "on chip": ON_CHIP, "narrow": NARROW, "middle": MIDDLE, "odd": ODD, "pairs": PAIRS, "fours": FOURS}
+ON_CHIP = Shape(lanes=2, macs=16, mem_bytes=128, vector_lanes=4, head_dim=16, heads=2, kv_heads=1, hidden=16, vocab=70, slots=2)
+SHAPES = {"wide": WIDE, "on-chip": ON_CHIP, "narrow": NARROW, "middle": MIDDLE, "odd": ODD, "pairs": PAIRS, "fours": FOURS}
 
 
 def cache_rows(shape):

@@ -82,6 +82,11 @@ def test_flush_leaves_nothing_behind(form):
     run(form, "flushes", "none", "random", 20, flushes=4)
 
 
+@pytest.mark.parametrize("form", ["axi2", "onchip"])
+def test_flush_at_the_first_burst(form):
+    run(form, "flushes_at_the_first_burst", starts=[14, 4])
+
+
 @pytest.mark.parametrize("form", ["axi2", "axi4"])
 def test_errors_are_reported_by_port_and_channel(form):
     run(form, "reports_errors", "none", "random", 5)

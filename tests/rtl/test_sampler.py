@@ -174,8 +174,27 @@ def test_extremes():
     pairs = []
     for mode in MODES:
         for logits in ([-(1 << 43)] * 37, [(1 << 43) - 1] * 37, [(1 << 43) - 1, -(1 << 43)] * 18 + [0], [0] * 36 + [1]):
-            for scale in (integer.uf_from_float(1.0), integer.uf_from_float(2.0**-60), integer.uf_from_float(0.0)):
-                pairs.append(make(rng, 37, mode, 4, logits=logits, scale=scale))
+            for scale in (1.0, 2.0**-60, 2.0**-80, 0.0):
+                pairs.append(make(rng, 37, mode, 4, logits=logits, scale=integer.uf_from_float(scale)))
+    check(37, 4, pairs)
+
+
+def test_a_logit_s_half_unit_is_rounded_up():
+    """Token 1 wins by the one unit of 2**-NOISE_BITS that its half is rounded up to; rounded down, it ties with token 0 and loses."""
+    scale, one = integer.uf_from_float(2.0 ** -(integer.NOISE_BITS + 1)), integer.uf_from_float(1.0)  # a logit is 1/2 unit
+    settings, pairs = integer.Sampling(one, 0, 65536, 0), []
+    temperature, limits = settings.words
+    for noise in range(5):
+        of_0, of_1 = integer.gumbel(noise, np.arange(2)).tolist()
+        halves = np.array([2 * (of_1 - of_0), 1] + [-(1 << 30)] * 35)
+        logits = halves << integer.LOGIT_DROP
+        token = integer.sample(logits, scale, settings, noise, 4)
+        assert token == 1
+        command = {"slot": 0, "noise": noise, "temperature": temperature, "limits": limits}
+        slot = {"command": command, "logit_scale": packed(scale), "scale": float(scale.value()),
+                "temperature": 2.0**integer.LOGIT_DROP * np.log2(np.e)}
+        pairs.append(({"slots": [slot], "stall": "none",
+                       "logits": [{"logit": int(logit), "id": i, "slot": 0} for i, logit in enumerate(logits)]}, [token]))
     check(37, 4, pairs)
 
 

@@ -71,7 +71,9 @@ def case(rng, vocab, count, *, hidden=32, most=64, order="random", slot=0, stall
     elif order == "equal":
         logits[:] = rng.choice([-top, 0, top])
     elif order != "random":
-        logits = np.sort(logits)[:: -1 if order == "falling" else 1]
+        logits = np.sort(logits)[:: 1 if order == "rising" else -1]
+    if order == "late":  # nothing enters for long, then the last row of all does
+        logits, between = np.roll(logits, -1), 200
     blocks = []
     while sum(blocks) < vocab:
         blocks.append(int(min(vocab - sum(blocks), rng.integers(1, most + 1) if order == "random" else most)))
@@ -102,7 +104,7 @@ def check(cases, *, vocab, count, queue, width, hidden=32, bits=18, most=64, par
 ])
 def test_lists(vocab, count, queue, width, parts):
     rng = np.random.default_rng([vocab, count])
-    orders = ("random", "ties", "rising", "falling", "equal")
+    orders = ("random", "ties", "rising", "falling", "late", "equal")
     cases = [case(rng, vocab, count, order=order, slot=int(rng.integers(2)), stall=stall, between=int(rng.choice([0, 3, 200])),
                   origin=64 // width)
              for stall in streams.STALLS for order in orders]

@@ -14,7 +14,7 @@ from tritloom.firmware import integer
 from tritloom.firmware.config import BuildConfig, ModelShape
 from tritloom.firmware.isa import VectorOp
 from tritloom.rtl.vector.glu import GatedUnit
-from tritloom.rtl.vector.parameters import VectorParameters
+from tritloom.rtl.vector.parameters import ACTIVATION_BITS, VectorParameters
 from tritloom.rtl.vector.unit import VectorUnit
 
 FORMS = ["random", "extreme", "zero", "one", "least", "random"]
@@ -54,6 +54,9 @@ CONFIGS = {
     ),
 }
 
+WIDEST = "silu"
+"""Programs of this one run with the widest accumulators that a unit may have; configurations have up to 23 bits."""
+
 
 def configuration(name):
     fields = dict(CONFIGS[name])
@@ -69,7 +72,10 @@ def configuration(name):
 def test_programs(name, stall, acc_latency, acc_parts):
     config = configuration(name)
     parameters = {"config": config.to_dict(), "acc_latency": acc_latency, "acc_parts": acc_parts, "stall": stall, "forms": FORMS}
-    unit = harness.unit(VectorUnit, replace(VectorParameters.of(config), acc_read_latency=acc_latency, acc_parts=acc_parts))
+    vector = replace(VectorParameters.of(config), acc_read_latency=acc_latency, acc_parts=acc_parts)
+    if name == WIDEST:
+        vector = replace(vector, acc_bits=ACTIVATION_BITS)
+    unit = harness.unit(VectorUnit, vector)
     records = harness.run(unit, f"vector_{name}", "cocotb_vector", parameters=parameters)["records"]
     golden.check(lambda: compared(records, config), WRONG | WRONG_GATES[config.shape.activation])
 
@@ -174,7 +180,7 @@ def test_gated_unit(activation, acc_bits):
     lanes, words = 4, 60
     dut = GatedUnit(vector_lanes=lanes, activation=activation, acc_bits=acc_bits)
     gate_bits = 32 if activation == "silu" else acc_bits
-    limit = min(acc_bits, 20) - 1  # the integer functions hold 62 bits
+    limit = min(acc_bits, 21) - 1  # the integer functions hold 62 bits; a hidden vector that configurations allow gives hardly more
     gates = rng.integers(-(1 << gate_bits - 1), 1 << gate_bits - 1, (words, lanes)) >> rng.integers(0, gate_bits, (words, lanes))
     ups = rng.integers(-(1 << limit), 1 << limit, (words, lanes)) >> rng.integers(0, limit, (words, lanes))
     if activation == "silu":
