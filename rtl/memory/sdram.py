@@ -16,8 +16,8 @@ from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
-from tritloom.firmware.registers import PAGE_BYTES
-from tritloom.rtl.memory.axi import ADDRESS_BITS, axi_members, axi_prefix
+from tritloom.firmware.registers import PAGE_BYTES, PORT_ADDRESS_BITS
+from tritloom.rtl.memory.axi import axi_members, axi_prefix
 from tritloom.rtl.memory.parameters import SdramParameters
 from tritloom.rtl.stream import Fifo
 
@@ -70,7 +70,7 @@ class _Pieces(wiring.Component):
     def __init__(self, *, mem_bytes, beat_bits, block_bits):
         self._size, self._block = exact_log2(mem_bytes), block_bits
         super().__init__({
-            "avalid": In(1), "aready": Out(1), "aaddr": In(ADDRESS_BITS), "alen": In(8), "asize": In(3), "aburst": In(2),
+            "avalid": In(1), "aready": Out(1), "aaddr": In(PORT_ADDRESS_BITS), "alen": In(8), "asize": In(3), "aburst": In(2),
             "valid": Out(1), "ready": In(1), "beat": Out(beat_bits), "count": Out(block_bits), "last": Out(1), "bad": Out(1),
         })
 
