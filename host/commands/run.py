@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from tritloom.gen.source import Source
     from tritloom.sim.waves import Waves
 
-BACKENDS = ("sim", "emulator")
+BACKENDS = ("sim", "emulator", "axi")
 DEFAULT_TOKENS = 64
 DEFAULT_PROMPT = "Once upon a time"
 
@@ -62,7 +62,8 @@ def command(
         typer.Option("--prompt-file", metavar="FILE", help="UTF-8 file with such a text; the end of its last line is no part of it."),
     ] = None,
     tokens: Annotated[int | None, typer.Option("--tokens", min=1, metavar="N", help="Tokens to generate at most (64 by default).")] = None,
-    backend: Annotated[str, typer.Option("--backend", metavar="sim|emulator", help="Simulated RTL, or the bit-exact emulator.")] = "sim",
+    backend: Annotated[str, typer.Option("--backend", metavar="sim|emulator|axi",
+                                         help="Simulated RTL, the bit-exact emulator, or the machine on this board.")] = "sim",
     board: BoardOption = None,
     temperature: Annotated[float | None, typer.Option("--temperature", metavar="X", help="0 is greedy, the default.")] = None,
     top_k: Annotated[int | None, typer.Option("--top-k", metavar="K", help="Choose among the K likeliest tokens.")] = None,
@@ -88,7 +89,7 @@ def command(
 
     console = Console(json=as_json)
     if backend not in BACKENDS:
-        raise InputError(f"no backend {backend}: choose {' or '.join(BACKENDS)}")
+        raise InputError(f"no backend {backend}: choose {', '.join(BACKENDS[:-1])} or {BACKENDS[-1]}")
     if timing is not None:
         if backend != "sim":
             raise InputError("--timing is that of the simulated memory: leave it out, or take --backend sim")
@@ -203,6 +204,10 @@ def open_backend(name: str, image: Image, timing: str, console: Console, waves: 
         from tritloom.host.backends.emulator import EmulatorBackend
 
         return EmulatorBackend(image.config, memory_bytes)
+    if name == "axi":
+        from tritloom.host.backends.axi import AxiBackend
+
+        return AxiBackend(image.config, memory_bytes)
     from tritloom.sim.prepare import open_simulation
 
     return open_simulation(image.config, memory_bytes, timing, console, waves)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import axiboard
 import cdriver
 import harness
 import oracle
@@ -330,6 +331,22 @@ def test_ports_are_placed_by_the_host(built):
         device.port_bases = wrong
         with pytest.raises(DeviceError, match="a multiple of 4096, for each of its 2 memory ports"):
             Session(device, image)
+
+
+def test_a_machine_beside_the_processor_writes_the_same_tokens(built, tmp_path):
+    """Backend `axi` on a board's Linux made of files, the RTL behind its registers and buffers: one of them lies beyond 32 GiB."""
+    image, backend, _ = built
+    with Session(backend, image) as session:
+        expected = list(session.generate(prompt(3), 6))
+    try:
+        board = axiboard.Board(tmp_path, SimBackend(backend.machine, backend.config, axiboard.BASES[:2]), image.map.total_bytes)
+        device = board.open(image.map.total_bytes)
+        with Session(device, image) as session:
+            assert list(session.generate(prompt(3), 6)) == expected and board.waits
+            assert [backend.read(f"PORT_BASE_HIGH{port}") for port in range(2)] == [0, 8]
+        device.close()
+    finally:
+        SimBackend(backend.machine, backend.config, backend.port_bases)
 
 
 def test_stripes_lie_wherever_a_port_reaches(built):

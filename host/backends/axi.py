@@ -1,0 +1,314 @@
+"""A machine beside the processor that runs this, such as a KV260's: registers by UIO, memory by u-dma-buf, and an interrupt.
+
+`root` is where /dev, /proc and /sys are: elsewhere in tests.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import select
+import struct
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tritloom.firmware.config import BuildConfig
+from tritloom.firmware.registers import ADDRESS_BITS, PAGE_BYTES, PORT_ADDRESS_BITS, REGISTER
+from tritloom.host.backends.protocol import Bytes, DeviceError
+
+__all__ = ["AxiBackend", "Interrupt", "Stripe", "Window", "find_uio", "fabric_clock", "open_stripe"]
+
+NAME = "tritloom"
+"""Of the node of the registers in the device tree; buffers have a port's number behind it."""
+CLOCK = "sys/kernel/debug/clk/pl0_ref/clk_rate"
+CLOCK_TOLERANCE = 0.01
+CHUNK = 16 << 20
+"""Bytes that are copied between two looks at Ctrl-C."""
+TO_DEVICE = 1
+"""DMA_TO_DEVICE, as u-dma-buf numbers directions."""
+UNSETTLED = REGISTER["STATUS"]["RUNNING"].mask | REGISTER["STATUS"]["RESETTING"].mask
+
+
+class Registers(Protocol):
+    """Words at byte offsets."""
+
+    def read(self, offset: int) -> int: ...
+
+    def write(self, offset: int, value: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Window:
+    """Registers in the address space of this process: `path` at `offset`, /dev/uio<n> at 0 or /dev/mem at their physical address."""
+
+    def __init__(self, path: Path, offset: int = 0) -> None:
+        file = os.open(path, os.O_RDWR | os.O_SYNC)
+        try:
+            self._map = mmap.mmap(file, 1 << ADDRESS_BITS, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE, offset=offset)
+        finally:
+            os.close(file)
+        self._words = (ctypes.c_uint32 * (1 << ADDRESS_BITS - 2)).from_buffer(self._map)  # one access of 32 bits each
+
+    def read(self, offset: int) -> int:
+        return self._words[offset >> 2]
+
+    def write(self, offset: int, value: int) -> None:
+        self._words[offset >> 2] = value
+
+    def close(self) -> None:
+        del self._words
+        self._map.close()
+
+
+class Interrupt:
+    """A UIO device's interrupt, which its driver masks when it comes. `file`: the opened device."""
+
+    def __init__(self, file: int) -> None:
+        self._file = file
+
+    def wait(self, seconds: float) -> bool:
+        """Whether it came within some time."""
+        os.write(self._file, struct.pack("I", 1))  # unmask
+        ready, _, _ = select.select([self._file], [], [], seconds)
+        if ready:
+            os.read(self._file, 4)
+        return bool(ready)
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
+class Sleep:
+    """Stands for the interrupt of registers that are reached without UIO."""
+
+    def wait(self, seconds: float) -> bool:
+        time.sleep(seconds)
+        return False
+
+    def close(self) -> None:
+        pass
+
+
+class Waiting(Protocol):
+    def wait(self, seconds: float) -> bool: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass
+class Stripe:
+    """A buffer of u-dma-buf: where the port sees it, and its bytes as this process does, through its caches."""
+
+    name: str
+    physical: int
+    bytes: NDArray[np.uint8]
+    folder: Path
+    _map: mmap.mmap = field(repr=False)
+
+    def sync_for_device(self, start: int, size: int) -> None:
+        """Write back what the processor's caches hold of a part."""
+        for name, value in (("sync_offset", start), ("sync_size", size), ("sync_direction", TO_DEVICE), ("sync_for_device", 1)):
+            (self.folder / name).write_text(f"{value}\n", encoding="ascii")
+
+    def close(self) -> None:
+        del self.bytes
+        self._map.close()
+
+
+def _number(path: Path) -> int:
+    return int(path.read_text(encoding="ascii").strip(), 0)
+
+
+def find_uio(root: Path) -> tuple[Path, int]:
+    """The UIO device of the registers, and their physical address. Raises `DeviceError`."""
+    seen = []
+    for folder in sorted((root / "sys/class/uio").glob("uio*")):
+        name = (folder / "name").read_text(encoding="utf-8").strip()
+        if name == NAME:
+            return root / "dev" / folder.name, _number(folder / "maps/map0/addr")
+        seen.append(name)
+    raise DeviceError(f"no UIO device is called {NAME} (there are: {', '.join(seen) or 'none'}): load the machine with the kit's "
+                      "kria/install.sh")
+
+
+def open_stripe(root: Path, port: int, size: int) -> Stripe:
+    """A memory port's buffer. Raises `DeviceError` if it is missing, too small, or where no port can reach it."""
+    name = f"{NAME}{port}"
+    folder = root / "sys/class/u-dma-buf" / name
+    if not folder.is_dir():
+        raise DeviceError(f"the buffer {name} is missing: load the module u-dma-buf and then the overlay, with enough contiguous memory "
+                          "(cma= in the kit's memory.txt)")
+    have, physical = _number(folder / "size"), _number(folder / "phys_addr")
+    if have < size:
+        raise DeviceError(f"the buffer {name} has {have} bytes, the model needs {size}: build the kit for this model and context, and "
+                          "install its overlay")
+    if physical % PAGE_BYTES or physical + have > 1 << PORT_ADDRESS_BITS:
+        raise DeviceError(f"the buffer {name} lies at {physical:#x}: it must be a multiple of {PAGE_BYTES} within {PORT_ADDRESS_BITS} bits")
+    file = os.open(root / "dev" / name, os.O_RDWR)
+    try:
+        mapped = mmap.mmap(file, have, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+    finally:
+        os.close(file)
+    return Stripe(name, physical, np.frombuffer(mapped, np.uint8), folder, mapped)
+
+
+def fabric_clock(root: Path) -> int | None:
+    """The rate of pl_clk0 in Hertz, as the clock driver knows it; None where it cannot be read (debugfs is root's)."""
+    try:
+        return _number(root / CLOCK)
+    except OSError:
+        return None
+
+
+class AxiBackend:
+    """The machine on this board's fabric. `memory_bytes`: what the model needs, over all ports.
+
+    `address`: physical address of the registers, to reach them by /dev/mem without an interrupt instead of by UIO; where nothing answers
+    there the whole board hangs. Raises `DeviceError` for registers or buffers that are not there, buffers that do not suffice or overlap,
+    and a fabric clock that is not the configuration's.
+    """
+
+    name = "axi"
+    timed = True
+
+    def __init__(self, config: BuildConfig, memory_bytes: int, *, address: int | None = None, root: Path = Path("/")) -> None:
+        if config.memory != "axi":
+            raise DeviceError(f"the machine of board {config.board} has its memory on the chip: this backend is for memory behind ports")
+        self.config: BuildConfig = config
+        self._root = root
+        self._check_clock(root)
+        self._part = config.mem_bytes // config.mem_ports
+        self._stripes: list[Stripe] = []
+        self._registers: Registers | None = None
+        self._interrupt: Waiting = Sleep()
+        try:
+            self._registers, self.device = self._open_registers(root, address)
+            size = -(-memory_bytes // config.mem_bytes) * self._part
+            for port in range(config.mem_ports):
+                self._stripes.append(self.stripe(port, size))
+            self._check_places()
+            for stripe in self._stripes:
+                stripe.sync_for_device(0, len(stripe.bytes))  # nothing of before is written over the machine's own later
+        except OSError as error:
+            self.close()
+            raise DeviceError(f"{error.filename or 'the machine'}: {error.strerror}; run as root, or give this user the devices "
+                              "(docs/boards/kv260.md, step 6)") from None
+        except BaseException:
+            self.close()
+            raise
+        self.port_bases: Sequence[int] = [stripe.physical for stripe in self._stripes]
+
+    def _check_clock(self, root: Path) -> None:
+        rate, wanted = fabric_clock(root), self.config.clock_hz
+        if rate is not None and abs(rate - wanted) > CLOCK_TOLERANCE * wanted:
+            raise DeviceError(f"the fabric's clock is {rate / 1e6:g} MHz, the machine was built for {wanted / 1e6:g}: load it with its "
+                              "overlay, which sets the clock (the kit's kria/install.sh)")
+
+    def _open_registers(self, root: Path, address: int | None) -> tuple[Registers, str]:
+        if address is not None:
+            return self.window(root / "dev/mem", address), f"/dev/mem at {address:#x}"
+        path, _ = find_uio(root)
+        self._interrupt = self.interrupt(path)
+        return self.window(path), str(path)
+
+    def window(self, path: Path, offset: int = 0) -> Registers:
+        return Window(path, offset)
+
+    def interrupt(self, path: Path) -> Waiting:
+        return Interrupt(os.open(path, os.O_RDWR))
+
+    def stripe(self, port: int, size: int) -> Stripe:
+        return open_stripe(self._root, port, size)
+
+    def _check_places(self) -> None:
+        placed = sorted(self._stripes, key=lambda stripe: stripe.physical)
+        for one, other in zip(placed, placed[1:], strict=False):
+            if one.physical + len(one.bytes) > other.physical:
+                raise DeviceError(f"the buffers {one.name} and {other.name} overlap at {other.physical:#x}: remove the overlay and install "
+                                  "it again")
+
+    def _offset(self, register: str, refused: str) -> int:
+        """Where a register is. What the machine would refuse is refused here: on this bus it would kill the process, or the board."""
+        if self._registers is None:
+            raise DeviceError(f"the {self.name} device is closed")
+        entry = REGISTER[register]
+        number = register[len("PORT_BASE"):].removeprefix("_HIGH") if register.startswith("PORT_BASE") else ""
+        if entry.access == refused or number and int(number) >= self.config.mem_ports:
+            raise DeviceError(f"register {register} cannot be {'read' if refused == 'wo' else 'written'} on this machine")
+        return entry.address
+
+    def read(self, register: str) -> int:
+        offset = self._offset(register, "wo")
+        assert self._registers is not None
+        return self._registers.read(offset)
+
+    def write(self, register: str, value: int) -> None:
+        offset = self._offset(register, "ro")
+        assert self._registers is not None
+        status = REGISTER["STATUS"]
+        if REGISTER[register].halted and self.read("STATUS") & UNSETTLED:
+            raise DeviceError(f"writing {register}: refused while a program runs")
+        if register == "TOKEN_IN" and not status["PROMPT_ROOM"].get(self.read("STATUS")):
+            raise DeviceError("writing TOKEN_IN: the FIFO is full")
+        self._registers.write(offset, value & 0xFFFFFFFF)
+
+    def load(self, address: int, data: Bytes) -> None:
+        array = np.frombuffer(data, np.uint8)
+        room = len(self._stripes[0].bytes) // self._part * self.config.mem_bytes if self._stripes else 0
+        if address + len(array) > room:
+            raise DeviceError(f"loading the memory: {len(array)} bytes at 0x{address:x} lie beyond its {room}")
+        for at, piece in _pieces(address, array, self.config.mem_bytes):
+            beat, within = divmod(at, self.config.mem_bytes)
+            if within or len(piece) % self.config.mem_bytes:
+                self._load_bytes(at, piece)
+                continue
+            parts = piece.reshape(-1, self.config.mem_ports, self._part)
+            for port, stripe in enumerate(self._stripes):
+                stripe.bytes[beat * self._part : (beat + len(parts)) * self._part].reshape(-1, self._part)[:] = parts[:, port]
+        if len(array):
+            first, last = address // self.config.mem_bytes, (address + len(array) - 1) // self.config.mem_bytes
+            for stripe in self._stripes:
+                stripe.sync_for_device(first * self._part, (last + 1 - first) * self._part)
+
+    def _load_bytes(self, address: int, data: NDArray[np.uint8]) -> None:
+        """A part of a beat."""
+        for at, value in enumerate(data.tolist(), address):
+            beat, within = divmod(at, self.config.mem_bytes)
+            port, place = divmod(within, self._part)
+            self._stripes[port].bytes[beat * self._part + place] = value
+
+    def advance(self, limit: int) -> int:
+        """Wait for the interrupt, as long as so many cycles take."""
+        start = time.monotonic()
+        self._interrupt.wait(limit / self.config.clock_hz)
+        return max(1, int((time.monotonic() - start) * self.config.clock_hz))
+
+    def close(self) -> None:
+        self._interrupt.close()
+        self._interrupt = Sleep()
+        for stripe in self._stripes:
+            stripe.close()
+        self._stripes = []
+        if self._registers is not None:
+            self._registers.close()
+            self._registers = None
+
+
+def _pieces(address: int, data: NDArray[np.uint8], beat: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    """Data in pieces: whole beats, but for what comes before the first and after the last of them."""
+    head = min(-address % beat, len(data))
+    whole = (len(data) - head) // beat * beat
+    if head:
+        yield address, data[:head]
+    for at in range(head, head + whole, CHUNK):
+        yield address + at, data[at : min(at + CHUNK, head + whole)]
+    if head + whole < len(data):
+        yield address + head + whole, data[head + whole :]

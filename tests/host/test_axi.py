@@ -1,0 +1,151 @@
+"""Backend `axi` and the doctor of a board, on a Linux made of files with the emulator behind it (the RTL: test_whole_machine.py)."""
+
+import dataclasses
+import os
+import socket
+
+import numpy as np
+import pytest
+
+import axiboard
+from synthetic import hugging_face
+from tritloom.firmware.config import BuildConfig
+from tritloom.gen.models import open_checkpoint
+from tritloom.gen.pack import pack
+from tritloom.host.backends import axi
+from tritloom.host.backends.emulator import EmulatorBackend
+from tritloom.host.backends.protocol import DeviceError
+from tritloom.host.board_doctor import board_findings
+from tritloom.host.image import open_image, write_image
+from tritloom.host.session import Session
+
+PROMPT = [5, 6, 7, 8, 9, 10, 11]
+WINDOWS = [(0, 2 << 30), (0x8_0000_0000, 2 << 30)]
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("axi")
+    checkpoint = open_checkpoint(hugging_face(folder / "model"))
+    config = BuildConfig(shape=checkpoint.spec.shape, lanes=2, tables=2, rows_per_cycle=2, vector_lanes=4, attention_macs=8, mem_bytes=16,
+                         mem_ports=4, sampler_candidates=24)
+    packed = pack(checkpoint, config)
+    return open_image(write_image(folder / "image", config=config, spec=checkpoint.spec.to_dict(), sections=packed.sections))
+
+
+@pytest.fixture
+def board(image, tmp_path):
+    return axiboard.Board(tmp_path, EmulatorBackend(image.config, image.map.total_bytes), image.map.total_bytes)
+
+
+def test_a_session_writes_what_the_emulator_writes(image, board):
+    size = image.map.total_bytes
+    with Session(EmulatorBackend(image.config, size), image) as session:
+        expected = list(session.generate(PROMPT, 12))
+    device = board.open(size)
+    for _ in range(2):
+        with Session(device, image) as session:
+            assert list(session.generate(PROMPT, 12)) == expected
+    registers = board.machine.registers
+    assert [registers[f"PORT_BASE_HIGH{p}"] << 32 | registers[f"PORT_BASE{p}"] for p in range(4)] == axiboard.BASES
+    assert board.waits and device.device == str(board.root / "dev/uio1")
+    device.close()
+    with pytest.raises(DeviceError, match="closed"):
+        device.read("STATUS")
+
+
+@pytest.mark.parametrize("address, length", [(0, 64), (3, 1), (5, 50), (16, 16), (31, 2), (0, 0), (33, 400)])
+def test_bytes_lie_in_stripes(image, board, address, length, monkeypatch):
+    monkeypatch.setattr(axi, "CHUNK", 64)
+    device = board.open(image.map.total_bytes)
+    data = np.arange(1, length + 1).astype(np.uint8)
+    device.load(address, data)
+    expected = np.zeros(image.map.total_bytes, np.uint8)
+    expected[address : address + length] = data
+    assert (board.machine.memory == expected).all()
+    device.close()
+
+
+def test_what_the_bus_would_refuse_is_refused_before(image, board):
+    device = board.open(image.map.total_bytes)
+    calls = [lambda: device.read("TOKEN_IN"), lambda: device.write("STATUS", 1), lambda: device.write("PORT_BASE_HIGH4", 0),
+             lambda: device.write("PORT_BASE5", 0), lambda: device.load(image.map.total_bytes, b"12")]
+    for _ in range(64):
+        device.write("TOKEN_IN", 1)
+    calls.append(lambda: device.write("TOKEN_IN", 1))
+    board.machine.running = True
+    calls.append(lambda: device.write("PORT_BASE0", 0))
+    for call in calls:
+        with pytest.raises(DeviceError, match="cannot be|refused|full|beyond"):
+            call()
+    device.close()
+
+
+@pytest.mark.parametrize("wrong, said", [
+    (lambda b: b.file("sys/class/uio/uio1/name", "gpio"), r"no UIO device is called tritloom \(there are: other, gpio\)"),
+    (lambda b: b.file("sys/kernel/debug/clk/pl0_ref/clk_rate", "99999999"), "clock is 100 MHz, the machine was built for 250"),
+    (lambda b: b.buffer(1, 0x8_1000_0000, 4096), "tritloom1 has 4096 bytes, the model needs"),
+    (lambda b: b.buffer(1, 0x8_1000_0100, 1 << 20), "multiple of 4096"),
+    (lambda b: b.buffer(1, axiboard.BASES[0] + 4096, 1 << 20), "tritloom0 and tritloom1 overlap"),
+    (lambda b: os.rename(b.root / "sys/class/u-dma-buf/tritloom2", b.root / "gone"), "buffer tritloom2 is missing"),
+    (lambda b: os.unlink(b.root / "dev/tritloom3"), "dev/tritloom3: No such file"),
+], ids=["registers", "clock", "size", "page", "overlap", "missing", "device"])
+def test_a_board_that_is_not_ready_says_what_to_do(image, board, wrong, said):
+    wrong(board)
+    with pytest.raises(DeviceError, match=said):
+        board.open(image.map.total_bytes)
+
+
+def test_on_chip_memory_is_refused(image, board):
+    config = dataclasses.replace(image.config, memory="onchip", onchip_bytes=1 << 16, mem_ports=1)
+    with pytest.raises(DeviceError, match="on the chip"):
+        board.open(1 << 16, config)
+
+
+def test_registers_are_words_of_a_mapped_device(tmp_path):
+    (tmp_path / "uio0").write_bytes(bytes(8192))
+    window = axi.Window(tmp_path / "uio0", 4096)
+    window.write(0x10, 0x12345678)
+    assert window.read(0x10) == 0x12345678
+    window.close()
+    assert (tmp_path / "uio0").read_bytes()[4096 + 0x10 : 4096 + 0x14] == b"\x78\x56\x34\x12"
+
+
+def test_an_interrupt_is_unmasked_and_taken_or_missed_in_time():
+    here, kernel = socket.socketpair()
+    interrupt = axi.Interrupt(os.dup(here.fileno()))
+    assert not interrupt.wait(0.001) and kernel.recv(4) == b"\x01\0\0\0"
+    kernel.send(b"\x07\0\0\0")
+    assert interrupt.wait(60)
+    assert not interrupt.wait(0)
+    interrupt.close()
+    for end in (here, kernel):
+        end.close()
+
+
+def diagnosed(board, image, **changes):
+    settings = dict(registers=0xA000_0000, windows=WINDOWS, root=board.root, window=lambda path: board) | changes
+    return {row["name"]: row for row in board_findings(image.config, image, **settings)}
+
+
+def test_the_doctor_finds_a_board_well(image, board):
+    rows = diagnosed(board, image)
+    assert list(rows) == ["registers", "machine", "fabric clock", *(f"buffer tritloom{i}" for i in range(4)), "contiguous memory", "load"]
+    assert all(row["ok"] and not row["fix"] for row in rows.values()) and f"digest {image.config.digest:08x}" == rows["machine"]["detail"]
+
+
+@pytest.mark.parametrize("name, wrong, said", [
+    ("registers", lambda b: b.file("sys/class/uio/uio1/maps/map0/addr", "0xb0000000"), "uio1 has 0xb0000000, the kit says 0xa0000000"),
+    ("machine", lambda b: b.machine.registers.update(DIGEST=7), "digest 00000007, the image has"),
+    ("fabric clock", lambda b: b.file("sys/kernel/debug/clk/pl0_ref/clk_rate", "99999999"), "100 MHz, the machine was built for 250"),
+    ("fabric clock", lambda b: os.unlink(b.root / axi.CLOCK), "cannot be read"),
+    ("buffer tritloom1", lambda b: b.buffer(1, 0x9_0000_0000, 1 << 20), "where no memory port reaches"),
+    ("buffer tritloom1", lambda b: b.buffer(1, 0x8_0000_0000, 4096), "4,096 bytes, the model needs"),
+    ("contiguous memory", lambda b: b.file("proc/meminfo", "MemTotal: 1 kB"), "reserves none"),
+    ("load", lambda b: b.file("proc/loadavg", "1.90 1 1 1/1 1"), "1.9 processes want"),
+])
+def test_the_doctor_says_what_is_wrong_and_what_to_do(image, board, name, wrong, said):
+    wrong(board)
+    rows = diagnosed(board, image)
+    assert said in rows[name]["detail"] and rows[name]["fix"]
+    assert [row["name"] for row in rows.values() if not row["ok"]] == [name]
