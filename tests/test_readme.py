@@ -102,7 +102,7 @@ def test_make_knows_what_is_named():
 
 
 def test_links_lead_somewhere():
-    for page in [*PAGES, *sorted(ROOT.glob("docs/decisions/*.md"))]:
+    for page in [*PAGES, *sorted(ROOT.glob("docs/decisions/*.md")), *sorted(ROOT.glob("docs/boards/*.md"))]:
         for link in re.findall(r"\]\((?!https?:)([^)#\s]+)", page.read_text("utf-8")):
             assert (page.parent / link).exists(), f"{page.name}: {link}"
 

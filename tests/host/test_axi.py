@@ -16,6 +16,7 @@ from tritloom.host.backends import axi
 from tritloom.host.backends.emulator import EmulatorBackend
 from tritloom.host.backends.protocol import DeviceError
 from tritloom.host.board_doctor import board_findings
+from tritloom.host.cli import main
 from tritloom.host.image import open_image, write_image
 from tritloom.host.session import Session
 
@@ -149,3 +150,14 @@ def test_the_doctor_says_what_is_wrong_and_what_to_do(image, board, name, wrong,
     rows = diagnosed(board, image)
     assert said in rows[name]["detail"] and rows[name]["fix"]
     assert [row["name"] for row in rows.values() if not row["ok"]] == [name]
+
+
+def test_doctor_of_a_board_from_the_command_line(image, tmp_path, capsys):
+    """Here, where there is no such board: every line says so and what to do, and the status is not 0."""
+    assert main(["doctor", "--board", "kv260", "--image", image.name]) == 1
+    shown = capsys.readouterr().out
+    assert "MISSING (no UIO device is called tritloom" in shown and "not ready" in shown and shown.count("tritloom3") == 1
+    for arguments, said in ((["--board", "kv260"], "which machine is on the board?"),
+                            (["--board", "sim", "--image", "x"], "has no processor"), (["--image", "x"], "give --board too")):
+        assert main(["doctor", *arguments]) == 2
+        assert said in capsys.readouterr().err
