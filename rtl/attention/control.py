@@ -19,6 +19,40 @@ from tritloom.rtl.stream import Fifo, Slice
 __all__ = ["PassControl"]
 
 
+class _Command:
+    """The command that was taken last, and its runs. `joining`: it is written to their table; `taking`: a pass takes the next one;
+    `shared`: a prefix has been shared."""
+
+    def __init__(self, p: AttentionParameters):
+        self.op, self.slots = Signal(DotOp), Signal(range(p.lanes + 1))
+        self.ends = Signal(range(p.lanes + 1))  # count + slots
+        self.position, self.joining, self.taking = Signal(range(p.context + p.lanes)), Signal(), Signal()
+        self.kv_base = Signal(32)
+        self.shared = Signal()
+
+
+class _Pass:
+    """Where the passes stand.
+
+    `fresh`: a pass begins with the next run, and then is counted (`started`); `first`, `last_run`: the chunk is the first of its
+    pass, its run the last; `remaining`: the run's last position, less those of the chunks before; `chunk_base`: where the chunk lies;
+    `lanes`, `all_lanes`: the run is of these; `active`: lanes of the pass. `group_left`, `kv_left`: heads to come, of the group and in all;
+    `head_offset`: where this one's cache lies. `before`: the chunk before, whose values are not read yet. `loading`: queries are read.
+    """
+
+    def __init__(self, p: AttentionParameters, job: data.StructLayout, command: _Command, run: data.View):
+        self.remaining, self.active, self.lanes, self.all_lanes = (
+            Signal.like(command.position), Signal.like(command.slots), Signal.like(run.active), Signal())
+        self.group_left = Signal(range(p.group + 1))
+        self.kv_left = Signal(range(p.kv_heads + 1))
+        self.chunk_base = Signal(32)
+        self.head_offset, self.fresh, self.first, self.last_run, self.bank, self.parity = (
+            Signal(32), Signal(), Signal(), Signal(), Signal(), Signal())
+        self.before = Signal(data.StructLayout({"valid": 1, "addr": 32, "job": job}))
+        self.started = Signal()
+        self.loading = Signal()
+
+
 class PassControl(wiring.Component):
     """Turn a command into passes over the cache: load the lanes' queries, request chunks, queue jobs.
 
@@ -71,33 +105,20 @@ class PassControl(wiring.Component):
         } | ({"candidates_i": In(ids), "ids_o": Out(ids)} if short_list else {}))
 
     def elaborate(self, platform):
-        p = self._p
-        m = Module()
+        m, p = Module(), self._p
         m.submodules.requests = requests = Slice(read_request_layout())
         wiring.connect(m, requests.o, wiring.flipped(self.read_request))
         m.submodules.job_queue = queue = Fifo(self._job, JOBS_AHEAD)
         wiring.connect(m, queue.o, wiring.flipped(self.jobs))
 
-        op, slots, ends = Signal(DotOp), Signal(range(p.lanes + 1)), Signal(range(p.lanes + 1))  # `ends`: count + slots
-        position, kv_base = Signal(range(p.context + p.lanes)), Signal(32)
-        joining, taking, shared = Signal(), Signal(), Signal()
-        run, of_all = self._runs(m, op, position, slots, ends, kv_base, joining, taking, shared)
-        remaining, active, lanes, all_lanes = Signal.like(position), Signal.like(slots), Signal.like(run.active), Signal()
-        group = p.heads // p.kv_heads
-        group_left = Signal(range(group + 1))
-        kv_left = Signal(range(p.kv_heads + 1))
-        head_offset, chunk_base = Signal(32), Signal(32)
-        fresh, first, last_run, bank, parity = Signal(), Signal(), Signal(), Signal(), Signal()
-        before = Signal(data.StructLayout({"valid": 1, "addr": 32, "job": self._job}))
-
+        command = _Command(p)
+        run, of_all = self._runs(m, command)
+        now = _Pass(p, self._job, command, run)
         # Passes whose queries occupy a bank, and passes not yet written out.
         loaded, unfinished = Signal(2), Signal(4)
-        started = Signal()
-        m.d.sync += [loaded.eq(loaded + started - self.keys_done), unfinished.eq(unfinished + started - self.pass_done)]
-
-        job, last_chunk = self._job_of_chunk(m, remaining, active, lanes, all_lanes, first, last_run, parity, bank)
+        m.d.sync += [loaded.eq(loaded + now.started - self.keys_done), unfinished.eq(unfinished + now.started - self.pass_done)]
+        job, last_chunk = self._job_of_chunk(m, now)
         request = requests.i.payload
-        scale_beats = p.kv_scale_block_bytes // p.mem_bytes
 
         def hand_over(kind, what, addr, beats):
             """Queue a job, and its read with it; returns whether both were taken."""
@@ -105,133 +126,167 @@ class PassControl(wiring.Component):
                          queue.i.valid.eq(requests.i.ready), requests.i.valid.eq(queue.i.ready)]
             return queue.i.ready & requests.i.ready
 
-        loading = Signal()
-        last_load = self._load(m, loading, op == DotOp.HEAD, active, bank)
-
+        last_load = self._load(m, now.loading, command.op == DotOp.HEAD, now.active, now.bank)
         m.d.comb += self.busy.eq(1)
         with m.FSM():
-            with m.State("IDLE"):
-                m.d.comb += [self.busy.eq(0), self.cmd.ready.eq(1)]
-                command = self.cmd.payload
-                m.d.sync += [op.eq(command.op), slots.eq(command.count), ends.eq(self.count + command.count),
-                             position.eq(command.position), kv_base.eq(command.kv_base)]
-                with m.If(self.count == 0):
-                    m.d.sync += [self.slot.eq(command.slot), *(back.eq(0) for back in self.back)]
-                with m.If(self.abandon):
-                    m.d.sync += [self.count.eq(0), shared.eq(0)]
-                with m.Elif(self.cmd.valid):
-                    m.next = "JOIN"
-            with m.State("JOIN"):
-                m.d.comb += joining.eq(1)
-                m.next = "IDLE"
-                with m.If((op == DotOp.ATTEND) | (op == DotOp.HEAD)):
-                    m.next = "SETUP"
-            with m.State("SETUP"):
-                m.d.comb += [self.begin.eq(1), self.start.eq(op == DotOp.ATTEND)]
-                m.d.sync += [head_offset.eq(0), kv_left.eq(p.kv_heads), group_left.eq(group), before.valid.eq(0), fresh.eq(1),
-                             active.eq(self.count)]
-                m.next = "PASS"
-                with m.If(op == DotOp.HEAD):
-                    m.next = "LOAD"
-            with m.State("PASS"):  # the pass's next run
-                m.d.sync += [active.eq(Mux(self.several, self.count, Mux(group_left < p.lanes, group_left, p.lanes))),
-                             remaining.eq(run.position), chunk_base.eq(run.kv_base + head_offset), lanes.eq(run.active),
-                             all_lanes.eq(of_all), last_run.eq(run.last), first.eq(fresh)]
-                with m.If(~fresh | (loaded < 2)):
-                    m.d.comb += [started.eq(fresh), taking.eq(1)]
-                    m.d.sync += fresh.eq(0)
-                    m.next = "VALUE_SCALES"
-            with m.State("VALUE_SCALES"):
-                with m.If(hand_over(VALUE_SCALES, job, chunk_base + p.kv_half_bytes, scale_beats)):
-                    m.next = "KEYS"
-                    with m.If(first):
-                        m.next = "LOAD"
-            with m.State("LOAD"):
-                m.d.comb += loading.eq(1)
-                with m.If(last_load):
-                    m.next = "KEYS"
-                    with m.If(op == DotOp.HEAD):
-                        m.next = "HEAD"
-            with m.State("KEYS"):
-                with m.If(hand_over(KEYS, job, chunk_base, scale_beats + self._row_beats(job.rows))):
-                    m.next = "NEXT"
-                    with m.If(before.valid):
-                        m.next = "VALUES"
-            with m.State("VALUES"):
-                with m.If(hand_over(VALUES, before.job, before.addr, self._row_beats(before.job.rows))):
-                    m.next = "NEXT"
-            with m.State("NEXT"):
-                m.d.sync += [
-                    before.valid.eq(1), before.job.eq(job), before.addr.eq(chunk_base + p.kv_half_bytes + p.kv_scale_block_bytes),
-                    parity.eq(~parity), first.eq(0), remaining.eq(remaining - CHUNK), chunk_base.eq(chunk_base + 2 * p.kv_half_bytes),
-                ]
-                m.next = "VALUE_SCALES"
-                with m.If(last_chunk):
-                    m.next = "PASS"
-                    with m.If(last_run):
-                        m.d.sync += [bank.eq(~bank), fresh.eq(1), group_left.eq(group_left - Mux(self.several, 1, active))]
-                        with m.If(group_left == Mux(self.several, 1, active)):
-                            m.d.sync += [group_left.eq(group), kv_left.eq(kv_left - 1), head_offset.eq(head_offset + p.kv_head_bytes)]
-                            with m.If(kv_left == 1):
-                                m.next = "LAST_VALUES"
-            with m.State("LAST_VALUES"):
-                with m.If(hand_over(VALUES, before.job, before.addr, self._row_beats(before.job.rows))):
-                    m.next = "FINISH"
+            self._take_command(m, command, now)
+            self._begin_run(m, command, now, run, of_all, loaded)
+            self._read_chunk(m, command, now, job, last_load, hand_over)
+            self._next_chunk(m, now, job, last_chunk, hand_over)
             if p.short_list:
-                self._rows_of_candidates(m, hand_over, requests.i, run.kv_base, parity)
+                self._rows_of_candidates(m, hand_over, requests.i, run.kv_base, now.parity)
             else:
-                with m.State("HEAD"):
-                    m.d.comb += [queue.i.payload.kind.eq(HEAD), queue.i.valid.eq(1)]
-                    with m.If(queue.i.ready):
-                        m.next = "FINISH"
-            with m.State("FINISH"):
-                with m.If(Mux(op == DotOp.ATTEND, unfinished == 0, self.head_done)):
-                    m.d.sync += [self.count.eq(0), shared.eq(0)]
-                    m.next = "IDLE"
+                self._rows_of_head(m, queue.i)
+            self._finish(m, command, unfinished)
         return m
 
-    def _job_of_chunk(self, m, remaining, active, lanes, all_lanes, first, last_run, parity, bank):
+    def _take_command(self, m, command, now):
+        """IDLE, JOIN: note runs, one a command, until one begins. SETUP: before the first pass."""
+        p = self._p
+        with m.State("IDLE"):
+            m.d.comb += [self.busy.eq(0), self.cmd.ready.eq(1)]
+            given = self.cmd.payload
+            m.d.sync += [command.op.eq(given.op), command.slots.eq(given.count), command.ends.eq(self.count + given.count),
+                         command.position.eq(given.position), command.kv_base.eq(given.kv_base)]
+            with m.If(self.count == 0):
+                m.d.sync += [self.slot.eq(given.slot), *(back.eq(0) for back in self.back)]
+            with m.If(self.abandon):
+                m.d.sync += [self.count.eq(0), command.shared.eq(0)]
+            with m.Elif(self.cmd.valid):
+                m.next = "JOIN"
+        with m.State("JOIN"):
+            m.d.comb += command.joining.eq(1)
+            m.next = "IDLE"
+            with m.If((command.op == DotOp.ATTEND) | (command.op == DotOp.HEAD)):
+                m.next = "SETUP"
+        with m.State("SETUP"):
+            m.d.comb += [self.begin.eq(1), self.start.eq(command.op == DotOp.ATTEND)]
+            m.d.sync += [now.head_offset.eq(0), now.kv_left.eq(p.kv_heads), now.group_left.eq(p.group), now.before.valid.eq(0),
+                         now.fresh.eq(1), now.active.eq(self.count)]
+            m.next = "PASS"
+            with m.If(command.op == DotOp.HEAD):
+                m.next = "LOAD"
+
+    def _begin_run(self, m, command, now, run, of_all, loaded):
+        """PASS: the pass's next run; a pass begins when one of the two banks is free."""
+        p = self._p
+        with m.State("PASS"):
+            m.d.sync += [now.active.eq(Mux(self.several, self.count, Mux(now.group_left < p.lanes, now.group_left, p.lanes))),
+                         now.remaining.eq(run.position), now.chunk_base.eq(run.kv_base + now.head_offset), now.lanes.eq(run.active),
+                         now.all_lanes.eq(of_all), now.last_run.eq(run.last), now.first.eq(now.fresh)]
+            with m.If(~now.fresh | (loaded < 2)):
+                m.d.comb += [now.started.eq(now.fresh), command.taking.eq(1)]
+                m.d.sync += now.fresh.eq(0)
+                m.next = "VALUE_SCALES"
+
+    def _read_chunk(self, m, command, now, job, last_load, hand_over):
+        """VALUE_SCALES, KEYS, VALUES: a chunk's reads. LOAD: the queries, beside the first ones, or the head's hidden vectors."""
+        scale_beats = self._p.scale_beats
+        with m.State("VALUE_SCALES"):
+            with m.If(hand_over(VALUE_SCALES, job, now.chunk_base + self._p.kv_half_bytes, scale_beats)):
+                m.next = "KEYS"
+                with m.If(now.first):
+                    m.next = "LOAD"
+        with m.State("LOAD"):
+            m.d.comb += now.loading.eq(1)
+            with m.If(last_load):
+                m.next = "KEYS"
+                with m.If(command.op == DotOp.HEAD):
+                    m.next = "HEAD"
+        with m.State("KEYS"):
+            with m.If(hand_over(KEYS, job, now.chunk_base, scale_beats + self._row_beats(job.rows))):
+                m.next = "NEXT"
+                with m.If(now.before.valid):
+                    m.next = "VALUES"
+        with m.State("VALUES"):
+            with m.If(self._values(now, hand_over)):
+                m.next = "NEXT"
+
+    def _next_chunk(self, m, now, job, last_chunk, hand_over):
+        """NEXT: on to the next chunk, run, pass, key/value head. LAST_VALUES: of the last chunk of all."""
+        p = self._p
+        taken = Mux(self.several, 1, now.active)  # of the heads that are left
+        with m.State("NEXT"):
+            m.d.sync += [
+                now.before.valid.eq(1), now.before.job.eq(job),
+                now.before.addr.eq(now.chunk_base + p.kv_half_bytes + p.kv_scale_block_bytes),
+                now.parity.eq(~now.parity), now.first.eq(0), now.remaining.eq(now.remaining - CHUNK),
+                now.chunk_base.eq(now.chunk_base + 2 * p.kv_half_bytes),
+            ]
+            m.next = "VALUE_SCALES"
+            with m.If(last_chunk):
+                m.next = "PASS"
+                with m.If(now.last_run):
+                    m.d.sync += [now.bank.eq(~now.bank), now.fresh.eq(1), now.group_left.eq(now.group_left - taken)]
+                    with m.If(now.group_left == taken):
+                        m.d.sync += [now.group_left.eq(p.group), now.kv_left.eq(now.kv_left - 1),
+                                     now.head_offset.eq(now.head_offset + p.kv_head_bytes)]
+                        with m.If(now.kv_left == 1):
+                            m.next = "LAST_VALUES"
+        with m.State("LAST_VALUES"):
+            with m.If(self._values(now, hand_over)):
+                m.next = "FINISH"
+
+    def _values(self, now, hand_over):
+        """Hand over the value rows of the chunk before."""
+        return hand_over(VALUES, now.before.job, now.before.addr, self._row_beats(now.before.job.rows))
+
+    def _rows_of_head(self, m, jobs):
+        """HEAD: one job for all rows, which come with the weights."""
+        with m.State("HEAD"):
+            m.d.comb += [jobs.payload.kind.eq(HEAD), jobs.valid.eq(1)]
+            with m.If(jobs.ready):
+                m.next = "FINISH"
+
+    def _finish(self, m, command, unfinished):
+        """FINISH: wait until everything has left."""
+        with m.State("FINISH"):
+            with m.If(Mux(command.op == DotOp.ATTEND, unfinished == 0, self.head_done)):
+                m.d.sync += [self.count.eq(0), command.shared.eq(0)]
+                m.next = "IDLE"
+
+    def _job_of_chunk(self, m, now):
         """The job of the present chunk; returns it, and whether the chunk is the last of its run."""
         p = self._p
         job = Signal(self._job)
-        last_chunk, most = remaining < CHUNK, CHUNK + p.lanes - 1
+        last_chunk, most = now.remaining < CHUNK, CHUNK + p.lanes - 1
         m.d.comb += [
-            job.rows.eq(Mux(last_chunk, remaining, CHUNK - 1)),
-            job.remaining.eq(Mux(all_lanes | (remaining >= most), most, remaining)),
-            job.first.eq(first), job.last.eq(last_chunk & last_run), job.parity.eq(parity), job.bank.eq(bank),
-            job.active.eq(Mux(all_lanes | ~self.several, Cat(i < active for i in range(p.lanes)), lanes)),
+            job.rows.eq(Mux(last_chunk, now.remaining, CHUNK - 1)),
+            job.remaining.eq(Mux(now.all_lanes | (now.remaining >= most), most, now.remaining)),
+            job.first.eq(now.first), job.last.eq(last_chunk & now.last_run), job.parity.eq(now.parity), job.bank.eq(now.bank),
+            job.active.eq(Mux(now.all_lanes | ~self.several, Cat(i < now.active for i in range(p.lanes)), now.lanes)),
         ]
         return job, last_chunk
 
-    def _runs(self, m, op, position, slots, ends, kv_base, joining, taking, shared):
+    def _runs(self, m, command):
         """The table of runs. `joining`: write one; `taking`: advance to the next run, wrapping; `shared`: the first one is the shared
         prefix. Returns the entry, and whether it is the shared prefix."""
         p = self._p
         m.submodules.runs = table = memory.Memory(shape=run_layout(p), depth=p.lanes + 1, init=[])
         write, read = table.write_port(), table.read_port()
         entry, index = Signal(range(1, p.lanes + 2), init=1), Signal(range(p.lanes + 1))
-        share = op == DotOp.SHARE
-        mine = Cat((i >= self.count) & (i < ends) for i in range(p.lanes))
-        last = Signal.like(position)
+        share = command.op == DotOp.SHARE
+        mine = Cat((i >= self.count) & (i < command.ends) for i in range(p.lanes))
+        last = Signal.like(command.position)
         m.d.comb += [
-            last.eq(position + slots - 1), write.en.eq(joining), write.addr.eq(Mux(share, 0, entry)),
-            write.data.position.eq(Mux(share, position, last)), write.data.kv_base.eq(kv_base), write.data.active.eq(mine),
-            write.data.last.eq((op == DotOp.ATTEND) | (op == DotOp.HEAD)), read.addr.eq(index),
+            last.eq(command.position + command.slots - 1), write.en.eq(command.joining), write.addr.eq(Mux(share, 0, entry)),
+            write.data.position.eq(Mux(share, command.position, last)), write.data.kv_base.eq(command.kv_base), write.data.active.eq(mine),
+            write.data.last.eq((command.op == DotOp.ATTEND) | (command.op == DotOp.HEAD)), read.addr.eq(index),
         ]
         m.d.sync += self.several.eq(self.count != 1)
         with m.If(self.count == 0):
             m.d.sync += entry.eq(1)
-        with m.If(joining):
-            m.d.sync += index.eq(~shared)
+        with m.If(command.joining):
+            m.d.sync += index.eq(~command.shared)
             with m.If(share):
-                m.d.sync += shared.eq(1)
+                m.d.sync += command.shared.eq(1)
             with m.Else():
-                m.d.sync += [self.count.eq(ends), entry.eq(entry + 1)]
+                m.d.sync += [self.count.eq(command.ends), entry.eq(entry + 1)]
                 for i, back in enumerate(self.back):
                     with m.If(mine[i]):
-                        m.d.sync += back.eq(ends - 1 - i)
-        with m.Elif(taking):
-            m.d.sync += index.eq(Mux(read.data.last, ~shared, index + 1))
+                        m.d.sync += back.eq(command.ends - 1 - i)
+        with m.Elif(command.taking):
+            m.d.sync += index.eq(Mux(read.data.last, ~command.shared, index + 1))
         return read.data, index == 0
 
     def _rows_of_candidates(self, m, hand_over, requests, table, parity):
