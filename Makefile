@@ -16,7 +16,7 @@ NEWEST := python3.15 python3.14 python3.13 python3.12
 # The tests start hundreds of Python processes, each of which would compile all sources again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test quick briefly lint types unit formal plain plain-others same-python results digests ledger equality random fuzz mutants netlist calibrate clean \
+.PHONY: help setup demo test quick briefly lint types unit formal plain plain-others same-python results digests ledger equality random fuzz link-faults mutants netlist calibrate clean \
   distclean
 
 help:
@@ -33,6 +33,7 @@ help:
 	@echo "make equality  the long run behind docs/results/equality.json (about half an hour)"
 	@echo "make random    random models on random machines, all against the integer model (about a quarter of an hour)"
 	@echo "make fuzz      100,000 mutated model files and images over all readers (about a quarter of an hour)"
+	@echo "make link-faults  a million faults on the line between host and board (some minutes)"
 	@echo "make mutants   single lines of the hardware changed, each must fail its test; runs what has no stored result (half an hour)"
 	@echo "make netlist   units and a whole machine as synthesised ECP5 netlists, under the tests of the RTL (a quarter of an hour)"
 	@echo "make calibrate  measure machines by synthesis and fit the cost model to them (about half an hour)"
@@ -138,6 +139,10 @@ random: setup
 # Mutated files; each has a number that reproduces it: --first N --files 1.
 fuzz: setup
 	cd tests && ../$(BIN)/python fuzz.py --store
+
+# A run has a number that reproduces it: --first N --faults 1.
+link-faults: setup
+	cd tests && ../$(BIN)/python link_faults.py --store
 
 # Mutations of rtl/, JOBS at a time; one by name: python mutants.py NAME, in tests.
 mutants: setup

@@ -99,7 +99,7 @@ class Link:
         self._flight.clear()
         self._next, self._timer_s, self._streak, self._ahead = 0, TIMER_S, 0, -1
         while True:
-            self._session = self._chance.randrange(1, 1 << 16)
+            self._session = self._chance.randrange(1 << 16)
             answer = self._hello()
             if answer.status == Status.DONE:
                 break  # else it is open already: somebody's with the same number

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 KINDS = ("drop", "repeat", "flip", "garble", "insert", "again")
-"""A byte is lost, comes twice, has a bit flipped or is another; one comes from nowhere; some bytes come a second time later on."""
+"""A byte is lost, comes twice, has a bit flipped or is another; one comes from nowhere; some bytes come a second time."""
 
 
 def damage(data: bytes, chance: random.Random, rate: float) -> tuple[bytes, int]:
     """`data` with faults, each byte having one with probability `rate`; how many there are."""
-    result, number = bytearray(), 0
-    for at, byte in enumerate(data):
-        if chance.random() >= rate:
-            result.append(byte)
-            continue
+    result, number, at = bytearray(), 0, 0
+    while rate > 0:
+        fault = at + int(math.log(1 - chance.random()) / math.log(1 - rate))
+        if fault >= len(data):
+            break
+        result += data[at:fault]
+        byte, at, kind = data[fault], fault + 1, chance.choice(KINDS)
         number += 1
-        kind = chance.choice(KINDS)
         if kind == "repeat":
             result += bytes([byte, byte])
         elif kind == "flip":
@@ -26,6 +28,5 @@ def damage(data: bytes, chance: random.Random, rate: float) -> tuple[bytes, int]
         elif kind == "insert":
             result += bytes([byte, chance.randrange(256)])
         elif kind == "again":
-            result.append(byte)
-            result += data[max(0, at - chance.randrange(64)) : at + 1]
-    return bytes(result), number
+            result += data[fault : fault + 1] + data[max(0, fault - chance.randrange(64)) : fault + 1]
+    return bytes(result + data[at:]), number

@@ -7,22 +7,24 @@ from collections import deque
 
 from faults import damage
 from link_model import LinkDevice
+from tritloom.firmware import link
 
 
 class Line:
     """A port. Bytes take 10 bits each and `latency_s` on their way; a part `rate` of them, both ways, suffers a fault of tests/faults.py.
 
-    `now` is the time in s: it passes when somebody waits. `chunks_late`: part of the answers that come late by up to that many s.
+    `now` is the time in s: it passes when somebody waits. `late_s`: answers come late by up to so much.
     """
 
     def __init__(self, device: LinkDevice, *, rate: float = 0.0, seed: int = 1, baud: int = 3_000_000, latency_s: float = 0.001,
                  late_s: float = 0.0) -> None:
         self.device, self.rate, self.baud, self.latency_s, self.late_s = device, rate, baud, latency_s, late_s
-        self.now, self.faults, self.plugged = 0.0, 0, True
+        self.now, self.faults, self.plugged, self._back = 0.0, 0, True, 0.0
         self._chance, self._free, self._coming = random.Random(seed), 0.0, deque()
         self.events: list = []
         """(bytes to the board from now on, what happens then): unplugging, reset."""
         self.carried = 0
+        """Bytes to the board so far."""
 
     def open(self) -> Line:
         if not self.plugged:
@@ -35,10 +37,30 @@ class Line:
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds
-        self._chance_to_return()
+        self.plugged = self.plugged or self.now >= self._back
 
-    def _chance_to_return(self) -> None:
-        pass
+    def reset(self) -> None:
+        """The board loses power and has it back."""
+        self.device.reset()
+
+    def unplug(self, seconds: float = 1.0) -> None:
+        """The port is away for a while."""
+        self.plugged, self._back = False, self.now + seconds
+
+    def unplug_and_reset(self) -> None:
+        self.unplug()
+        self.reset()
+
+    def unplug_for_good(self) -> None:
+        self.unplug(3600)
+
+    def die(self) -> None:
+        """The board says nothing any more."""
+        self.device.feed = lambda data: b""
+
+    def take(self) -> None:
+        """Another program opens a session."""
+        self.device.feed(link.frame(bytes(0)) + link.frame(link.encode_request(link.Request(0x1234, 0, link.Operation.HELLO))))
 
     def _damaged(self, data: bytes) -> bytes:
         data, number = damage(data, self._chance, self.rate)

@@ -12,7 +12,9 @@ from tritloom.firmware.link import ANSWER_WORDS, Answer, Item, Operation, Status
 class Port(Protocol):
     """Registers by address. What is refused reads None, or writes False."""
 
-    irq: bool
+    def wait(self, cycles: int) -> int:
+        """What passed, at most `cycles`, with WAIT_IRQ."""
+        ...
 
     def read(self, address: int) -> int | None: ...
 
@@ -30,6 +32,9 @@ class Registers:
     reads: int = 0
     written: list[int] = field(default_factory=list)
     irq: bool = False
+
+    def wait(self, cycles: int) -> int:
+        return link.WAIT_IRQ if self.irq else cycles
 
     def read(self, address: int) -> int | None:
         if address >= REFUSED:
@@ -58,8 +63,8 @@ class LinkDevice:
     def reset(self) -> None:
         """The board is switched off and on."""
         self._frames = link.Deframer()
-        self._session = self.expected = 0
-        self._failed = False
+        self._session: int | None = None
+        self.expected, self._begun, self._failed = 0, False, False
         self._kept: tuple[int, int, tuple[int, ...]] = (0, 0, ())
 
     def feed(self, data: bytes) -> bytes:
@@ -71,13 +76,13 @@ class LinkDevice:
 
     def _execute(self, request: link.Request) -> tuple[int, int, tuple[int, ...]]:
         ahead = request.sequence - self.expected & 0xFFFF
-        if request.operation == Operation.HELLO and request.session:
-            if self._session == request.session and self.expected:
+        if request.operation == Operation.HELLO:
+            if self._session == request.session and self._begun:
                 return Status.BEFORE, 0, ()
-            self._session, self.expected, self._failed = request.session, 0, False
+            self._session, self.expected, self._begun, self._failed = request.session, 0, False, False
             self._kept = Status.DONE, len(self._hello), self._hello
             return self._kept
-        if not self._session:
+        if self._session is None:
             return Status.NO_SESSION, 0, ()
         if request.session != self._session:
             return Status.OTHER_SESSION, 0, ()
@@ -88,7 +93,7 @@ class LinkDevice:
         values: list[int] = []
         status, at = self._accesses(request, values)
         self.expected = self.expected + 1 & 0xFFFF
-        self._failed = status != Status.DONE
+        self._begun, self._failed = True, status != Status.DONE
         self._kept = (status, at, ()) if self._failed else (status, len(values), tuple(values))
         return self._kept
 
@@ -117,7 +122,6 @@ class LinkDevice:
                 if not self.port.write(address, word):
                     return Status.BUS_ERROR, at
             else:
-                cycles = word & (1 << link.WAIT_BITS) - 1
-                values.append(link.WAIT_IRQ if self.port.irq else cycles)
+                values.append(self.port.wait(word & (1 << link.WAIT_BITS) - 1))
             at += 1
         return Status.DONE, 0

@@ -78,22 +78,19 @@ class Bridge(wiring.Component):
         wiring.connect(m, framer.o, wiring.flipped(self.o))
 
         session, sequence, operation, address = Signal(16), Signal(16), Signal(8), Signal(ADDRESS_BITS)
-        opened, expected, failed = Signal(16), Signal(16), Signal()
+        live, opened, expected, begun, failed = Signal(), Signal(16), Signal(16), Signal(), Signal()
         kept = Signal(data.StructLayout({"status": 3, "count": 8}))
-        reply = Signal.like(kept)
-        ahead = Signal(16)
-        m.d.comb += ahead.eq(sequence - expected)
+        fresh = Signal(3)  # status of what was not executed now; DONE: the answer is the kept one
+        ahead, known = Signal(16), Signal()
+        m.d.comb += [ahead.eq(sequence - expected), known.eq(live & (session == opened))]
 
-        def answer(status, count=0):
-            m.d.sync += [reply.status.eq(status), reply.count.eq(count)]
+        def answer(status):
+            m.d.sync += fresh.eq(status)
             m.next = "ANSWER"
 
         def fail(status):
             m.d.sync += [kept.status.eq(status), kept.count.eq(index - _HEADER), failed.eq(1)]
             m.next = "KEPT"
-
-        def keep(status, count):
-            m.d.sync += [kept.status.eq(status), kept.count.eq(count)]
 
         def put(payload):
             """An answer's next value, in a cycle in which the memory is free."""
@@ -117,28 +114,28 @@ class Bridge(wiring.Component):
             with m.State("IDLE"):
                 m.d.sync += place.eq(0)
                 with m.If(full.bit_select(current, 1)):
-                    m.d.sync += index.eq(1)
+                    m.d.sync += index.eq(index + 1)
                     m.next = "SESSION"
             with m.State("SESSION"):  # the header's first word is here
-                m.d.sync += [Cat(session, sequence).eq(word.data), index.eq(_HEADER)]
+                m.d.sync += [Cat(session, sequence).eq(word.data), index.eq(index + 1)]
                 m.next = "OPERATION"
             with m.State("OPERATION"):
                 m.d.sync += [operation.eq(word.data[:8]), address.eq(word.data[16:])]
                 m.next = "DECIDE"
             with m.State("DECIDE"):
                 m.next = "FETCH"
-                with m.If((operation == Operation.HELLO) & session.any()):
-                    with m.If((opened == session) & expected.any()):
+                with m.If(operation == Operation.HELLO):
+                    with m.If(known & begun):
                         answer(Status.BEFORE)
                     with m.Else():
-                        m.d.sync += [opened.eq(session), expected.eq(0), failed.eq(0)]
+                        m.d.sync += [live.eq(1), opened.eq(session), expected.eq(0), begun.eq(0), failed.eq(0)]
                         m.next = "HELLO"
-                with m.Elif(opened == 0):
+                with m.Elif(~live):
                     answer(Status.NO_SESSION)
-                with m.Elif(session != opened):
+                with m.Elif(~known):
                     answer(Status.OTHER_SESSION)
                 with m.Elif(failed | ahead.all()):  # the one before the expected one
-                    answer(kept.status, kept.count)
+                    answer(Status.DONE)
                 with m.Elif(ahead[-1]):
                     answer(Status.BEFORE)
                 with m.Elif(ahead.any()):
@@ -152,25 +149,25 @@ class Bridge(wiring.Component):
                     with m.If(free):
                         m.next = then
             with m.State("HELLO DONE"):
-                keep(Status.DONE, place)
-                answer(Status.DONE, place)
+                m.d.sync += [kept.status.eq(Status.DONE), kept.count.eq(place)]
+                answer(Status.DONE)
             with m.State("FETCH"):  # the word is here in the next cycle
                 with m.If(index == lengths[current]):
-                    keep(Status.DONE, place)
+                    m.d.sync += [kept.status.eq(Status.DONE), kept.count.eq(place)]
                     m.next = "KEPT"
                 with m.Elif(operation == Operation.FILL):
                     begin_write()
                 with m.Else():
                     m.next = "ITEM"
             with m.State("ITEM"):
-                m.d.sync += [address.eq(word.data), kind.eq(word.data[ITEM_SHIFT:]), index.eq(index + 1)]
+                m.d.sync += [address.eq(word.data), kind.eq(word.data[ITEM_SHIFT:])]
                 m.next = "OPERAND"
                 with m.Switch(word.data[ITEM_SHIFT:]):
                     with m.Case(Item.READ):
                         m.d.sync += self.s_axi_arvalid.eq(~place[-1])
                         m.next = "READ"
                     with m.Case(Item.WRITE, Item.WAIT):
-                        pass
+                        m.d.sync += index.eq(index + 1)
                     with m.Default():
                         fail(Status.MALFORMED)
                 with m.If(place[-1] & (word.data[ITEM_SHIFT:] != Item.WRITE)):
@@ -194,12 +191,10 @@ class Bridge(wiring.Component):
                     put(self.s_axi_rdata)
                     m.d.comb += self.s_axi_rready.eq(free)
                     with m.If(free):
+                        m.d.sync += index.eq(index + 1)
                         m.next = "FETCH"
                         with m.If(self.s_axi_rresp.any()):
-                            m.d.sync += [index.eq(index - 1)]
-                            m.next = "REFUSED"
-            with m.State("REFUSED"):
-                fail(Status.BUS_ERROR)
+                            fail(Status.BUS_ERROR)
             with m.State("WAIT"):
                 with m.If(self.irq | (passed == word.data[:WAIT_BITS])):
                     put(Cat(passed, Const(0, 31 - WAIT_BITS), self.irq))
@@ -209,27 +204,27 @@ class Bridge(wiring.Component):
                 with m.Else():
                     m.d.sync += passed.eq(passed + 1)
             with m.State("KEPT"):
-                m.d.sync += expected.eq(expected + 1)
-                answer(kept.status, kept.count)
+                m.d.sync += [expected.eq(expected + 1), begun.eq(1)]
+                answer(Status.DONE)
             with m.State("ANSWER"):
                 m.d.sync += [full.bit_select(current, 1).eq(0), current.eq(~current), index.eq(0), place.eq(0)]
                 m.next = "SEND"
             with m.State("SEND"):
                 m.d.comb += sending.eq(1)
-                header = Cat(session, sequence, reply.status, Const(0, 5), reply.count, expected)
-                with m.If(self._send(m, framer.i, header, word.data, reply, place)):
+                status, count = Mux(fresh == Status.DONE, kept.status, fresh), Mux(fresh == Status.DONE, kept.count, 0)
+                header = Cat(session, sequence, status, Const(0, 5), count, expected)
+                with m.If(self._send(m, framer.i, header, word.data, Mux(status == Status.DONE, count, 0), place)):
                     m.next = "IDLE"
         return m
 
-    def _send(self, m: Module, octets, header, word, reply, place):
+    def _send(self, m: Module, octets, header, word, values, place):
         """The answer's bytes, in state SEND. Returns whether its last one is taken."""
         at = Signal(range(12))  # bytes of the header, then those of a word over and over
         bytes_of = [*(header[i : i + 8] for i in range(0, 64, 8)), *(word[i : i + 8] for i in range(0, 32, 8))]
         settled = Signal()  # the word is here
         m.d.sync += settled.eq(~octets.ready)
-        valued = (reply.status == Status.DONE) & reply.count.any()
         m.d.comb += [octets.payload.data.eq(Array(bytes_of)[at]), octets.valid.eq(settled),
-                     octets.payload.last.eq(Mux(at == 11, place + 1 == reply.count, (at == 7) & ~valued))]
+                     octets.payload.last.eq(Mux(at == 11, place + 1 == values, (at == 7) & ~values.any()))]
         with m.If(octets.ready):
             m.d.sync += at.eq(at + 1)
             with m.If(at == 11):

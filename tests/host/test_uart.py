@@ -9,8 +9,8 @@ import tty
 import numpy as np
 import pytest
 
-import synthetic
 from link_model import LinkDevice
+from tritloom.firmware.config import BuildConfig, ModelShape
 from tritloom.firmware.errors import InputError
 from tritloom.firmware.registers import IDENTIFIER, REGISTERS
 from tritloom.host.backends.emulator import EmulatorBackend
@@ -22,11 +22,13 @@ from tritloom.host.link import LinkError
 class Machine:
     """A backend as the registers behind a link."""
 
-    irq = False
     NAMES = {register.address: register.name for register in REGISTERS}
 
     def __init__(self, backend):
         self.backend = backend
+
+    def wait(self, cycles):
+        return cycles
 
     def read(self, address):
         try:
@@ -82,7 +84,11 @@ def wire():
 
 @pytest.fixture
 def machine():
-    return EmulatorBackend(synthetic.config(), 1 << 16)
+    shape = ModelShape(hidden=64, ffn=96, layers=2, heads=4, kv_heads=2, head_dim=16, vocab=45, context=64, activation="relu2",
+                       sub_norms=True)
+    config = BuildConfig(shape=shape, lanes=1, tables=2, rows_per_cycle=1, vector_lanes=4, attention_macs=8, mem_bytes=8,
+                         sampler_candidates=3)
+    return EmulatorBackend(config, 1 << 16)
 
 
 def test_registers_and_memory(wire, machine):

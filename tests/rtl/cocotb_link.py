@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 
 import cocotb
-from cocotb.triggers import FallingEdge
+from cocotb.clock import Clock
+from cocotb.triggers import FallingEdge, ReadOnly
 
 import streams
 from link_model import Registers
@@ -122,3 +123,27 @@ async def begin(dut, stall=0.0):
     dut.valid.value = 0
     bench = await streams.start(dut)
     return Line(dut, bench), registers, Slave(dut, bench, registers, stall)
+
+
+class RealTime:
+    """What `streams.start` gives, but with a clock in real time, for a UART that knows of no clock."""
+
+    def __init__(self, dut):
+        self.dut, self.each_cycle, self.cycle = dut, [], 0
+
+    async def begin(self, period_ns):
+        dut = self.dut
+        dut.rx.value, dut.irq.value, dut.rst.value = 1, 0, 1
+        cocotb.start_soon(Clock(dut.clk, period_ns, unit="ns").start(start_high=False))
+        for _ in range(3):
+            await FallingEdge(dut.clk)
+        dut.rst.value = 0
+        cocotb.start_soon(self._loop())
+
+    async def _loop(self):
+        while True:
+            await FallingEdge(self.dut.clk)
+            self.cycle += 1
+            await ReadOnly()
+            for function in self.each_cycle:
+                function()

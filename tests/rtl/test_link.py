@@ -1,10 +1,13 @@
 """The link: bytes to accesses of registers and back."""
 
 import random
+from pathlib import Path
 
 import cocotb
 import pytest
-from cocotb_link import begin
+from cocotb.triggers import Timer
+from cocotb_link import RealTime, Slave, begin
+from cocotbext.uart import UartSink, UartSource
 
 import faults
 import harness
@@ -48,7 +51,6 @@ async def requests(dut):
     read, write, wait = link.read_item, link.write_item, link.wait_item
     hello = encode(7, 0, Operation.HELLO)
     assert (await both(fill(7, 0, FIFO, [1]))).status == Status.NO_SESSION
-    assert (await both(encode(0, 0, Operation.HELLO))).status == Status.NO_SESSION
     assert (await both(hello)).values == (link.VERSION | REQUEST_WORDS << 16 | ANSWER_WORDS << 24, 24_000_000)
     assert (await both(hello)).status == Status.DONE
     awkward = [0x7E7D7E7D, 0x7D5D7D5E, 0, 0xFFFFFFFF, 0x7E7E7E7E]
@@ -132,6 +134,59 @@ async def overruns(dut):
     assert answer.status == Status.DONE and registers.written == [0, 1, 2]
 
 
+@cocotb.test()
+async def upload(dut):
+    """Requests of the longest kind, one behind the other, at ten cycles a byte."""
+    line, registers, _ = await begin(dut)
+    chance = random.Random(streams.seed())
+    words = [chance.getrandbits(32) for _ in range(3 * REQUEST_WORDS)]
+    await line.ask(encode(9, 0, Operation.HELLO), 1)
+    frames = [fill(9, i, FIFO, words[i * REQUEST_WORDS : (i + 1) * REQUEST_WORDS]) for i in range(3)]
+    assert [answer.status for answer in await line.ask(b"".join(frames), 3)] == [Status.DONE] * 3
+    assert registers.written == words and line.bad == 0
+    streams.report(bytes_of_payload=4 * len(words), bytes_on_the_line=sum(map(len, frames)))
+
+
+@cocotb.test()
+async def pins(dut):
+    """Somebody else's UART at the pins; a clock whose cycles do not divide a bit; LEDs; a reset loses the session."""
+    bench, registers, frames = RealTime(dut), Registers(), link.Deframer()
+    slave = Slave(dut, bench, registers)
+    await bench.begin(40)
+    source, sink = UartSource(dut.rx, baud=3_000_000), UartSink(dut.tx, baud=3_000_000)
+
+    async def ask(data):
+        source.write_nowait(data)
+        while True:
+            for body in frames.feed(bytes(await sink.read())):
+                return link.decode_answer(body)
+
+    await Timer(3, "us")
+    dut.rx.value = 0  # a spike is no start bit
+    await Timer(80, "ns")
+    dut.rx.value = 1
+    await Timer(3, "us")
+    assert (await ask(encode(3, 0, Operation.HELLO))).values[1] == 25_000_000
+    words = [0x7E7D7D7E, 0x55AA00FF, 0xFFFFFFFF, 0]
+    assert (await ask(fill(3, 0, FIFO, words))).status == Status.DONE and registers.written == words
+    waits = cocotb.start_soon(ask(listed(3, 1, link.wait_item(1 << 20), link.read_item(COUNTER))))
+    await Timer(150, "us")
+    assert registers.reads == 0
+    dut.irq.value = 1
+    passed, count = (await waits).values
+    assert passed & link.WAIT_IRQ and 1000 < passed & 0xFFFFFF < 3000 and count == 1
+    assert slave.word is None
+    dut.rx.value = 0  # a break, as of a wrong baud rate
+    await Timer(20, "us")
+    dut.rx.value = 1
+    await Timer(5, "us")
+    assert (await ask(fill(3, 2, FIFO, [6]))).status == Status.DONE
+    dut.rst.value = 1
+    await Timer(400, "ns")
+    dut.rst.value = 0
+    assert (await ask(fill(3, 3, FIFO, [7]))).status == Status.NO_SESSION and registers.written == [*words, 6]
+
+
 def unit():
     return harness.unit(Bridge, PARAMETERS)
 
@@ -150,5 +205,46 @@ def test_what_comes_without_room_is_dropped():
     harness.run(unit(), "link_bridge", __name__, testcase="overruns")
 
 
+def test_an_upload_fills_the_line():
+    result = harness.run(unit(), "link_bridge", __name__, testcase="upload")
+    assert result["bytes_of_payload"] / result["bytes_on_the_line"] > 0.95
+
+
+def test_pins():
+    link = harness.unit(UartLink, LinkParameters(clock_hz=25_000_000))
+    harness.run(link, "uart_link", __name__, testcase="pins")
+
+
+@pytest.mark.parametrize("fields, message", [
+    (dict(clock_hz=0), "clock_hz must be a positive integer, not 0"),
+    (dict(clock_hz=20_000_000), "baud must be at most clock_hz / 8, which is 2500000, not 3000000"),
+    (dict(clock_hz=1 << 32), "clock_hz must be below"),
+])
+def test_parameters_are_checked(fields, message):
+    with pytest.raises(ValueError, match=message):
+        LinkParameters(**fields)
+
+
+@pytest.mark.parametrize("clock_hz", [25_000_000, 48_000_000, 50_000_000, 60_000_000, 62_500_000, 66_666_666, 100_000_000])
+def test_a_bit_is_as_long_as_it_should_be(clock_hz):
+    whole, part = LinkParameters(clock_hz=clock_hz).bit_length
+    assert abs((whole + part / 32) / (clock_hz / 3e6) - 1) <= 0.01
+
+
 def test_memories_are_published():
     assert inventory.published(PARAMETERS.memories()) == inventory.instantiated(UartLink(PARAMETERS))
+
+
+def test_the_examples_of_the_docs():
+    """Frames of docs/link.md, as the model answers them."""
+    class Machine(Registers):
+        def wait(self, cycles):
+            return link.WAIT_IRQ | 1000
+
+    registers = Machine(words={0x14: 0x400002}, irq=True)
+    device, text = LinkDevice(registers), (Path(__file__).parents[2] / "docs" / "link.md").read_text("utf-8")
+    lines = [line.strip().partition(" ") for line in text.splitlines() if line.startswith(("    > 7e", "    < 7e"))]
+    assert len(lines) == 6
+    for (_, _, request), (_, _, answer) in zip(lines[::2], lines[1::2], strict=True):
+        assert device.feed(bytes.fromhex(request)) == bytes.fromhex(answer)
+    assert registers.words[0x18] == 1 and registers.words[0x84] == 0x11223344

@@ -1,11 +1,13 @@
 """The host's end of the link, against the model of the device: exactly once, whatever the line does."""
 
+import json
 import random
 
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+import link_faults
 from line import Line
 from link_model import COUNTER, FIFO, REFUSED, LinkDevice, Registers
 from tritloom.firmware import link
@@ -92,26 +94,11 @@ def test_an_upload_fills_the_line(latency_s):
     assert 4 * len(words) / ((line.now - start) * line.baud / 10) > 0.95
 
 
-def unplug(line, seconds=1.0, reset=False):
-    """The port is away for a while, at once."""
-    line.plugged = False
-    back = line.now + seconds
-
-    def sleep(passed):
-        line.now += passed
-        if line.now >= back:
-            line.plugged = True
-
-    line.sleep = sleep
-    if reset:
-        line.device.reset()
-
-
 @pytest.mark.parametrize("at", [1000, 5003, 20_000])
 def test_an_upload_goes_on_after_unplugging(at):
     registers, line = board()
-    host = Link(line.open, name="port", baud=line.baud, clock=line.clock, sleep=lambda s: line.sleep(s), chance=random.Random(1))
-    line.events.append((line.carried + at, lambda: unplug(line)))
+    host = opened(line)
+    line.events.append((line.carried + at, line.unplug))
     words = list(range(10_000))
     for start in range(0, len(words), 200):
         host.fill(FIFO, words[start : start + 200])
@@ -120,15 +107,15 @@ def test_an_upload_goes_on_after_unplugging(at):
 
 
 @pytest.mark.parametrize("event, message", [
-    (lambda line: line.device.reset(), "was reset or lost power: what was loaded is lost"),
-    (lambda line: unplug(line, reset=True), "lost power or was taken: what was loaded is lost"),
-    (lambda line: unplug(line, seconds=99), "was unplugged: plug it in"),
-    (lambda line: line.device.feed(link.frame(link.encode_request(link.Request(77, 0, link.Operation.HELLO)))), "another program"),
-    (lambda line: setattr(line.device, "feed", lambda data: b""), "has not answered for [34]"),
+    (Line.reset, "was reset or lost power: what was loaded is lost"),
+    (Line.unplug_and_reset, "lost power or was taken: what was loaded is lost"),
+    (Line.unplug_for_good, "was unplugged: plug it in"),
+    (Line.take, "another program"),
+    (Line.die, "has not answered for [34]"),
 ])
 def test_what_ends_a_session_is_said_and_stays(event, message):
     registers, line = board()
-    host = Link(line.open, name="port", baud=line.baud, clock=line.clock, sleep=lambda s: line.sleep(s), chance=random.Random(1))
+    host = opened(line)
     line.events.append((line.carried + 3000, lambda: event(line)))
     words = list(range(10_000))
     with pytest.raises(LinkError, match=message):
@@ -168,3 +155,25 @@ def test_what_is_no_board_is_said(device, message):
     with pytest.raises(LinkError, match=message) as error:
         opened(line)
     assert "\n" not in str(error.value)
+
+
+def test_the_stored_run_is_of_this_link():
+    """Run `make link-faults` when this fails: what host or model do is another."""
+    record = json.loads(link_faults.RESULTS.read_text("utf-8"))
+    assert (record["first"], record["wrong"]) == (0, 0) and record["faults"] >= link_faults.FAULTS
+    assert set(record["ends"]) == {"done", *link_faults.SAID}
+    assert record["behaviour"] == link_faults.behaviour()
+
+
+def test_what_is_wrong_is_seen(monkeypatch):
+    """A device that executes a request again when it comes again is found."""
+    class Twice(LinkDevice):
+        def _execute(self, request):
+            if request.operation == link.Operation.FILL and request.session == self._session and request.sequence + 1 == self.expected:
+                self._accesses(request, [])
+            return super()._execute(request)
+
+    monkeypatch.setattr(link_faults, "LinkDevice", Twice)
+    with pytest.raises(link_faults.Wrong):
+        for number in range(20):
+            link_faults.run(number)
