@@ -177,7 +177,7 @@ def encode_request(request: Request) -> bytes:
 
 def decode_request(body: bytes) -> Request:
     """A request's body."""
-    return Request(*_REQUEST.unpack_from(body), _words(body[HEADER_BYTES:]))
+    return Request(*_REQUEST.unpack_from(body), words=_words(body[HEADER_BYTES:]))
 
 
 def encode_answer(answer: Answer) -> bytes:
@@ -188,7 +188,7 @@ def encode_answer(answer: Answer) -> bytes:
 
 def decode_answer(body: bytes) -> Answer | None:
     """An answer's body; None if it cannot be one."""
-    answer = Answer(*_ANSWER.unpack_from(body), _words(body[HEADER_BYTES:]))
+    answer = Answer(*_ANSWER.unpack_from(body), values=_words(body[HEADER_BYTES:]))
     values = answer.count if answer.status == Status.DONE else 0
     return answer if answer.status <= max(Status) and len(answer.values) == values else None
 

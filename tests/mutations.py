@@ -366,7 +366,7 @@ MUTATIONS = [
          change="(byte == FLAG) & ~escaped", tests="test_link::test_every_request_is_answered_as_by_the_model[0]"),
     dict(name="a-spike-is-a-start-bit", room="link", line="with m.If(level):", change="with m.If(0):", tests="test_link::test_pins"),
     dict(name="a-break-is-a-byte", room="link", line="self.valid.eq(level), self.error.eq(~level)", change="self.valid.eq(1)",
-         tests="test_link::test_pins"),
+         tests="test_link::test_a_byte_has_its_stop_bit"),
     dict(name="the-values-place-is-not-awaited", room="link", line="settled.eq(~octets.ready)", change="settled.eq(1)",
          tests="test_link::test_every_request_is_answered_as_by_the_model[0]"),
 ]

@@ -1,5 +1,6 @@
 """The backend for boards, at a pseudo-terminal with the model of the device and the emulator's registers behind it."""
 
+import functools
 import os
 import pty
 import select
@@ -13,6 +14,7 @@ from link_model import LinkDevice
 from tritloom.firmware.config import BuildConfig, ModelShape
 from tritloom.firmware.errors import InputError
 from tritloom.firmware.registers import IDENTIFIER, REGISTERS
+from tritloom.host.backends import uart
 from tritloom.host.backends.emulator import EmulatorBackend
 from tritloom.host.backends.protocol import DeviceBusy, DeviceError
 from tritloom.host.backends.uart import UartBackend
@@ -141,9 +143,7 @@ def test_a_port_that_is_none(make, kind, message, tmp_path):
 
 
 def test_garbage_and_silence(wire, monkeypatch):
-    from tritloom.host import link
-
-    monkeypatch.setattr(link.Link.__init__, "__kwdefaults__", link.Link.__init__.__kwdefaults__ | {"patience_s": 0.3})
+    monkeypatch.setattr(uart, "Link", functools.partial(uart.Link, patience_s=0.3))
     with pytest.raises(LinkError, match="bytes came from .*, but no answer of a board: check that it is the board's port"):
         UartBackend(wire(lambda data: data[::-1]).path)
     with pytest.raises(LinkError, match="no board answers"):

@@ -16,6 +16,13 @@ INPUTS = ("awready", "wready", "bvalid", "bresp", "arready", "rvalid", "rresp", 
 HIGH = streams.HIGH
 
 
+def decoded(body):
+    """An answer, which it must be."""
+    answer = link.decode_answer(body)
+    assert answer is not None, body.hex()
+    return answer
+
+
 class Slave:
     """Answers at the port as `registers` do; `stall` is the part of cycles in which it does nothing. `busy` for ever if `hang`."""
 
@@ -114,7 +121,7 @@ class Line:
             await self._cycle()
         await self.idle()
         answers, self.answers = self.answers, []
-        return [link.decode_answer(body) for body in answers]
+        return [decoded(body) for body in answers]
 
 
 async def begin(dut, stall=0.0):

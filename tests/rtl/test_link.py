@@ -5,8 +5,9 @@ from pathlib import Path
 
 import cocotb
 import pytest
+from amaranth.sim import Simulator
 from cocotb.triggers import Timer
-from cocotb_link import RealTime, Slave, begin
+from cocotb_link import RealTime, Slave, begin, decoded
 from cocotbext.uart import UartSink, UartSource
 
 import faults
@@ -19,6 +20,7 @@ from tritloom.firmware.link import ANSWER_WORDS, REQUEST_WORDS, Operation, Reque
 from tritloom.rtl.link.bridge import Bridge
 from tritloom.rtl.link.link import UartLink
 from tritloom.rtl.link.parameters import LinkParameters
+from tritloom.rtl.link.uart import Receiver
 
 PARAMETERS = LinkParameters(clock_hz=24_000_000)
 
@@ -43,7 +45,7 @@ async def requests(dut):
 
     async def both(data):
         (answer,) = await line.ask(data, 1)
-        expected = [link.decode_answer(body) for body in link.Deframer().feed(model.feed(data))]
+        expected = [decoded(body) for body in link.Deframer().feed(model.feed(data))]
         assert [answer] == expected
         assert registers == other
         return answer
@@ -104,7 +106,7 @@ async def faulty(dut):
         data, number = faults.damage(data, chance, rate=0.08)
         injected += number
         got = await line.ask(data)
-        assert got == [link.decode_answer(body) for body in link.Deframer().feed(model.feed(data))]
+        assert got == [decoded(body) for body in link.Deframer().feed(model.feed(data))]
         assert registers == other
         accepted += sum(answer.status == Status.DONE for answer in got)
         sequence = model.expected
@@ -157,9 +159,10 @@ async def pins(dut):
 
     async def ask(data):
         source.write_nowait(data)
-        while True:
-            for body in frames.feed(bytes(await sink.read())):
-                return link.decode_answer(body)
+        bodies = []
+        while not bodies:
+            bodies = [*frames.feed(bytes(await sink.read()))]
+        return decoded(bodies[0])
 
     await Timer(3, "us")
     dut.rx.value = 0  # a spike is no start bit
@@ -213,6 +216,31 @@ def test_an_upload_fills_the_line():
 def test_pins():
     link = harness.unit(UartLink, LinkParameters(clock_hz=25_000_000))
     harness.run(link, "uart_link", __name__, testcase="pins")
+
+
+def test_a_byte_has_its_stop_bit():
+    """Bits 3 % too long or too short are read; where the stop bit is 0 there is an error and no byte."""
+    receiver, seen = Receiver(LinkParameters(clock_hz=60_000_000)), []
+    bytes_ = ((0x00, 1), (0xA5, 1), (0x5A, 0), (0xFF, 1), (0x00, 0), (0x7E, 1))
+    sent = [(byte, stop, length) for length in (19.4, 20.6) for byte, stop in bytes_]
+
+    async def line(context):
+        for byte, stop, length in sent:
+            levels, cycles = [0, *(byte >> i & 1 for i in range(8)), stop, 1, 1], 0
+            for place, level in enumerate(levels, 1):
+                context.set(receiver.rx, level)
+                while cycles < round(place * length):
+                    await context.tick()
+                    cycles += 1
+                    got, error = bool(context.get(receiver.valid)), bool(context.get(receiver.error))
+                    if got or error:
+                        seen.append((got, error, context.get(receiver.data)))
+
+    simulator = Simulator(receiver)
+    simulator.add_clock(1e-6)
+    simulator.add_testbench(line)
+    simulator.run()
+    assert seen == [(True, False, byte) if stop else (False, True, byte) for byte, stop, _ in sent]
 
 
 @pytest.mark.parametrize("fields, message", [
