@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from link_model import LinkDevice
 from synthetic import TINY
 from tritloom.firmware.assembler import EXAMPLE, assemble
 from tritloom.firmware.config import BuildConfig
@@ -10,7 +11,9 @@ from tritloom.firmware.image import Image, encode
 from tritloom.firmware.layout import memory_map
 from tritloom.host.backends.emulator import EmulatorBackend
 from tritloom.host.backends.protocol import DeviceBusy, DeviceFault, DeviceTimeout
+from tritloom.host.backends.uart import UartBackend
 from tritloom.host.device import Device
+from wire import Machine, Wire
 
 CONFIG = BuildConfig(shape=TINY, tables=2, rows_per_cycle=2, vector_lanes=4, attention_macs=8, mem_bytes=16)
 
@@ -43,6 +46,19 @@ def test_words_in_and_tokens_out(device):
     device.finish()
     device.start(0, {})
     assert [token for token, _ in device.exchange([8, 9, 0], 2, "a token", None)] == [9, 10]
+
+
+def test_a_machine_at_a_serial_port(image):
+    machine = EmulatorBackend(CONFIG, image.map.total_bytes)
+    wire = Wire(LinkDevice(Machine(machine)).feed)
+    backend = UartBackend(wire.path)
+    device = Device(backend, image, timeout_s=60)
+    for _ in range(2):
+        device.start(0, {})
+        assert [token for token, _ in device.exchange([8, 9, 0], 2, "a token", None)] == [9, 10]
+    device.release()
+    backend.close()
+    wire.stop()
 
 
 def test_a_stop_ends_an_exchange(device):
