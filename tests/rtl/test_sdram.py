@@ -13,10 +13,10 @@ from tritloom.rtl.memory.sdram import SdramController
 SMALL = dict(row_bits=11, start=700)
 """So few rows that the contents can be compared, and a short wait for power."""
 FORMS = {
-    "16 bits, bursts of 4": (sdram.AS4C16M16SA, 64e6, dict(mem_bytes=8, pad_latency=2), SMALL),
-    "32 bits, bursts of 2": (sdram.EM638325, 54e6, dict(mem_bytes=8, pad_latency=1), SMALL),
-    "32 bits, bursts of 1": (sdram.M12L64322A, 125e6, dict(mem_bytes=4, pad_latency=3), SMALL),
-    "16 bits, bursts of 8": (sdram.MT48LC16M16A2, 133e6, dict(mem_bytes=16, pad_latency=0), SMALL),
+    "w16-bl4": (sdram.AS4C16M16SA, 64e6, dict(mem_bytes=8, pad_latency=2), SMALL),
+    "w32-bl2": (sdram.EM638325, 54e6, dict(mem_bytes=8, pad_latency=1), SMALL),
+    "w32-bl1": (sdram.M12L64322A, 125e6, dict(mem_bytes=4, pad_latency=3), SMALL),
+    "w16-bl8": (sdram.MT48LC16M16A2, 133e6, dict(mem_bytes=16, pad_latency=0), SMALL),
 }
 
 
@@ -40,25 +40,25 @@ def test_bursts_and_writes_together(form, stall):
 
 
 def test_a_read_sees_what_was_written():
-    run("16 bits, bursts of 4", "reads_what_was_answered", rounds=60)
+    run("w16-bl4", "reads_what_was_answered", rounds=60)
 
 
-@pytest.mark.parametrize("form", ["16 bits, bursts of 4", "32 bits, bursts of 1"])
+@pytest.mark.parametrize("form", ["w16-bl4", "w32-bl1"])
 def test_by_the_master_of_others(form):
     run(form, "by_others", rounds=12)
 
 
 @pytest.mark.parametrize("stall", ["none", "periodic"])
 def test_other_bursts_are_refused(stall):
-    run("32 bits, bursts of 2", "refuses", stall=stall)
+    run("w32-bl2", "refuses", stall=stall)
 
 
 def test_a_reset_keeps_the_contents():
-    form = "16 bits, bursts of 4"
+    form = "w16-bl4"
     run(form, "resets", rounds=6, start=10 * parameters(form).t_refi, postponed=7)
 
 
-BOUNDS = {"16 bits, bursts of 4": 0.97, "32 bits, bursts of 2": 0.97, "32 bits, bursts of 1": 0.95, "16 bits, bursts of 8": 0.97}
+BOUNDS = {"w16-bl4": 0.97, "w32-bl2": 0.97, "w32-bl1": 0.95, "w16-bl8": 0.97}
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -68,11 +68,11 @@ def test_long_reads_take_nearly_all_of_the_bus(form):
 
 
 def test_so_they_do_with_writes_and_short_reads_between():
-    form = "16 bits, bursts of 4"
+    form = "w16-bl4"
     result = run(form, "runs", length=65536, every=8, random=8)
     assert result["writes"] == 16 and result["words"] >= 0.9 * result["cycles"]
 
 
 def test_scattered_writes():
-    result = run("16 bits, bursts of 4", "scattered", writes=200)
+    result = run("w16-bl4", "scattered", writes=200)
     assert result["cycles"] <= 200 * 14
