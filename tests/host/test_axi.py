@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import socket
+from typing import Any
 
 import numpy as np
 import pytest
@@ -125,7 +126,7 @@ def test_an_interrupt_is_unmasked_and_taken_or_missed_in_time():
 
 
 def diagnosed(board, image, **changes):
-    settings = dict(registers=0xA000_0000, windows=WINDOWS, root=board.root, window=lambda path: board) | changes
+    settings: dict[str, Any] = dict(registers=0xA000_0000, windows=WINDOWS, root=board.root, window=lambda path: board) | changes
     return {row["name"]: row for row in board_findings(image.config, image, **settings)}
 
 

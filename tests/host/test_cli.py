@@ -126,7 +126,7 @@ def one_line(err):
         ([*RUN, "--tokens", "64"], "go past the context of 64: ask for at most"),
         ([*RUN, "--tokens", "0"], "--tokens"),
         ([*RUN, "--context", "100000"], "context must be from 1 to the model's 512"),
-        ([*RUN, "--backend", "abacus"], "no backend abacus: choose sim or emulator"),
+        ([*RUN, "--backend", "abacus"], "no backend abacus: choose sim, emulator or axi"),
         ([*RUN, "--board", "abacus"], "no board called 'abacus'"),
         ([*RUN, "--temperature", "-1"], "the temperature must be"),
         ([*RUN, "--top-p", "2"], "top-p must be"),
@@ -354,6 +354,17 @@ def test_generate_writes_the_machine(tritloom, tmp_path, monkeypatch):
     monkeypatch.setattr(core, "generate_core", fail)
     status, _, err = tritloom("generate", "--model", MODEL, "--out", tmp_path / "other")
     assert status == 1 and "no Yosys: install it" in one_line(err) and not (tmp_path / "other").exists()
+
+
+def test_build_writes_a_kit_for_the_vendor_s_tools(tritloom, tmp_path, monkeypatch):
+    from tritloom.gen.kit import kv260
+
+    monkeypatch.setattr(kv260, "generate_core", lambda config: "module tritloom; endmodule\n")
+    status, out, _ = tritloom("build", "--model", MODEL, "--board", "kv260", "--context", 64, "--out", tmp_path / "kit")
+    assert status == 0 and "Linux needs cma=" in out and "vivado -mode batch -source" in out
+    config = BuildConfig.from_json((tmp_path / "kit" / "config.json").read_text())
+    assert (config.board, config.shape.context, config.mem_ports) == ("kv260", 64, 4)
+    assert (tmp_path / "kit" / "kria" / "install.sh").stat().st_mode & 0o111 and (tmp_path / "kit" / "vivado" / "build.tcl").is_file()
 
 
 @pytest.mark.parametrize("equal", [True, False])
