@@ -30,9 +30,9 @@ def command(
     width = max(len(row["name"]) for row in rows)
     lines = []
     for row in rows:
-        missing = f"MISSING ({row['detail']}), needed for {row['needed_for']}: {row['fix']}"
+        missing = f"{'MISSING' if board is None else 'NOT READY'} ({row['detail']}), needed for {row['needed_for']}: {row['fix']}"
         lines.append(f"{row['name']:<{width}}  {row['detail'] if row['ok'] else missing}")
-    lines += _conclusion(rows) if board is None else ["the machine can run" if ok else "not ready: see MISSING above"]
+    lines += _conclusion(rows) if board is None else ["the machine can run" if ok else "the machine cannot run yet: see NOT READY above"]
     console.result({"ok": ok, "findings": rows}, "\n".join(lines))
     if not ok:
         raise typer.Exit(1)

@@ -157,7 +157,7 @@ def test_doctor_of_a_board_from_the_command_line(image, tmp_path, capsys):
     """Here, where there is no such board: every line says so and what to do, and the status is not 0."""
     assert main(["doctor", "--board", "kv260", "--image", image.name]) == 1
     shown = capsys.readouterr().out
-    assert "MISSING (no UIO device is called tritloom" in shown and "not ready" in shown and shown.count("tritloom3") == 1
+    assert "NOT READY (no UIO device is called tritloom" in shown and "cannot run yet" in shown and shown.count("tritloom3") == 1
     for arguments, said in ((["--board", "kv260"], "which machine is on the board?"),
                             (["--board", "sim", "--image", "x"], "has no processor"), (["--image", "x"], "give --board too")):
         assert main(["doctor", *arguments]) == 2
