@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from amaranth import Cat, ClockDomain, DomainRenamer, Module, Mux, Signal, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from tritloom.firmware.config import BuildConfig
 from tritloom.firmware.isa import Destination, TraceUnit
+from tritloom.firmware.registers import PORT_ADDRESS_BITS
 from tritloom.rtl.attention.parameters import AttentionParameters
 from tritloom.rtl.attention.unit import DotEngine
 from tritloom.rtl.control.parameters import RegisterParameters, SequencerParameters
@@ -46,7 +49,8 @@ class Accelerator(wiring.Component):
     ----------
     config : BuildConfig
     observed : bool
-        Whether there are the ports that only a simulation reads: `unit_busy`, `weight_beat` and `trace_...`.
+        Whether there are the ports that only a simulation reads: `unit_busy`, `weight_beat` and `trace_...`. If not, there are
+        `running` and `failed`, and the memory ports' bases have all bits of an address, not 32 (version 4 of the register map, not 3).
 
     Members
     -------
@@ -60,12 +64,14 @@ class Accelerator(wiring.Component):
         Bits of `firmware.isa.Unit`.
     weight_beat : Out(1)
         A beat entered the weight FIFO.
+    running, failed : Out(1)
+        A program runs; the memory has answered with an error since the last CLEAR.
     trace_<unit>_valid, ..._slot, ..._index, ..._data : Out
         A V-word a cycle of what the units produce, for each of `firmware.isa.TraceUnit`. Codes for both engines are shown once.
     """
 
     def __init__(self, config: BuildConfig, *, observed: bool = True):
-        self.config, self._observed = config, observed
+        self.config, self._observed, self._base_bits = config, observed, 32 if observed else PORT_ADDRESS_BITS
         members = {"clk": In(1), "rst": In(1)} | axi_lite_members() | {"irq": Out(1)}
         if observed:
             members |= {
@@ -74,6 +80,8 @@ class Accelerator(wiring.Component):
                 **{f"trace_{unit.name.lower()}_{name}": Out(width) for unit in TraceUnit for name, width in (
                     ("valid", 1), ("slot", 8), ("index", 32), ("data", 32 * config.vector_lanes))},
             }
+        else:
+            members |= {"running": Out(1), "failed": Out(1)}
         if config.memory == "axi":
             members |= axi_members(mem_bytes=config.mem_bytes, mem_ports=config.mem_ports)
         super().__init__(members)
@@ -93,7 +101,7 @@ class Accelerator(wiring.Component):
         m.submodules.dot = dot = DotEngine(AttentionParameters.of(c))
         m.submodules.sampler = sampler = Sampler(SamplerParameters.of(c))
         m.submodules.sequencer = sequencer = Sequencer(SequencerParameters.of(c))
-        registers = ControlRegisters(RegisterParameters.of(c))
+        registers = ControlRegisters(replace(RegisterParameters.of(c), base_bits=self._base_bits))
         m.submodules.registers = DomainRenamer("host")(registers)
         m.d.host += sync.rst.eq(registers.reset)
 
@@ -104,7 +112,8 @@ class Accelerator(wiring.Component):
         self._join_control(m, memory, matmul, vector, dot, sampler, sequencer, registers, scanning)
         if self._observed:
             self._trace(m, vector, dot)
-            m.d.comb += [self.weight_beat.eq(memory.weight_beat), self.unit_busy.eq(sequencer.unit_busy)]
+        else:
+            m.d.comb += [self.running.eq(sequencer.running), self.failed.eq(registers.fault)]
         return m
 
     def _short_list(self, m, matmul, vector, dot, sequencer):
@@ -120,7 +129,9 @@ class Accelerator(wiring.Component):
 
     def _memory(self):
         parameters = memory_parameters(self.config)
-        return AxiMemory(parameters) if isinstance(parameters, AxiParameters) else OnChipMemory(parameters)
+        if isinstance(parameters, AxiParameters):
+            return AxiMemory(replace(parameters, base_bits=self._base_bits))
+        return OnChipMemory(parameters)
 
     def _join_memory(self, m, memory, matmul, vector, dot, registers):
         """Weights to their consumers, data reads and writes to theirs, AXI ports to the outside."""
@@ -148,6 +159,8 @@ class Accelerator(wiring.Component):
         wiring.connect(m, vector.kv_write, writes.i0)
         wiring.connect(m, registers.memory_write, writes.i1)
         wiring.connect(m, writes.o, memory.write)
+        if self._observed:
+            m.d.comb += self.weight_beat.eq(memory.weight_beat)
 
         if c.memory == "axi":
             self._export(m, memory, axi_members(mem_bytes=c.mem_bytes, mem_ports=c.mem_ports))
@@ -201,6 +214,7 @@ class Accelerator(wiring.Component):
             sequencer.unit_busy.eq(busy),
             sampler.abandon.eq(sequencer.draining),
             dot.abandon.eq(sequencer.draining),
+            *([self.unit_busy.eq(busy)] if self._observed else []),
             registers.running.eq(sequencer.running),
             registers.halted.eq(sequencer.halted),
             registers.stopped.eq(sequencer.stopped),

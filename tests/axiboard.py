@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,8 @@ class Board:
     The machine sees of a buffer's file what was synchronised, and only that. `waits`: how often the interrupt was waited for.
     """
 
-    def __init__(self, root: Path, machine, memory_bytes: int, *, clock_hz: int | None = None, name: str = "tritloom") -> None:
+    def __init__(self, root: Path, machine, memory_bytes: int, bases: Sequence[int] = BASES, *, clock_hz: int | None = None,
+                 name: str = "tritloom") -> None:
         self.root, self.machine, self.config, self.waits, self.closed = root, machine, machine.config, 0, 0
         c = self.config
         self.part, beats = c.mem_bytes // c.mem_ports, -(-memory_bytes // c.mem_bytes)
@@ -32,7 +34,7 @@ class Board:
         self.file("proc/meminfo", "MemTotal: 4046000 kB\nCmaTotal: 1024000 kB\nCmaFree: 64000 kB\n")
         self.file("proc/loadavg", "0.10 0.20 0.30 1/100 4711")
         for port in range(c.mem_ports):
-            self.buffer(port, BASES[port], beats * self.part)
+            self.buffer(port, bases[port], beats * self.part)
 
     def file(self, path: str, text: str) -> None:
         (self.root / path).parent.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ from tritloom.firmware.registers import (
     FIFO_DEPTH,
     IDENTIFIER,
     MAP_VERSION,
-    PORT_ADDRESS_BITS,
+    NARROW_VERSION,
     PORTS,
     REGISTER,
     REGISTERS,
@@ -76,7 +76,7 @@ class ControlRegisters(wiring.Component):
         Write ports of the program memory and the weight streamer's.
     memory_write : Out(stream of write_layout)
         Writes of 32 bits each.
-    port_base : Out(array of PORT_ADDRESS_BITS)
+    port_base : Out(array of base_bits)
     memory_busy, memory_error : In(2 * mem_ports)
         Reads of each port, then writes: under way, answered with an error.
     fault : Out(1)
@@ -90,7 +90,9 @@ class ControlRegisters(wiring.Component):
     def __init__(self, parameters: RegisterParameters):
         self.parameters = parameters
         mem_bytes, mem_ports, bits = parameters.mem_bytes, parameters.mem_ports, exact_log2(parameters.program_words)
-        missing = {f"PORT_BASE{part}{i}" for part in ("", "_HIGH") for i in range(mem_ports, PORTS)}
+        wide = parameters.base_bits > 32
+        missing = {f"PORT_BASE{part}{i}" for part, least in (("", mem_ports), ("_HIGH", mem_ports if wide else 0))
+                   for i in range(least, PORTS)}
         self._registers = [register for register in REGISTERS if register.name not in missing]
         super().__init__(axi_lite_members() | {
             "irq": Out(1),
@@ -101,7 +103,7 @@ class ControlRegisters(wiring.Component):
             "program": Out(loader_signature(bits)),
             "descriptor": Out(loader_signature(8)),
             "memory_write": Out(stream.Signature(write_layout(mem_bytes))),
-            "port_base": Out(data.ArrayLayout(PORT_ADDRESS_BITS, mem_ports)),
+            "port_base": Out(data.ArrayLayout(parameters.base_bits, mem_ports)),
             "memory_busy": In(2 * mem_ports), "memory_error": In(2 * mem_ports), "fault": Out(1),
             "hold": Out(1), "reset": Out(1),
             "unit_busy": In(UNITS),
@@ -112,7 +114,8 @@ class ControlRegisters(wiring.Component):
         m = Module()
         changed = {r.name: Signal(r.width - r.low, init=r.reset >> r.low, name=r.name.lower()) for r in self._registers if r.access == "rw"}
         stored = {r.name: Cat(Const(0, r.low), changed[r.name]) for r in self._registers if r.access == "rw"}
-        read = {"ID": IDENTIFIER, "VERSION": MAP_VERSION, "DIGEST": self.parameters.digest, "HALT_CODE": self.halt_code, "PC": self.pc}
+        version = MAP_VERSION if self.parameters.base_bits > 32 else NARROW_VERSION
+        read = {"ID": IDENTIFIER, "VERSION": version, "DIGEST": self.parameters.digest, "HALT_CODE": self.halt_code, "PC": self.pc}
         read |= stored
         locked = self.running | self.hold
         written, word, room, memory_done = self._write_port(m, locked)
@@ -243,7 +246,8 @@ class ControlRegisters(wiring.Component):
         m.d.comb += [
             self.entry.eq(stored["ENTRY"]),
             *(self.args[i].eq(stored[f"ARG{i}"]) for i in range(ARGUMENTS)),
-            *(self.port_base[i].eq(Cat(stored[f"PORT_BASE{i}"], stored[f"PORT_BASE_HIGH{i}"])) for i in range(self.parameters.mem_ports)),
+            *(self.port_base[i].eq(_joined(stored[f"PORT_BASE{part}{i}"] for part in ("", "_HIGH") if f"PORT_BASE{part}{i}" in stored))
+              for i in range(self.parameters.mem_ports)),
         ]
 
     def _loaders(self, m: Module, stored, changed, written, word, memory_done) -> None:
@@ -300,6 +304,12 @@ class ControlRegisters(wiring.Component):
         read["TOKEN_CYCLE"] = tokens.o.payload.cycle
         read["TOKEN_OUT"] = Mux(tokens.o.valid, Cat(tokens.o.payload.token[:31], 1), 0)
         return pop
+
+
+def _joined(parts):
+    """Words one above the other; one alone as it is."""
+    parts = list(parts)
+    return Cat(*parts) if len(parts) > 1 else parts[0]
 
 
 def _field(value, width: int):

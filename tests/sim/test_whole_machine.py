@@ -19,7 +19,7 @@ from tritloom.firmware.config import BuildConfig
 from tritloom.firmware.errors import InputError
 from tritloom.firmware.integer import GREEDY
 from tritloom.firmware.isa import Unit
-from tritloom.firmware.registers import FIFO_DEPTH, MEMORY_FAILED
+from tritloom.firmware.registers import FIFO_DEPTH, MEMORY_FAILED, NARROW_VERSION
 from tritloom.gen.models import open_checkpoint
 from tritloom.gen.pack import quantise
 from tritloom.host.backends.emulator import EmulatorBackend
@@ -319,14 +319,14 @@ def test_ports_are_placed_by_the_host(built):
     assert len(set(backend.port_bases)) == 2
     with Session(backend, image) as session:
         assert [backend.read(f"PORT_BASE{port}") for port in range(2)] == list(backend.port_bases)
-        assert [backend.read(f"PORT_BASE_HIGH{port}") for port in range(2)] == [0, 0]
-        with pytest.raises(DeviceError, match="PORT_BASE_HIGH2"):
-            backend.read("PORT_BASE_HIGH2")
+        assert backend.read("VERSION") == NARROW_VERSION
+        with pytest.raises(DeviceError, match="PORT_BASE_HIGH0"):
+            backend.read("PORT_BASE_HIGH0")
         tokens = session.generate(prompt(2), 9)
         next(tokens)
         with pytest.raises(DeviceError, match="writing PORT_BASE0"):
             backend.write("PORT_BASE0", 0x1000)
-    for wrong in ((0,), (0, 0x800), (0, 1 << 40)):
+    for wrong in ((0,), (0, 0x800), (0, 1 << 32)):
         device = SimBackend(backend.machine, backend.config)
         device.port_bases = wrong
         with pytest.raises(DeviceError, match="a multiple of 4096, for each of its 2 memory ports"):
@@ -334,16 +334,17 @@ def test_ports_are_placed_by_the_host(built):
 
 
 def test_a_machine_beside_the_processor_writes_the_same_tokens(built, tmp_path):
-    """Backend `axi` on a board's Linux made of files, the RTL behind its registers and buffers: one of them lies beyond 32 GiB."""
+    """Backend `axi` on a board's Linux made of files, the RTL behind its registers and buffers."""
     image, backend, _ = built
     with Session(backend, image) as session:
         expected = list(session.generate(prompt(3), 6))
+    bases = [0x6000_0000, 0x5000_0000]
     try:
-        board = axiboard.Board(tmp_path, SimBackend(backend.machine, backend.config, axiboard.BASES[:2]), image.map.total_bytes)
+        board = axiboard.Board(tmp_path, SimBackend(backend.machine, backend.config, bases), image.map.total_bytes, bases)
         device = board.open(image.map.total_bytes)
         with Session(device, image) as session:
             assert list(session.generate(prompt(3), 6)) == expected and board.waits
-            assert [backend.read(f"PORT_BASE_HIGH{port}") for port in range(2)] == [0, 8]
+            assert [backend.read(f"PORT_BASE{port}") for port in range(2)] == bases
         device.close()
     finally:
         SimBackend(backend.machine, backend.config, backend.port_bases)
