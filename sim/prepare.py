@@ -6,10 +6,12 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tritloom.boards.board import load
 from tritloom.firmware.config import BuildConfig
 from tritloom.firmware.image import Image, ImageError
 from tritloom.host.image import open_image, write_image
 from tritloom.sim.backends import SimBackend
+from tritloom.sim.board import SimulatedBoard
 from tritloom.sim.waves import Waves
 from tritloom.system.files import cache
 from tritloom.system.steps import Steps, timed_step
@@ -74,3 +76,9 @@ def open_simulation(config: BuildConfig, memory_bytes: int, timing: str, steps: 
             config, verilog, memory_bytes=memory_bytes, timing=timing, waves=waves,
             progress=lambda fraction, text: update(fraction, 1.0, text),
         )
+
+
+def open_board(config: BuildConfig, board: str, steps: Steps) -> SimulatedBoard:
+    """The machine's whole board at its pins, compiled and switched on."""
+    with timed_step(steps, "Compiling the board's simulation") as update:
+        return SimulatedBoard(config, load(board), progress=lambda fraction, text: update(fraction, 1.0, text))

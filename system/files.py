@@ -30,7 +30,7 @@ PREFIX = ".tritloom-"
 LOCK = "lock"
 OLD_S = 3600.0
 """Age at which a scratch folder without a lock is nobody's: its process died while it made it, or the file system knows no locks."""
-KINDS = ("images", "verilog", "verilated", "synth", "digests", "timings", "scratch")
+KINDS = ("images", "verilog", "verilated", "synth", "builds", "digests", "timings", "scratch")
 """What is kept: weight images, Verilog, compiled simulations, synthesised parts, digests of Verilog, how long steps took; and folders of
 running processes."""
 DIGEST = ".sha256"

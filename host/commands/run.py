@@ -1,8 +1,9 @@
-"""tritloom run: text from a model, on a simulated machine or the emulator."""
+"""tritloom run: text from a model, on a board, a simulated machine or the emulator."""
 
 from __future__ import annotations
 
 import itertools
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from tritloom.firmware.errors import InputError
 from tritloom.firmware.image import Image
 from tritloom.firmware.integer import GREEDY, Sampling
 from tritloom.host.backends.protocol import Backend
+from tritloom.host.backends.uart import UartBackend
 from tritloom.host.commands.common import (
     BoardOption,
     JsonOption,
@@ -41,7 +43,11 @@ if TYPE_CHECKING:
     from tritloom.gen.source import Source
     from tritloom.sim.waves import Waves
 
-BACKENDS = ("sim", "emulator", "axi")
+BACKENDS = ("sim", "emulator", "axi", "uart")
+SIMULATED_PORT = "sim"
+"""Instead of a port: the board's pins are simulated in this process."""
+SIMULATED_PACE = 100
+"""Behind a pseudo-terminal is a simulated board (`board-sim`): it is given so many times as long as a board."""
 DEFAULT_TOKENS = 64
 DEFAULT_PROMPT = "Once upon a time"
 
@@ -62,8 +68,13 @@ def command(
         typer.Option("--prompt-file", metavar="FILE", help="UTF-8 file with such a text; the end of its last line is no part of it."),
     ] = None,
     tokens: Annotated[int | None, typer.Option("--tokens", min=1, metavar="N", help="Tokens to generate at most (64 by default).")] = None,
-    backend: Annotated[str, typer.Option("--backend", metavar="sim|emulator|axi",
-                                         help="Simulated RTL, the bit-exact emulator, or the machine on this board.")] = "sim",
+    backend: Annotated[str, typer.Option("--backend", metavar="|".join(BACKENDS), help="Simulated RTL, the bit-exact emulator, the machine "
+                                         "on this board, or a board at a UART.")] = "sim",
+    port: Annotated[
+        str | None,
+        typer.Option("--port", metavar="PORT", help=f"Serial port of the board, such as /dev/ttyUSB0, or {SIMULATED_PORT}: the board's own "
+                                                    "pins are simulated."),
+    ] = None,
     board: BoardOption = None,
     temperature: Annotated[float | None, typer.Option("--temperature", metavar="X", help="0 is greedy, the default.")] = None,
     top_k: Annotated[int | None, typer.Option("--top-k", metavar="K", help="Choose among the K likeliest tokens.")] = None,
@@ -90,6 +101,9 @@ def command(
     console = Console(json=as_json)
     if backend not in BACKENDS:
         raise InputError(f"no backend {backend}: choose {', '.join(BACKENDS[:-1])} or {BACKENDS[-1]}")
+    if (port is None) == (backend == "uart"):
+        raise InputError("--backend uart needs --port, such as --port /dev/ttyUSB0" if backend == "uart" else
+                         "--port is that of a board: leave it out, or take --backend uart")
     if timing is not None:
         if backend != "sim":
             raise InputError("--timing is that of the simulated memory: leave it out, or take --backend sim")
@@ -120,9 +134,11 @@ def command(
         raise InputError(f"{len(prompts)} prompts need as many caches, this machine has {found.config.sequences}: give --set sequences=N")
     image = found.image()
     with recording(vcd, console) as waves:
-        device = open_backend(backend, image, timing or "", console, waves)
+        device = open_port(port, found.board, image, console) if port else open_backend(backend, image, timing or "", console, waves)
         try:
-            with console.step("Loading the machine"):
+            with console.step("Loading the machine") as update:
+                if isinstance(device, UartBackend):
+                    device.progress = update
                 session = Session(device, image)
             with session:
                 stop_ids = () if ignore_stop else found.stop_ids
@@ -211,6 +227,22 @@ def open_backend(name: str, image: Image, timing: str, console: Console, waves: 
     from tritloom.sim.prepare import open_simulation
 
     return open_simulation(image.config, memory_bytes, timing, console, waves)
+
+
+def open_port(port: str, board: str, image: Image, console: Console) -> UartBackend:
+    """The board at a serial port, or one whose pins are simulated."""
+    from tritloom.boards.board import load
+
+    wiring = load(board).wiring
+    if wiring is None:
+        raise InputError(f"board {board} has no UART: give --board the board at the port, such as ulx3s")
+    if port != SIMULATED_PORT:
+        simulated = os.path.realpath(port).startswith("/dev/pts/")
+        return UartBackend(port, baud=wiring.baud, pace=SIMULATED_PACE if simulated else 1)
+    from tritloom.sim.board import BoardBackend
+    from tritloom.sim.prepare import open_board
+
+    return BoardBackend(open_board(image.config, board, console))
 
 
 def generate(

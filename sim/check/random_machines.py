@@ -55,6 +55,8 @@ ON_CHIP_MOST = 1 << 20
 CONTEXT = 64
 RESET_READS = 10_000
 """Reads of STATUS within which a reset ends."""
+TIMINGS = ("ideal", "ddr", "kv260", "kv260-optimistic", "kv260-pessimistic")
+"""Memories that are drawn."""
 CONTROL, STATUS = REGISTER["CONTROL"], REGISTER["STATUS"]
 
 
@@ -112,7 +114,7 @@ def _config(rng: np.random.Generator, shape: ModelShape) -> BuildConfig:
 
 def _timing(rng: np.random.Generator, port_bytes: int) -> MemoryTiming:
     """A preset, or a memory with waits of its own, often with only one burst outstanding."""
-    presets = [timing for timing in PRESETS.values() if not timing.dram or port_bytes <= LINE_BYTES]
+    presets = [timing for timing in (PRESETS[name] for name in TIMINGS) if not timing.dram or port_bytes <= LINE_BYTES]
     if rng.random() < 0.4:
         return presets[rng.integers(len(presets))]
     refresh = int(rng.integers(1, 40))

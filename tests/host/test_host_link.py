@@ -4,7 +4,7 @@ import json
 import random
 
 import pytest
-from hypothesis import Phase, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import link_faults
@@ -14,6 +14,8 @@ from tritloom.firmware import link
 from tritloom.host.link import Link, LinkError, Refused
 
 WORDS = st.lists(st.integers(0, 2**32 - 1) | st.sampled_from([0x7E7D7E7D, 0x7D7D7D7D]), max_size=link.REQUEST_WORDS)
+UNTIMED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""The machine may be busy with other tests."""
 
 
 def opened(line, seed=1, **options):
@@ -26,6 +28,7 @@ def board(**options):
     return registers, line
 
 
+@UNTIMED
 @given(WORDS, st.integers(0, 2**16 - 1), st.integers(0, 255), st.data())
 def test_frames_come_as_they_went(words, number, operation, draw):
     request = link.Request(number, number ^ 0x7D, operation, number ^ 0x7E, tuple(words))
@@ -37,6 +40,7 @@ def test_frames_come_as_they_went(words, number, operation, draw):
     assert [link.decode_request(body) for body in bodies] == [request] and frames.errors == 0
 
 
+@UNTIMED
 @given(st.binary(max_size=2000), st.integers(1, 9))
 def test_garbage_is_no_frame(data, parts):
     frames = link.Deframer()
@@ -66,7 +70,7 @@ def work(host, registers, chance, requests):
     assert registers.written == sent
 
 
-@settings(max_examples=25, deadline=None, phases=[Phase.generate])
+@settings(max_examples=25, deadline=None, phases=[Phase.generate], suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(0, 2**32), st.sampled_from([0.0, 1e-3, 4e-3]), st.sampled_from([0.0, 0.02, 0.3]))
 def test_everything_is_done_once_and_in_order(seed, rate, late_s):
     registers, line = board(rate=rate, seed=seed, late_s=late_s)

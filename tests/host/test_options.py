@@ -29,7 +29,8 @@ def environment(monkeypatch, tmp_path):
 
 
 def test_every_verb_that_opens_a_model_takes_the_same_words():
-    assert {name for name, options in OPTIONS.items() if "--model" in options} == set(VERBS) - {"boards", "cache", "doctor", "models"}
+    others = {"boards", "cache", "doctor", "flash", "models"}
+    assert {name for name, options in OPTIONS.items() if "--model" in options} == set(VERBS) - others
     for name, options in OPTIONS.items():
         assert SOURCE <= options or not SOURCE & options, name
     fields = {f.name for f in dataclasses.fields(SourceOptions)}
@@ -98,11 +99,11 @@ def test_a_shape_has_no_text(tritloom):
     assert "no model called" in err and "`tritloom models` lists" in err
 
 
-@pytest.mark.parametrize("verb", sorted(set(VERBS) - {"boards", "cache", "doctor", "models"}))
+@pytest.mark.parametrize("verb", sorted(set(VERBS) - {"boards", "cache", "doctor", "flash", "models"}))
 def test_a_model_is_named_once(tritloom, verb):
     needed = ("--out", "x") if "--out" in OPTIONS[verb] else ()
     for arguments in ((), ("one", "--model", "two")):
-        status, _, err = tritloom(verb, *needed, *(("--board", "sim") if verb == "build" else ()), *arguments)
+        status, _, err = tritloom(verb, *needed, *(("--board", "sim") if verb in ("build", "board-sim") else ()), *arguments)
         assert status == 2 and err.startswith("tritloom: ") and ("give one model" in err or "give --model" in err)
 
 

@@ -1,0 +1,48 @@
+"""Verilog of a whole board: the machine, its memory controller and its link, and what stands between them and the pins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tritloom.boards.board import Board, BoardError
+from tritloom.firmware.config import BuildConfig, ConfigError
+from tritloom.gen.tools import pads
+from tritloom.rtl.memory.parameters import SdramParameters
+
+__all__ = ["BoardVerilog", "board_verilog", "sdram_parameters"]
+
+
+@dataclass(frozen=True)
+class BoardVerilog:
+    """`machine`: module `top`; `pins`: module `board` around it; `constraints`: where the pins are, for the tools that place them."""
+
+    machine: str
+    pins: str
+    constraints: str
+
+    @property
+    def text(self) -> str:
+        """All modules."""
+        return self.machine + self.pins
+
+
+def sdram_parameters(config: BuildConfig, board: Board) -> SdramParameters | None:
+    """What the board's memory controller is built from; None for a machine whose memory is on the chip."""
+    chip = board.wiring.sdram if board.wiring and config.memory == "axi" else None
+    return None if chip is None else SdramParameters.of(chip, config.clock_hz, mem_bytes=config.mem_bytes, pad_latency=pads.PAD_LATENCY)
+
+
+def board_verilog(config: BuildConfig, board: Board) -> BoardVerilog:
+    """The Verilog of `config` on `board`. Raises `BoardError` if the board does not say how it is wired, or its clock cannot be made."""
+    from tritloom.gen.verilog import emit
+    from tritloom.gen.verilog.generate import header
+    from tritloom.rtl.board import BoardTop
+    from tritloom.rtl.link.parameters import LinkParameters
+
+    if board.wiring is None:
+        raise BoardError(f"board {board.name} says nothing of its pins: its file needs `wiring`")
+    if config.mem_ports != 1:
+        raise ConfigError(f"board {board.name} has one memory, not {config.mem_ports} ports: leave mem_ports at 1")
+    pins, constraints = pads.ecp5_top(board, config.clock_hz), pads.ecp5_pins(board)  # before what takes long
+    top = BoardTop(config, link=LinkParameters(clock_hz=config.clock_hz, baud=board.wiring.baud), sdram=sdram_parameters(config, board))
+    return BoardVerilog(header(config) + emit.to_verilog(top, "top"), pins, constraints)

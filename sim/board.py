@@ -1,0 +1,237 @@
+"""A board whose pins are simulated: its outermost module, its SDRAM, and the other end of its UART (board.cpp).
+
+`SimulatedBoard` is that board, whose clock runs while somebody waits for its bytes. `Terminal` puts it behind a pseudo-terminal, so that
+any program that knows serial ports talks to it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import select
+import time
+import tty
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tritloom.boards.board import LEDS, Board
+from tritloom.firmware.config import BuildConfig
+from tritloom.gen.verilog.board import board_verilog, sdram_parameters
+from tritloom.host.backends.uart import UartBackend
+from tritloom.host.link import Link
+from tritloom.rtl.memory.parameters import SdramParameters
+from tritloom.sim.compile import BOARD, compile_verilog
+from tritloom.sim.machine import SimulationError
+
+__all__ = ["BoardBackend", "SimulatedBoard", "SimulatedPort", "Terminal"]
+
+CELLS = Path(__file__).with_name("cells")
+CHUNK = 20_000
+"""Cycles between two looks at what the host sends."""
+RAS_MAX_NS = 100_000
+"""Longest that a row stays open (tRAS max. of all the chips)."""
+PATIENCE_S, TIMER_S = 0.5, 0.002
+"""Of the board's time that a simulated board may be silent, and that an answer may take: no USB adapter is between."""
+POSTPONED = 8
+"""Refreshes that JEDEC lets a controller owe."""
+
+
+class _Timing(ctypes.Structure):
+    """SdramTiming of sim/sdram.h."""
+
+    _fields_ = [(name, ctypes.c_uint32) for name in (
+        "width", "row_bits", "column_bits", "bank_bits", "rcd", "rp", "ras", "rc", "rrd", "rfc", "wr", "mrd", "refi", "start", "refreshes",
+        "cas_min", "ras_max", "postponed")]
+
+
+class _Parameters(ctypes.Structure):
+    """Parameters of sim/board.cpp."""
+
+    _fields_ = [("seed", ctypes.c_uint64), ("bit_cycles_256", ctypes.c_uint32), ("reset_level", ctypes.c_uint32), ("sdram", _Timing)]
+
+
+def _timing(parameters: SdramParameters | None, clock_hz: int) -> _Timing:
+    if parameters is None:
+        return _Timing()
+    p = parameters
+    return _Timing(p.width, p.row_bits, p.column_bits, p.bank_bits, p.t_rcd, p.t_rp, p.t_ras, p.t_rc, p.t_rrd, p.t_rfc, p.t_wr, p.t_mrd,
+                   p.t_refi, p.start, p.start_refreshes, p.cas, RAS_MAX_NS * clock_hz // 10**9, POSTPONED)
+
+
+class SimulatedBoard:
+    """`board` with the machine of `config` built in, switched on. Use as a context manager, or `close()` it.
+
+    `baud`: the rate at which the host's end of the UART runs (the board's own unless told otherwise). The contents of its memory are random
+    at first, by `seed`. Every wait is bounded. Raises `SimulationError` at the first violation of the SDRAM's timing.
+    """
+
+    def __init__(self, config: BuildConfig, board: Board, *, seed: int = 1, baud: int | None = None, build_dir: Path | None = None,
+                 progress: Callable[[float, str], None] | None = None) -> None:
+        wiring = board.wiring
+        verilog = board_verilog(config, board)
+        text = verilog.text + (CELLS / f"{board.family}.v").read_text(encoding="utf-8")
+        library = compile_verilog(text, f"board-{config.digest:08x}", build_dir, top="board", harness=BOARD, progress=progress)
+        assert wiring is not None  # or there were no Verilog
+        self.config, self.board, self.clock_hz, self.baud = config, board, config.clock_hz, baud or wiring.baud
+        self._library = _load(library)
+        parameters = _Parameters(seed, round(256 * config.clock_hz / self.baud), wiring.reset_level,
+                                 _timing(sdram_parameters(config, board), config.clock_hz))
+        self._handle: int | None = self._library.board_create(ctypes.byref(parameters))
+
+    def __enter__(self) -> SimulatedBoard:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the board and its memory."""
+        if self._handle:
+            self._library.board_destroy(self._handle)
+            self._handle = None
+
+    def _board(self) -> int:
+        if not self._handle:
+            raise SimulationError("the simulated board is closed")
+        return self._handle
+
+    @property
+    def cycles(self) -> int:
+        """Clock cycles since it was switched on."""
+        return self._library.board_cycles(self._board())
+
+    @property
+    def leds(self) -> dict[str, bool]:
+        """Which LEDs are lit."""
+        level, bits = self.board.wiring.led_level if self.board.wiring else 1, self._library.board_leds(self._board())
+        return {name: bool(bits >> n & 1) == bool(level) for n, name in enumerate(LEDS)}
+
+    @property
+    def framing_errors(self) -> int:
+        """Bytes of the board without a stop bit."""
+        return self._library.board_framing_errors(self._board())
+
+    def run(self, cycles: int, *, until_sent: bool = False) -> int:
+        """Let so many cycles pass, or fewer if something was sent; returns how many."""
+        done = self._library.board_run(self._board(), cycles, until_sent)
+        violation = self._library.board_violation(self._board()).decode("ascii")
+        if violation:
+            raise SimulationError(f"the SDRAM's timing was violated: {violation}")
+        return done
+
+    def press(self, pressed: bool) -> None:
+        """Press the reset button, or let it go."""
+        self._library.board_press(self._board(), pressed)
+
+    def connect(self, connected: bool) -> None:
+        """Plug the host's cable in, or out: what is on its way is lost."""
+        self._library.board_connect(self._board(), connected)
+
+    def send(self, data: bytes) -> None:
+        """Bytes for the board; they go onto the line as it runs."""
+        self._library.board_send(self._board(), bytes(data), len(data))
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that have not begun to go onto the line."""
+        return self._library.board_unsent(self._board())
+
+    def received(self) -> bytes:
+        """What the board has sent since the last call."""
+        buffer = ctypes.create_string_buffer(1 << 16)
+        count = self._library.board_receive(self._board(), buffer, len(buffer))
+        return buffer.raw[:count]
+
+    def memory(self) -> Any:
+        """The SDRAM's bytes, as a ctypes array: to look at what was written, and to load an image without its hour on the line."""
+        size = ctypes.c_uint64()
+        address = self._library.board_memory(self._board(), ctypes.byref(size))
+        return (ctypes.c_uint8 * size.value).from_address(ctypes.cast(address, ctypes.c_void_p).value or 0)
+
+
+class Terminal:
+    """A pseudo-terminal at whose other end a board is. `path`: the port to open."""
+
+    def __init__(self, board: SimulatedBoard) -> None:
+        self.board = board
+        self._master, self._slave = os.openpty()
+        tty.setraw(self._slave)
+        self.path = os.ttyname(self._slave)
+
+    def close(self) -> None:
+        """Close both ends."""
+        os.close(self._master)
+        os.close(self._slave)
+
+    def step(self, cycles: int = CHUNK) -> None:
+        """Take what the host has written, let the board run, hand on what it sent."""
+        if self.board.unsent < 1 << 14 and select.select([self._master], [], [], 0)[0]:
+            self.board.send(os.read(self._master, 1 << 12))
+        self.board.run(cycles)
+        sent = self.board.received()
+        while sent:
+            sent = sent[os.write(self._master, sent):]
+
+    def serve(self, seconds: float, *, idle_s: float = 0.0) -> None:
+        """Go on for so long. `idle_s`: rest so long, time and again, when nothing happens."""
+        quiet, end = 0, time.monotonic() + seconds
+        while time.monotonic() < end:
+            before = self.board.unsent
+            self.step()
+            quiet = 0 if self.board.unsent or before else quiet + 1
+            if idle_s and quiet > 1000:
+                time.sleep(idle_s)
+
+
+class SimulatedPort:
+    """The serial port of a board that is simulated in this process: its clock runs while somebody reads (`host.link.Port`)."""
+
+    def __init__(self, board: SimulatedBoard) -> None:
+        self.board = board
+
+    def write(self, data: bytes) -> None:
+        """Bytes for the board."""
+        self.board.send(data)
+
+    def read(self, timeout_s: float) -> bytes:
+        """What it sends within the time, of its own clock."""
+        self.board.run(max(1, int(timeout_s * self.board.clock_hz)), until_sent=True)
+        return self.board.received()
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
+class BoardBackend(UartBackend):
+    """The machine of a simulated board, reached as the real one is, through its UART; time is that of the board's clock."""
+
+    def __init__(self, board: SimulatedBoard, *, patience_s: float = PATIENCE_S) -> None:
+        self.board = board
+        name = f"{board.board.title}, simulated"
+        super().__init__(name, config=board.config, through=Link(
+            lambda: SimulatedPort(board), name=name, baud=board.baud, patience_s=patience_s, timer_s=TIMER_S,
+            clock=lambda: board.cycles / board.clock_hz,
+            sleep=lambda seconds: None if board.run(int(seconds * board.clock_hz)) else None))
+
+    def close(self) -> None:
+        """Switch the board off."""
+        super().close()
+        self.board.close()
+
+
+def _load(path: Path) -> Any:
+    library = ctypes.CDLL(str(path))
+    for name, result, arguments in (
+        ("create", ctypes.c_void_p, [ctypes.c_void_p]), ("destroy", None, [ctypes.c_void_p]),
+        ("run", ctypes.c_uint64, [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32]),
+        ("send", None, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_uint64]), ("unsent", ctypes.c_uint64, [ctypes.c_void_p]),
+        ("receive", ctypes.c_uint64, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_uint64]),
+        ("press", None, [ctypes.c_void_p, ctypes.c_uint32]), ("connect", None, [ctypes.c_void_p, ctypes.c_uint32]),
+        ("cycles", ctypes.c_uint64, [ctypes.c_void_p]), ("leds", ctypes.c_uint32, [ctypes.c_void_p]),
+        ("framing_errors", ctypes.c_uint32, [ctypes.c_void_p]),
+        ("memory", ctypes.c_void_p, [ctypes.c_void_p, ctypes.POINTER(ctypes.c_uint64)]), ("violation", ctypes.c_char_p, [ctypes.c_void_p]),
+    ):
+        function = getattr(library, f"board_{name}")
+        function.restype, function.argtypes = result, arguments
+    return library

@@ -1,0 +1,75 @@
+"""A board's pins: what is wired where, the clock that a PLL makes, and the files that say so."""
+
+import dataclasses
+import re
+
+import pytest
+
+from tritloom.boards.board import LEDS, Board, BoardError, load, names
+from tritloom.gen.tools import pads
+
+ULX3S = load("ulx3s")
+WIRED = [board for board in map(load, names()) if board.wiring is not None]
+
+
+def rewired(**changes) -> Board:
+    """ULX3S with other wires."""
+    assert ULX3S.wiring is not None
+    return dataclasses.replace(ULX3S, wiring=dataclasses.replace(ULX3S.wiring, **changes))
+
+
+@pytest.mark.parametrize("clock_hz", [50_000_000, 60_000_000, 62_500_000, 65_000_000, 75_000_000])
+def test_a_pll_makes_the_very_clock(clock_hz):
+    """Ranges: Lattice FPGA-TN-02200 and the ECP5 data sheet."""
+    pll = pads.ecp5_pll(25_000_000, clock_hz)
+    assert 25_000_000 * pll.feedback == clock_hz * pll.reference
+    assert 400e6 <= clock_hz * pll.output <= 800e6 and 25e6 / pll.reference >= 3.125e6
+    assert 1 <= pll.reference <= 128 and 1 <= pll.feedback <= 80 and 1 <= pll.output <= 128
+
+
+def test_a_clock_that_no_pll_makes_is_refused_with_the_nearest():
+    with pytest.raises(BoardError, match=r"61.2346 MHz of 25 MHz; the nearest are 60.7143 MHz and 62.5 MHz: give --set clock_hz"):
+        pads.ecp5_pll(25_000_000, 61_234_567)
+
+
+@pytest.mark.parametrize("board", WIRED, ids=lambda board: board.name)
+def test_every_port_has_its_pins_and_its_cells(board):
+    verilog, pins = pads.ecp5_top(board, board.clock_hz), pads.ecp5_pins(board)
+    ports = re.findall(r"^  (input|output|inout) (?:\[(\d+):0\] )?(\w+)[,\n]", verilog, re.M)
+    placed = re.findall(r'LOCATE COMP "(.*?)" SITE "(\w+)";', pins)
+    bits = [f"{name}[{bit}]" if high else name for _, high, name in ports for bit in range(int(high or 0) + 1)]
+    assert [name for name, _ in placed] == bits
+    sites = [site for _, site in placed]
+    assert len(set(sites)) == len(sites)
+    assert len(re.findall("IOBUF PORT", pins)) == len(placed)
+    outputs = [name for direction, _, name in ports if direction == "output" and name.startswith("sdram_") and name != "sdram_clk"]
+    for name in outputs:
+        high = next(int(high or 0) for _, high, other in ports if other == name)
+        for bit in range(high + 1):
+            assert f".Q({name}[{bit}])" in verilog if high else f".Q({name})" in verilog
+    dq = board.wiring.sdram.width if board.wiring.sdram else 0
+    assert len(re.findall(r"^  BB ", verilog, re.M)) == len(re.findall(r"^  IDDRX1F ", verilog, re.M)) == dq
+
+
+def test_fewer_or_more_leds_than_there_is_to_show():
+    assert f"assign leds = ~lit[{1}:0];" in pads.ecp5_top(rewired(led_pins=("A1", "A2"), led_level=0), 50_000_000)
+    assert f"assign leds = {{{8 - len(LEDS)}'d0, lit}};" in pads.ecp5_top(ULX3S, 50_000_000)
+    assert "leds =" not in pads.ecp5_top(rewired(led_pins=()), 50_000_000)
+
+
+@pytest.mark.parametrize("changes, message", [
+    (dict(uart_rx="G2"), r"pin 'G2' is wired 2 times"),
+    (dict(reset_pin=""), r"pin '' is wired 1 times"),
+    (dict(oscillator_hz=0), "oscillator_hz and baud must be positive"),
+    (dict(sdram=None), r"the SDRAM's signal clk has 0 pins, not 1"),
+    (dict(sdram_pins={}), r"the SDRAM's signal clk has 1 pins, not 0"),
+    (dict(sdram=None, sdram_pins={}), "has no SDRAM: memory, mem_ports .1. and dram_bytes must say the same"),
+])
+def test_wires_that_cannot_be(changes, message):
+    with pytest.raises(BoardError, match=f"board ulx3s: .*{message}"):
+        rewired(**changes)
+
+
+def test_a_board_without_wires_has_no_outermost_module():
+    with pytest.raises(BoardError, match="board ecp5-85f says nothing of its pins"):
+        pads.ecp5_top(load("ecp5-85f"), 50_000_000)

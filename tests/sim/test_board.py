@@ -1,0 +1,115 @@
+"""A whole board at its pins: a model goes in over the UART, lies in the SDRAM, and its tokens come out over the UART."""
+
+import contextlib
+import dataclasses
+
+import numpy as np
+import pytest
+
+from machines import ROOT, TINY
+from tritloom.boards.board import load
+from tritloom.firmware.image import ImageError
+from tritloom.gen.models import open_checkpoint
+from tritloom.gen.pack import pack
+from tritloom.host.backends.emulator import EmulatorBackend
+from tritloom.host.backends.protocol import DeviceError
+from tritloom.host.image import open_image, write_image
+from tritloom.host.session import Session
+from tritloom.sim.board import BoardBackend, SimulatedBoard
+from tritloom.sim.check.synthetic import hugging_face
+
+pytestmark = [pytest.mark.slow, pytest.mark.needs("amaranth", "verilator")]
+
+BOARD = load("ulx3s")
+CONFIG = dataclasses.replace(TINY, board="ulx3s", memory="axi", mem_bytes=8, vector_lanes=2, tables=2, rows_per_cycle=2,
+                             clock_hz=BOARD.clock_hz)
+PROMPT = [5, 17, 3, 40]
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("board")
+    checkpoint = open_checkpoint(hugging_face(folder / "model", CONFIG.shape))
+    packed = pack(checkpoint, CONFIG)
+    return open_image(write_image(folder / "image", config=CONFIG, spec=checkpoint.spec.to_dict(), sections=packed.sections))
+
+
+@pytest.fixture
+def board():
+    with SimulatedBoard(CONFIG, BOARD, build_dir=ROOT / "build" / "verilated") as simulated:
+        simulated.run(1000)  # its reset
+        yield simulated
+
+
+def tokens(backend, image, count=6):
+    with Session(backend, image) as session:
+        return list(session.generate(PROMPT, count))
+
+
+@pytest.fixture(scope="module")
+def expected(image):
+    return tokens(EmulatorBackend(CONFIG, image.map.total_bytes), image)
+
+
+def test_tokens_come_through_the_pins(board, image, expected):
+    backend = BoardBackend(board)
+    assert backend.clock_hz == CONFIG.clock_hz
+    seen = []
+    backend.progress = lambda done, total: seen.append(done / total)
+    with Session(backend, image) as session:
+        memory = np.frombuffer(board.memory(), np.uint8)
+        for address, data in image.memory():
+            assert (memory[address : address + len(data)] == np.frombuffer(data, np.uint8)).all()
+        for _ in range(2):
+            assert list(session.generate(PROMPT, len(expected))) == expected
+    assert 1 in seen and backend.statistics.resent == backend.statistics.timeouts == 0
+    assert board.leds["link"] and board.leds["memory"] and not board.leds["error"]
+    assert board.framing_errors == 0
+
+
+def test_the_button_ends_a_session_and_a_new_one_begins(board, image, expected):
+    backend = BoardBackend(board)
+    session = Session(backend, image)
+    run = session.generate(PROMPT, len(expected))
+    assert next(run) == expected[0]
+    board.press(True)
+    board.run(1000)
+    board.press(False)
+    board.run(100_000)
+    with pytest.raises(DeviceError, match="was reset or lost power: what was loaded is lost: start again"):
+        list(run)
+    with contextlib.suppress(DeviceError):
+        session.close()
+    assert tokens(BoardBackend(board), image, len(expected)) == expected
+
+
+def test_a_cable_that_is_out_is_said(board, image):
+    backend = BoardBackend(board, patience_s=0.02)
+    board.connect(False)
+    with pytest.raises(DeviceError, match="has not answered for .* check cable and power, then start again"):
+        backend.read("ID")
+
+
+def test_another_machine_s_image_is_refused(board, image):
+    other = dataclasses.replace(CONFIG, weight_fifo_beats=32)
+    with pytest.raises(ImageError, match="weight_fifo_beats 32 .machine: 16.; pack the model"):
+        Session(BoardBackend(board), dataclasses.replace(image, config=other))
+
+
+def test_a_damaged_byte_changes_nothing(board, image, expected):
+    """Of 5,000 bytes to the board one is damaged, or left out, or sent twice."""
+    backend = BoardBackend(board)
+    rng, send = np.random.default_rng(1), board.send
+
+    def faulty(data: bytes) -> None:
+        out = bytearray()
+        for byte in data:
+            if rng.random() < 2e-4:
+                out += [b"", bytes([byte, byte]), bytes([byte ^ 1 << rng.integers(8)])][rng.integers(3)]
+            else:
+                out.append(byte)
+        send(bytes(out))
+
+    board.send = faulty
+    assert tokens(backend, image, len(expected)) == expected
+    assert backend.statistics.resent > 0
