@@ -16,11 +16,12 @@ NEWEST := python3.15 python3.14 python3.13 python3.12
 # The tests start hundreds of Python processes, each of which would compile all sources again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test quick briefly lint types unit formal plain plain-others same-python results digests ledger equality random fuzz link-faults mutants netlist calibrate clean \
+.PHONY: help setup demo board-demo test quick briefly lint types unit formal plain plain-others same-python results digests ledger equality random fuzz link-faults mutants netlist calibrate clean \
   distclean
 
 help:
 	@echo "make demo    generate a story on a simulated accelerator (installs what it needs, no PyTorch)"
+	@echo "make board-demo  the same at the simulated pins of an ULX3S: UART, SDRAM (two minutes)"
 	@echo "make test    lint, types and all tests but the proofs (installs the test tools too)"
 	@echo "make quick   what is done every few minutes: lint, types, and the tests that compile no simulation (a minute and a half)"
 	@echo "make formal  prove properties of the hardware for all time (about two minutes; make test leaves it out)"
@@ -76,6 +77,9 @@ $(VENV)/.stamp-all: pyproject.toml $(VENV)/.stamp-demo
 
 demo: same-python $(VENV)/.stamp-demo
 	@$(BIN)/tritloom run models/stories-4m --prompt "Once upon a time, there was a little fox"
+
+board-demo: same-python $(VENV)/.stamp-demo
+	@$(BIN)/tritloom run models/stories-260k --board ulx3s --backend uart --port sim --tokens 32
 
 # pyright takes one core only and leaves the other to the tests.
 test: same-python setup lint
