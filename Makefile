@@ -16,7 +16,7 @@ NEWEST := python3.15 python3.14 python3.13 python3.12
 # The tests start hundreds of Python processes, each of which would compile all sources again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo board-demo test quick briefly lint types unit formal plain plain-others same-python results digests ledger equality random fuzz link-faults mutants netlist calibrate clean \
+.PHONY: help setup demo board-demo test quick briefly lint types unit formal flows plain plain-others same-python results digests ledger equality random fuzz link-faults mutants netlist calibrate clean \
   distclean
 
 help:
@@ -25,6 +25,7 @@ help:
 	@echo "make test    lint, types and all tests but the proofs (installs the test tools too)"
 	@echo "make quick   what is done every few minutes: lint, types, and the tests that compile no simulation (a minute and a half)"
 	@echo "make formal  prove properties of the hardware for all time (about two minutes; make test leaves it out)"
+	@echo "make flows   what make test leaves out for its time: FuseSoC's simulation and synthesis, a board on a line with errors"
 	@echo "make plain   test the package without generator and simulator, from its wheel (PYTHON=python3.10: with that one)"
 	@echo "make plain-others  the same on the oldest and the newest Python that are installed (about five minutes each)"
 	@echo "make setup   install everything into $(VENV)"
@@ -99,11 +100,14 @@ types: setup
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
 
 # Not in `unit`: they take about two minutes.
+flows: setup
+	$(BIN)/pytest -q -m long
+
 formal: setup
 	$(BIN)/pytest -q -n 2 --dist worksteal -m formal
 
 unit: setup
-	$(BIN)/pytest -q -n 2 --dist worksteal -m "not formal"
+	$(BIN)/pytest -q -n 2 --dist worksteal -m "not formal and not long"
 
 # Emits all machines that have stored results; those whose Verilog is the same stay current.
 digests: setup

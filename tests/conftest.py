@@ -130,7 +130,7 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     if config.getoption("--quick"):
-        config.option.markexpr = "not compiles and not slow and not formal"
+        config.option.markexpr = "not compiles and not slow and not formal and not long"
         forbid_verilator()
 
 

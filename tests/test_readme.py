@@ -66,7 +66,7 @@ def test_texts_and_images_on_the_emulator(here, capsys, monkeypatch):
     for words in TRITLOOM:
         if words[0] == "pack":
             assert main(words) == 0
-        if words[0] == "run" and "--vcd" not in words:  # waves are the simulation's
+        if words[0] == "run" and not {"--vcd", "--port"} & set(words):  # waves are the simulation's, ports are boards'
             if "<" in words:
                 monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(Path(words[-1]).read_bytes())))
                 words = words[: words.index("<")]

@@ -57,7 +57,7 @@ def ecp5_pll(oscillator_hz: int, clock_hz: int) -> Pll:
 
 def _buses(wiring: Wiring) -> dict[str, tuple[str, tuple[str, ...]]]:
     """Direction and pins of each port of the outermost module."""
-    buses = {"clock": ("input", (wiring.clock_pin,)), "reset": ("input", (wiring.reset_pin,)),
+    buses: dict[str, tuple[str, tuple[str, ...]]] = {"clock": ("input", (wiring.clock_pin,)), "reset": ("input", (wiring.reset_pin,)),
              "uart_rx": ("input", (wiring.uart_rx,)), "uart_tx": ("output", (wiring.uart_tx,))}
     if wiring.led_pins:
         buses["leds"] = ("output", wiring.led_pins)

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 
 import numpy as np
-import serial
 
 from tritloom.firmware import link
 from tritloom.firmware.config import BuildConfig
@@ -27,6 +26,8 @@ class SerialPort:
     """A port of the system, by its path, for this process alone. Raises `InputError` or `DeviceBusy` in one line."""
 
     def __init__(self, path: str, baud: int, pace: float = 1) -> None:
+        import serial
+
         self._pace = pace
         try:
             self._serial = serial.Serial(path, baud, timeout=0, write_timeout=2, exclusive=True)

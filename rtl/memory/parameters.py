@@ -263,7 +263,8 @@ class SdramParameters:
         require(cas is not None, f"{chip.name} takes at most {max(chip.cas_hz.values()) / 1e6:g} MHz, not {clock_hz / 1e6:g} MHz")
         return cls(
             mem_bytes=mem_bytes, width=chip.width, row_bits=chip.row_bits, column_bits=chip.column_bits, bank_bits=chip.bank_bits,
-            cas=cas, read_latency=cas + pad_latency, t_rcd=cycles(chip.t_rcd), t_rp=cycles(chip.t_rp), t_ras=cycles(chip.t_ras),
+            cas=cas, read_latency=cas + pad_latency,  # pyright: ignore[reportArgumentType, reportOptionalOperand]
+            t_rcd=cycles(chip.t_rcd), t_rp=cycles(chip.t_rp), t_ras=cycles(chip.t_ras),
             t_rc=cycles(chip.t_rc), t_rrd=cycles(chip.t_rrd), t_rfc=cycles(chip.t_rfc),
             t_mrd=max(cycles(chip.t_mrd), chip.mrd_cycles), t_wr=max(cycles(chip.t_wr), chip.wr_cycles),
             t_refi=int(chip.t_refresh * clock_hz / 1e9) // chip.refreshes, start=cycles(chip.t_start), start_refreshes=chip.start_refreshes)

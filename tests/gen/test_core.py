@@ -142,6 +142,7 @@ def fusesoc(target, folder, tmp_path, *, tools=None):
 
 
 @pytest.mark.needs("fusesoc", "amaranth", "verilator")
+@pytest.mark.long
 @pytest.mark.compiles
 def test_fusesoc_lints_the_core_and_its_testbench_reads_who_it_is(written, tmp_path):
     run = fusesoc("lint", written, tmp_path)
@@ -154,7 +155,7 @@ def test_fusesoc_lints_the_core_and_its_testbench_reads_who_it_is(written, tmp_p
 
 
 @pytest.mark.needs("fusesoc", "amaranth", "pyosys")
-@pytest.mark.slow
+@pytest.mark.long
 def test_fusesoc_synthesises_the_core(written, tmp_path):
     """Up to where memories and multipliers are known: the rest, to LUTs, takes minutes."""
     pytest.importorskip("tkinter", reason="the stand-in for a Yosys with Tcl asks Python's own Tcl")

@@ -2,6 +2,7 @@
 
 import random
 from collections import deque
+from typing import Any
 
 import cocotb
 from cocotb.triggers import FallingEdge
@@ -16,7 +17,7 @@ PINS = ("cke", "cs_n", "ras_n", "cas_n", "we_n", "ba", "a", "dqm")
 class Sdram:
     """The device at the controller's pins. Words reach `dq_i` `delay` cycles after they stand at the pins."""
 
-    def __init__(self, dut, bench, timing, delay):
+    def __init__(self, dut, bench, timing: dict[str, Any], delay):
         self.dut, self.device = dut, Device(Timing(**timing), streams.seed())
         self.pins = [getattr(dut, name) for name in PINS]
         self.delay, self.words = delay, deque([0] * 16, maxlen=16)
@@ -67,8 +68,8 @@ class Master:
         self.size = mem_bytes.bit_length() - 1
         self.random = random.Random(f"{seed} master")
         self.may = {name: streams.stalls(stall, self.random) for name in ("ar", "aw", "w", "r", "b")}
-        self.queue = {name: deque() for name in ("ar", "aw", "w")}
-        self.offered = dict.fromkeys(("ar", "aw", "w"))
+        self.queue: dict[str, deque[Any]] = {name: deque() for name in ("ar", "aw", "w")}
+        self.offered: dict[str, Any] = dict.fromkeys(("ar", "aw", "w"))
         self.ready = {"r": False, "b": False}
         self.beats, self.answers, self.cycles = [], [], []
         bench.each_cycle.append(self.sample)
@@ -156,7 +157,8 @@ async def mixes(dut):
                 answers += 1
         await master.until(lambda beats=beats, answers=answers: len(master.beats) == len(beats) and len(master.answers) == answers)
         assert master.beats == beats and master.answers == [0] * answers
-        master.beats.clear(), master.answers.clear()
+        master.beats.clear()
+        master.answers.clear()
     await streams.cycles(dut, 40)
     assert bytes(sdram.device.data) == memory
     streams.report(refreshed=sdram.device.refreshed, cycles=bench.cycle)
@@ -179,7 +181,8 @@ async def reads_what_was_answered(dut):
         master.read(address, 1)
         await master.until(lambda: master.beats)
         assert master.beats == expected(memory, address, 1, mem_bytes)
-        master.beats.clear(), master.answers.clear()
+        master.beats.clear()
+        master.answers.clear()
 
 
 @cocotb.test()
@@ -231,11 +234,13 @@ async def scattered(dut):
 class NoId:
     """Stands for an ID signal: none has any bits, so the master uses one ID."""
 
-    class value(int):
+    class Bits(int):
+        """No bits."""
+
         def __len__(self):
             return 0
 
-    value = value()
+    value = Bits()
 
     def __len__(self):
         return 0
@@ -249,11 +254,11 @@ async def by_others(dut):
     """cocotbext-axi's master instead of ours."""
     p = streams.parameters()
     bench, sdram = await begin(dut)
-    bus = AxiBus.from_prefix(dut, "axi")
+    bus: Any = AxiBus.from_prefix(dut, "axi")
     for channel, name in ((bus.write.aw, "awid"), (bus.write.b, "bid"), (bus.read.ar, "arid"), (bus.read.r, "rid")):
         del channel._signals[name]
         setattr(channel, name, NoId())
-    master = AxiMaster(bus, dut.clk, dut.rst)
+    master: Any = AxiMaster(bus, dut.clk, dut.rst)
     size, choose = len(sdram.device.data), random.Random(streams.seed())
     memory = bytearray(sdram.device.data)
     for _ in range(p["rounds"]):

@@ -96,6 +96,7 @@ def test_another_machine_s_image_is_refused(board, image):
         Session(BoardBackend(board), dataclasses.replace(image, config=other))
 
 
+@pytest.mark.long
 def test_a_damaged_byte_changes_nothing(board, image, expected):
     """Of 5,000 bytes to the board one is damaged, or left out, or sent twice."""
     backend = BoardBackend(board)
