@@ -36,7 +36,13 @@ def image(tmp_path_factory):
 
 @pytest.fixture
 def board():
-    with SimulatedBoard(CONFIG, BOARD, build_dir=ROOT / "build" / "verilated") as simulated:
+    from filelock import FileLock
+
+    build = ROOT / "build" / "verilated"
+    build.mkdir(parents=True, exist_ok=True)
+    with FileLock(build / "board.lock", timeout=600):  # else each process would compile it
+        made = SimulatedBoard(CONFIG, BOARD, build_dir=build)
+    with made as simulated:
         simulated.run(1000)  # its reset
         yield simulated
 
@@ -67,6 +73,7 @@ def test_tokens_come_through_the_pins(board, image, expected):
     assert board.framing_errors == 0
 
 
+@pytest.mark.long
 def test_the_button_ends_a_session_and_a_new_one_begins(board, image, expected):
     backend = BoardBackend(board)
     session = Session(backend, image)
