@@ -22,7 +22,7 @@ unexport PYTHONDONTWRITEBYTECODE
 help:
 	@echo "make demo    generate a story on a simulated accelerator (installs what it needs, no PyTorch)"
 	@echo "make board-demo  the same at the simulated pins of an ULX3S: UART, SDRAM (two minutes)"
-	@echo "make test    lint, types and all tests but the proofs (installs the test tools too)"
+	@echo "make test    lint, types and all tests but the proofs and the longest flows (installs the test tools too)"
 	@echo "make quick   what is done every few minutes: lint, types, and the tests that compile no simulation (a minute and a half)"
 	@echo "make formal  prove properties of the hardware for all time (about two minutes; make test leaves it out)"
 	@echo "make flows   what make test leaves out for its time: FuseSoC's simulation and synthesis, a board on a line with errors"

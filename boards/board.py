@@ -71,6 +71,9 @@ class Wiring:
         twice = sorted({pin for pin in pins if pins.count(pin) > 1 or not pin})
         if twice:
             raise BoardError(f"board {board}: pin {twice[0]!r} is wired {pins.count(twice[0])} times")
+        for what, level in {"reset_level": self.reset_level, "led_level": self.led_level, **self.tied}.items():
+            if level not in (0, 1):
+                raise BoardError(f"board {board}: the level of {what} must be 0 or 1, not {level!r}")
         if self.oscillator_hz <= 0 or self.baud <= 0:
             raise BoardError(f"board {board}: oscillator_hz and baud must be positive, not {self.oscillator_hz!r} and {self.baud!r}")
 
@@ -86,11 +89,11 @@ class Board:
 
     `family`: fabric for resource estimates (xcup, ecp5, gowin, ice40); `memory`: "axi" (`mem_ports` AXI4 masters
     that together carry `mem_bytes` per core cycle) or "onchip"; `timing`: preset of the simulated memory;
-    `resources`: what the device has (lut, ff, dsp; bram and uram in Kibit), empty when unlimited; `toolchain`: "verilator"
-    (simulation), "ecp5" (open bitstream), "verilog" (files for the vendor's tool); `parameters`: generator
-    parameters that this board prescribes. `dram_bytes`: DRAM on the board (0: none, or not said); `window`: first address and bytes of the
-    part of it in which a machine may have its memory, of what the memory ports reach (None: all of that). `wiring`: what is wired to the
-    device, where a whole board is built and not a machine alone.
+    `resources`: what the device has (lut, ff, dsp; bram and uram in Kibit), empty when unlimited; `toolchain`: "verilator" (simulation),
+    "ecp5" (open bitstream), "vivado" (a kit for a KV260), "verilog" (an IP core for the vendor's tool); `parameters`: generator parameters
+    that this board prescribes. `dram_bytes`: DRAM on the board (0: none, or not said); `window`: first address and bytes of the part of it
+    in which a machine may have its memory, of what the memory ports reach (None: all of that). `wiring`: what is wired to the device, where
+    a whole board is built and not a machine alone.
     """
 
     name: str

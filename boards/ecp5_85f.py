@@ -1,6 +1,6 @@
 """A bare Lattice ECP5-85F with everything in its block RAM: the check that the RTL is hardware.
 
-Pins, SDRAM and a host link belong to the boards that carry this device.
+Pins, SDRAM and a host link are those of boards that carry this device, such as boards/ulx3s.py.
 """
 
 from tritloom.boards.board import Board

@@ -1,22 +1,22 @@
 """Radiona ULX3S with an ECP5-85F: 32 MiB of SDR SDRAM, a host link over the board's USB serial port. Built by open tools."""
 
 from tritloom.boards.board import Board, Wiring
+from tritloom.boards.ecp5_85f import BOARD as ECP5_85F
 from tritloom.boards.sdram import ULX3S
 
 BOARD = Board(
     name="ulx3s",
     title="Radiona ULX3S-85F: SDR SDRAM, UART",
-    family="ecp5",
+    family=ECP5_85F.family,
     memory="axi",
     mem_bytes=8,
     clock_hz=50_000_000,
     timing="sdr16",
-    device="LFE5U-85F",
-    package="CABGA381",
-    speed="6",
-    toolchain="ecp5",
-    # 208 block RAMs of 16 Kibit plain data, 156 multipliers of 18x18 bits.
-    resources={"lut": 83_640, "ff": 83_640, "bram": 208 * 16, "dsp": 156},
+    device=ECP5_85F.device,
+    package=ECP5_85F.package,
+    speed=ECP5_85F.speed,
+    toolchain=ECP5_85F.toolchain,
+    resources=ECP5_85F.resources,
     parameters={"lanes": 1, "vector_lanes": 2},
     dram_bytes=ULX3S.size_bytes,
     wiring=Wiring(

@@ -15,9 +15,9 @@ ADDRESS_BITS = 12
 IDENTIFIER = int.from_bytes(b"TRIT", "little")
 """Value of ID: reads as the text TRIT in a memory dump."""
 MAP_VERSION = 4
+"""Value of VERSION."""
 NARROW_VERSION = 3
 """The same of a machine that is simulated alone: it has no PORT_BASE_HIGH, its memory ports begin below 4 GiB."""
-"""Value of VERSION."""
 FIFO_DEPTH = 64
 """Tokens in each of the two token FIFOs."""
 PORTS = MOST_PORTS

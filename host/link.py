@@ -6,13 +6,14 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from tritloom.firmware import link
 from tritloom.firmware.errors import InputError
 from tritloom.firmware.link import REQUEST_WORDS, Answer, Operation, Request, Status
-from tritloom.host.backends.protocol import DeviceFault
+from tritloom.host.backends.protocol import DeviceBusy, DeviceFault
 
 WINDOW = 16
 """Requests under way: 14 KB, three times what 3 Mbaud carry in the 16 ms of a USB adapter."""
@@ -21,6 +22,8 @@ TIMER_S = 0.1
 LONGEST_TIMER_S = 1.0
 LEAST_WORDS = 16
 """A line with errors gets shorter requests, down to these."""
+SESSIONS = 8
+"""Numbers that are tried for a session; a board that has each of them open already is out of its mind."""
 REGROW = 32
 """Requests answered in a row until they get longer again."""
 
@@ -102,11 +105,13 @@ class Link:
         """Open a session of its own."""
         self._flight.clear()
         self._next, self._timer_s, self._streak, self._ahead = 0, self._least_timer_s, 0, -1
-        while True:
+        for _ in range(SESSIONS):
             self._session = self._chance.randrange(1 << 16)
             answer = self._hello()
             if answer.status == Status.DONE:
                 break  # else it is open already: somebody's with the same number
+        else:
+            raise self._error(f"the board on {self.name} takes no new session", "reset it, then start again")
         version = answer.values[0] & 0xFFFF
         if version != link.VERSION:
             raise self._error(f"the board speaks version {version} of the link's protocol, this host version {link.VERSION}",
@@ -183,6 +188,8 @@ class Link:
     def _send(self, operation: Operation, address: int, words: tuple[int, ...], valued: bool = False, cycles: int = 0) -> None:
         if self._lost:
             raise self._lost
+        if self._flight and self._flight[-1].valued:  # whoever asked was interrupted: nothing goes behind it before it is answered
+            self.flush()
         while len(self._flight) >= WINDOW:
             self._wait()
         request = Request(self._session, self._next, operation, address, words)
@@ -288,6 +295,8 @@ class Link:
             self._begin()
         except OSError:
             self._reconnect()
+        except LinkError as lost:
+            self._lost = lost
         raise error
 
     @staticmethod
@@ -308,15 +317,15 @@ class Link:
         while True:
             if self._clock() > end:
                 raise self._lose(f"{self.name} was unplugged", "plug it in, then start again")
-            try:
+            with suppress(OSError, InputError, LinkError, DeviceBusy):  # it is not there, or not ready, yet
                 self._port = self._open_port()
                 self._frames = link.Deframer()
-                answer = self._hello()
-                break
-            except (OSError, InputError):  # it is not there, or not ready, yet
-                pass
-            except LinkError:
-                self._port.close()
+                try:
+                    answer = self._hello()
+                    break
+                except BaseException:
+                    self._port.close()
+                    raise
             self._sleep(0.1)
         self.statistics.reconnections += 1
         if answer.status == Status.DONE and asked:  # it has executed nothing, or has forgotten what
@@ -327,9 +336,10 @@ class Link:
 
 
 class Refused(LinkError):
-    """A register refused an access: `address` is its own."""
+    """A register refused an access: `address` is its own, None if the board did not know what it was asked."""
 
     def __init__(self, address: int, malformed: bool, state: Mapping[str, Any]) -> None:
-        self.address = address
-        what = "the board does not know what it was asked" if malformed else f"the register at {address:#05x} refused an access"
+        self.address = None if malformed else address
+        what = ("the board does not know what it was asked: build and flash the board with this release" if malformed else
+                f"the register at {address:#05x} refused an access")
         super().__init__(what, state)

@@ -12,15 +12,16 @@ import select
 import time
 import tty
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tritloom.boards.board import LEDS, Board
+from tritloom.boards.board import LEDS, Board, BoardError
+from tritloom.boards.sdram import SdramChip
 from tritloom.firmware.config import BuildConfig
-from tritloom.gen.verilog.board import board_verilog, sdram_parameters
+from tritloom.gen.verilog.board import board_verilog
 from tritloom.host.backends.uart import UartBackend
 from tritloom.host.link import Link
-from tritloom.rtl.memory.parameters import SdramParameters
 from tritloom.sim.compile import BOARD, compile_verilog
 from tritloom.sim.machine import SimulationError
 
@@ -28,7 +29,7 @@ __all__ = ["BoardBackend", "SimulatedBoard", "SimulatedPort", "Terminal"]
 
 CELLS = Path(__file__).with_name("cells")
 CHUNK = 20_000
-"""Cycles between two looks at what the host sends."""
+"""Cycles between two looks at what the host sends, and at interrupts."""
 RAS_MAX_NS = 100_000
 """Longest that a row stays open (tRAS max. of all the chips)."""
 PATIENCE_S, TIMER_S = 0.5, 0.002
@@ -51,12 +52,19 @@ class _Parameters(ctypes.Structure):
     _fields_ = [("seed", ctypes.c_uint64), ("bit_cycles_256", ctypes.c_uint32), ("reset_level", ctypes.c_uint32), ("sdram", _Timing)]
 
 
-def _timing(parameters: SdramParameters | None, clock_hz: int) -> _Timing:
-    if parameters is None:
+def _timing(chip: SdramChip | None, clock_hz: int) -> _Timing:
+    """The times of the data sheet in cycles, whatever the controller was built from."""
+    if chip is None:
         return _Timing()
-    p = parameters
-    return _Timing(p.width, p.row_bits, p.column_bits, p.bank_bits, p.t_rcd, p.t_rp, p.t_ras, p.t_rc, p.t_rrd, p.t_rfc, p.t_wr, p.t_mrd,
-                   p.t_refi, p.start, p.start_refreshes, p.cas, RAS_MAX_NS * clock_hz // 10**9, POSTPONED)
+
+    def cycles(ns: float) -> int:
+        return -(-round(ns * clock_hz) // 10**9)
+
+    times = [cycles(ns) for ns in (chip.t_rcd, chip.t_rp, chip.t_ras, chip.t_rc, chip.t_rrd, chip.t_rfc)]
+    cas = min(latency for latency, limit_hz in chip.cas_hz.items() if clock_hz <= limit_hz)
+    return _Timing(chip.width, chip.row_bits, chip.column_bits, chip.bank_bits, *times, max(cycles(chip.t_wr), chip.wr_cycles),
+                   max(cycles(chip.t_mrd), chip.mrd_cycles), int(chip.t_refresh * clock_hz / 10**9 / chip.refreshes), cycles(chip.t_start),
+                   chip.start_refreshes, cas, RAS_MAX_NS * clock_hz // 10**9, POSTPONED)
 
 
 class SimulatedBoard:
@@ -69,14 +77,16 @@ class SimulatedBoard:
     def __init__(self, config: BuildConfig, board: Board, *, seed: int = 1, baud: int | None = None, build_dir: Path | None = None,
                  progress: Callable[[float, str], None] | None = None) -> None:
         wiring = board.wiring
+        if wiring is None:
+            raise BoardError(f"board {board.name} says nothing of its pins: its file needs `wiring`")
         verilog = board_verilog(config, board)
         text = verilog.text + (CELLS / f"{board.family}.v").read_text(encoding="utf-8")
         library = compile_verilog(text, f"board-{config.digest:08x}", build_dir, top="board", harness=BOARD, progress=progress)
-        assert wiring is not None  # or there were no Verilog
+        self.wiring = wiring
         self.config, self.board, self.clock_hz, self.baud = config, board, config.clock_hz, baud or wiring.baud
         self._library = _load(library)
         parameters = _Parameters(seed, round(256 * config.clock_hz / self.baud), wiring.reset_level,
-                                 _timing(sdram_parameters(config, board), config.clock_hz))
+                                 _timing(wiring.sdram, config.clock_hz))
         self._handle: int | None = self._library.board_create(ctypes.byref(parameters))
 
     def __enter__(self) -> SimulatedBoard:
@@ -103,9 +113,9 @@ class SimulatedBoard:
 
     @property
     def leds(self) -> dict[str, bool]:
-        """Which LEDs are lit."""
-        level, bits = self.board.wiring.led_level if self.board.wiring else 1, self._library.board_leds(self._board())
-        return {name: bool(bits >> n & 1) == bool(level) for n, name in enumerate(LEDS)}
+        """Which of the LEDs that the board has are lit."""
+        bits = self._library.board_leds(self._board())
+        return {name: bits >> n & 1 == self.wiring.led_level for n, (name, _) in enumerate(zip(LEDS, self.wiring.led_pins, strict=False))}
 
     @property
     def framing_errors(self) -> int:
@@ -113,11 +123,17 @@ class SimulatedBoard:
         return self._library.board_framing_errors(self._board())
 
     def run(self, cycles: int, *, until_sent: bool = False) -> int:
-        """Let so many cycles pass, or fewer if something was sent; returns how many."""
-        done = self._library.board_run(self._board(), cycles, until_sent)
-        violation = self._library.board_violation(self._board()).decode("ascii")
-        if violation:
-            raise SimulationError(f"the SDRAM's timing was violated: {violation}")
+        """Let so many cycles pass, or fewer if something was sent; returns how many. Can be interrupted."""
+        done = 0
+        while done < cycles:
+            chunk = min(cycles - done, CHUNK)
+            ran = self._library.board_run(self._board(), chunk, until_sent)
+            done += ran
+            violation = self._library.board_violation(self._board()).decode("ascii")
+            if violation:
+                raise SimulationError(f"the SDRAM's timing was violated: {violation}")
+            if ran < chunk:
+                break
         return done
 
     def press(self, pressed: bool) -> None:
@@ -144,7 +160,10 @@ class SimulatedBoard:
         return buffer.raw[:count]
 
     def memory(self) -> Any:
-        """The SDRAM's bytes, as a ctypes array: to look at what was written, and to load an image without its hour on the line."""
+        """The SDRAM's bytes, as a ctypes array: to look at what was written, and to load an image without its time on the line. Raises
+        `BoardError` if there is none."""
+        if self.wiring.sdram is None:
+            raise BoardError(f"board {self.board.name} has no SDRAM")
         size = ctypes.c_uint64()
         address = self._library.board_memory(self._board(), ctypes.byref(size))
         return (ctypes.c_uint8 * size.value).from_address(ctypes.cast(address, ctypes.c_void_p).value or 0)
@@ -157,6 +176,7 @@ class Terminal:
         self.board = board
         self._master, self._slave = os.openpty()
         tty.setraw(self._slave)
+        os.set_blocking(self._master, False)
         self.path = os.ttyname(self._slave)
 
     def close(self) -> None:
@@ -169,9 +189,8 @@ class Terminal:
         if self.board.unsent < 1 << 14 and select.select([self._master], [], [], 0)[0]:
             self.board.send(os.read(self._master, 1 << 12))
         self.board.run(cycles)
-        sent = self.board.received()
-        while sent:
-            sent = sent[os.write(self._master, sent):]
+        with suppress(BlockingIOError):  # bytes that nobody reads are lost, as on any UART
+            os.write(self._master, self.board.received())
 
     def serve(self, seconds: float, *, idle_s: float = 0.0) -> None:
         """Go on for so long. `idle_s`: rest so long, time and again, when nothing happens."""

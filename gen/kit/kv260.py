@@ -17,7 +17,7 @@ __all__ = ["BUFFER", "REGISTERS", "kit_files", "memory_plan", "stripe_bytes", "w
 Progress = Callable[..., None]
 """Called with (done, total, text)."""
 
-PART, BOARD_PART = "xck26-sfvc784-2LV-c", "xilinx.com:kv260_som:part0"
+DEVICE, PART, BOARD_PART = "XCK26", "xck26-sfvc784-2LV-c", "xilinx.com:kv260_som:part0"
 REGISTERS = 0xA000_0000
 """Where the processing system sees the registers: the first address of M_AXI_HPM0_FPD."""
 LOW, LOW_BYTES, HIGH, HIGH_BYTES = 0, 2 << 30, 0x8_0000_0000, 2 << 30
@@ -56,6 +56,9 @@ def memory_plan(config: BuildConfig, layout: MemoryMap, board: Board) -> str:
 
 def kit_files(config: BuildConfig, layout: MemoryMap, board: Board) -> dict[str, str | bytes]:
     """The files of a kit but its Verilog, by path."""
+    if board.device != DEVICE:
+        raise ConfigError(f"board {board.name} has a {board.device or 'device without a name'}: the kit is written for a KV260's {DEVICE}; "
+                          "`tritloom generate` writes an IP core for any board")
     width = 8 * config.mem_bytes // config.mem_ports
     if config.memory != "axi" or config.mem_ports > PORTS or width not in WIDTHS:
         raise ConfigError(f"a KV260 has {PORTS} memory ports of 32, 64 or 128 bits, not {config.mem_ports} of {width}: "

@@ -6,10 +6,14 @@ from dataclasses import dataclass
 
 from tritloom.boards.board import Board, BoardError
 from tritloom.firmware.config import BuildConfig, ConfigError
-from tritloom.gen.tools import pads
+from tritloom.gen.verilog import pads
 from tritloom.rtl.memory.parameters import SdramParameters
 
-__all__ = ["BoardVerilog", "board_verilog", "sdram_parameters"]
+__all__ = ["BoardVerilog", "board_verilog"]
+
+
+FAMILIES = ("ecp5",)
+"""Devices whose pads can be written."""
 
 
 @dataclass(frozen=True)
@@ -26,14 +30,15 @@ class BoardVerilog:
         return self.machine + self.pins
 
 
-def sdram_parameters(config: BuildConfig, board: Board) -> SdramParameters | None:
+def _sdram(config: BuildConfig, board: Board) -> SdramParameters | None:
     """What the board's memory controller is built from; None for a machine whose memory is on the chip."""
     chip = board.wiring.sdram if board.wiring and config.memory == "axi" else None
     return None if chip is None else SdramParameters.of(chip, config.clock_hz, mem_bytes=config.mem_bytes, pad_latency=pads.PAD_LATENCY)
 
 
 def board_verilog(config: BuildConfig, board: Board) -> BoardVerilog:
-    """The Verilog of `config` on `board`. Raises `BoardError` if the board does not say how it is wired, or its clock cannot be made."""
+    """The Verilog of `config` on `board`. Raises `BoardError` if the board does not say how it is wired, or its clock or its
+    family's pads cannot be made."""
     from tritloom.gen.verilog import emit
     from tritloom.gen.verilog.generate import header
     from tritloom.rtl.board import BoardTop
@@ -41,8 +46,10 @@ def board_verilog(config: BuildConfig, board: Board) -> BoardVerilog:
 
     if board.wiring is None:
         raise BoardError(f"board {board.name} says nothing of its pins: its file needs `wiring`")
+    if board.family not in FAMILIES:
+        raise BoardError(f"board {board.name}: gen/verilog/pads.py has no pads of family {board.family} yet, only of {', '.join(FAMILIES)}")
     if config.mem_ports != 1:
         raise ConfigError(f"board {board.name} has one memory, not {config.mem_ports} ports: leave mem_ports at 1")
     pins, constraints = pads.ecp5_top(board, config.clock_hz), pads.ecp5_pins(board)  # before what takes long
-    top = BoardTop(config, link=LinkParameters(clock_hz=config.clock_hz, baud=board.wiring.baud), sdram=sdram_parameters(config, board))
+    top = BoardTop(config, link=LinkParameters(clock_hz=config.clock_hz, baud=board.wiring.baud), sdram=_sdram(config, board))
     return BoardVerilog(header(config) + emit.to_verilog(top, "top"), pins, constraints)

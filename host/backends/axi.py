@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import os
 import select
@@ -22,8 +21,10 @@ from numpy.typing import NDArray
 from tritloom.firmware.config import BuildConfig
 from tritloom.firmware.registers import ADDRESS_BITS, PAGE_BYTES, PORT_ADDRESS_BITS, REGISTER
 from tritloom.host.backends.protocol import Bytes, DeviceError
+from tritloom.host.device import UNSETTLED
 
-__all__ = ["AxiBackend", "Interrupt", "Stripe", "Window", "find_uio", "fabric_clock", "open_stripe"]
+__all__ = ["AxiBackend", "Interrupt", "Stripe", "Window", "check_clock", "find_uio", "fabric_clock", "open_stripe",
+           "stripe_bytes", "stripe_place"]
 
 NAME = "tritloom"
 """Of the node of the registers in the device tree; buffers have a port's number behind it."""
@@ -33,7 +34,6 @@ CHUNK = 16 << 20
 """Bytes that are copied between two looks at Ctrl-C."""
 TO_DEVICE = 1
 """DMA_TO_DEVICE, as u-dma-buf numbers directions."""
-UNSETTLED = REGISTER["STATUS"]["RUNNING"].mask | REGISTER["STATUS"]["RESETTING"].mask
 
 
 class Registers(Protocol):
@@ -47,15 +47,19 @@ class Registers(Protocol):
 
 
 class Window:
-    """Registers in the address space of this process: `path` at `offset`, /dev/uio<n> at 0 or /dev/mem at their physical address."""
+    """Registers in the address space of this process: those of a UIO device.
 
-    def __init__(self, path: Path, offset: int = 0) -> None:
+    Each access is one of 32 bits through a memoryview. An array of ctypes reads the old word before it stores the new one, which a
+    write-only register answers with an error.
+    """
+
+    def __init__(self, path: Path) -> None:
         file = os.open(path, os.O_RDWR | os.O_SYNC)
         try:
-            self._map = mmap.mmap(file, 1 << ADDRESS_BITS, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE, offset=offset)
+            self._map = mmap.mmap(file, 1 << ADDRESS_BITS, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
         finally:
             os.close(file)
-        self._words = (ctypes.c_uint32 * (1 << ADDRESS_BITS - 2)).from_buffer(self._map)  # one access of 32 bits each
+        self._words = memoryview(self._map).cast("I")
 
     def read(self, offset: int) -> int:
         return self._words[offset >> 2]
@@ -64,7 +68,7 @@ class Window:
         self._words[offset >> 2] = value
 
     def close(self) -> None:
-        del self._words
+        self._words.release()
         self._map.close()
 
 
@@ -84,17 +88,6 @@ class Interrupt:
 
     def close(self) -> None:
         os.close(self._file)
-
-
-class Sleep:
-    """Stands for the interrupt of registers that are reached without UIO."""
-
-    def wait(self, seconds: float) -> bool:
-        time.sleep(seconds)
-        return False
-
-    def close(self) -> None:
-        pass
 
 
 class Waiting(Protocol):
@@ -127,6 +120,11 @@ def _number(path: Path) -> int:
     return int(path.read_text(encoding="ascii").strip(), 0)
 
 
+def stripe_bytes(config: BuildConfig, memory_bytes: int) -> int:
+    """Bytes behind one memory port of a model that needs `memory_bytes` over all."""
+    return -(-memory_bytes // config.mem_bytes) * (config.mem_bytes // config.mem_ports)
+
+
 def find_uio(root: Path) -> tuple[Path, int]:
     """The UIO device of the registers, and their physical address. Raises `DeviceError`."""
     seen = []
@@ -139,8 +137,9 @@ def find_uio(root: Path) -> tuple[Path, int]:
                       "kria/install.sh")
 
 
-def open_stripe(root: Path, port: int, size: int) -> Stripe:
-    """A memory port's buffer. Raises `DeviceError` if it is missing, too small, or where no port can reach it."""
+def stripe_place(root: Path, port: int, size: int) -> tuple[int, int]:
+    """Bytes and physical address of a memory port's buffer, of which `size` bytes are needed. Raises `DeviceError` if it is missing, too
+    small, or where no port can reach it."""
     name = f"{NAME}{port}"
     folder = root / "sys/class/u-dma-buf" / name
     if not folder.is_dir():
@@ -152,12 +151,19 @@ def open_stripe(root: Path, port: int, size: int) -> Stripe:
                           "install its overlay")
     if physical % PAGE_BYTES or physical + have > 1 << PORT_ADDRESS_BITS:
         raise DeviceError(f"the buffer {name} lies at {physical:#x}: it must be a multiple of {PAGE_BYTES} within {PORT_ADDRESS_BITS} bits")
+    return have, physical
+
+
+def open_stripe(root: Path, port: int, size: int) -> Stripe:
+    """A memory port's buffer. Raises as `stripe_place` does."""
+    have, physical = stripe_place(root, port, size)
+    name = f"{NAME}{port}"
     file = os.open(root / "dev" / name, os.O_RDWR)
     try:
         mapped = mmap.mmap(file, have, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
     finally:
         os.close(file)
-    return Stripe(name, physical, np.frombuffer(mapped, np.uint8), folder, mapped)
+    return Stripe(name, physical, np.frombuffer(mapped, np.uint8), root / "sys/class/u-dma-buf" / name, mapped)
 
 
 def fabric_clock(root: Path) -> int | None:
@@ -168,30 +174,40 @@ def fabric_clock(root: Path) -> int | None:
         return None
 
 
+def check_clock(root: Path, wanted: int) -> int | None:
+    """The rate of pl_clk0 in Hertz, if it can be read. Raises `DeviceError` if it is not the one `wanted`."""
+    rate = fabric_clock(root)
+    if rate is not None and abs(rate - wanted) > CLOCK_TOLERANCE * wanted:
+        raise DeviceError(f"the fabric's clock is {rate / 1e6:g} MHz, the machine was built for {wanted / 1e6:g}: load it with its "
+                          "overlay, which sets the clock (the kit's kria/install.sh)")
+    return rate
+
+
 class AxiBackend:
     """The machine on this board's fabric. `memory_bytes`: what the model needs, over all ports.
 
-    `address`: physical address of the registers, to reach them by /dev/mem without an interrupt instead of by UIO; where nothing answers
-    there the whole board hangs. Raises `DeviceError` for registers or buffers that are not there, buffers that do not suffice or overlap,
-    and a fabric clock that is not the configuration's.
+    Raises `DeviceError` for registers or buffers that are not there, buffers that do not suffice or overlap, and a fabric clock that is
+    not the configuration's.
     """
 
     name = "axi"
     timed = True
 
-    def __init__(self, config: BuildConfig, memory_bytes: int, *, address: int | None = None, root: Path = Path("/")) -> None:
+    def __init__(self, config: BuildConfig, memory_bytes: int, *, root: Path = Path("/")) -> None:
         if config.memory != "axi":
             raise DeviceError(f"the machine of board {config.board} has its memory on the chip: this backend is for memory behind ports")
         self.config: BuildConfig = config
         self._root = root
-        self._check_clock(root)
+        check_clock(root, config.clock_hz)
         self._part = config.mem_bytes // config.mem_ports
         self._stripes: list[Stripe] = []
         self._registers: Registers | None = None
-        self._interrupt: Waiting = Sleep()
+        self._interrupt: Waiting | None = None
         try:
-            self._registers, self.device = self._open_registers(root, address)
-            size = -(-memory_bytes // config.mem_bytes) * self._part
+            path, _ = find_uio(root)
+            self._interrupt = self.interrupt(path)
+            self._registers, self.device = self.window(path), str(path)
+            size = stripe_bytes(config, memory_bytes)
             for port in range(config.mem_ports):
                 self._stripes.append(self.stripe(port, size))
             self._check_places()
@@ -206,21 +222,8 @@ class AxiBackend:
             raise
         self.port_bases: Sequence[int] = [stripe.physical for stripe in self._stripes]
 
-    def _check_clock(self, root: Path) -> None:
-        rate, wanted = fabric_clock(root), self.config.clock_hz
-        if rate is not None and abs(rate - wanted) > CLOCK_TOLERANCE * wanted:
-            raise DeviceError(f"the fabric's clock is {rate / 1e6:g} MHz, the machine was built for {wanted / 1e6:g}: load it with its "
-                              "overlay, which sets the clock (the kit's kria/install.sh)")
-
-    def _open_registers(self, root: Path, address: int | None) -> tuple[Registers, str]:
-        if address is not None:
-            return self.window(root / "dev/mem", address), f"/dev/mem at {address:#x}"
-        path, _ = find_uio(root)
-        self._interrupt = self.interrupt(path)
-        return self.window(path), str(path)
-
-    def window(self, path: Path, offset: int = 0) -> Registers:
-        return Window(path, offset)
+    def window(self, path: Path) -> Registers:
+        return Window(path)
 
     def interrupt(self, path: Path) -> Waiting:
         return Interrupt(os.open(path, os.O_RDWR))
@@ -253,16 +256,20 @@ class AxiBackend:
     def write(self, register: str, value: int) -> None:
         offset = self._offset(register, "ro")
         assert self._registers is not None
-        status = REGISTER["STATUS"]
+        state = REGISTER["STATUS"]
         if REGISTER[register].halted and self.read("STATUS") & UNSETTLED:
             raise DeviceError(f"writing {register}: refused while a program runs")
-        if register == "TOKEN_IN" and not status["PROMPT_ROOM"].get(self.read("STATUS")):
-            raise DeviceError("writing TOKEN_IN: the FIFO is full")
+        if register == "TOKEN_IN":
+            status = self.read("STATUS")
+            if state["RESETTING"].get(status) or not state["PROMPT_ROOM"].get(status):
+                raise DeviceError("writing TOKEN_IN: refused, the FIFO is full or a reset is under way")
         self._registers.write(offset, value & 0xFFFFFFFF)
 
     def load(self, address: int, data: Bytes) -> None:
+        if self._registers is None:
+            raise DeviceError(f"the {self.name} device is closed")
         array = np.frombuffer(data, np.uint8)
-        room = len(self._stripes[0].bytes) // self._part * self.config.mem_bytes if self._stripes else 0
+        room = min(len(stripe.bytes) for stripe in self._stripes) // self._part * self.config.mem_bytes
         if address + len(array) > room:
             raise DeviceError(f"loading the memory: {len(array)} bytes at 0x{address:x} lie beyond its {room}")
         for at, piece in _pieces(address, array, self.config.mem_bytes):
@@ -287,13 +294,16 @@ class AxiBackend:
 
     def advance(self, limit: int) -> int:
         """Wait for the interrupt, as long as so many cycles take."""
+        if self._interrupt is None:
+            raise DeviceError(f"the {self.name} device is closed")
         start = time.monotonic()
         self._interrupt.wait(limit / self.config.clock_hz)
         return max(1, int((time.monotonic() - start) * self.config.clock_hz))
 
     def close(self) -> None:
-        self._interrupt.close()
-        self._interrupt = Sleep()
+        if self._interrupt is not None:
+            self._interrupt.close()
+            self._interrupt = None
         for stripe in self._stripes:
             stripe.close()
         self._stripes = []

@@ -137,12 +137,16 @@ class UartBackend:
 
     def close(self) -> None:
         try:
-            if self._posted:
-                self._send()
+            with _Named():
+                if self._posted:
+                    self._link.write(self._take_posted())
                 self._link.flush()
+        except Refused:
+            raise
         except LinkError:
-            pass  # whoever is still there has been told, or does not ask any more
-        self._link.close()
+            pass  # a link that is lost: whoever is still there has been told
+        finally:
+            self._link.close()
 
     def _post(self, item: tuple[int, ...]) -> None:
         if len(item) > self._room:

@@ -31,5 +31,7 @@ def memory(board: Board) -> str:
     """What a board's memory brings, and how much of it there is."""
     if board.memory == "onchip":
         return f"on the chip, {board.mem_bytes} bytes a cycle"
+    if board.wiring and (chip := board.wiring.sdram):
+        return f"SDR SDRAM, {chip.width // 8} bytes a cycle, {size(board.window_bytes)}"
     text = f"{board.mem_bytes} bytes a cycle, {board.mem_ports} port{'s' if board.mem_ports > 1 else ''}"
     return f"{text}, {size(board.window_bytes)} of {size(board.dram_bytes)}" if board.dram_bytes else text

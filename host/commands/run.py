@@ -350,7 +350,7 @@ def report(stats: Stats, data: dict[str, Any]) -> str:
     if stats.passes:
         rows.append(("passes", f"{stats.tokens / stats.passes:.2f} tokens for each pass over the weights"))
     if stats.memory_share is not None:
-        rows.append(("memory", f"{100 * stats.memory_share:.1f} % of the bandwidth used"))
+        rows.append(("memory", f"a beat in {100 * stats.memory_share:.1f} % of the cycles"))
     rows.append(("wall clock", f"{seconds(data['wall_s'])}, {data['wall_tokens_per_s']:.2f} tokens/s on backend {data['backend']}"))
     if stats.saturations:
         rows.append(("saturations", saturation_text(stats.saturations)))

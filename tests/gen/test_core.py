@@ -113,6 +113,7 @@ def test_a_core_is_clean_and_says_what_it_is(changes):
     # Word by word: only what a table says, and r0.
     assert all(re.search(r"= \d+'[dh]0*[1-9a-f]", block) or "registers[0] = 32'd0;" in block and block.count(";") == 1
                for block in re.findall(r"initial begin\n.*?\n *end", text, re.S))
+    assert "registers[0] = 32'd0;" in text
     assert not re.search(r"\btrace_|unit_busy;|weight_beat;", "\n".join(ports))
 
 

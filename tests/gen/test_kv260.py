@@ -32,10 +32,10 @@ def kit(config=CONFIG):
 class Vivado:
     """Stands in for Vivado's commands: keeps every call, and knows the cells, pins, buses and segments that there are."""
 
-    def __init__(self, script, *, slack="0.120", board="xilinx.com:kv260_som:part0:1.4"):
+    def __init__(self, script, *, slack="0.120", hold="0.050", progress="100%", board="xilinx.com:kv260_som:part0:1.4"):
         tkinter = pytest.importorskip("tkinter", reason="Python's own Tcl runs the script")
         self.calls, self.cells, self.properties, self.nets, self.links, self.addresses = [], set(), {}, [], [], []
-        tcl, self.slack, self.board = tkinter.Tcl(), slack, board
+        tcl, self.slack, self.hold, self.progress, self.board = tkinter.Tcl(), slack, hold, progress, board
         for name in ("create_project", "add_files", "update_compile_order", "create_bd_design", "apply_bd_automation", "validate_bd_design",
                      "save_bd_design", "make_wrapper", "launch_runs", "wait_on_runs", "open_run", "report_timing_summary",
                      "report_utilization", "report_power", "write_hw_platform"):
@@ -71,7 +71,8 @@ class Vivado:
             self.properties[(words[2], words[0])] = words[1]
 
     def get_property(self, name, what):
-        return {"PROGRESS": "100%", "SLACK": self.slack, "DIRECTORY": "/kit/vivado/project/impl_1"}[name]
+        slack = self.hold if "-hold" in what else self.slack
+        return {"PROGRESS": self.progress, "SLACK": slack, "DIRECTORY": "/kit/vivado/project/impl_1"}[name]
 
     def _known(self, table, name):
         cell, _, pin = name.partition("/")
@@ -136,7 +137,7 @@ def test_the_block_design_is_that_of_the_machine_s_pins_and_registers():
              "report_timing_summary", "report_utilization", "write_hw_platform", "exec"]
     assert [steps.index(name) for name in order] == sorted(steps.index(name) for name in order)
     assert [call[1] for call in vivado.calls if call[0] == "wait_on_runs"] == ["synth_1", "impl_1"]
-    assert vivado.calls[-1][:2] == ("exec", "bootgen") and "-process_bitstream" in vivado.calls[-1]
+    assert vivado.calls[-1][:3] == ("exec", "-ignorestderr", "bootgen") and "-process_bitstream" in vivado.calls[-1]
 
 
 def test_fewer_ports_leave_the_others_off():
@@ -146,10 +147,27 @@ def test_fewer_ports_leave_the_others_off():
     assert used == ["1", "1", "0", "0"] and ("machine/m2_axi", "ps/S_AXI_HP2_FPD") not in vivado.links
 
 
-@pytest.mark.parametrize("changes, said", [({"slack": "-0.01"}, "misses its clock of 200 MHz"), ({"board": ""}, "board files")])
+@pytest.mark.parametrize("changes, said", [
+    ({"slack": "-0.01"}, "misses its clock of 200 MHz .setup -0.01 ns, hold 0.050 ns"),
+    ({"hold": "-0.02"}, "misses its clock of 200 MHz .setup 0.120 ns, hold -0.02 ns"), ({"progress": "37%"}, "synth_1 failed: see its log"),
+    ({"board": ""}, "board files")])
 def test_what_goes_wrong_in_vivado_is_an_error(changes, said):
     with pytest.raises(Exception, match=said):
         Vivado(kit()["vivado/build.tcl"], **changes)
+
+
+def test_ports_of_64_bits():
+    config = dataclasses.replace(CONFIG, mem_bytes=32, tables=10, attention_macs=32, attention_rows=2)
+    texts = kit(config)
+    properties = Vivado(texts["vivado/build.tcl"]).properties
+    assert all(properties["ps", f"CONFIG.PSU__SAXIGP{i + 2}__DATA_WIDTH"] == "64" for i in range(4))
+    afi = re.findall(r"<(\d+) (\w+)>", str(texts["kria/tritloom.dtso"]).partition("config-afi =")[2].partition(";")[0])
+    assert [int(value, 0) for _, value in afi] == [0] * 4 + [1] * 8 + [0] * 4 and [int(n) for n, _ in afi] == list(range(16))
+
+
+def test_another_device_is_refused():
+    with pytest.raises(ConfigError, match="board mine has a XC7Z020: the kit is written for a KV260's XCK26; `tritloom generate`"):
+        kv260.kit_files(CONFIG, memory_map(CONFIG), dataclasses.replace(load("kv260"), name="mine", device="XC7Z020"))
 
 
 def test_a_machine_that_the_board_s_ports_do_not_carry_is_refused():
@@ -183,6 +201,7 @@ def test_the_overlay_compiles_and_says_clock_registers_and_buffers(tmp_path):
     for line in ('firmware-name = "tritloom.bit.bin";', f"assigned-clock-rates = <{CONFIG.clock_hz:#x}>;", 'compatible = "generic-uio";',
                  "reg = <0x00 0xa0000000 0x00 0x1000>;", "interrupts = <0x00 0x59 0x04>;"):
         assert line in back
+    assert "config-afi = <0x00 0x00 0x01 0x00 0x02 0x00 0x03 0x00 " in back and "<0x04 0x00" not in back
     assert back.count(f"size = <{stripe:#x}>;") == 4
     assert set(re.findall(r'device-name = "(\w+)"', back)) == {f"tritloom{i}" for i in range(4)}
 
@@ -211,6 +230,11 @@ def test_the_scripts_are_clean_and_take_what_loaded_the_machine(tmp_path):
         missing = call("install.sh")
         assert missing.returncode and "copy vivado/out/tritloom.bit.bin here" in missing.stderr
         (here / "tritloom.bit.bin").write_bytes(b"bits")
+        silent = call("install.sh")
+        assert silent.returncode and "no UIO device is called tritloom: see dmesg" in silent.stderr
+        (root / "sys/class/uio/uio0").mkdir(parents=True)
+        (root / "sys/class/uio/uio0/name").write_text("tritloom\n")
+        (root / "lib/firmware/tritloom.bit.bin").write_bytes(b"of an installation by fpgautil")
         assert call("install.sh").returncode == 0
         assert (root / "lib/firmware/xilinx/tritloom/tritloom.bit.bin").read_bytes() == b"bits"
         assert call("remove.sh").returncode == 0 and not (root / "lib/firmware/xilinx/tritloom").exists()

@@ -5,8 +5,10 @@ import re
 
 import pytest
 
+from machines import TINY
 from tritloom.boards.board import LEDS, Board, BoardError, load, names
-from tritloom.gen.tools import pads
+from tritloom.gen.verilog import pads
+from tritloom.gen.verilog.board import board_verilog
 
 ULX3S = load("ulx3s")
 WIRED = [board for board in map(load, names()) if board.wiring is not None]
@@ -60,6 +62,8 @@ def test_fewer_or_more_leds_than_there_is_to_show():
 @pytest.mark.parametrize("changes, message", [
     (dict(uart_rx="G2"), r"pin 'G2' is wired 2 times"),
     (dict(reset_pin=""), r"pin '' is wired 1 times"),
+    (dict(led_level=2), "the level of led_level must be 0 or 1, not 2"),
+    (dict(tied={"L2": -1}), "the level of L2 must be 0 or 1, not -1"),
     (dict(oscillator_hz=0), "oscillator_hz and baud must be positive"),
     (dict(sdram=None), r"the SDRAM's signal clk has 0 pins, not 1"),
     (dict(sdram_pins={}), r"the SDRAM's signal clk has 1 pins, not 0"),
@@ -68,6 +72,12 @@ def test_fewer_or_more_leds_than_there_is_to_show():
 def test_wires_that_cannot_be(changes, message):
     with pytest.raises(BoardError, match=f"board ulx3s: .*{message}"):
         rewired(**changes)
+
+
+def test_a_family_without_pads_is_refused():
+    config = dataclasses.replace(TINY, memory="axi")
+    with pytest.raises(BoardError, match="has no pads of family gowin yet, only of ecp5"):
+        board_verilog(config, dataclasses.replace(ULX3S, family="gowin"))
 
 
 def test_a_board_without_wires_has_no_outermost_module():

@@ -11,6 +11,7 @@ import pytest
 import axiboard
 from synthetic import hugging_face
 from tritloom.firmware.config import BuildConfig
+from tritloom.firmware.registers import REGISTER
 from tritloom.gen.models import open_checkpoint
 from tritloom.gen.pack import pack
 from tritloom.host.backends import axi
@@ -29,8 +30,8 @@ WINDOWS = [(0, 2 << 30), (0x8_0000_0000, 2 << 30)]
 def image(tmp_path_factory):
     folder = tmp_path_factory.mktemp("axi")
     checkpoint = open_checkpoint(hugging_face(folder / "model"))
-    config = BuildConfig(shape=checkpoint.spec.shape, lanes=2, tables=2, rows_per_cycle=2, vector_lanes=4, attention_macs=8, mem_bytes=16,
-                         mem_ports=4, sampler_candidates=24)
+    config = BuildConfig(shape=checkpoint.spec.shape, board="kv260", lanes=2, tables=2, rows_per_cycle=2, vector_lanes=4,
+                         attention_macs=8, mem_bytes=16, mem_ports=4, sampler_candidates=24)
     packed = pack(checkpoint, config)
     return open_image(write_image(folder / "image", config=config, spec=checkpoint.spec.to_dict(), sections=packed.sections))
 
@@ -83,6 +84,25 @@ def test_what_the_bus_would_refuse_is_refused_before(image, board):
     device.close()
 
 
+def test_tokens_are_refused_during_a_reset(image, board, monkeypatch):
+    device = board.open(image.map.total_bytes)
+    monkeypatch.setattr(board.machine, "read", lambda register: REGISTER["STATUS"]["RESETTING"].mask | 64 << 16)
+    with pytest.raises(DeviceError, match="writing TOKEN_IN: refused, the FIFO is full or a reset is under way"):
+        device.write("TOKEN_IN", 1)
+
+
+def test_the_smallest_buffer_is_the_memory_s_end(image, board):
+    size = image.map.total_bytes
+    board.buffer(0, axiboard.BASES[0], 2 * size)
+    device = board.open(size)
+    with pytest.raises(DeviceError, match=f"2 bytes at 0x{size:x} lie beyond its {size}"):
+        device.load(size, b"12")
+    device.close()
+    for call in (lambda: device.load(0, b"12"), lambda: device.advance(1), lambda: device.read("ID")):
+        with pytest.raises(DeviceError, match="closed"):
+            call()
+
+
 @pytest.mark.parametrize("wrong, said", [
     (lambda b: b.file("sys/class/uio/uio1/name", "gpio"), r"no UIO device is called tritloom \(there are: other, gpio\)"),
     (lambda b: b.file("sys/kernel/debug/clk/pl0_ref/clk_rate", "99999999"), "clock is 100 MHz, the machine was built for 250"),
@@ -105,12 +125,12 @@ def test_on_chip_memory_is_refused(image, board):
 
 
 def test_registers_are_words_of_a_mapped_device(tmp_path):
-    (tmp_path / "uio0").write_bytes(bytes(8192))
-    window = axi.Window(tmp_path / "uio0", 4096)
+    (tmp_path / "uio0").write_bytes(bytes(4096))
+    window = axi.Window(tmp_path / "uio0")
     window.write(0x10, 0x12345678)
     assert window.read(0x10) == 0x12345678
     window.close()
-    assert (tmp_path / "uio0").read_bytes()[4096 + 0x10 : 4096 + 0x14] == b"\x78\x56\x34\x12"
+    assert (tmp_path / "uio0").read_bytes() == bytes(0x10) + b"\x78\x56\x34\x12" + bytes(4096 - 0x14)
 
 
 def test_an_interrupt_is_unmasked_and_taken_or_missed_in_time():
@@ -142,7 +162,7 @@ def test_the_doctor_finds_a_board_well(image, board):
     ("fabric clock", lambda b: b.file("sys/kernel/debug/clk/pl0_ref/clk_rate", "99999999"), "100 MHz, the machine was built for 250"),
     ("fabric clock", lambda b: os.unlink(b.root / axi.CLOCK), "cannot be read"),
     ("buffer tritloom1", lambda b: b.buffer(1, 0x9_0000_0000, 1 << 20), "where no memory port reaches"),
-    ("buffer tritloom1", lambda b: b.buffer(1, 0x8_0000_0000, 4096), "4,096 bytes, the model needs"),
+    ("buffer tritloom1", lambda b: b.buffer(1, 0x8_0000_0000, 4096), "tritloom1 has 4096 bytes, the model needs"),
     ("contiguous memory", lambda b: b.file("proc/meminfo", "MemTotal: 1 kB"), "reserves none"),
     ("load", lambda b: b.file("proc/loadavg", "1.90 1 1 1/1 1"), "1.9 processes want"),
 ])
@@ -151,14 +171,16 @@ def test_the_doctor_says_what_is_wrong_and_what_to_do(image, board, name, wrong,
     rows = diagnosed(board, image)
     assert said in rows[name]["detail"] and rows[name]["fix"]
     assert [row["name"] for row in rows.values() if not row["ok"]] == [name]
+    assert rows[name]["required"] == (said != "cannot be read" and name not in ("load", "contiguous memory"))
 
 
 def test_doctor_of_a_board_from_the_command_line(image, tmp_path, capsys):
     """Here, where there is no such board: every line says so and what to do, and the status is not 0."""
     assert main(["doctor", "--board", "kv260", "--image", image.name]) == 1
     shown = capsys.readouterr().out
-    assert "NOT READY (no UIO device is called tritloom" in shown and "cannot run yet" in shown and shown.count("tritloom3") == 1
+    assert "NOT READY (no UIO device is called tritloom" in shown and "cannot run yet" in shown and shown.count("\nbuffer tritloom3 ") == 1
     for arguments, said in ((["--board", "kv260"], "which machine is on the board?"),
+                            (["--board", "kv260-onchip", "--image", image.name], "has no processor"),
                             (["--board", "sim", "--image", "x"], "has no processor"), (["--image", "x"], "give --board too")):
         assert main(["doctor", *arguments]) == 2
         assert said in capsys.readouterr().err

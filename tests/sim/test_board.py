@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import threading
 
 import numpy as np
 import pytest
@@ -13,9 +14,11 @@ from tritloom.gen.models import open_checkpoint
 from tritloom.gen.pack import pack
 from tritloom.host.backends.emulator import EmulatorBackend
 from tritloom.host.backends.protocol import DeviceError
+from tritloom.host.backends.uart import UartBackend
+from tritloom.host.commands.run import SIMULATED_PACE
 from tritloom.host.image import open_image, write_image
 from tritloom.host.session import Session
-from tritloom.sim.board import BoardBackend, SimulatedBoard
+from tritloom.sim.board import BoardBackend, SimulatedBoard, Terminal
 from tritloom.sim.check.synthetic import hugging_face
 
 pytestmark = [pytest.mark.slow, pytest.mark.needs("amaranth", "verilator")]
@@ -95,6 +98,34 @@ def test_a_cable_that_is_out_is_said(board, image):
     board.connect(False)
     with pytest.raises(DeviceError, match="has not answered for .* check cable and power, then start again"):
         backend.read("ID")
+
+
+def test_another_baud_rate_is_said():
+    with SimulatedBoard(CONFIG, BOARD, baud=1_000_000, build_dir=ROOT / "build" / "verilated") as simulated:
+        with pytest.raises(DeviceError, match="no board answers on .*: check cable and port"):
+            BoardBackend(simulated, patience_s=0.02)
+
+
+@pytest.mark.long
+def test_a_terminal_is_a_port_of_the_board(board, image, expected):
+    """The way of `board-sim`: another program opens the pseudo-terminal. One after the other."""
+    terminal, ends = Terminal(board), threading.Event()
+
+    def serve():
+        while not ends.is_set():
+            terminal.serve(0.1)
+
+    served = threading.Thread(target=serve)
+    served.start()
+    try:
+        for _ in range(2):
+            backend = UartBackend(terminal.path, baud=board.baud, pace=SIMULATED_PACE)
+            assert tokens(backend, image, len(expected)) == expected
+            backend.close()
+    finally:
+        ends.set()
+        served.join()
+        terminal.close()
 
 
 def test_another_machine_s_image_is_refused(board, image):

@@ -94,5 +94,5 @@ file copy -force [file join [get_property DIRECTORY [get_runs impl_1]] system_wr
 set bif [open [file join $out @name@.bif] w]
 puts $bif "all: { \[destination_device = pl\] [file join $out @name@.bit] }"
 close $bif
-exec bootgen -image [file join $out @name@.bif] -arch zynqmp -process_bitstream bin -w on
+exec -ignorestderr bootgen -image [file join $out @name@.bif] -arch zynqmp -process_bitstream bin -w on
 puts "out/@name@.bit.bin: setup slack $slack ns at @clock_mhz@ MHz"

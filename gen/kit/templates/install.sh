@@ -14,6 +14,7 @@ dtc -q -@ -I dts -O dtb -o "$folder/@name@.dtbo" "$here/@name@.dtso"
 modprobe u-dma-buf 2>/dev/null || echo "the module u-dma-buf is not there: docs/boards/kv260.md, step 3" >&2
 modprobe uio_pdrv_genirq of_id=generic-uio
 if command -v xmutil >/dev/null; then
+    rm -f "$root/lib/firmware/@name@.bit.bin" # of an installation by fpgautil: remove.sh asks for it
     xmutil unloadapp || true
     xmutil loadapp @name@
 elif command -v fpgautil >/dev/null; then
@@ -24,4 +25,5 @@ else
     echo "neither xmutil nor fpgautil is there: apt install xlnx-firmware-kv260 xmutil" >&2
     exit 1
 fi
+grep -qx @name@ "$root"/sys/class/uio/uio*/name 2>/dev/null || { echo "the loader has ended, but no UIO device is called @name@: see dmesg" >&2; exit 1; }
 echo "loaded: tritloom doctor --board kv260 looks at it"
