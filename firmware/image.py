@@ -34,6 +34,8 @@ RECORD_LIMIT = 1 << 20
 """Bytes of a record; one has a few thousand."""
 CRC_BLOCK = 16 << 20
 PACK_AGAIN = "pack the model again"
+SELF_TEST = "self_test"
+"""Name of the section that an image may have of `SelfTest`: JSON, not loaded."""
 
 
 class ImageError(InputError):
@@ -47,6 +49,20 @@ class Section:
     length: int
     crc32: int
     address: int | None
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """What the machine must do with the image: the tokens that greedily follow a prompt, by the emulator, and the cycles that a token is
+    projected to take."""
+
+    prompt: list[int]
+    tokens: list[int]
+    cycles_per_token: float
+
+    def to_bytes(self) -> Bytes:
+        """The section."""
+        return np.frombuffer(json.dumps(vars(self)).encode(), np.uint8)
 
 
 def _typed(record: Any, name: str, kind: type, least: int = 0) -> Any:
@@ -219,6 +235,23 @@ class Image:
     def descriptors(self) -> list[int]:
         """Words of the weight streamer's program."""
         return self.section("descriptors").view("<u8").tolist()
+
+    @property
+    def self_test(self) -> SelfTest | None:
+        """What was recorded for a self-test, if anything was. Raises `ImageError`."""
+        if SELF_TEST not in self.table:
+            return None
+        try:
+            record = json.loads(self.section(SELF_TEST).tobytes())
+            prompt, tokens = (_typed(record, name, list) for name in ("prompt", "tokens"))
+            if not prompt or not tokens or len(prompt) + len(tokens) - 1 > self.config.shape.context:
+                raise ValueError(f"{len(prompt)} and {len(tokens)} tokens")
+            for token in (*prompt, *tokens):
+                if type(token) is not int or not 0 <= token < self.config.shape.vocab:
+                    raise ValueError(f"token {token!r:.60} is not in the vocabulary")
+            return SelfTest(prompt, tokens, _typed(record, "cycles_per_token", float))
+        except (ValueError, RecursionError) as error:
+            raise ImageError(f"{self.name}: section {SELF_TEST} cannot be read ({error}); {PACK_AGAIN} with this tritloom") from None
 
     @property
     def tokenizer(self) -> bytes:

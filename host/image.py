@@ -12,6 +12,8 @@ from tritloom.firmware.config import BuildConfig
 from tritloom.firmware.image import Bytes, Image, ImageError, encode
 from tritloom.system.files import replaced
 
+BUILT = "model.image"
+"""The image in a folder that `tritloom build` wrote."""
 WRITTEN_BYTES = 16 << 20
 """Bytes that are written at once."""
 

