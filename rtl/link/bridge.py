@@ -221,9 +221,10 @@ class Bridge(wiring.Component):
         """The answer's bytes, in state SEND. Returns whether its last one is taken."""
         at = Signal(range(12))  # bytes of the header, then those of a word over and over
         bytes_of = [*(header[i : i + 8] for i in range(0, 64, 8)), *(word[i : i + 8] for i in range(0, 32, 8))]
-        settled = Signal()  # the word is here
-        m.d.sync += settled.eq(~octets.ready)
-        m.d.comb += [octets.payload.data.eq(Array(bytes_of)[at]), octets.valid.eq(settled),
+        # The word is here, then its byte stands in a register: the framer decides by its bits whether it takes it.
+        read, settled, octet = Signal(), Signal(), Signal(8)
+        m.d.sync += [read.eq(~octets.ready), settled.eq(read & ~octets.ready), octet.eq(Array(bytes_of)[at])]
+        m.d.comb += [octets.payload.data.eq(octet), octets.valid.eq(settled),
                      octets.payload.last.eq(Mux(at == 11, place + 1 == values, (at == 7) & ~values.any()))]
         with m.If(octets.ready):
             m.d.sync += at.eq(at + 1)
