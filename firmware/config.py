@@ -414,6 +414,11 @@ class BuildConfig:
         return self.write_fifo_beats // beats
 
     @property
+    def writes_whole_beats(self) -> bool:
+        """Whether all bytes of each beat are written that is written at all: no memory needs byte enables then."""
+        return self.mem_bytes == KV_SCALE_BYTES and self.shape.head_dim % self.mem_bytes == 0
+
+    @property
     def kv_head_bytes(self) -> int:
         """Bytes of one layer's cache of one key/value head: chunks of (key half, value half)."""
         return self.shape.chunks * 2 * self.kv_half_bytes

@@ -105,8 +105,9 @@ struct Board {
         top->eval();
 #if HAS_SDRAM
         // The SDRAM's clock is the inverted one: it rises now, and what is taken at this falling edge came before.
-        SdramOutput out = sdram->step(top->sdram_cke, top->sdram_cs_n, top->sdram_ras_n, top->sdram_cas_n, top->sdram_we_n, top->sdram_ba,
-                                      top->sdram_a, top->sdram_dqm, top->sdram_dq__out, top->sdram_dq__en != 0);
+        Vtop *pins = top.get();
+        SdramOutput out = sdram->step(sdram_cke(pins), sdram_cs_n(pins), pins->sdram_ras_n, pins->sdram_cas_n, pins->sdram_we_n, pins->sdram_ba,
+                                      pins->sdram_a, sdram_dqm(pins), pins->sdram_dq__out, pins->sdram_dq__en != 0);
         top->sdram_dq = out.driving ? out.dq : top->sdram_dq__en ? top->sdram_dq__out : ~0u;
 #endif
         receiver.step(p.bit_cycles_256, connected ? top->uart_tx : 1);

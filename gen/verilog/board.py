@@ -32,8 +32,14 @@ class BoardVerilog:
 
 def _sdram(config: BuildConfig, board: Board) -> SdramParameters | None:
     """What the board's memory controller is built from; None for a machine whose memory is on the chip."""
-    chip = board.wiring.sdram if board.wiring and config.memory == "axi" else None
-    return None if chip is None else SdramParameters.of(chip, config.clock_hz, mem_bytes=config.mem_bytes, pad_latency=pads.PAD_LATENCY)
+    wiring = board.wiring if config.memory == "axi" else None
+    if wiring is None or wiring.sdram is None:
+        return None
+    masked = "dqm" in wiring.sdram_pins
+    if not (masked or config.writes_whole_beats):
+        raise ConfigError(f"board {board.name} does not wire its SDRAM's DQM, so that memory is written in whole words: it takes "
+                          f"mem_bytes 4 (not {config.mem_bytes}) and a head_dim that is a multiple of 4 (not {config.shape.head_dim})")
+    return SdramParameters.of(wiring.sdram, config.clock_hz, mem_bytes=config.mem_bytes, pad_latency=pads.PAD_LATENCY, masked=masked)
 
 
 def board_verilog(config: BuildConfig, board: Board) -> BoardVerilog:

@@ -218,6 +218,8 @@ class SdramParameters:
         Cycles of NOP before the first command.
     start_refreshes : int
         Refreshes before the mode register is set.
+    masked : bool
+        Bytes can be masked: the board wires DQM. Where it does not, beats are written whole.
     """
 
     mem_bytes: int
@@ -238,6 +240,7 @@ class SdramParameters:
     t_refi: int
     start: int
     start_refreshes: int = 8
+    masked: bool = True
 
     def __post_init__(self) -> None:
         require_positive(self, ("row_bits", "column_bits", "bank_bits", "t_rcd", "t_rp", "t_ras", "t_rc", "t_rrd", "t_rfc", "t_mrd", "t_wr",
@@ -254,7 +257,7 @@ class SdramParameters:
                 f"t_refi leaves no time between refreshes: {self.t_refi} cycles")
 
     @classmethod
-    def of(cls, chip: Any, clock_hz: int, *, mem_bytes: int, pad_latency: int) -> SdramParameters:
+    def of(cls, chip: Any, clock_hz: int, *, mem_bytes: int, pad_latency: int, masked: bool = True) -> SdramParameters:
         """For a chip (`boards.sdram.SdramChip`) at a clock. `pad_latency`: cycles that the pads' registers add to reads, there and back."""
         def cycles(ns: float) -> int:
             return max(1, math.ceil(round(ns * clock_hz / 1e9, 6)))
@@ -267,7 +270,8 @@ class SdramParameters:
             t_rcd=cycles(chip.t_rcd), t_rp=cycles(chip.t_rp), t_ras=cycles(chip.t_ras),
             t_rc=cycles(chip.t_rc), t_rrd=cycles(chip.t_rrd), t_rfc=cycles(chip.t_rfc),
             t_mrd=max(cycles(chip.t_mrd), chip.mrd_cycles), t_wr=max(cycles(chip.t_wr), chip.wr_cycles),
-            t_refi=int(chip.t_refresh * clock_hz / 1e9) // chip.refreshes, start=cycles(chip.t_start), start_refreshes=chip.start_refreshes)
+            t_refi=int(chip.t_refresh * clock_hz / 1e9) // chip.refreshes, start=cycles(chip.t_start), start_refreshes=chip.start_refreshes,
+            masked=masked)
 
     @property
     def burst(self) -> int:

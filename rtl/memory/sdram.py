@@ -33,9 +33,10 @@ _PATIENCE = 3
 
 def pad_members(parameters: SdramParameters) -> dict:
     """Signature members towards the SDRAM's pads."""
+    masks = {"dqm": Out(parameters.width // 8)} if parameters.masked else {}
     return {
-        "cke": Out(1), "cs_n": Out(1, init=1), "ras_n": Out(1), "cas_n": Out(1), "we_n": Out(1), "ba": Out(parameters.bank_bits),
-        "a": Out(parameters.row_bits), "dqm": Out(parameters.width // 8), "dq_o": Out(parameters.width), "dq_oe": Out(1),
+        "cke": Out(1), "cs_n": Out(1), "ras_n": Out(1, init=1), "cas_n": Out(1, init=1), "we_n": Out(1, init=1),
+        "ba": Out(parameters.bank_bits), "a": Out(parameters.row_bits), **masks, "dq_o": Out(parameters.width), "dq_oe": Out(1),
         "dq_i": In(parameters.width),
     }
 
@@ -106,7 +107,7 @@ class SdramController(wiring.Component):
     Byte addresses run through the columns of a row, then through the banks, then through the rows; address bits above the size of the
     memory are ignored. Pieces of reads and writes are served in the order in which they are taken, so a read sees each write whose
     response was given. Bursts are incrementing ones of whole beats, or single beats of any size; others are answered with SLVERR, and
-    write nothing.
+    write nothing. Nor is a beat written of which not all bytes are to be, where the SDRAM has no masks: its burst is answered with SLVERR.
 
     A reset keeps the contents, but for a beat that is being written: the SDRAM is initialised anew, without another wait for its power.
     While the reset lasts, nothing is refreshed.
@@ -126,7 +127,8 @@ class SdramController(wiring.Component):
     ready : Out(1)
         The SDRAM is initialised.
     cke, cs_n, ras_n, cas_n, we_n, ba, a, dqm, dq_o, dq_oe : Out, dq_i : In
-        Towards the pads; all outputs are registers.
+        Towards the pads; all outputs are registers, but `cs_n`, which is always low: without a command, the others say NOP. `dqm` only
+        with masks.
     """
 
     def __init__(self, parameters: SdramParameters):
@@ -268,20 +270,21 @@ class SdramController(wiring.Component):
         with m.If(pass_on):
             m.d.sync += [active.eq(1), current.eq(following)]
 
-        self._command(m, column=column, write=write, precharge=precharge, activate=activate, refresh=refresh, mode=mode,
+        refused = current.bad if p.masked else current.bad | ~self.axi_wstrb.all()
+        issued = write if p.masked else write & ~refused
+        self._command(m, column=read | issued, write=issued, precharge=precharge, activate=activate, refresh=refresh, mode=mode,
                       current=current, following=following, refresh_all=refresh_all)
-        self._write(m, write, current)
+        self._write(m, write, current.last, refused)
         self._read(m, read, current, pass_on & ~following.write, following.count, room)
         return m
 
     def _command(self, m, *, column, write, precharge, activate, refresh, mode, current, following, refresh_all):
-        """The registers of the command pins. Without a command, `cs_n` alone says so."""
+        """The registers of the command pins."""
         p = self._parameters
         settings = exact_log2(p.burst) | p.cas << 4
         m.d.sync += [
-            self.cs_n.eq(~(column | precharge | activate | refresh | mode)),
-            self.ras_n.eq(column),
-            self.cas_n.eq(precharge | activate),
+            self.ras_n.eq(~(precharge | activate | refresh | mode)),
+            self.cas_n.eq(~(column | refresh | mode)),
             self.we_n.eq(~(precharge | write | mode)),
             self.ba.eq(Mux(column, current.bank, Mux(mode, 0, following.bank))),
             self.a.eq(Mux(column, Cat(C(0, exact_log2(p.burst)), current.column),
@@ -291,23 +294,29 @@ class SdramController(wiring.Component):
         m.d.sync += clocked.eq(1)
         m.d.comb += self.cke.eq(clocked)
 
-    def _write(self, m, write, current):
+    def _write(self, m, write, last, refused):
         """The registers of data to the SDRAM: a beat, shifted out word by word. DQM is high until the SDRAM is initialised."""
         p = self._parameters
-        words, masks, driven = Signal(8 * p.mem_bytes), Signal(p.mem_bytes, init=-1), Signal(p.burst)
-        m.d.comb += [self.dq_o.eq(words), self.dqm.eq(masks), self.dq_oe.eq(driven)]
+        words, driven = Signal(8 * p.mem_bytes), Signal(p.burst)
+        m.d.comb += [self.dq_o.eq(words), self.dq_oe.eq(driven)]
         with m.If(write):
-            m.d.sync += [words.eq(self.axi_wdata), masks.eq(~self.axi_wstrb | current.bad.replicate(p.mem_bytes)), driven.eq(-1)]
+            m.d.sync += [words.eq(self.axi_wdata), driven.eq(-1)]
         with m.Else():
-            m.d.sync += [
-                words.eq(words >> p.width),
-                masks.eq(Cat(masks[p.width // 8 :], (~self.ready).replicate(p.width // 8))),
-                driven.eq(driven >> 1),
-            ]
+            m.d.sync += [words.eq(words >> p.width), driven.eq(driven >> 1)]
+        if p.masked:
+            masks = Signal(p.mem_bytes, init=-1)
+            m.d.comb += self.dqm.eq(masks)
+            m.d.sync += masks.eq(Mux(write, ~self.axi_wstrb | refused.replicate(p.mem_bytes),
+                                     Cat(masks[p.width // 8 :], (~self.ready).replicate(p.width // 8))))
+        else:  # of a burst, one beat may be refused
+            earlier = Signal()
+            with m.If(write):
+                m.d.sync += earlier.eq((refused | earlier) & ~last)
+            refused = refused | earlier
         with m.If(self.axi_bready):
             m.d.sync += self.axi_bvalid.eq(0)
-        with m.If(write & current.last):
-            m.d.sync += [self.axi_bvalid.eq(1), self.axi_bresp.eq(Mux(current.bad, _SLVERR, 0))]
+        with m.If(write & last):
+            m.d.sync += [self.axi_bvalid.eq(1), self.axi_bresp.eq(Mux(refused, _SLVERR, 0))]
 
     def _read(self, m, read, current, promised, beats, room):
         """Data from the SDRAM: words into a queue, for which room was kept, and from there into beats."""

@@ -6,7 +6,8 @@ import re
 import pytest
 
 from machines import TINY
-from tritloom.boards.board import LEDS, Board, BoardError, load, names
+from tritloom.boards.board import LEDS, SDRAM_TIED, Board, BoardError, load, names
+from tritloom.firmware.config import ConfigError
 from tritloom.gen.verilog import pads
 from tritloom.gen.verilog.board import board_verilog
 
@@ -59,7 +60,26 @@ def test_fewer_or_more_leds_than_there_is_to_show():
     assert "leds =" not in pads.ecp5_top(rewired(led_pins=()), 50_000_000)
 
 
+assert ULX3S.wiring is not None
+BARE = {name: pins for name, pins in ULX3S.wiring.sdram_pins.items() if name not in SDRAM_TIED}
+
+
+def test_signals_that_the_board_ties_are_no_pins():
+    verilog = pads.ecp5_top(rewired(sdram_pins=BARE), 50_000_000)
+    assert "sdram_ras_n" in verilog and not [name for name in SDRAM_TIED if f"sdram_{name}" in verilog]
+
+
+def test_without_masks_a_machine_writes_whole_words():
+    bare = rewired(sdram_pins=BARE)
+    odd = dataclasses.replace(TINY.shape, head_dim=6)
+    for changes in (dict(mem_bytes=8), dict(shape=odd, vector_lanes=2, attention_macs=2)):
+        with pytest.raises(ConfigError, match="does not wire its SDRAM's DQM.* it takes mem_bytes 4 .*head_dim that is a multiple of 4"):
+            board_verilog(dataclasses.replace(TINY, memory="axi", **changes), bare)
+
+
 @pytest.mark.parametrize("changes, message", [
+    (dict(sdram_pins=BARE | {"dqm": ("U19",)}), "the SDRAM's signal dqm has 2 pins, not 1"),
+    (dict(sdram_pins={name: pins for name, pins in BARE.items() if name != "we_n"}), "the SDRAM's signal we_n has 1 pins, not 0"),
     (dict(uart_rx="G2"), r"pin 'G2' is wired 2 times"),
     (dict(reset_pin=""), r"pin '' is wired 1 times"),
     (dict(led_level=2), "the level of led_level must be 0 or 1, not 2"),

@@ -16,6 +16,7 @@ FORMS = {
     "w16-bl4": (sdram.AS4C16M16SA, 64e6, dict(mem_bytes=8, pad_latency=2), SMALL),
     "w32-bl2": (sdram.EM638325, 54e6, dict(mem_bytes=8, pad_latency=1), SMALL),
     "w32-bl1": (sdram.M12L64322A, 125e6, dict(mem_bytes=4, pad_latency=3), SMALL),
+    "w32-bare": (sdram.M12L64322A, 50e6, dict(mem_bytes=4, pad_latency=2, masked=False), SMALL),
     "w16-bl8": (sdram.MT48LC16M16A2, 133e6, dict(mem_bytes=16, pad_latency=0), SMALL),
 }
 
@@ -28,7 +29,7 @@ def parameters(form):
 def run(form, testcase, *, postponed=1, **more):
     p = parameters(form)
     task = {"timing": vars(Timing.of(p, postponed=postponed)), "delay": p.read_latency - p.cas, "mem_bytes": p.mem_bytes,
-            "burst": p.burst, "start": p.start, "stall": "none", "every": 0, "random": 0} | more  # fmt: skip
+            "burst": p.burst, "start": p.start, "masked": p.masked, "stall": "none", "every": 0, "random": 0} | more  # fmt: skip
     return harness.run(harness.unit(SdramController, p), "sdram", "cocotb_sdram", parameters=task, testcase=testcase)
 
 
@@ -53,12 +54,16 @@ def test_other_bursts_are_refused(stall):
     run("w32-bl2", "refuses", stall=stall)
 
 
+def test_without_masks_beats_are_written_whole_or_not_at_all():
+    run("w32-bare", "refuses_parts", stall="random")
+
+
 def test_a_reset_keeps_the_contents():
     form = "w16-bl4"
     run(form, "resets", rounds=6, start=10 * parameters(form).t_refi, postponed=7)
 
 
-BOUNDS = {"w16-bl4": 0.97, "w32-bl2": 0.97, "w32-bl1": 0.95, "w16-bl8": 0.97}
+BOUNDS = {"w16-bl4": 0.97, "w32-bl2": 0.97, "w32-bl1": 0.95, "w32-bare": 0.95, "w16-bl8": 0.97}
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -29,23 +29,29 @@ CONFIG = dataclasses.replace(TINY, board="ulx3s", memory="axi", mem_bytes=8, vec
 PROMPT = [5, 17, 3, 40]
 
 
+def packed(folder, config):
+    checkpoint = open_checkpoint(hugging_face(folder / "model", config.shape))
+    sections = pack(checkpoint, config).sections
+    return open_image(write_image(folder / "image", config=config, spec=checkpoint.spec.to_dict(), sections=sections))
+
+
 @pytest.fixture(scope="module")
 def image(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("board")
-    checkpoint = open_checkpoint(hugging_face(folder / "model", CONFIG.shape))
-    packed = pack(checkpoint, CONFIG)
-    return open_image(write_image(folder / "image", config=CONFIG, spec=checkpoint.spec.to_dict(), sections=packed.sections))
+    return packed(tmp_path_factory.mktemp("board"), CONFIG)
 
 
-@pytest.fixture
-def board():
+def switched_on(config, board):
     from filelock import FileLock
 
     build = ROOT / "build" / "verilated"
     build.mkdir(parents=True, exist_ok=True)
-    with FileLock(build / "board.lock", timeout=600):  # else each process would compile it
-        made = SimulatedBoard(CONFIG, BOARD, build_dir=build)
-    with made as simulated:
+    with FileLock(build / f"{board.name}.lock", timeout=600):  # else each process would compile it
+        return SimulatedBoard(config, board, build_dir=build)
+
+
+@pytest.fixture
+def board():
+    with switched_on(CONFIG, BOARD) as simulated:
         simulated.run(1000)  # its reset
         yield simulated
 
@@ -74,6 +80,20 @@ def test_tokens_come_through_the_pins(board, image, expected):
     assert 1 in seen and backend.statistics.resent == backend.statistics.timeouts == 0
     assert board.leds["link"] and board.leds["memory"] and not board.leds["error"]
     assert board.framing_errors == 0
+
+
+@pytest.mark.long
+def test_another_board_is_a_file_of_data(tmp_path):
+    """A narrower beat, a wider SDRAM of which CKE, CS# and DQM are not wired, another rate, one LED, a button that is active low."""
+    other = load("colorlight-i9")
+    assert other.wiring is not None
+    other = dataclasses.replace(other, wiring=dataclasses.replace(other.wiring, baud=5_000_000))  # a byte in 100 cycles
+    config = dataclasses.replace(CONFIG, board=other.name, mem_bytes=other.mem_bytes)
+    image = packed(tmp_path, config)
+    expected = tokens(EmulatorBackend(config, image.map.total_bytes), image)
+    with switched_on(config, other) as simulated:
+        assert tokens(BoardBackend(simulated), image) == expected
+        assert list(simulated.leds) == ["link"]
 
 
 @pytest.mark.long
