@@ -19,7 +19,7 @@ EVERY_S = 2.0
 def command(
     source: Source,
     *,
-    board: Annotated[str, typer.Option("--board", metavar="NAME", help="Board to simulate, one that says how it is wired.")],
+    board: Annotated[str, typer.Option("--board", metavar="BOARD", help="Board to simulate: a name, or the path of a board file.")],
     machine: MachineOptions,
 ) -> None:
     """Simulate a whole board at its pins; a serial port leads to it. Ends by Ctrl-C."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def command(
     source: Source,
     *,
-    board: Annotated[str, typer.Option("--board", metavar="NAME", help="Board to build for.")],
+    board: Annotated[str, typer.Option("--board", metavar="BOARD", help="Board to build for: a name, or the path of a board file.")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the results; made if needed.")] = Path("build"),
     seeds: Annotated[
         list[int] | None,

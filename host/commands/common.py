@@ -27,7 +27,9 @@ from tritloom.system.files import scratch
 if TYPE_CHECKING:
     from tritloom.gen.models import ModelSpec
 
-BoardOption = Annotated[str | None, typer.Option("--board", metavar="NAME", help="Board to build for (sim by default).")]
+BoardOption = Annotated[
+    str | None, typer.Option("--board", metavar="BOARD", help="Board to build for: a name, or the path of a board file (sim by default).")
+]
 ContextOption = Annotated[
     int | None, typer.Option("--context", min=1, metavar="N", help="Positions of the KV cache (the model's by default).")
 ]
