@@ -4,9 +4,16 @@ from __future__ import annotations
 
 
 class TritloomError(Exception):
-    """One line: what is wrong, and what to do about it. `exit_status`: of a command that ends with it."""
+    """One line: what is wrong, and what to do about it. `exit_status`: of a command that ends with it.
+
+    `mend`: what to do, where it is given apart from `what` is wrong.
+    """
 
     exit_status = 1
+
+    def __init__(self, what: str = "", mend: str = "") -> None:
+        super().__init__(f"{what}: {mend}" if mend else what)
+        self.what, self.mend = what, mend
 
 
 class InputError(TritloomError):

@@ -17,6 +17,8 @@ from tritloom.host.backends.protocol import DeviceBusy, DeviceFault
 
 WINDOW = 16
 """Requests under way: 14 KB, three times what 3 Mbaud carry in the 16 ms of a USB adapter."""
+PATIENCE_S = 3.0
+"""A board may be silent for so long."""
 TIMER_S = 0.1
 """An answer may take so long besides the time on the line; twice as long after each time without one."""
 LONGEST_TIMER_S = 1.0
@@ -30,6 +32,10 @@ REGROW = 32
 
 class LinkError(DeviceFault):
     """The link to the board does not do what it should."""
+
+
+class NoAnswer(LinkError):
+    """Nothing at the port answers as a board does."""
 
 
 class Port(Protocol):
@@ -76,7 +82,7 @@ class Link:
     protocol. A session that was lost (the board was reset, another program took it) stays lost: whatever is asked raises the same error.
     """
 
-    def __init__(self, open_port: Callable[[], Port], *, name: str, baud: int, patience_s: float = 3.0,
+    def __init__(self, open_port: Callable[[], Port], *, name: str, baud: int, patience_s: float = PATIENCE_S,
                  timer_s: float = TIMER_S, reconnect_s: float = 10.0,
                  clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep,
                  chance: random.Random | None = None) -> None:
@@ -85,6 +91,8 @@ class Link:
         self._least_timer_s = timer_s
         self._chance = chance or random.SystemRandom()
         self._lost: LinkError | None = None
+        self._executed = False
+        """Whether the board is known to have executed anything: it may be worth keeping."""
         self._words = REQUEST_WORDS
         self._frames = link.Deframer()
         self._flight: deque[_Flight] = deque()
@@ -104,7 +112,7 @@ class Link:
     def _begin(self) -> None:
         """Open a session of its own."""
         self._flight.clear()
-        self._next, self._timer_s, self._streak, self._ahead = 0, self._least_timer_s, 0, -1
+        self._next, self._timer_s, self._streak, self._ahead, self._known = 0, self._least_timer_s, 0, -1, False
         for _ in range(SESSIONS):
             self._session = self._chance.randrange(1 << 16)
             answer = self._hello()
@@ -138,12 +146,13 @@ class Link:
                     if answer.session == self._session and answer.sequence == 0 and hello:
                         return answer
         if came:
-            raise self._error(f"{came} bytes came from {self.name}, but no answer of a board",
-                              f"check that it is the board's port and that the board's baud rate is {self.baud}")
-        raise self._error(f"no board answers on {self.name}", "check cable and port, and that the board has its bitstream (tritloom flash)")
+            raise NoAnswer(f"{came} bytes came from {self.name}, but no answer of a board", self.state(),
+                           f"check that it is the board's port and that the board's baud rate is {self.baud}")
+        raise NoAnswer(f"no board answers on {self.name}", self.state(),
+                       "check cable and port, and that the board has its bitstream (tritloom flash)")
 
     def _error(self, what: str, mend: str) -> LinkError:
-        return LinkError(f"{what}: {mend}", self.state())
+        return LinkError(what, self.state(), mend)
 
     def _lose(self, what: str, mend: str) -> LinkError:
         self._lost = self._error(what, mend)
@@ -274,6 +283,7 @@ class Link:
                     break
                 self._values = answer.values
             self._flight.popleft()
+            self._executed = self._known = True
             self._progress()
             self._streak += 1
         if self._streak >= REGROW:
@@ -288,6 +298,7 @@ class Link:
 
     def _refused(self, flight: _Flight, answer: Answer) -> None:
         """A request has failed; those behind it were not executed. Go on in a new session."""
+        self._executed = True
         request, at = flight.request, answer.count
         address = request.address if request.operation == Operation.FILL else self._address(request.words, at)
         error = Refused(address, answer.status == Status.MALFORMED, self.state())
@@ -313,7 +324,7 @@ class Link:
     def _reconnect(self) -> None:
         """The port is gone: when it is back, go on where it stopped, if the board still has the session."""
         self._port.close()
-        end, asked = self._clock() + self._reconnect_s, bool(self._flight or self._next)
+        end = self._clock() + self._reconnect_s
         while True:
             if self._clock() > end:
                 raise self._lose(f"{self.name} was unplugged", "plug it in, then start again")
@@ -328,8 +339,10 @@ class Link:
                     raise
             self._sleep(0.1)
         self.statistics.reconnections += 1
-        if answer.status == Status.DONE and asked:  # it has executed nothing, or has forgotten what
+        if answer.status == Status.DONE and self._known:  # it has forgotten what it executed
             raise self._lose(f"{self.name} was unplugged and the board lost power or was taken: what was loaded is lost", "start again")
+        if answer.status == Status.DONE and self._executed:  # that was in an earlier session, of which this one tells nothing
+            raise self._lose(f"{self.name} was unplugged, and nothing tells whether the board has kept what was loaded", "start again")
         if self._flight:
             self._progress()
             self._resend()
@@ -340,6 +353,6 @@ class Refused(LinkError):
 
     def __init__(self, address: int, malformed: bool, state: Mapping[str, Any]) -> None:
         self.address = None if malformed else address
-        what = ("the board does not know what it was asked: build and flash the board with this release" if malformed else
-                f"the register at {address:#05x} refused an access")
-        super().__init__(what, state)
+        what, mend = ("the board does not know what it was asked", "build and flash the board with this release") if malformed else (
+            f"the register at {address:#05x} refused an access", "")
+        super().__init__(what, state, mend)

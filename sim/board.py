@@ -25,7 +25,7 @@ from tritloom.host.link import Link
 from tritloom.sim.compile import BOARD, compile_verilog
 from tritloom.sim.machine import SimulationError
 
-__all__ = ["BoardBackend", "SimulatedBoard", "SimulatedPort", "Terminal"]
+__all__ = ["BoardBackend", "SimulatedBoard", "SimulatedPort", "Terminal", "simulated_link"]
 
 CELLS = Path(__file__).with_name("cells")
 CHUNK = 20_000
@@ -222,16 +222,20 @@ class SimulatedPort:
         """Nothing to do."""
 
 
+def simulated_link(board: SimulatedBoard, patience_s: float = PATIENCE_S) -> Link:
+    """The link to a simulated board, through its UART; time is that of the board's clock."""
+    return Link(lambda: SimulatedPort(board), name=f"{board.board.title}, simulated", baud=board.baud, patience_s=patience_s,
+                timer_s=TIMER_S, clock=lambda: board.cycles / board.clock_hz,
+                sleep=lambda seconds: None if board.run(int(seconds * board.clock_hz)) else None)
+
+
 class BoardBackend(UartBackend):
-    """The machine of a simulated board, reached as the real one is, through its UART; time is that of the board's clock."""
+    """The machine of a simulated board, reached as the real one is."""
 
     def __init__(self, board: SimulatedBoard, *, patience_s: float = PATIENCE_S) -> None:
         self.board = board
-        name = f"{board.board.title}, simulated"
-        super().__init__(name, config=board.config, through=Link(
-            lambda: SimulatedPort(board), name=name, baud=board.baud, patience_s=patience_s, timer_s=TIMER_S,
-            clock=lambda: board.cycles / board.clock_hz,
-            sleep=lambda seconds: None if board.run(int(seconds * board.clock_hz)) else None))
+        link = simulated_link(board, patience_s)
+        super().__init__(link.name, config=board.config, through=link)
 
     def close(self) -> None:
         """Switch the board off."""

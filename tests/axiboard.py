@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -51,11 +53,9 @@ class Board:
     def open(self, memory_bytes: int, config=None) -> Backend:
         return Backend(self, config or self.config, memory_bytes)
 
-    def synchronised(self, port: int) -> None:
-        """What u-dma-buf does when sync_for_device is written."""
-        folder = self.root / f"sys/class/u-dma-buf/tritloom{port}"
-        start, size, direction, go = (int((folder / f"sync_{name}").read_text()) for name in ("offset", "size", "direction", "for_device"))
-        assert (direction, go) == (1, 1) and start % self.part == 0
+    def synchronised(self, port: int, start: int, size: int) -> None:
+        """The machine sees what the processor's caches held of a part of a buffer."""
+        assert start % self.part == 0
         content = np.fromfile(self.root / "dev" / f"tritloom{port}", np.uint8, size, offset=start)
         first, last = start // self.part, min((start + size) // self.part, len(self.memory))
         self.memory[first:last, port] = content.reshape(-1, self.part)[: last - first]
@@ -78,6 +78,36 @@ class Board:
         self.closed += 1
 
 
+class Driver:
+    """u-dma-buf's files of a buffer, as its sysfs folder. Each keeps what was written last; sync_for_device acts at once, with what the
+    others hold when it is written."""
+
+    def __init__(self, board: Board, port: int, size: int) -> None:
+        self._board, self._port, self._bytes = board, port, size
+        self.values = {"sync_offset": 0, "sync_size": size, "sync_direction": 0}
+
+    def __truediv__(self, name: str) -> DriverFile:
+        return DriverFile(self, name)
+
+    def store(self, name: str, value: int) -> None:
+        if name == "sync_for_device":
+            assert (value, self.values["sync_direction"]) == (1, axi.TO_DEVICE)
+            self._board.synchronised(self._port, self.values["sync_offset"], self.values["sync_size"])
+        elif not 0 <= value <= (2 if name == "sync_direction" else self._bytes):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), name)
+        else:
+            assert name in self.values
+            self.values[name] = value
+
+
+class DriverFile:
+    def __init__(self, driver: Driver, name: str) -> None:
+        self._driver, self._name = driver, name
+
+    def write_text(self, text: str, encoding: str) -> None:
+        self._driver.store(self._name, int(text))
+
+
 class Backend(axi.AxiBackend):
     """`AxiBackend` whose registers and interrupt are a `Board`'s."""
 
@@ -94,13 +124,8 @@ class Backend(axi.AxiBackend):
 
     def stripe(self, port, size):
         stripe = super().stripe(port, size)
-        written = stripe.sync_for_device
-
-        def synchronise(start: int, size: int) -> None:
-            written(start, size)
-            self._board.synchronised(port)
-
-        stripe.sync_for_device = synchronise
+        driver: Any = Driver(self._board, port, len(stripe.bytes))
+        stripe.folder = driver
         return stripe
 
     def advance(self, limit):

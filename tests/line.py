@@ -6,7 +6,7 @@ import random
 from collections import deque
 
 from faults import damage
-from link_model import LinkDevice
+from link_model import LinkDevice, Registers
 from tritloom.firmware import link
 
 
@@ -42,6 +42,8 @@ class Line:
     def reset(self) -> None:
         """The board loses power and has it back."""
         self.device.reset()
+        if isinstance(self.device.port, Registers):
+            self.device.port.reset()
 
     def unplug(self, seconds: float = 1.0) -> None:
         """The port is away for a while."""

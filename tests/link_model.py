@@ -32,6 +32,12 @@ class Registers:
     reads: int = 0
     written: list[int] = field(default_factory=list)
     irq: bool = False
+    lost: tuple[list[int], int] | None = None
+    """What was written and read before the board was reset."""
+
+    def reset(self) -> None:
+        self.lost = self.written, self.reads
+        self.words, self.written, self.reads = {}, [], 0
 
     def wait(self, cycles: int) -> int:
         return link.WAIT_IRQ if self.irq else cycles

@@ -21,10 +21,13 @@ class DeviceError(TritloomError):
 class DeviceFault(DeviceError):
     """The device misbehaved while it ran. `state` is the device's state then: registers by name."""
 
-    def __init__(self, message: str, state: Mapping[str, Any]) -> None:
-        shown = ", ".join(f"{name} {value}" for name, value in state.items())
-        super().__init__(f"{message} [{shown}]")
+    def __init__(self, what: str, state: Mapping[str, Any], mend: str = "") -> None:
+        super().__init__(what, mend)
         self.state = dict(state)
+
+    def __str__(self) -> str:
+        shown = ", ".join(f"{name} {value}" for name, value in self.state.items())
+        return f"{super().__str__()} [{shown}]"
 
 
 class DeviceTimeout(DeviceFault):

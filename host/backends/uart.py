@@ -14,7 +14,7 @@ from tritloom.firmware.config import BuildConfig
 from tritloom.firmware.errors import InputError
 from tritloom.firmware.registers import REGISTER
 from tritloom.host.backends.protocol import Bytes, DeviceBusy, DeviceError
-from tritloom.host.link import Link, LinkError, Refused
+from tritloom.host.link import PATIENCE_S, Link, LinkError, Refused
 
 BAUD = 3_000_000
 LONGEST_WAIT_S = 0.05
@@ -57,24 +57,30 @@ class SerialPort:
 def _explained(path: str, baud: int, error: Exception) -> Exception:
     number = getattr(error, "errno", None)
     if "exclusively lock" in str(error) or number == errno.EBUSY:
-        return DeviceBusy(f"another program has {path} open: end it first")
+        return DeviceBusy(f"another program has {path} open", "end it first")
     if number == errno.ENOENT:
-        return PortMissing(f"there is no port {path}: plug the board in, and see `python -m serial.tools.list_ports`")
+        return PortMissing(f"there is no port {path}", "plug the board in, and see `python -m serial.tools.list_ports`")
     if number == errno.EACCES:
-        return InputError(f"no permission to open {path}: join its group (sudo usermod -aG dialout $USER) and log in again")
-    return InputError(f"{path} cannot be opened at {baud} baud ({error}): is it a serial port?")
+        return InputError(f"no permission to open {path}", "join its group (sudo usermod -aG dialout $USER) and log in again")
+    return InputError(f"{path} cannot be opened at {baud} baud ({error})", "is it a serial port?")
 
 
 class PortMissing(InputError):
     """There is no such port: perhaps not yet again."""
 
 
+def serial_link(path: str, baud: int, pace: float = 1, patience_s: float = PATIENCE_S) -> Link:
+    """The link to a board at a serial port. `pace`: times as long as a board's it may take, of one that is simulated."""
+    return Link(lambda: SerialPort(path, baud, pace), name=path, baud=baud, patience_s=patience_s,
+                clock=lambda: time.monotonic() / pace, sleep=lambda seconds: time.sleep(seconds * pace))
+
+
 class UartBackend:
     """The machine of a board at a serial port, through the link of docs/link.md.
 
-    `port`: path of the serial port. `baud`: what the board was built for. `pace`: times as long as a board's it may take, of one that is
-    simulated. `progress`: told bytes of an image's section that the board has, and all of them. `config`: what the board was
-    built from, if known. `through`: a link that is open already, instead of a port.
+    `port`: path of the serial port. `baud`: what the board was built for. `pace`: as of `serial_link`. `progress`: told bytes of an image's
+    section that the board has, and all of them. `config`: what the board was built from, if known. `through`: a link that is open already,
+    instead of a port.
 
     Writes are collected and travel with what is asked next, so an error of one may come with a later call. An adapter that is unplugged is
     waited for; the board goes on where it stopped, if it had power meanwhile.
@@ -87,10 +93,7 @@ class UartBackend:
                  progress: Callable[[int, int], None] | None = None, through: Link | None = None) -> None:
         self.config, self.progress = config, progress
         self.device: str | None = None if through else os.path.realpath(port)
-        if through is None:
-            through = Link(lambda: SerialPort(port, baud, pace), name=port, baud=baud, clock=lambda: time.monotonic() / pace,
-                           sleep=lambda seconds: time.sleep(seconds * pace))
-        self._link = through
+        self._link = through or serial_link(port, baud, pace)
         self._posted: list[tuple[int, ...]] = []
         self._room = link.REQUEST_WORDS
 

@@ -229,6 +229,11 @@ def open_backend(name: str, image: Image, timing: str, console: Console, waves: 
     return open_simulation(image.config, memory_bytes, timing, console, waves)
 
 
+def pace_of(port: str) -> float:
+    """Times as long as a board's that the one at a port may take."""
+    return SIMULATED_PACE if os.path.realpath(port).startswith("/dev/pts/") else 1
+
+
 def open_port(port: str, board: str, image: Image, console: Console) -> UartBackend:
     """The board at a serial port, or one whose pins are simulated."""
     from tritloom.boards.board import load
@@ -237,8 +242,7 @@ def open_port(port: str, board: str, image: Image, console: Console) -> UartBack
     if wiring is None:
         raise InputError(f"board {board} has no UART: give --board the board at the port, such as ulx3s")
     if port != SIMULATED_PORT:
-        simulated = os.path.realpath(port).startswith("/dev/pts/")
-        return UartBackend(port, baud=wiring.baud, pace=SIMULATED_PACE if simulated else 1)
+        return UartBackend(port, baud=wiring.baud, pace=pace_of(port))
     from tritloom.sim.board import BoardBackend
     from tritloom.sim.prepare import open_board
 

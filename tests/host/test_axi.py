@@ -11,6 +11,7 @@ import pytest
 import axiboard
 from synthetic import hugging_face
 from tritloom.firmware.config import BuildConfig
+from tritloom.firmware.image import SELF_TEST, Image, SelfTest
 from tritloom.firmware.registers import REGISTER
 from tritloom.gen.models import open_checkpoint
 from tritloom.gen.pack import pack
@@ -33,7 +34,11 @@ def image(tmp_path_factory):
     config = BuildConfig(shape=checkpoint.spec.shape, board="kv260", lanes=2, tables=2, rows_per_cycle=2, vector_lanes=4,
                          attention_macs=8, mem_bytes=16, mem_ports=4, sampler_candidates=24)
     packed = pack(checkpoint, config)
-    return open_image(write_image(folder / "image", config=config, spec=checkpoint.spec.to_dict(), sections=packed.sections))
+    plain = open_image(write_image(folder / "plain", config=config, spec=checkpoint.spec.to_dict(), sections=packed.sections))
+    with Session(EmulatorBackend(config, plain.map.total_bytes), plain) as session:
+        test = SelfTest(PROMPT, list(session.generate(PROMPT, 6)), 1e6)
+    sections = [*packed.sections, (SELF_TEST, test.to_bytes(), None)]
+    return open_image(write_image(folder / "image", config=config, spec=checkpoint.spec.to_dict(), sections=sections))
 
 
 @pytest.fixture
@@ -146,13 +151,15 @@ def test_an_interrupt_is_unmasked_and_taken_or_missed_in_time():
 
 
 def diagnosed(board, image, **changes):
-    settings: dict[str, Any] = dict(registers=0xA000_0000, windows=WINDOWS, root=board.root, window=lambda path: board) | changes
+    settings: dict[str, Any] = dict(registers=0xA000_0000, windows=WINDOWS, root=board.root, window=lambda path: board,
+                                    backend=lambda config, memory_bytes: board.open(memory_bytes, config)) | changes
     return {row["name"]: row for row in board_findings(image.config, image, **settings)}
 
 
 def test_the_doctor_finds_a_board_well(image, board):
     rows = diagnosed(board, image)
-    assert list(rows) == ["registers", "machine", "fabric clock", *(f"buffer tritloom{i}" for i in range(4)), "contiguous memory", "load"]
+    assert list(rows) == ["registers", "machine", "fabric clock", *(f"buffer tritloom{i}" for i in range(4)), "contiguous memory", "load",
+                          "self-test", "speed"]
     assert all(row["ok"] and not row["fix"] for row in rows.values()) and f"digest {image.config.digest:08x}" == rows["machine"]["detail"]
 
 
@@ -170,8 +177,54 @@ def test_the_doctor_says_what_is_wrong_and_what_to_do(image, board, name, wrong,
     wrong(board)
     rows = diagnosed(board, image)
     assert said in rows[name]["detail"] and rows[name]["fix"]
-    assert [row["name"] for row in rows.values() if not row["ok"]] == [name]
+    assert [row["name"] for row in rows.values() if not row["ok"]] == [name] and ("self-test" in rows) != rows[name]["required"]
     assert rows[name]["required"] == (said != "cannot be read" and name not in ("load", "contiguous memory"))
+
+
+def loses_a_bit(board):
+    """Of what is synchronised, in the first stripe only."""
+    seen = board.machine.load
+    board.machine.load = lambda address, data: seen(address, data ^ np.uint8(1) if data.any() else data)
+
+
+@pytest.fixture
+def recorded(image, monkeypatch):
+    """Changes what the image has recorded; without changes it has nothing."""
+    test = image.self_test
+    return lambda **changes: monkeypatch.setattr(Image, "self_test", dataclasses.replace(test, **changes) if changes else None)
+
+
+def test_the_self_test_compares_tokens(image, board, recorded):
+    rows, tokens = diagnosed(board, image), image.self_test.tokens
+    assert rows["self-test"]["detail"] == "6 tokens as recorded" and rows["speed"]["detail"].endswith("projected 250.0")
+    recorded(tokens=[*tokens[:3], 1, *tokens[4:]])
+    rows = diagnosed(board, image)
+    assert rows["self-test"]["detail"] == f"token 4 of 6 is {tokens[3]}, not 1" and rows["self-test"]["required"]
+    assert "a lower clock, such as --set clock_hz=200000000" in rows["self-test"]["fix"] and "speed" not in rows
+    loses_a_bit(board)
+    assert not diagnosed(board, image)["self-test"]["ok"]
+
+
+def test_the_self_test_compares_speeds(image, board, recorded):
+    with Session(board.open(image.map.total_bytes), image) as session:
+        list(session.generate(PROMPT, 6))
+        cycles = session.stats().decode_cycles_per_token or 0.0
+    recorded(cycles_per_token=0.81 * cycles)
+    assert diagnosed(board, image)["speed"]["ok"]
+    recorded(cycles_per_token=0.79 * cycles)
+    row = diagnosed(board, image)["speed"]
+    assert not row["ok"] and not row["required"] and "what else uses the memory" in row["fix"]
+
+
+def test_what_keeps_the_self_test_from_running(image, board, recorded):
+    with Session(board.open(image.map.total_bytes), image):
+        row = diagnosed(board, image)["self-test"]
+    assert "another process has a session" in row["detail"] and row["required"]
+    board.machine.fails_at = 3
+    assert "the device's memory answered with an error" in diagnosed(board, image)["self-test"]["detail"]
+    recorded()
+    row = diagnosed(board, image)["self-test"]
+    assert not row["required"] and "no tokens recorded" in row["detail"]
 
 
 def test_doctor_of_a_board_from_the_command_line(image, tmp_path, capsys):

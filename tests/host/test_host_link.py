@@ -99,16 +99,30 @@ def test_an_upload_fills_the_line(latency_s):
     assert 4 * len(words) / ((line.now - start) * line.baud / 10) > 0.95
 
 
-@pytest.mark.parametrize("at", [1000, 5003, 20_000])
-def test_an_upload_goes_on_after_unplugging(at):
+@pytest.mark.parametrize("at, event", [*((at, Line.unplug) for at in (1, 200, 1000, 5003, 20_000)), (1, Line.unplug_and_reset),
+                                       (1000, Line.unplug_and_reset), (5003, Line.unplug_and_reset)])
+def test_an_upload_goes_on_after_unplugging(at, event):
+    """Before the board has said that it executed anything, nothing is lost with its power either."""
     registers, line = board()
     host = opened(line)
-    line.events.append((line.carried + at, line.unplug))
+    line.events.append((line.carried + at, lambda: event(line)))
     words = list(range(10_000))
     for start in range(0, len(words), 200):
         host.fill(FIFO, words[start : start + 200])
     host.flush()
     assert registers.written == words and host.statistics.reconnections == 1
+
+
+def test_after_a_refused_access_an_unplugged_board_may_have_lost_what_was_loaded():
+    """The session is a new one, in which the board has executed nothing: it cannot tell."""
+    registers, line = board()
+    host = opened(line)
+    host.fill(FIFO, [1, 2])
+    with pytest.raises(Refused):
+        host.ask([link.read_item(REFUSED)])
+    line.events.append((line.carried + 10, line.unplug_and_reset))
+    with pytest.raises(LinkError, match="nothing tells whether the board has kept what was loaded: start again"):
+        host.ask([link.read_item(0)])
 
 
 def test_who_is_interrupted_leaves_a_link_that_works(monkeypatch):
@@ -170,7 +184,7 @@ def test_a_port_that_is_back_and_fails_again_is_closed_and_opened_again(monkeypa
 def test_what_ends_a_session_is_said_and_stays(event, message):
     registers, line = board()
     host = opened(line)
-    line.events.append((line.carried + 3000, lambda: event(line)))
+    line.events.append((line.carried + 20_000, lambda: event(line)))
     words = list(range(10_000))
     with pytest.raises(LinkError, match=message):
         for start in range(0, len(words), 200):

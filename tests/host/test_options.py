@@ -29,7 +29,7 @@ def environment(monkeypatch, tmp_path):
 
 
 def test_every_verb_that_opens_a_model_takes_the_same_words():
-    others = {"boards", "cache", "doctor", "flash", "models"}
+    others = {"boards", "cache", "flash", "models"}
     assert {name for name, options in OPTIONS.items() if "--model" in options} == set(VERBS) - others
     for name, options in OPTIONS.items():
         assert SOURCE <= options or not SOURCE & options, name

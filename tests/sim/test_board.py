@@ -82,6 +82,13 @@ def test_tokens_come_through_the_pins(board, image, expected):
     assert board.framing_errors == 0
 
 
+def test_the_doctor_at_the_pins(board, image, tritloom, monkeypatch):
+    monkeypatch.setattr("tritloom.sim.prepare.open_board", lambda *_: board)
+    words = ("doctor", "--board", "ulx3s", "--port", "sim", "--image", image.name)
+    status, out, _ = tritloom(*words)
+    assert status == 0 and out.count(" OK: ") == 9 and f"digest {CONFIG.digest:08x}" in out and "requests, all answered" in out
+
+
 @pytest.mark.long
 def test_another_board_is_a_file_of_data(tmp_path):
     """A narrower beat, a wider SDRAM of which CKE, CS# and DQM are not wired, another rate, one LED, a button that is active low."""

@@ -17,6 +17,7 @@ from machines import MODEL, SMALL, simulated
 from tritloom.firmware.assembler import assemble
 from tritloom.firmware.config import BuildConfig
 from tritloom.firmware.errors import InputError
+from tritloom.firmware.image import Image, SelfTest
 from tritloom.firmware.integer import GREEDY
 from tritloom.firmware.isa import Unit
 from tritloom.firmware.registers import FIFO_DEPTH, MEMORY_FAILED, NARROW_VERSION
@@ -24,6 +25,7 @@ from tritloom.gen.models import open_checkpoint
 from tritloom.gen.pack import quantise
 from tritloom.host.backends.emulator import EmulatorBackend
 from tritloom.host.backends.protocol import DeviceError, DeviceFault, DeviceTimeout
+from tritloom.host.board_doctor import board_findings
 from tritloom.host.device import RESET, START, STATUS, STOP
 from tritloom.host.session import Session, sampling
 from tritloom.sim.backends import SimBackend
@@ -333,8 +335,8 @@ def test_ports_are_placed_by_the_host(built):
             Session(device, image)
 
 
-def test_a_machine_beside_the_processor_writes_the_same_tokens(built, tmp_path):
-    """Backend `axi` on a board's Linux made of files, the RTL behind its registers and buffers."""
+def test_a_machine_beside_the_processor_writes_the_same_tokens(built, tmp_path, monkeypatch):
+    """Backend `axi` and the doctor's self-test on a board's Linux made of files, the RTL behind its registers and buffers."""
     image, backend, _ = built
     with Session(backend, image) as session:
         expected = list(session.generate(prompt(3), 6))
@@ -344,8 +346,15 @@ def test_a_machine_beside_the_processor_writes_the_same_tokens(built, tmp_path):
         device = board.open(image.map.total_bytes)
         with Session(device, image) as session:
             assert list(session.generate(prompt(3), 6)) == expected and board.waits
+            cycles = session.stats().decode_cycles_per_token or 0.0
             assert [backend.read(f"PORT_BASE{port}") for port in range(2)] == bases
         device.close()
+        monkeypatch.setattr(Image, "self_test", SelfTest(prompt(3), expected, cycles))
+        monkeypatch.setattr("tritloom.host.board_doctor.MAP_VERSION", backend.read("VERSION"))
+        rows = board_findings(image.config, image, registers=0xA000_0000, windows=[(0, 2 << 30)], root=tmp_path, window=lambda path: board,
+                              backend=lambda config, memory_bytes: board.open(memory_bytes, config))
+        assert all(row["ok"] for row in rows) and [row["name"] for row in rows[-2:]] == ["self-test", "speed"]
+        assert rows[-2]["detail"] == "6 tokens as recorded" and f"projected {image.config.clock_hz / cycles:.1f}" in rows[-1]["detail"]
     finally:
         SimBackend(backend.machine, backend.config, backend.port_bases)
 
