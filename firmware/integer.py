@@ -405,7 +405,7 @@ def sampling_logits(logits: Int, s: UFloat) -> Int:
 
 def mix32(h: Int) -> Int:
     """Finaliser of MurmurHash3 (public domain, A. Appleby) on 32-bit integers."""
-    h = np.asarray(h, np.uint64) & 0xFFFFFFFF
+    h = np.asarray(h, np.uint64) & np.uint64(0xFFFFFFFF)
     h ^= h >> np.uint64(16)
     h = (h * np.uint64(0x85EBCA6B)) & np.uint64(0xFFFFFFFF)
     h ^= h >> np.uint64(13)

@@ -53,10 +53,11 @@ class Board:
     def open(self, memory_bytes: int, config=None) -> Backend:
         return Backend(self, config or self.config, memory_bytes)
 
-    def synchronised(self, port: int, start: int, size: int) -> None:
-        """The machine sees what the processor's caches held of a part of a buffer."""
+    def synchronised(self, port: int, start: int, size: int, content=None) -> None:
+        """The machine sees what the processor's caches held of a part of a buffer: `content`, or the file's."""
         assert start % self.part == 0
-        content = np.fromfile(self.root / "dev" / f"tritloom{port}", np.uint8, size, offset=start)
+        if content is None:
+            content = np.fromfile(self.root / "dev" / f"tritloom{port}", np.uint8, size, offset=start)
         first, last = start // self.part, min((start + size) // self.part, len(self.memory))
         self.memory[first:last, port] = content.reshape(-1, self.part)[: last - first]
         self.machine.load(first * self.config.mem_bytes, np.ascontiguousarray(self.memory[first:last]).reshape(-1))

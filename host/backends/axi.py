@@ -23,8 +23,8 @@ from tritloom.firmware.registers import ADDRESS_BITS, PAGE_BYTES, PORT_ADDRESS_B
 from tritloom.host.backends.protocol import Bytes, DeviceError
 from tritloom.host.device import UNSETTLED
 
-__all__ = ["AxiBackend", "Interrupt", "Stripe", "Window", "check_clock", "find_uio", "fabric_clock", "open_stripe",
-           "stripe_bytes", "stripe_place"]
+__all__ = ["AxiBackend", "Buffer", "Interrupt", "Registers", "Stripe", "Waiting", "Window", "check_clock", "check_place", "check_rate",
+           "find_uio", "fabric_clock", "open_stripe", "stripe_bytes", "stripe_place"]
 
 NAME = "tritloom"
 """Of the node of the registers in the device tree; buffers have a port's number behind it."""
@@ -96,9 +96,21 @@ class Waiting(Protocol):
     def close(self) -> None: ...
 
 
+class Buffer(Protocol):
+    """Memory of a port: where the port sees it, and its bytes as this process does, through its caches."""
+
+    name: str
+    physical: int
+    bytes: NDArray[np.uint8]
+
+    def sync_for_device(self, start: int, size: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
 @dataclass
 class Stripe:
-    """A buffer of u-dma-buf: where the port sees it, and its bytes as this process does, through its caches."""
+    """A buffer of u-dma-buf (`Buffer`)."""
 
     name: str
     physical: int
@@ -149,9 +161,14 @@ def stripe_place(root: Path, port: int, size: int) -> tuple[int, int]:
     if have < size:
         raise DeviceError(f"the buffer {name} has {have} bytes, the model needs {size}: build the kit for this model and context, and "
                           "install its overlay")
-    if physical % PAGE_BYTES or physical + have > 1 << PORT_ADDRESS_BITS:
-        raise DeviceError(f"the buffer {name} lies at {physical:#x}: it must be a multiple of {PAGE_BYTES} within {PORT_ADDRESS_BITS} bits")
+    check_place(name, physical, have)
     return have, physical
+
+
+def check_place(name: str, physical: int, size: int) -> None:
+    """Raises `DeviceError` for a buffer where no memory port can have one."""
+    if physical % PAGE_BYTES or physical + size > 1 << PORT_ADDRESS_BITS:
+        raise DeviceError(f"the buffer {name} lies at {physical:#x}: it must be a multiple of {PAGE_BYTES} within {PORT_ADDRESS_BITS} bits")
 
 
 def open_stripe(root: Path, port: int, size: int) -> Stripe:
@@ -177,14 +194,19 @@ def fabric_clock(root: Path) -> int | None:
 def check_clock(root: Path, wanted: int) -> int | None:
     """The rate of pl_clk0 in Hertz, if it can be read. Raises `DeviceError` if it is not the one `wanted`."""
     rate = fabric_clock(root)
-    if rate is not None and abs(rate - wanted) > CLOCK_TOLERANCE * wanted:
-        raise DeviceError(f"the fabric's clock is {rate / 1e6:g} MHz, the machine was built for {wanted / 1e6:g}: load it with its "
-                          "overlay, which sets the clock (the kit's kria/install.sh)")
+    if rate is not None:
+        check_rate(rate, wanted, "load it with its overlay, which sets the clock (the kit's kria/install.sh)")
     return rate
 
 
+def check_rate(rate: float, wanted: int, mend: str) -> None:
+    """Raises `DeviceError` for a clock in Hertz that is not the one `wanted`."""
+    if abs(rate - wanted) > CLOCK_TOLERANCE * wanted:
+        raise DeviceError(f"the fabric's clock is {rate / 1e6:g} MHz, the machine was built for {wanted / 1e6:g}", mend)
+
+
 class AxiBackend:
-    """The machine on this board's fabric. `memory_bytes`: what the model needs, over all ports.
+    """The machine on this board's fabric, by UIO and u-dma-buf. `memory_bytes`: what the model needs, over all ports.
 
     Raises `DeviceError` for registers or buffers that are not there, buffers that do not suffice or overlap, and a fabric clock that is
     not the configuration's.
@@ -198,15 +220,12 @@ class AxiBackend:
             raise DeviceError(f"the machine of board {config.board} has its memory on the chip: this backend is for memory behind ports")
         self.config: BuildConfig = config
         self._root = root
-        check_clock(root, config.clock_hz)
         self._part = config.mem_bytes // config.mem_ports
-        self._stripes: list[Stripe] = []
+        self._stripes: list[Buffer] = []
         self._registers: Registers | None = None
         self._interrupt: Waiting | None = None
         try:
-            path, _ = find_uio(root)
-            self._interrupt = self.interrupt(path)
-            self._registers, self.device = self.window(path), str(path)
+            self._registers, self._interrupt, self.device = self.attach()
             size = stripe_bytes(config, memory_bytes)
             for port in range(config.mem_ports):
                 self._stripes.append(self.stripe(port, size))
@@ -216,11 +235,22 @@ class AxiBackend:
         except OSError as error:
             self.close()
             raise DeviceError(f"{error.filename or 'the machine'}: {error.strerror}; run as root, or give this user the devices "
-                              "(docs/boards/kv260.md, step 6)") from None
+                              "(docs/boards/kv260.md, step 7)") from None
         except BaseException:
             self.close()
             raise
         self.port_bases: Sequence[int] = [stripe.physical for stripe in self._stripes]
+
+    def attach(self) -> tuple[Registers, Waiting, str]:
+        """The machine's registers, its interrupt, and what names it among processes."""
+        check_clock(self._root, self.config.clock_hz)
+        path, _ = find_uio(self._root)
+        interrupt = self.interrupt(path)
+        try:
+            return self.window(path), interrupt, str(path)
+        except BaseException:
+            interrupt.close()
+            raise
 
     def window(self, path: Path) -> Registers:
         return Window(path)
@@ -228,7 +258,8 @@ class AxiBackend:
     def interrupt(self, path: Path) -> Waiting:
         return Interrupt(os.open(path, os.O_RDWR))
 
-    def stripe(self, port: int, size: int) -> Stripe:
+    def stripe(self, port: int, size: int) -> Buffer:
+        """The buffer of a memory port, of `size` bytes at least."""
         return open_stripe(self._root, port, size)
 
     def _check_places(self) -> None:

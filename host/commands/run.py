@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from tritloom.gen.source import Source
     from tritloom.sim.waves import Waves
 
-BACKENDS = ("sim", "emulator", "axi", "uart")
+BACKENDS = ("sim", "emulator", "axi", "pynq", "uart")
 SIMULATED_PORT = "sim"
 """Instead of a port: the board's pins are simulated in this process."""
 SIMULATED_PACE = 100
@@ -69,11 +69,14 @@ def command(
     ] = None,
     tokens: Annotated[int | None, typer.Option("--tokens", min=1, metavar="N", help="Tokens to generate at most (64 by default).")] = None,
     backend: Annotated[str, typer.Option("--backend", metavar="|".join(BACKENDS), help="Simulated RTL, the bit-exact emulator, the machine "
-                                         "on this board, or a board at a UART.")] = "sim",
+                                         "on this board (UIO, or PYNQ), or a board at a UART.")] = "sim",
     port: Annotated[
         str | None,
         typer.Option("--port", metavar="PORT", help=f"Serial port of the board, such as /dev/ttyUSB0, or {SIMULATED_PORT}: the board's own "
                                                     "pins are simulated."),
+    ] = None,
+    overlay: Annotated[
+        Path | None, typer.Option("--overlay", metavar="FILE", help="Bitstream for --backend pynq, its .hwh beside it.")
     ] = None,
     board: BoardOption = None,
     temperature: Annotated[float | None, typer.Option("--temperature", metavar="X", help="0 is greedy, the default.")] = None,
@@ -104,6 +107,9 @@ def command(
     if (port is None) == (backend == "uart"):
         raise InputError("--backend uart needs --port, such as --port /dev/ttyUSB0" if backend == "uart" else
                          "--port is that of a board: leave it out, or take --backend uart")
+    if (overlay is None) == (backend == "pynq"):
+        raise InputError("--backend pynq needs --overlay, such as --overlay tritloom.bit" if backend == "pynq" else
+                         "--overlay is PYNQ's: leave it out, or take --backend pynq")
     if timing is not None:
         if backend != "sim":
             raise InputError("--timing is that of the simulated memory: leave it out, or take --backend sim")
@@ -134,7 +140,8 @@ def command(
         raise InputError(f"{len(prompts)} prompts need as many caches, this machine has {found.config.sequences}: give --set sequences=N")
     image = found.image()
     with recording(vcd, console) as waves:
-        device = open_port(port, found.board, image, console) if port else open_backend(backend, image, timing or "", console, waves)
+        device = (open_port(port, found.board, image, console) if port else open_overlay(overlay, image) if overlay else
+                  open_backend(backend, image, timing or "", console, waves))
         try:
             with console.step("Loading the machine") as update:
                 if isinstance(device, UartBackend):
@@ -227,6 +234,13 @@ def open_backend(name: str, image: Image, timing: str, console: Console, waves: 
     from tritloom.sim.prepare import open_simulation
 
     return open_simulation(image.config, memory_bytes, timing, console, waves)
+
+
+def open_overlay(bitstream: Path, image: Image) -> Backend:
+    """The machine of a bitstream on this board, by PYNQ."""
+    from tritloom.host.backends.pynq import PynqBackend
+
+    return PynqBackend(image.config, image.map.total_bytes, bitstream)
 
 
 def pace_of(port: str) -> float:

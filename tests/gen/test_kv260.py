@@ -13,6 +13,7 @@ from tritloom.firmware.config import ConfigError
 from tritloom.firmware.layout import memory_map
 from tritloom.firmware.registers import ADDRESS_BITS
 from tritloom.gen.kit import core, kv260
+from tritloom.host.backends.pynq import CELL
 
 SHAPE = dataclasses.replace(TINY.shape, hidden=256, ffn=256, heads=4, kv_heads=2, head_dim=64)
 CONFIG = dataclasses.replace(TINY, shape=SHAPE, board="kv260", clock_hz=200_000_000, mem_bytes=64, mem_ports=4, tables=20, rows_per_cycle=4,
@@ -52,8 +53,10 @@ class Vivado:
         tcl.createcommand("puts", lambda *words: None)
         tcl.createcommand("open", lambda *words: "channel")
         tcl.createcommand("close", lambda *words: None)
+        tcl.createcommand("filed", lambda *words: self.calls.append(("file", *words)) or "")
         tcl.createcommand("exec", lambda *words: self.calls.append(("exec", *words)) or "")
-        tcl.eval("rename file real_file; proc file {verb args} { if {$verb in {mkdir copy}} { return }; real_file $verb {*}$args }")
+        tcl.eval("rename file real_file; proc file {verb args} { if {$verb in {mkdir copy}} { return [filed $verb {*}$args] }; "
+                 "real_file $verb {*}$args }")
         tcl.eval("proc info_script {} { return /kit/vivado/build.tcl }; rename info real_info; "
                  "proc info {verb args} { if {$verb eq {script}} { return /kit/vivado/build.tcl }; uplevel 1 real_info $verb $args }")
         self.tcl = tcl
@@ -107,7 +110,7 @@ class Vivado:
 
 def test_the_block_design_is_that_of_the_machine_s_pins_and_registers():
     vivado = Vivado(kit()["vivado/build.tcl"])
-    assert vivado.calls[0] == ("create_project", "tritloom", "/kit/vivado/project", "-part", "xck26-sfvc784-2LV-c", "-force")
+    assert vivado.calls[1] == ("create_project", "tritloom", "/kit/vivado/project", "-part", "xck26-sfvc784-2LV-c", "-force")
     assert ("add_files", "-norecurse", "/kit/vivado/../tritloom.v") in vivado.calls
     assert vivado.properties["current_project", "board_part"] == "xilinx.com:kv260_som:part0:1.4"
     cells = {call[-1]: call[1:-1] for call in vivado.calls if call[0] == "create_bd_cell"}
@@ -138,6 +141,11 @@ def test_the_block_design_is_that_of_the_machine_s_pins_and_registers():
     assert [steps.index(name) for name in order] == sorted(steps.index(name) for name in order)
     assert [call[1] for call in vivado.calls if call[0] == "wait_on_runs"] == ["synth_1", "impl_1"]
     assert vivado.calls[-1][:3] == ("exec", "-ignorestderr", "bootgen") and "-process_bitstream" in vivado.calls[-1]
+    # Side by side and of one name, as PYNQ wants them.
+    copied = {call[-1]: call[-2] for call in vivado.calls if call[:2] == ("file", "copy")}
+    assert copied == {"/kit/vivado/out/tritloom.bit": "/kit/vivado/project/impl_1/system_wrapper.bit", "/kit/vivado/out/tritloom.hwh":
+                      "/kit/vivado/project/tritloom.gen/sources_1/bd/system/hw_handoff/system.hwh"}
+    assert CELL in cells
 
 
 def test_fewer_ports_leave_the_others_off():

@@ -1,14 +1,16 @@
-"""Backend `axi` and the doctor of a board, on a Linux made of files with the emulator behind it (the RTL: test_whole_machine.py)."""
+"""Backends `axi` and `pynq` and the doctor of a board, the emulator behind a Linux made of files (the RTL: test_whole_machine.py)."""
 
 import dataclasses
 import os
 import socket
+import sys
 from typing import Any
 
 import numpy as np
 import pytest
 
 import axiboard
+import pynqboard
 from synthetic import hugging_face
 from tritloom.firmware.config import BuildConfig
 from tritloom.firmware.image import SELF_TEST, Image, SelfTest
@@ -18,6 +20,7 @@ from tritloom.gen.pack import pack
 from tritloom.host.backends import axi
 from tritloom.host.backends.emulator import EmulatorBackend
 from tritloom.host.backends.protocol import DeviceError
+from tritloom.host.backends.pynq import PynqBackend
 from tritloom.host.board_doctor import board_findings
 from tritloom.host.cli import main
 from tritloom.host.image import open_image, write_image
@@ -236,4 +239,72 @@ def test_doctor_of_a_board_from_the_command_line(image, tmp_path, capsys):
                             (["--board", "kv260-onchip", "--image", image.name], "has no processor"),
                             (["--board", "sim", "--image", "x"], "has no processor"), (["--image", "x"], "give --board too")):
         assert main(["doctor", *arguments]) == 2
+        assert said in capsys.readouterr().err
+
+
+# PYNQ -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pynq(image, tmp_path, monkeypatch):
+    size = image.map.total_bytes
+    made = pynqboard.Pynq(axiboard.Board(tmp_path, EmulatorBackend(image.config, size), size))
+    monkeypatch.setitem(sys.modules, "pynq", made)
+    for suffix in (".bit", ".hwh"):
+        (tmp_path / "tritloom").with_suffix(suffix).write_bytes(b"")
+    made.bitstream = tmp_path / "tritloom.bit"
+    return made
+
+
+def test_a_session_by_pynq_writes_what_the_emulator_writes(image, pynq):
+    size = image.map.total_bytes
+    with Session(EmulatorBackend(image.config, size), image) as session:
+        expected = list(session.generate(PROMPT, 12))
+    device = PynqBackend(image.config, size, pynq.bitstream)
+    advance = pynq.board.machine.advance
+    pynq.board.read, read = lambda offset: (advance(1000), read(offset))[1], pynq.board.read  # time passes while it is looked at
+    for _ in range(2):
+        with Session(device, image) as session:
+            assert list(session.generate(PROMPT, 12)) == expected
+    registers = pynq.board.machine.registers
+    assert [registers[f"PORT_BASE_HIGH{p}"] << 32 | registers[f"PORT_BASE{p}"] for p in range(4)] == pynq.bases
+    assert pynq.loaded == [str(pynq.bitstream)] and not pynq.freed
+    device.close()
+    assert pynq.freed == [0, 1, 2, 3]
+    with pytest.raises(DeviceError, match="the pynq device is closed"):
+        device.read("ID")
+
+
+def test_it_waits_no_longer_than_it_is_told(image, pynq):
+    """A program that goes on, and no token: the time has passed. Neither a program: nothing is to be waited for."""
+    device = PynqBackend(image.config, image.map.total_bytes, pynq.bitstream)
+    pynq.board.machine.running = True
+    assert device.advance(image.config.clock_hz // 100) >= image.config.clock_hz // 100
+    pynq.board.machine.running = False
+    assert device.advance(3600 * image.config.clock_hz) < 3600 * image.config.clock_hz
+    device.close()
+
+
+@pytest.mark.parametrize("wrong, said", [
+    (lambda p: p.bitstream.unlink(), "tritloom.bit: missing: copy vivado/out/tritloom.bit"),
+    (lambda p: p.bitstream.with_suffix(".hwh").unlink(), "tritloom.hwh: missing: copy"),
+    (lambda p: setattr(p.Clocks, "fclk0_mhz", 99.999), "clock is 99.999 MHz, the machine was built for 250: give --overlay the bitstream"),
+    (lambda p: setattr(p, "cells", {"dma": {}}), "has no cell machine .there are: dma.: give --overlay the bitstream of the kit"),
+    (lambda p: setattr(p, "allocate", lambda *_: (_ for _ in ()).throw(RuntimeError("Failed to allocate Memory!"))), "port 0 .*cma="),
+    (lambda p: p.bases.__setitem__(2, 0x5000_0100), "multiple of 4096"),
+    (lambda p: p.bases.__setitem__(2, p.bases[3]), "overlap"),
+])
+def test_a_bitstream_that_does_not_serve_says_what_to_do(image, pynq, wrong, said):
+    wrong(pynq)
+    with pytest.raises(DeviceError, match=said):
+        PynqBackend(image.config, image.map.total_bytes, pynq.bitstream)
+    assert len(pynq.freed) == len(pynq.allocated)
+
+
+def test_without_pynq_it_is_said(image, capsys, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "pynq", None)
+    run = ["run", "--image", image.name, "--prompt", "a"]
+    for words, status, said in ((["--backend", "pynq", "--overlay", "x.bit"], 1, "pynq is missing: run this with the Python of PYNQ"),
+                                (["--backend", "pynq"], 2, "needs --overlay, such as"), (["--overlay", "x.bit"], 2, "--overlay is PYNQ's")):
+        assert main([*run, *words]) == status
         assert said in capsys.readouterr().err

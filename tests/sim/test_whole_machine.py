@@ -4,6 +4,7 @@ One small machine is compiled for all tests here; `make equality` runs more mach
 """
 
 import itertools
+import sys
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import axiboard
 import cdriver
 import harness
 import oracle
+import pynqboard
 from machines import MODEL, SMALL, simulated
 from tritloom.firmware.assembler import assemble
 from tritloom.firmware.config import BuildConfig
@@ -25,6 +27,7 @@ from tritloom.gen.models import open_checkpoint
 from tritloom.gen.pack import quantise
 from tritloom.host.backends.emulator import EmulatorBackend
 from tritloom.host.backends.protocol import DeviceError, DeviceFault, DeviceTimeout
+from tritloom.host.backends.pynq import PynqBackend
 from tritloom.host.board_doctor import board_findings
 from tritloom.host.device import RESET, START, STATUS, STOP
 from tritloom.host.session import Session, sampling
@@ -336,7 +339,8 @@ def test_ports_are_placed_by_the_host(built):
 
 
 def test_a_machine_beside_the_processor_writes_the_same_tokens(built, tmp_path, monkeypatch):
-    """Backend `axi` and the doctor's self-test on a board's Linux made of files, the RTL behind its registers and buffers."""
+    """Backend `axi` and the doctor's self-test on a board's Linux made of files, the RTL behind its registers and buffers; and backend
+    `pynq`, where that is a stand-in for PYNQ."""
     image, backend, _ = built
     with Session(backend, image) as session:
         expected = list(session.generate(prompt(3), 6))
@@ -355,6 +359,16 @@ def test_a_machine_beside_the_processor_writes_the_same_tokens(built, tmp_path, 
                               backend=lambda config, memory_bytes: board.open(memory_bytes, config))
         assert all(row["ok"] for row in rows) and [row["name"] for row in rows[-2:]] == ["self-test", "speed"]
         assert rows[-2]["detail"] == "6 tokens as recorded" and f"projected {image.config.clock_hz / cycles:.1f}" in rows[-1]["detail"]
+        pynq = pynqboard.Pynq(board)
+        pynq.bases = bases
+        pynq.board.read, read = lambda offset: (board.machine.advance(100), read(offset))[1], board.read  # time passes as it is looked at
+        monkeypatch.setitem(sys.modules, "pynq", pynq)
+        for suffix in (".bit", ".hwh"):
+            (tmp_path / "tritloom").with_suffix(suffix).write_bytes(b"")
+        device = PynqBackend(image.config, image.map.total_bytes, tmp_path / "tritloom.bit")
+        with Session(device, image) as session:
+            assert list(session.generate(prompt(3), 6)) == expected
+        device.close()
     finally:
         SimBackend(backend.machine, backend.config, backend.port_bases)
 

@@ -91,6 +91,8 @@ if {$slack < 0 || $hold < 0} { error "the machine misses its clock of @clock_mhz
 # What is loaded on the board: the bitstream as its FPGA manager takes it, made by bootgen, which comes with Vivado.
 write_hw_platform -fixed -include_bit -force -file [file join $out @name@.xsa]
 file copy -force [file join [get_property DIRECTORY [get_runs impl_1]] system_wrapper.bit] [file join $out @name@.bit]
+# PYNQ wants the block design's description beside the bitstream, under its name.
+file copy -force [file join $here project tritloom.gen sources_1 bd system hw_handoff system.hwh] [file join $out @name@.hwh]
 set bif [open [file join $out @name@.bif] w]
 puts $bif "all: { \[destination_device = pl\] [file join $out @name@.bit] }"
 close $bif
