@@ -8,7 +8,7 @@ import pkgutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tritloom.boards.sdram import SdramChip
+from tritloom.boards.sdram import DdrChip, SdramChip
 from tritloom.firmware.errors import InputError
 from tritloom.firmware.names import unknown
 from tritloom.firmware.registers import PORT_ADDRESS_BITS
@@ -36,9 +36,9 @@ class Wiring:
     `clock_pin`, `oscillator_hz`: the clock that comes in, from which a PLL makes the machine's. `uart_rx`, `uart_tx`: pins as the device
     sees them, at `baud` bits a second. `reset_pin`: a button that reads `reset_level` while it is pressed. `led_pins`: lit at `led_level`,
     in the order of `LEDS`. `tied`: pins that must be held at a level. `sdram`: the chip, and `sdram_pins`: its signals, the pins of each
-    from bit 0 on (clk, cke, cs_n, ras_n, cas_n, we_n, ba, a, dqm, dq); cke, cs_n and dqm are left out where the board itself holds them at
-    the level at which the chip always listens (`SDRAM_TIED`). `attributes`, `sdram_attributes`: what the tools are told of each pin, and of
-    the SDRAM's besides. `programmer`: the board's name in openFPGALoader.
+    from bit 0 on (the chip's `signals`); those that the board itself holds at the level at which the chip listens are left out (`TIED`).
+    `attributes`, `sdram_attributes`: what the tools are told of each pin, and of the SDRAM's besides; `signal_attributes`: of the pins of
+    one of its signals. `programmer`: the board's name in openFPGALoader.
     """
 
     clock_pin: str
@@ -51,20 +51,18 @@ class Wiring:
     led_pins: tuple[str, ...] = ()
     led_level: int = 1
     tied: dict[str, int] = field(default_factory=dict)
-    sdram: SdramChip | None = None
+    sdram: SdramChip | DdrChip | None = None
     sdram_pins: dict[str, tuple[str, ...]] = field(default_factory=dict)
     attributes: dict[str, str] = field(default_factory=dict)
     sdram_attributes: dict[str, str] = field(default_factory=dict)
+    signal_attributes: dict[str, dict[str, str]] = field(default_factory=dict)
     programmer: str = ""
 
     def check(self, board: str) -> None:
         """Raises `BoardError` for pins that are missing, named twice, or of the wrong number."""
         chip = self.sdram
-        wanted = {} if chip is None else {
-            **dict.fromkeys(("clk", "cke", "cs_n", "ras_n", "cas_n", "we_n"), 1), "ba": chip.bank_bits, "a": chip.row_bits,
-            "dqm": chip.width // 8, "dq": chip.width}
         found = {name: len(pins) for name, pins in self.sdram_pins.items()}
-        wanted = {name: count for name, count in wanted.items() if name in found or name not in SDRAM_TIED}
+        wanted = {} if chip is None else {name: count for name, count in chip.signals.items() if name in found or name not in chip.TIED}
         if found != wanted:
             odd = next(name for name in {**wanted, **found} if wanted.get(name, 0) != found.get(name, 0))
             raise BoardError(f"board {board}: the SDRAM's signal {odd} has {wanted.get(odd, 0)} pins, not {found.get(odd, 0)}")
@@ -80,9 +78,6 @@ class Wiring:
             raise BoardError(f"board {board}: oscillator_hz and baud must be positive, not {self.oscillator_hz!r} and {self.baud!r}")
 
 
-SDRAM_TIED = {"cke": 1, "cs_n": 0, "dqm": 0}
-"""Signals of an SDRAM that a board need not wire to the device, with the level at which it holds them then. Without dqm, memory is
-written in whole words."""
 LEDS = ("link", "work", "error", "memory", "alive")
 """What the LEDs of a board show, in the order of `Wiring.led_pins`, which may have fewer or more: a frame came lately; a program runs; the
 memory answered with an error or a frame was damaged lately; the SDRAM is ready; the clock runs (it blinks)."""

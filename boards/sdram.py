@@ -1,8 +1,9 @@
-"""SDR SDRAM chips of the boards: what their data sheets say."""
+"""Memory chips of the boards: what their data sheets say."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,10 +35,45 @@ class SdramChip:
     t_start: float = 200e3
     start_refreshes: int = 8
 
+    TIED: ClassVar[dict[str, int]] = {"cke": 1, "cs_n": 0, "dqm": 0}
+    """Signals that a board need not wire to the device, with the level at which it holds them then. Without dqm, memory is written in whole
+    words."""
+
     @property
     def size_bytes(self) -> int:
         """Bytes of the chip."""
         return self.width // 8 << (self.row_bits + self.column_bits + self.bank_bits)
+
+    @property
+    def signals(self) -> dict[str, int]:
+        """Pins of each signal."""
+        return {**dict.fromkeys(("clk", "cke", "cs_n", "ras_n", "cas_n", "we_n"), 1), "ba": self.bank_bits, "a": self.row_bits,
+                "dqm": self.width // 8, "dq": self.width}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DdrChip:
+    """A DDR3 chip, by the name that LiteDRAM has for it (`litedram.modules`), where its times stand. `width`: data pins."""
+
+    name: str
+    width: int = 16
+    row_bits: int
+    column_bits: int = 10
+    bank_bits: int = 3
+
+    TIED: ClassVar[dict[str, int]] = {"cs_n": 0, "reset_n": 1}
+    """As `SdramChip.TIED`."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the chip."""
+        return self.width // 8 << (self.row_bits + self.column_bits + self.bank_bits)
+
+    @property
+    def signals(self) -> dict[str, int]:
+        """Pins of each signal; of pairs, the positive one."""
+        return {**dict.fromkeys(("clk_p", "cke", "odt", "reset_n", "cs_n", "ras_n", "cas_n", "we_n"), 1), "ba": self.bank_bits,
+                "a": self.row_bits, "dm": self.width // 8, "dq": self.width, "dqs_p": self.width // 8}
 
 
 AS4C16M16SA = SdramChip(name="AS4C16M16SA-7", width=16, row_bits=13, column_bits=9, cas_hz={2: 100_000_000, 3: 142_857_142}, t_rcd=21,
@@ -54,3 +90,4 @@ EM638325 = SdramChip(name="EM638325-7", width=32, row_bits=11, column_bits=8, ca
 """Stands for the 64 Mbit in a GW2AR-18's package, too, whose own timing Gowin does not publish: slow grades of this organisation."""
 M12L64322A = SdramChip(name="M12L64322A-7", width=32, row_bits=11, column_bits=8, cas_hz={2: 100_000_000, 3: 142_857_142}, t_rcd=20,
                        t_rp=20, t_ras=45, t_rc=63, t_rrd=14, t_rfc=63, t_wr=14, t_mrd=14, refreshes=4096)
+MT41K256M16 = DdrChip(name="MT41K256M16", row_bits=15)

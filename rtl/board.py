@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth import Cat, ClockSignal, Module, ResetSignal, Signal
+from amaranth import C, Cat, ClockSignal, Module, ResetInserter, ResetSignal, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -11,7 +11,8 @@ from tritloom.rtl.control.registers import axi_lite_members
 from tritloom.rtl.link.link import UartLink
 from tritloom.rtl.link.parameters import LinkParameters
 from tritloom.rtl.memory.axi import axi_members, axi_prefix
-from tritloom.rtl.memory.parameters import SdramParameters
+from tritloom.rtl.memory.litedram import LiteDramStart
+from tritloom.rtl.memory.parameters import LiteDramParameters, SdramParameters
 from tritloom.rtl.memory.sdram import SdramController, pad_members
 from tritloom.rtl.top import Accelerator
 
@@ -25,7 +26,7 @@ class BoardTop(wiring.Component):
     ----------
     config : BuildConfig
     link : LinkParameters
-    sdram : SdramParameters or None
+    sdram : SdramParameters, LiteDramParameters or None
         None: the machine's memory is on the chip.
 
     Members
@@ -34,17 +35,23 @@ class BoardTop(wiring.Component):
     leds : Out(5)
         Lit when 1, in the order of `boards.board.LEDS`.
     sdram_... : `rtl.memory.sdram.pad_members`, with an SDRAM
+    wb_..., core_... : as `rtl.memory.litedram.LiteDramStart` has them, with a LiteDRAM core
     """
 
-    def __init__(self, config: BuildConfig, *, link: LinkParameters, sdram: SdramParameters | None):
+    def __init__(self, config: BuildConfig, *, link: LinkParameters, sdram: SdramParameters | LiteDramParameters | None):
         self._config, self._link, self._sdram = config, link, sdram
-        pads = {} if sdram is None else {f"sdram_{name}": member for name, member in pad_members(sdram).items()}
-        super().__init__({"uart_rx": In(1), "uart_tx": Out(1), "leds": Out(5)} | pads)
+        self._outside = {}
+        if isinstance(sdram, SdramParameters):
+            self._outside = {f"sdram_{name}": member for name, member in pad_members(sdram).items()}
+        elif sdram is not None:
+            self._outside = LiteDramStart.outside(sdram)
+        super().__init__({"uart_rx": In(1), "uart_tx": Out(1), "leds": Out(5)} | self._outside)
 
     def elaborate(self, platform):
         m = Module()
         m.submodules.machine = machine = Accelerator(self._config, observed=False)
-        m.submodules.link = link = UartLink(self._link)
+        link, silent = UartLink(self._link), Signal()  # whoever is answered finds a memory
+        m.submodules.link = ResetInserter(silent)(link) if isinstance(self._sdram, LiteDramParameters) else link
         m.d.comb += [
             machine.clk.eq(ClockSignal()), machine.rst.eq(ResetSignal()),
             link.rx.eq(self.uart_rx), self.uart_tx.eq(link.tx), link.irq.eq(machine.irq),
@@ -52,20 +59,22 @@ class BoardTop(wiring.Component):
         for name, member in axi_lite_members().items():
             source, sink = (machine, link) if member.flow == Out else (link, machine)
             m.d.comb += getattr(sink, name).eq(getattr(source, name))
-        ready = 1 if self._sdram is None else self._memory(m, machine, self._sdram)
+        ready, failed = (C(1), C(0)) if self._sdram is None else self._memory(m, machine, self._sdram)
+        m.d.comb += silent.eq(~(ready | failed))
 
         blink = Signal(range(self._config.clock_hz))
         m.d.sync += blink.eq(blink + 1)
-        m.d.comb += self.leds.eq(Cat(link.led_link, machine.running, link.led_error | machine.failed, ready, blink[-1]))
+        m.d.comb += self.leds.eq(Cat(link.led_link, machine.running, link.led_error | machine.failed | failed, ready, blink[-1]))
         return m
 
-    def _memory(self, m: Module, machine: Accelerator, parameters: SdramParameters) -> Signal:
-        """The SDRAM behind the machine's port. Returns whether it is initialised."""
-        m.submodules.sdram = sdram = SdramController(parameters)
+    def _memory(self, m: Module, machine: Accelerator, parameters: SdramParameters | LiteDramParameters) -> tuple:
+        """The memory behind the machine's port. Returns whether it is initialised, and whether that failed."""
+        plain = isinstance(parameters, SdramParameters)
+        m.submodules.sdram = sdram = SdramController(parameters) if plain else LiteDramStart(parameters)
         for name, member in axi_members(mem_bytes=parameters.mem_bytes, mem_ports=1).items():
             outer, inner = getattr(sdram, "axi_" + name.removeprefix(axi_prefix(0))), getattr(machine, name)
             m.d.comb += outer.eq(inner) if member.flow == Out else inner.eq(outer)
-        for name, member in pad_members(parameters).items():
-            outer, inner = getattr(self, f"sdram_{name}"), getattr(sdram, name)
+        for name, member in self._outside.items():
+            outer, inner = getattr(self, name), getattr(sdram, name.removeprefix("sdram_"))
             m.d.comb += outer.eq(inner) if member.flow == Out else inner.eq(outer)
-        return sdram.ready
+        return sdram.ready, C(0) if plain else sdram.error

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tritloom.boards.board import LEDS, Board, BoardError
-from tritloom.boards.sdram import SdramChip
+from tritloom.boards.sdram import DdrChip, SdramChip
 from tritloom.firmware.config import BuildConfig
 from tritloom.gen.verilog.board import board_verilog
 from tritloom.host.backends.uart import UartBackend
@@ -52,9 +52,9 @@ class _Parameters(ctypes.Structure):
     _fields_ = [("seed", ctypes.c_uint64), ("bit_cycles_256", ctypes.c_uint32), ("reset_level", ctypes.c_uint32), ("sdram", _Timing)]
 
 
-def _timing(chip: SdramChip | None, clock_hz: int) -> _Timing:
-    """The times of the data sheet in cycles, whatever the controller was built from."""
-    if chip is None:
+def _timing(chip: SdramChip | DdrChip | None, clock_hz: int) -> _Timing:
+    """The times of the data sheet in cycles, whatever the controller was built from. DDR3 is simulated by its core's own model."""
+    if not isinstance(chip, SdramChip):
         return _Timing()
 
     def cycles(ns: float) -> int:
@@ -79,7 +79,7 @@ class SimulatedBoard:
         wiring = board.wiring
         if wiring is None:
             raise BoardError(f"board {board.name} says nothing of its pins: its file needs `wiring`")
-        verilog = board_verilog(config, board)
+        verilog = board_verilog(config, board, simulated=True)
         text = verilog.text + (CELLS / f"{board.family}.v").read_text(encoding="utf-8")
         library = compile_verilog(text, f"board-{config.digest:08x}", build_dir, top="board", harness=BOARD, progress=progress)
         self.wiring = wiring
@@ -162,8 +162,8 @@ class SimulatedBoard:
     def memory(self) -> Any:
         """The SDRAM's bytes, as a ctypes array: to look at what was written, and to load an image without its time on the line. Raises
         `BoardError` if there is none."""
-        if self.wiring.sdram is None:
-            raise BoardError(f"board {self.board.name} has no SDRAM")
+        if not isinstance(self.wiring.sdram, SdramChip):
+            raise BoardError(f"board {self.board.name} has no SDRAM at pins that are simulated")
         size = ctypes.c_uint64()
         address = self._library.board_memory(self._board(), ctypes.byref(size))
         return (ctypes.c_uint8 * size.value).from_address(ctypes.cast(address, ctypes.c_void_p).value or 0)

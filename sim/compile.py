@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tritloom.boards.board import SDRAM_TIED
+from tritloom.boards.sdram import SdramChip
 from tritloom.firmware.errors import TritloomError
 from tritloom.firmware.isa import TraceUnit
 from tritloom.gen import verilator
@@ -359,7 +359,7 @@ def _bindings(count: int) -> Iterator[str]:
 
 def _board_header(ports: dict[str, int]) -> str:
     """What board.cpp has to know of a board's outermost module."""
-    pins = {"leds": 0} | {f"sdram_{name}": level for name, level in SDRAM_TIED.items()}
+    pins = {"leds": 0} | {f"sdram_{name}": level for name, level in SdramChip.TIED.items()}
     lines = ["// Generated from the outermost module's port list.", f"#define HAS_SDRAM {int('sdram_clk' in ports)}",
              *(f"static inline unsigned {name}(Vtop *top) {{ (void)top; return {f'top->{name}' if name in ports else level}; }}"
                for name, level in pins.items())]

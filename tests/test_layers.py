@@ -55,6 +55,7 @@ THIRD_PARTIES = {
     "boards": Others(others=set()),
     "gen": Others(others={"amaranth", "gguf", "numpy", "pydantic", "pyosys", "safetensors", "tokenizers"}),
     "gen/fit/calibrate.py": Others(others={"numpy"}, lazy={"scipy"}),
+    "gen/tools/litedram_core.py": Others(others=set(), lazy={"litedram", "litex"}),  # a process of its own
     "host": Others(others={"numpy", "rich", "serial", "tokenizers", "typer"}),
     "host/doctor.py": Others(others=set(), lazy={"find_libpython"}),  # asks the tools whether they run, cocotb's among them
     # A demo runs without PyTorch.

@@ -34,10 +34,10 @@ from tritloom.rtl.vector.parameters import VectorParameters
 
 CONTEXT_FOR_SPEED = 128
 """Positions of the cache, and tokens of a prompt, for which speeds are predicted where nothing else is asked for."""
-MEMORY_EFFICIENCY = {"sdr16": 0.24, "sdr32": 0.97, "ddr": 0.95, "ideal": 1.0, "kv260": 0.99, "kv260-optimistic": 0.99,
+MEMORY_EFFICIENCY = {"sdr16": 0.24, "sdr32": 0.97, "ddr16": 0.45, "ddr": 0.95, "ideal": 1.0, "kv260": 0.99, "kv260-optimistic": 0.99,
                      "kv260-pessimistic": 0.8}
 """Share of the beat rate that long sequential reads reach (sim/dram.py): of sdr16, a quarter, in which 16 bits make a beat of 64; of
-sdr32, with beats of 32."""
+sdr32, with beats of 32; of ddr16, half, in which 16 bits make a beat of 128, less what refreshes and rows are assumed to take."""
 LANES = (16, 12, 8, 4, 2, 1)
 """Numbers of lanes that are tried, from what the board prescribes (4 if it does not) down."""
 NEAR = 1.01

@@ -39,7 +39,7 @@ __all__ = ["BuildError", "BuildReport", "TimingFailure", "build", "parse_report"
 Progress = Callable[..., None]
 """Called with (done, total, text)."""
 
-DEVICES = {"LFE5U-85F": "--85k", "LFE5U-45F": "--45k", "LFE5U-25F": "--25k"}
+DEVICES = {"LFE5UM5G-85F": "--um5g-85k", "LFE5U-85F": "--85k", "LFE5U-45F": "--45k", "LFE5U-25F": "--25k"}
 ROUTED = ("machine.config", "nextpnr.json", "machine.sdf")
 SHARES = (0.05, 0.3, 0.97)
 """How far a build is after the Verilog, after synthesis and after routing."""

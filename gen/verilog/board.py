@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tritloom.boards.board import Board, BoardError
+from tritloom.boards.sdram import DdrChip, SdramChip
 from tritloom.firmware.config import BuildConfig, ConfigError
+from tritloom.gen.tools import litedram
 from tritloom.gen.verilog import pads
+from tritloom.gen.verilog.ddr3 import ddr3_top
 from tritloom.rtl.memory.parameters import SdramParameters
 
 __all__ = ["BoardVerilog", "board_verilog"]
@@ -18,22 +21,24 @@ FAMILIES = ("ecp5",)
 
 @dataclass(frozen=True)
 class BoardVerilog:
-    """`machine`: module `top`; `pins`: module `board` around it; `constraints`: where the pins are, for the tools that place them."""
+    """`machine`: module `top`; `pins`: module `board` around it; `constraints`: where the pins are, for the tools that place them;
+    `others`: modules that the outermost one has besides."""
 
     machine: str
     pins: str
     constraints: str
+    others: str = ""
 
     @property
     def text(self) -> str:
         """All modules."""
-        return self.machine + self.pins
+        return self.machine + self.pins + self.others
 
 
 def _sdram(config: BuildConfig, board: Board) -> SdramParameters | None:
     """What the board's memory controller is built from; None for a machine whose memory is on the chip."""
     wiring = board.wiring if config.memory == "axi" else None
-    if wiring is None or wiring.sdram is None:
+    if wiring is None or not isinstance(wiring.sdram, SdramChip):
         return None
     masked = "dqm" in wiring.sdram_pins
     if not (masked or config.writes_whole_beats):
@@ -42,9 +47,9 @@ def _sdram(config: BuildConfig, board: Board) -> SdramParameters | None:
     return SdramParameters.of(wiring.sdram, config.clock_hz, mem_bytes=config.mem_bytes, pad_latency=pads.PAD_LATENCY, masked=masked)
 
 
-def board_verilog(config: BuildConfig, board: Board) -> BoardVerilog:
-    """The Verilog of `config` on `board`. Raises `BoardError` if the board does not say how it is wired, or its clock or its
-    family's pads cannot be made."""
+def board_verilog(config: BuildConfig, board: Board, *, simulated: bool = False) -> BoardVerilog:
+    """The Verilog of `config` on `board`. `simulated`: where a core for DDR3 is another one then, that one. Raises `BoardError` if the
+    board does not say how it is wired, or its clock or its family's pads cannot be made, and `LiteDramError`."""
     from tritloom.gen.verilog import emit
     from tritloom.gen.verilog.generate import header
     from tritloom.rtl.board import BoardTop
@@ -56,6 +61,13 @@ def board_verilog(config: BuildConfig, board: Board) -> BoardVerilog:
         raise BoardError(f"board {board.name}: gen/verilog/pads.py has no pads of family {board.family} yet, only of {', '.join(FAMILIES)}")
     if config.mem_ports != 1:
         raise ConfigError(f"board {board.name} has one memory, not {config.mem_ports} ports: leave mem_ports at 1")
-    pins, constraints = pads.ecp5_top(board, config.clock_hz), pads.ecp5_pins(board)  # before what takes long
-    top = BoardTop(config, link=LinkParameters(clock_hz=config.clock_hz, baud=board.wiring.baud), sdram=_sdram(config, board))
-    return BoardVerilog(header(config) + emit.to_verilog(top, "top"), pins, constraints)
+    link = LinkParameters(clock_hz=config.clock_hz, baud=board.wiring.baud)
+    constraints, others = pads.ecp5_pins(board), ""  # before what takes long
+    if isinstance(board.wiring.sdram, DdrChip):
+        core = litedram.core_of(board, config.clock_hz, simulated=simulated)
+        memory, pins, others = core.start, ddr3_top(board, core), core.verilog
+        if config.mem_bytes != memory.mem_bytes:
+            raise ConfigError(f"board {board.name}: a beat of its memory has {memory.mem_bytes} bytes: leave mem_bytes at that")
+    else:
+        memory, pins = _sdram(config, board), pads.ecp5_top(board, config.clock_hz)
+    return BoardVerilog(header(config) + emit.to_verilog(BoardTop(config, link=link, sdram=memory), "top"), pins, constraints, others)

@@ -63,7 +63,7 @@ def _buses(wiring: Wiring) -> dict[str, tuple[str, tuple[str, ...]]]:
         buses["leds"] = ("output", wiring.led_pins)
     if wiring.tied:
         buses["tied"] = ("output", tuple(wiring.tied))
-    return buses | {f"sdram_{name}": ("inout" if name == "dq" else "output", pins) for name, pins in wiring.sdram_pins.items()}
+    return buses | {f"sdram_{name}": ("inout" if name in ("dq", "dqs_p") else "output", pins) for name, pins in wiring.sdram_pins.items()}
 
 
 def ecp5_pins(board: Board) -> str:
@@ -71,7 +71,9 @@ def ecp5_pins(board: Board) -> str:
     wiring = _wired(board)
     lines = [f'FREQUENCY PORT "clock" {wiring.oscillator_hz / 1e6:g} MHZ;']
     for name, (_, pins) in _buses(wiring).items():
-        attributes = wiring.attributes | (wiring.sdram_attributes if name.startswith("sdram_") else {})
+        attributes = wiring.attributes
+        if name.startswith("sdram_"):
+            attributes = attributes | wiring.sdram_attributes | wiring.signal_attributes.get(name.removeprefix("sdram_"), {})
         if name == "reset":
             attributes = attributes | {"PULLMODE": "DOWN" if wiring.reset_level else "UP"}
         for bit, pin in enumerate(pins):

@@ -10,8 +10,9 @@ from tritloom.firmware.config import BuildConfig
 from tritloom.firmware.registers import PAGE_BYTES
 from tritloom.rtl.parameters import MemoryUse, require, require_positive, require_power_of_two
 
-__all__ = ["ADDRESS_BITS", "AxiParameters", "DESCRIPTORS", "MemoryParameters", "OnChipParameters", "READ_QUEUE", "REQUEST_QUEUE",
-           "RoutingParameters", "SdramParameters", "START_QUEUE", "WRITE_CYCLES", "memory_parameters"]
+__all__ = ["ADDRESS_BITS", "AxiParameters", "DESCRIPTORS", "Levelling", "LiteDramParameters", "MemoryParameters", "OnChipParameters",
+           "READ_QUEUE", "REQUEST_QUEUE", "RoutingParameters", "SdramParameters", "START_QUEUE", "WRITE_CYCLES", "Write",
+           "memory_parameters"]
 
 ADDRESS_BITS = 32
 """Width of logical byte addresses."""
@@ -312,3 +313,62 @@ class SdramParameters:
         """What the unit instantiates."""
         return (MemoryUse(name="rows", width=self.row_bits, depth=1 << self.bank_bits, kind="async"),
                 MemoryUse(name="queue", width=self.width + 2, depth=self.queue))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Write:
+    """`value` to the control register at byte address `address`, then a wait of `cycles`."""
+
+    address: int
+    value: int
+    cycles: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Levelling:
+    """How reads are levelled: byte addresses of the control registers that choose a module (a byte of the data bus) and move its reads.
+
+    `select`: a bit for each of `modules`. `delay_reset`, `delay`: back to the first of `delays` taps, one tap on. `slip_reset`, `slip`: the
+    same of whole bits, of which there are `slips`.
+    """
+
+    select: int
+    delay_reset: int
+    delay: int
+    slip_reset: int
+    slip: int
+    modules: int
+    delays: int
+    slips: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiteDramParameters:
+    """Parameters of `rtl.memory.litedram.LiteDramStart`.
+
+    mem_bytes : int
+        Bytes of a beat.
+    writes : tuple of Write
+        The core's own initialisation, up to its controller's start.
+    levelling : Levelling or None
+        None: the core's reads need none.
+    """
+
+    mem_bytes: int
+    writes: tuple[Write, ...]
+    levelling: Levelling | None = None
+
+    def __post_init__(self) -> None:
+        require_power_of_two(self, "mem_bytes", 4, 64)
+        require(bool(self.writes), "writes must not be empty: at least the controller is to be started")
+        for each in self.writes:
+            require(0 <= each.address < 1 << 16 and each.address % 4 == 0 and 0 <= each.value < 1 << 32 and 0 <= each.cycles < 1 << 24,
+                    f"writes must have a word's address of 16 bits, 32 bits and less than 2**24 cycles, not {each!r}")
+        if self.levelling is not None:
+            require_positive(self.levelling, ("modules", "delays", "slips"))
+            require(self.mem_bytes % self.levelling.modules == 0,
+                    f"mem_bytes ({self.mem_bytes}) must hold as many bytes of each of {self.levelling.modules} modules")
+
+    def memories(self) -> tuple[MemoryUse, ...]:
+        """What the unit instantiates."""
+        return (MemoryUse(name="program", width=70, depth=len(self.writes), kind="rom"),)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from machines import ROOT, TINY
-from tritloom.boards.board import load
+from tritloom.boards.board import LEDS, load
 from tritloom.firmware.image import ImageError
 from tritloom.gen.models import open_checkpoint
 from tritloom.gen.pack import pack
@@ -89,18 +89,24 @@ def test_the_doctor_at_the_pins(board, image, tritloom, monkeypatch):
     assert status == 0 and out.count(" OK: ") == 9 and f"digest {CONFIG.digest:08x}" in out and "requests, all answered" in out
 
 
+OTHERS = {
+    "colorlight-i9": {},  # a narrower beat, a wider SDRAM of which CKE, CS# and DQM are not wired, one LED, a button that is active low
+    "ecpix5": dict(attention_macs=8, rows_per_cycle=4),  # DDR3: LiteDRAM's core and its own model of PHY and memory
+}
+
+
 @pytest.mark.long
-def test_another_board_is_a_file_of_data(tmp_path):
-    """A narrower beat, a wider SDRAM of which CKE, CS# and DQM are not wired, another rate, one LED, a button that is active low."""
-    other = load("colorlight-i9")
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.needs("litedram") if name == "ecpix5" else ()) for name in OTHERS])
+def test_another_board_is_a_file_of_data(name, tmp_path):
+    other = load(name)
     assert other.wiring is not None
     other = dataclasses.replace(other, wiring=dataclasses.replace(other.wiring, baud=5_000_000))  # a byte in 100 cycles
-    config = dataclasses.replace(CONFIG, board=other.name, mem_bytes=other.mem_bytes)
+    config = dataclasses.replace(CONFIG, board=other.name, mem_bytes=other.mem_bytes, **OTHERS[name])
     image = packed(tmp_path, config)
     expected = tokens(EmulatorBackend(config, image.map.total_bytes), image)
     with switched_on(config, other) as simulated:
         assert tokens(BoardBackend(simulated), image) == expected
-        assert list(simulated.leds) == ["link"]
+        assert list(simulated.leds) == list(LEDS[: len(other.wiring.led_pins)])
 
 
 @pytest.mark.long
