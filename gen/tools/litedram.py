@@ -66,7 +66,8 @@ def core_of(board: Board, clock_hz: int, *, simulated: bool = False) -> Core:
     }  # fmt: skip
     made = _made(settings)
     start = LiteDramParameters(mem_bytes=MEM_BYTES[chip.width], writes=tuple(_writes(made)), levelling=_levelling(made))
-    return Core(made["verilog"], _ports(made["verilog"]), start)
+    verilog = re.sub(r"^( +)input( +wire .*\bddram_dqs?(?:_p)?,)$", r"\1inout\2", made["verilog"], flags=re.M)  # LiteX leaves that open
+    return Core(verilog, _ports(verilog), start)
 
 
 def _made(settings: dict[str, Any]) -> dict[str, Any]:

@@ -66,6 +66,7 @@ def test_every_pin_of_the_memory_goes_into_the_core_once(core):
     assert 'IOBUF PORT "sdram_dqs_p[1]" IO_TYPE=SSTL15D_I SLEWRATE=FAST TERMINATION=OFF DIFFRESISTOR=100;' in pins
     inputs = {name for name in re.findall(r"^ +input +wire +(?:\[\d+:0\])? *(\w+)", core.verilog, re.M) if name in core.ports}
     joined = set(re.findall(r"^    \.(\w+)\(", text[text.index("litedram_core memory"):text.index("top machine")], re.M))
+    assert {f"ddram_{name}" for name in ("dq", "dqs_p")} == set(re.findall(r"^ +inout +wire +\[\d+:0\] *(\w+),", core.verilog, re.M))
     assert inputs - joined == {"ddram_clk_n", "ddram_dqs_n"}  # the other half of pairs, which the pads make
 
 
