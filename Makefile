@@ -16,7 +16,7 @@ NEWEST := python3.15 python3.14 python3.13 python3.12
 # The tests start hundreds of Python processes, each of which would compile all sources again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo board-demo test quick briefly lint types unit formal flows plain plain-others same-python results digests ledger equality random fuzz link-faults mutants netlist calibrate clean \
+.PHONY: help setup demo board-demo test quick briefly lint types unit formal flows plain plain-others same-python results digests ledger equality random fuzz link-faults upload mutants netlist calibrate clean \
   distclean
 
 help:
@@ -36,6 +36,7 @@ help:
 	@echo "make random    random models on random machines, all against the integer model (about a quarter of an hour)"
 	@echo "make fuzz      100,000 mutated model files and images over all readers (about a quarter of an hour)"
 	@echo "make link-faults  a million faults on the line between host and board (some minutes)"
+	@echo "make upload    how long the image of stories-27m takes over the UART (half a minute)"
 	@echo "make mutants   single lines of the hardware changed, each must fail its test; runs what has no stored result (half an hour)"
 	@echo "make netlist   units and a whole machine as synthesised ECP5 netlists, under the tests of the RTL (a quarter of an hour)"
 	@echo "make calibrate  measure machines by synthesis and fit the cost model to them (about half an hour)"
@@ -151,6 +152,10 @@ fuzz: setup
 # A run has a number that reproduces it: --first N --faults 1.
 link-faults: setup
 	cd tests && ../$(BIN)/python link_faults.py --store
+
+# In the line's own time.
+upload: setup
+	cd tests && PYTHONPATH=../src ../$(BIN)/python upload.py --store
 
 # Mutations of rtl/, JOBS at a time; one by name: python mutants.py NAME, in tests.
 mutants: setup

@@ -282,7 +282,8 @@ class Image:
         fields = differing_fields(self.config, machine) if machine is not None and machine.digest == digest else []
         where = ": " + ", ".join(f"{name} {ours!r} (machine: {theirs!r})" for name, ours, theirs in fields) if fields else ""
         raise ImageError(
-            f"{self.name}: packed for configuration {self.digest:08x}, the machine has {digest:08x}{where}; pack the model for this machine"
+            f"{self.name}: packed for configuration {self.digest:08x}, the machine has {digest:08x}{where}; "
+            "pack the model for this machine, or load the machine of this model"
         )
 
 

@@ -25,7 +25,7 @@ LONGEST_TIMER_S = 1.0
 LEAST_WORDS = 16
 """A line with errors gets shorter requests, down to these."""
 SESSIONS = 8
-"""Numbers that are tried for a session; a board that has each of them open already is out of its mind."""
+"""Numbers that are tried for a session: one may be that of a session that is open."""
 REGROW = 32
 """Requests answered in a row until they get longer again."""
 
@@ -118,8 +118,8 @@ class Link:
             answer = self._hello()
             if answer.status == Status.DONE:
                 break  # else it is open already: somebody's with the same number
-        else:
-            raise self._error(f"the board on {self.name} takes no new session", "reset it, then start again")
+        else:  # no board has each of them open; what comes back reads like that
+            raise self._error(f"what is sent to {self.name} comes back: an echo, not a board", "check that it is the board's port")
         version = answer.values[0] & 0xFFFF
         if version != link.VERSION:
             raise self._error(f"the board speaks version {version} of the link's protocol, this host version {link.VERSION}",
@@ -148,8 +148,8 @@ class Link:
         if came:
             raise NoAnswer(f"{came} bytes came from {self.name}, but no answer of a board", self.state(),
                            f"check that it is the board's port and that the board's baud rate is {self.baud}")
-        raise NoAnswer(f"no board answers on {self.name}", self.state(),
-                       "check cable and port, and that the board has its bitstream (tritloom flash)")
+        raise NoAnswer(f"no board answers on {self.name} at {self.baud} baud", self.state(),
+                       "check cable and port, and that the board has its bitstream (tritloom flash); tritloom doctor tries other rates")
 
     def _error(self, what: str, mend: str) -> LinkError:
         return LinkError(what, self.state(), mend)

@@ -34,7 +34,7 @@ def holders(path: str, root: Path = Path("/proc")) -> list[str]:
 
 
 def link_findings(open_link: Callable[[int], Link], *, port: str, baud: int, digest: int | None, memory_bytes: int | None, board_bytes: int,
-                  others: Sequence[int] = BAUDS, probes: int = 256) -> list[dict[str, Any]]:
+                  others: Sequence[int], probes: int) -> list[dict[str, Any]]:
     """One row for each thing that must be as it should be, as `host.findings` has them.
 
     `open_link`: opens the link at a baud rate; `baud`: the board's. `digest`, `memory_bytes`: of the machine that should be there, and what

@@ -32,8 +32,8 @@ def command(
     with open_board(config, plan.board, console) as simulated:
         terminal = Terminal(simulated)
         console.stream(f"{simulated.board.title}, simulated: {terminal.path}\n")
-        name = source.path
-        console.note(f"in another terminal: tritloom run {name} --board {board} --backend uart --port {terminal.path}")
+        model = f"{source.path}{source.words}{machine.words}"
+        console.note(f"in another terminal: tritloom run {model} --board {board} --backend uart --port {terminal.path}")
         shown = None
         try:
             while True:

@@ -21,6 +21,7 @@ import typer
 
 from tritloom.firmware.config import BuildConfig, ConfigError
 from tritloom.firmware.errors import InputError
+from tritloom.firmware.layout import memory_map
 from tritloom.firmware.names import unknown
 from tritloom.system.files import scratch
 
@@ -82,6 +83,12 @@ class MachineOptions:
     def plan(self, board: str | None, *settings: str) -> Plan:
         """What they ask for, with more settings before their own. Raises as `Plan.of` does."""
         return Plan.of(board, self.context, [*settings, *(self.settings or ())], self.config_file)
+
+    @property
+    def words(self) -> str:
+        """The same as it is written on the command line, each with a space before it."""
+        said = [("context", self.context), *(("set", each) for each in self.settings or ()), ("config", self.config_file)]
+        return "".join(f" --{name} {value}" for name, value in said if value is not None)
 
 
 def _version(wanted: bool) -> None:
@@ -205,7 +212,18 @@ class Plan:
                      for field in dataclasses.fields(mine) if getattr(mine, field.name) != getattr(spec.shape, field.name)]
         if differing:
             raise InputError(f"the configuration is for another model: {', '.join(differing)}")
+        check_memory(self.machine, memory_map(self.machine, tied=spec.tied_embeddings).total_bytes, self.board)
         return self.machine
+
+
+def check_memory(config: BuildConfig, memory_bytes: int, board: str) -> None:
+    """Raise `InputError` for a machine whose model needs more memory than a board has: `fit` makes none, but a file may hold one."""
+    from tritloom.boards.board import load
+
+    target = load(board)
+    if config.memory == "axi" and target.real and memory_bytes > target.window_bytes:
+        raise InputError(f"the machine needs {size(memory_bytes)} of memory, board {target.name} has {size(target.window_bytes)}: take a "
+                         "smaller --context, fewer sequences or a smaller model")
 
 
 def check_folder(path: Path, option: str) -> None:

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 PATIENCE_S = 0.5
 """For which a board at a serial port may be silent here."""
-SIMULATED_PROBES = 4
-"""Requests by which a simulated link is judged."""
+PROBES, SIMULATED_PROBES = 256, 4
+"""Requests by which a link is judged."""
 
 
 def command(
@@ -104,7 +104,7 @@ def _of_board(name: str, port: str | None, asking: Callable[[], Asked], console:
             raise InputError(f"board {name} is looked at from its serial port: give --port, such as --port /dev/ttyUSB0")
         return _at_port(board, board.wiring, port, name, asking(), console)
     if port is not None:
-        raise InputError(f"board {name} has no UART: leave --port {port} out, or give --board the board at the port, such as ulx3s")
+        raise InputError(f"board {name} has no UART: leave --port {port} out, or give the --board at the port, such as ulx3s")
     if board.toolchain != "vivado":
         raise InputError(f"board {name} has no processor beside the machine to look from: --board kv260 does")
     asked = asking()
@@ -135,8 +135,9 @@ def _at_port(board: Board, wiring: Wiring, port: str, name: str, asked: Asked, c
         with open_board(asked.config, name, console) as simulated, console.step("Looking"):
             return link_findings(lambda _: simulated_link(simulated), port="simulated", others=(), probes=SIMULATED_PROBES, **known)
     pace = pace_of(port)
+    others, probes = (BAUDS, PROBES) if pace == 1 else ((), SIMULATED_PROBES)
     with console.step("Looking"):
-        return link_findings(lambda baud: serial_link(port, baud, pace, PATIENCE_S), port=port, others=BAUDS if pace == 1 else (), **known)
+        return link_findings(lambda baud: serial_link(port, baud, pace, PATIENCE_S), port=port, others=others, probes=probes, **known)
 
 
 def _conclusion(rows: list[dict[str, Any]]) -> list[str]:

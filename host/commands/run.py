@@ -26,6 +26,7 @@ from tritloom.host.commands.common import (
     Plan,
     board_of,
     check_file,
+    check_memory,
     saturation_text,
     seconds,
     table,
@@ -254,7 +255,8 @@ def open_port(port: str, board: str, image: Image, console: Console) -> UartBack
 
     wiring = load(board).wiring
     if wiring is None:
-        raise InputError(f"board {board} has no UART: give --board the board at the port, such as ulx3s")
+        raise InputError(f"board {board} has no UART: give the --board, or the image, of the board at the port, such as ulx3s")
+    check_memory(image.config, image.map.total_bytes, board)
     if port != SIMULATED_PORT:
         return UartBackend(port, baud=wiring.baud, pace=pace_of(port))
     from tritloom.sim.board import BoardBackend

@@ -126,7 +126,7 @@ def one_line(err):
         ([*RUN, "--tokens", "64"], "go past the context of 64: ask for at most"),
         ([*RUN, "--tokens", "0"], "--tokens"),
         ([*RUN, "--context", "100000"], "context must be from 1 to the model's 512"),
-        ([*RUN, "--backend", "abacus"], "no backend abacus: choose sim, emulator, axi or uart"),
+        ([*RUN, "--backend", "abacus"], "no backend abacus: choose sim, emulator, axi, pynq or uart"),
         ([*RUN, "--board", "abacus"], "no board called 'abacus'"),
         ([*RUN, "--temperature", "-1"], "the temperature must be"),
         ([*RUN, "--top-p", "2"], "top-p must be"),

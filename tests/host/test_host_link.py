@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import link_faults
+import upload
 from line import Line
 from link_model import COUNTER, FIFO, REFUSED, LinkDevice, Registers
 from tritloom.firmware import link
@@ -210,7 +211,8 @@ def test_a_refused_access_ends_what_is_under_way_only():
 
 
 @pytest.mark.parametrize("device, message", [
-    (None, "no board answers on /dev/board: check cable"),
+    (None, "no board answers on /dev/board at 3000000 baud: check cable.* tritloom doctor tries other rates"),
+    ("echo", "what is sent to /dev/board comes back: an echo, not a board: check that it is the board's port"),
     (bytes(range(100, 130)), "bytes came from /dev/board, but no answer of a board.*baud rate is 3000000"),
     (LinkDevice(Registers(), version=9), "speaks version 9 of the link's protocol, this host version 1: build and flash"),
 ])
@@ -219,7 +221,7 @@ def test_what_is_no_board_is_said(device, message):
     if isinstance(device, LinkDevice):
         line.device = device
     else:
-        line.device.feed = lambda data: device or b""
+        line.device.feed = lambda data: data if device == "echo" else device or b""
     with pytest.raises(LinkError, match=message) as error:
         opened(line)
     assert "\n" not in str(error.value)
@@ -231,6 +233,13 @@ def test_the_stored_run_is_of_this_link():
     assert record["first"] == 0 and record["faults"] >= link_faults.FAULTS
     assert set(record["ends"]) == {"done", *(end for ends in link_faults.ENDS.values() for end in ends)}
     assert record["behaviour"] == link_faults.behaviour()
+
+
+def test_the_stored_upload_is_of_this_link():
+    """Run `make upload` when this fails: what host or model do is another."""
+    record = json.loads(upload.RESULTS.read_text("utf-8"))
+    assert record["check"] == upload.check()
+    assert all(run["bytes"] > 7_000_000 and run["line_rate_share"] > 0.85 for run in record["runs"])
 
 
 def test_what_is_wrong_is_seen(monkeypatch):

@@ -1,24 +1,30 @@
 """`doctor --port`: a line for each thing that must be as it should be, at a pseudo-terminal with the model of the device behind it."""
 
+import dataclasses
+import functools
 import itertools
 import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from link_model import LinkDevice
 from synthetic import hugging_face
 from tritloom.firmware.config import BuildConfig
+from tritloom.firmware.layout import memory_map
 from tritloom.firmware.registers import REGISTER
 from tritloom.gen.models import open_checkpoint
 from tritloom.gen.pack import pack
 from tritloom.host import link_doctor
+from tritloom.host.backends import uart
 from tritloom.host.backends.emulator import EmulatorBackend
 from tritloom.host.backends.uart import serial_link
 from tritloom.host.cli import main
-from tritloom.host.image import write_image
+from tritloom.host.image import open_image, write_image
 from tritloom.host.link_doctor import holders, link_findings
+from tritloom.host.tokenizer import Tokenizer
 from wire import Machine, Wire
 
 ROWS = ["port", "link", "baud rate", "version", "machine", "state", "memory", "registers", "transfers"]
@@ -119,6 +125,40 @@ def test_what_is_wrong_is_one_line_with_what_to_do(board, image_file, tritloom, 
     assert re.search(said, wrong[0])
 
 
+@pytest.mark.parametrize("change, said", [
+    (lambda b: setattr(b, "device", lambda data: b""), "no board answers on .*: check cable and port, and that the board has its"),
+    (lambda b: setattr(b, "device", lambda data: data[::-1]), "bytes came from .*, but no answer of a board: check that it is the"),
+    (lambda b: setattr(b, "device", lambda data: data), "comes back: an echo, not a board: check that it is the board's port"),
+    (other("DIGEST", 9), "the machine has 00000009; pack the model for this machine, or load the machine of this model"),
+    (other("ID", 9), "answers 0x00000009 instead of 0x54495254: no tritloom machine is there"),
+    (other("VERSION", 2), "register map version 2, this host knows 4: build the machine again"),
+    (lambda b: b.replace(board="kv260"), "board kv260 has no UART: give the --board, or the image, of the board at"),
+    (lambda b: b.replace(sequences=20_000), "needs .* MiB of memory, board ulx3s has 32.0 MiB: take a smaller --context, fewer"),
+], ids=["silent", "garbage", "echo", "digest", "id", "version", "board", "memory"])
+def test_what_run_cannot_work_with_is_one_line(board, image_file, tritloom, monkeypatch, change, said, tmp_path):
+    monkeypatch.setattr("tritloom.host.commands.run.pace_of", lambda port: 1)
+    monkeypatch.setattr(uart, "Link", functools.partial(uart.Link, patience_s=0.3))
+    monkeypatch.setattr(Tokenizer, "from_bytes", lambda *_: Tokenizer.__new__(Tokenizer))
+    monkeypatch.setattr(Tokenizer, "encode", lambda *_: [5, 6])
+    path, config = image_file
+
+    def replace(**fields):  # by an image of another machine
+        nonlocal path
+        other, image = dataclasses.replace(config, **fields), open_image(path)
+        layout = memory_map(other)
+        path = write_image(tmp_path / "other", config=other, spec=image.spec, sections=[
+            *((name, np.zeros(region.length, np.uint8), region.base) for name, region in layout.regions.items() if region.loaded),
+            ("program", image.section("program"), None), ("tokenizer", image.section("tokenizer"), None),
+            ("descriptors", np.array(layout.descriptor_words(), "<u8").view(np.uint8), None),
+            ("memory_map", np.frombuffer(layout.to_json().encode(), np.uint8), None)])
+
+    board.replace = replace
+    change(board)
+    status, out, err = tritloom("run", "--image", path, "--backend", "uart", "--port", board.path)
+    assert status != 0 and out == "" and err.count("\n") == 1 and re.search(said, err)
+    assert not board.written
+
+
 def test_a_running_machine_is_left_alone(board, tritloom):
     status_of(RUNNING=1)(board)
     status, out, _ = tritloom("doctor", "--board", "ulx3s", "--port", board.path)
@@ -131,14 +171,15 @@ def test_another_rate_is_found(board):
         board.device = board.link.feed if baud == 1_000_000 else lambda data: b""
         return serial_link(board.path, baud, patience_s=0.2)
 
-    rows = link_findings(open_link, port=board.path, baud=3_000_000, digest=None, memory_bytes=None, board_bytes=1)
+    rows = link_findings(open_link, port=board.path, baud=3_000_000, digest=None, memory_bytes=None, board_bytes=1,
+                         others=link_doctor.BAUDS, probes=1)
     assert [row["name"] for row in rows if not row["ok"]] == ["link", "baud rate"]
     assert rows[-1]["detail"] == "the board answers at 1000000 baud, this board's rate is 3000000" and "flash" in rows[-1]["fix"]
 
 
 def test_a_model_larger_than_the_memory(board):
     rows = link_findings(lambda baud: serial_link(board.path, baud), port=board.path, baud=3_000_000, digest=None, memory_bytes=2 << 20,
-                         board_bytes=1 << 20, probes=1)
+                         board_bytes=1 << 20, others=(), probes=1)
     assert [(row["name"], row["detail"]) for row in rows if not row["ok"]] == [("memory", "the model needs 2.0 of 1.0 MiB")]
 
 

@@ -77,6 +77,9 @@ def test_tokens_come_through_the_pins(board, image, expected):
             assert (memory[address : address + len(data)] == np.frombuffer(data, np.uint8)).all()
         for _ in range(2):
             assert list(session.generate(PROMPT, len(expected))) == expected
+    data, start = np.random.default_rng(1).bytes(16 << 10), board.cycles
+    backend.load(0, data)
+    assert 10 * len(data) / board.baud > 0.85 * (board.cycles - start) / board.clock_hz and bytes(board.memory())[: len(data)] == data
     assert 1 in seen and backend.statistics.resent == backend.statistics.timeouts == 0
     assert board.leds["link"] and board.leds["memory"] and not board.leds["error"]
     assert board.framing_errors == 0
