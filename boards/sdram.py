@@ -35,6 +35,9 @@ class SdramChip:
     t_start: float = 200e3
     start_refreshes: int = 8
 
+    KIND: ClassVar[str] = "SDR SDRAM"
+    TRANSFERS: ClassVar[int] = 1
+    """Words in a cycle of the machine, at most."""
     TIED: ClassVar[dict[str, int]] = {"cke": 1, "cs_n": 0, "dqm": 0}
     """Signals that a board need not wire to the device, with the level at which it holds them then. Without dqm, memory is written in whole
     words."""
@@ -61,8 +64,10 @@ class DdrChip:
     column_bits: int = 10
     bank_bits: int = 3
 
+    KIND: ClassVar[str] = "DDR3"
+    TRANSFERS: ClassVar[int] = 4
     TIED: ClassVar[dict[str, int]] = {"cs_n": 0, "reset_n": 1}
-    """As `SdramChip.TIED`."""
+    """As those of `SdramChip`."""
 
     @property
     def size_bytes(self) -> int:

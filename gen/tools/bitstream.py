@@ -34,7 +34,7 @@ from tritloom.gen.verilog.generate import generate_verilog
 from tritloom.system.files import cache, scratch, seal, sound, write_atomically
 from tritloom.system.processes import started
 
-__all__ = ["BuildError", "BuildReport", "TimingFailure", "build", "parse_report", "report_text", "tool"]
+__all__ = ["BuildError", "BuildReport", "TimingFailure", "build", "check_board", "parse_report", "report_text", "tool"]
 
 Progress = Callable[..., None]
 """Called with (done, total, text)."""
@@ -237,6 +237,14 @@ def report_text(report: BuildReport) -> str:
     return "\n".join(lines) + "\n"
 
 
+def check_board(board: Board) -> None:
+    """Raises ConfigError, which says what to do instead, if the open tools do not build for a board."""
+    if board.toolchain != "ecp5" or board.device not in DEVICES:
+        way = ("the vendor's tool does; `tritloom generate` writes what it takes: Verilog and a script that packages it" if board.real else
+               "it is simulated, by `tritloom run`")
+        raise ConfigError(f"board {board.name} is not built by the open tools: {way}")
+
+
 def build(config: BuildConfig, out_dir: str | Path, progress: Progress | None = None, *, board: Board | str | None = None,
           seeds: Sequence[int] = (1,), timeout_s: float = 3600, design: Design | None = None) -> BuildReport:
     """Make machine.bit, tritloom.v, config.json and report.json/.txt for `config` in `out_dir`.
@@ -246,9 +254,7 @@ def build(config: BuildConfig, out_dir: str | Path, progress: Progress | None = 
     other failure writes nothing. `design`: one to build in place of the configuration's own.
     """
     board = load(board or config.board) if not isinstance(board, Board) else board
-    if board.toolchain != "ecp5" or board.device not in DEVICES:
-        way = "use `tritloom generate` and the vendor's tools" if board.real else "it is simulated, by `tritloom run`"
-        raise ConfigError(f"board {board.name} is not built by the open tools: {way}")
+    check_board(board)
     tell = progress or (lambda *_: None)
     out, deadline = Path(out_dir), time.monotonic() + timeout_s
     seconds: dict[str, float] = {}

@@ -32,6 +32,6 @@ def memory(board: Board) -> str:
     if board.memory == "onchip":
         return f"on the chip, {board.mem_bytes} bytes a cycle"
     if board.wiring and (chip := board.wiring.sdram):
-        return f"SDR SDRAM, {chip.width // 8} bytes a cycle, {size(board.window_bytes)}"
+        return f"{chip.KIND}, {chip.TRANSFERS * chip.width // 8} bytes a cycle, {size(board.window_bytes)}"
     text = f"{board.mem_bytes} bytes a cycle, {board.mem_ports} port{'s' if board.mem_ports > 1 else ''}"
     return f"{text}, {size(board.window_bytes)} of {size(board.dram_bytes)}" if board.dram_bytes else text

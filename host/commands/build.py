@@ -32,7 +32,7 @@ def command(
 ) -> None:
     """Synthesise, place and route a machine; or, for a board of the vendor's tools, write the kit they take. With the model's image."""
     from tritloom.boards.board import load
-    from tritloom.gen.tools.bitstream import TimingFailure, build, report_text
+    from tritloom.gen.tools.bitstream import TimingFailure, build, check_board, report_text
     from tritloom.sim.prepare import image_of
 
     console = Console(json=as_json)
@@ -44,6 +44,8 @@ def command(
     checkpoint = None if source.shape_only else source.open(plan.context)
     spec = checkpoint.spec if checkpoint else source.spec(plan.context)
     config = plan.configuration(spec)
+    if target.toolchain != "vivado":
+        check_board(target)
     image = image_of(source, checkpoint, config, console) if checkpoint else None  # what cannot be packed is said before the long steps
     if target.toolchain == "vivado":
         from tritloom.firmware.layout import memory_map
