@@ -21,6 +21,9 @@ ADDRESS_LIMIT = 1 << PORT_ADDRESS_BITS
 
 
 DEFAULT_BOARD = "sim"
+VENDOR_FILL = 0.6
+"""Of the published designs for the KV260's device, one of 36 % closes 250 MHz with 0.1 ns to spare, those of 72 and 73 % with 0.01 and 0.05
+after much work on their timing (docs/boards/kv260.md)."""
 NO_BOARDS = ("board", "sdram")
 """Modules of this package that describe no board."""
 
@@ -93,7 +96,7 @@ class Board:
     "ecp5" (open bitstream), "vivado" (a kit for a KV260), "verilog" (an IP core for the vendor's tool); `parameters`: generator parameters
     that this board prescribes. `dram_bytes`: DRAM on the board (0: none, or not said); `window`: first address and bytes of the part of it
     in which a machine may have its memory, of what the memory ports reach (None: all of that). `wiring`: what is wired to the device, where
-    a whole board is built and not a machine alone.
+    a whole board is built and not a machine alone. `clocks`: what else the board gives a machine, in Hz, if `clock_hz` is too fast for it.
     """
 
     name: str
@@ -113,6 +116,7 @@ class Board:
     dram_bytes: int = 0
     window: tuple[int, int] | None = None
     wiring: Wiring | None = None
+    clocks: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.memory not in MEMORIES:
@@ -120,6 +124,7 @@ class Board:
         if self.toolchain not in TOOLCHAINS:
             raise BoardError(f"board {self.name}: toolchain must be one of {', '.join(TOOLCHAINS)}, not {self.toolchain!r}")
         numbers = {"mem_bytes": self.mem_bytes, "mem_ports": self.mem_ports, "clock_hz": self.clock_hz} | self.resources
+        numbers |= {f"clocks[{n}]": clock for n, clock in enumerate(self.clocks)}
         for name, value in numbers.items():
             if type(value) is not int or value <= 0:
                 raise BoardError(f"board {self.name}: {name} must be a positive integer, not {value!r}")
@@ -138,6 +143,12 @@ class Board:
             if (self.memory == "axi") != (chip is not None) or (chip and (self.mem_ports != 1 or self.dram_bytes != chip.size_bytes)):
                 raise BoardError(f"board {self.name}: what it wires has {f'an SDRAM of {chip.size_bytes} bytes' if chip else 'no SDRAM'}: "
                                  "memory, mem_ports (1) and dram_bytes must say the same")
+
+    @property
+    def fill(self) -> float:
+        """Share of the device's LUTs that a machine takes unless more is asked for: where the vendor's tool closes the timing, in hands of
+        whoever runs it, what it closes without help; the open tools' builds are tried here."""
+        return VENDOR_FILL if self.toolchain in ("vivado", "verilog") else 1.0
 
     @property
     def real(self) -> bool:

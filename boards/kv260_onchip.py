@@ -12,6 +12,7 @@ BOARD = Board(
     clock_hz=KV260.clock_hz,
     device=KV260.device,
     toolchain="verilog",
+    clocks=KV260.clocks,
     resources=KV260.resources,
     # 128 bytes are sixteen UltraRAMs side by side. The host writes the image: UltraRAM has no contents when the device starts.
     parameters={"lanes": 4, "ultra_ram": True},

@@ -110,9 +110,9 @@ def board_findings(config: BuildConfig, image: Image | None, *, registers: int, 
     look("fabric clock", clock, f"{INSTALL}: the overlay sets it")
     rows[-1]["required"] = axi.fabric_clock(root) is not None  # where it cannot be read the backend does without
     buffers = [look(f"buffer {axi.NAME}{port}", lambda port=port: buffer(port),
-                    f"modprobe u-dma-buf, cma= as the kit's memory.txt says, then {INSTALL}") for port in range(config.mem_ports)]
+                    f"modprobe u-dma-buf, cma= as the kit's plan.txt says, then {INSTALL}") for port in range(config.mem_ports)]
     # What is left does not matter once the buffers are there.
-    look("contiguous memory", contiguous, "cma= on the kernel's command line, as the kit's memory.txt says")
+    look("contiguous memory", contiguous, "cma= on the kernel's command line, as the kit's plan.txt says")
     rows[-1]["required"] = not all(buffers)
     look("load", load, "see `top`, and end what is not needed: the host's part of a token waits for it")
     rows[-1]["required"] = False

@@ -52,7 +52,7 @@ class SimBackend:
         library = compile_verilog(verilog, f"{config.digest:08x}", build_dir, undefined=undefined, waves=waves is not None,
                                   progress=progress)
         size = round_up(max(memory_bytes, 1), PAGE * config.mem_ports)
-        preset = dram.preset(timing) if isinstance(timing, str) else timing
+        preset = dram.preset(timing, config.clock_hz) if isinstance(timing, str) else timing
         machine = Verilated(library, memory_bytes=size, timing=preset, seed=seed, waves=waves)
         return cls(machine, config, [port * (size // config.mem_ports) for port in range(machine.axi_ports)])
 

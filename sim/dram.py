@@ -44,13 +44,14 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from math import gcd
 
 from tritloom.boards.board import DEFAULT_BOARD, load
 from tritloom.firmware.errors import InputError
 from tritloom.firmware.names import unknown
 
-__all__ = ["DDR", "DDR4_2400", "IDEAL", "KV260", "KV260_OPTIMISTIC", "KV260_PESSIMISTIC", "LINE_BYTES", "PRESETS", "Dram", "MemoryTiming",
-           "SDR16", "SDR32", "DDR16", "TimingError", "preset"]
+__all__ = ["DDR", "DDR4_2400", "IDEAL", "KV260", "KV260_OPTIMISTIC", "KV260_PESSIMISTIC", "LINE_BYTES", "PRESETS", "SEEN_AT_HZ", "Dram",
+           "MemoryTiming", "SDR16", "SDR32", "DDR16", "TimingError", "preset"]
 
 LINE_BYTES = 64
 """Bytes of one access to the channel."""
@@ -220,11 +221,23 @@ class TimingError(InputError):
     """A timing that does not exist; the message names those that do."""
 
 
-def preset(name: str) -> MemoryTiming:
-    """The timing called `name`. Raises `TimingError`."""
+SEEN_AT_HZ = {"kv260": 250_000_000, "kv260-optimistic": 250_000_000, "kv260-pessimistic": 250_000_000}
+"""Fabric clocks of presets whose cycles stand for time; the others are in cycles of whatever clock."""
+
+
+def preset(name: str, clock_hz: int | None = None) -> MemoryTiming:
+    """The timing called `name`, as a fabric at `clock_hz` sees it: a memory's latency and rate are in time, so that a slower fabric has
+    fewer cycles of latency, and more of its beats. Raises `TimingError`."""
     if name not in PRESETS:
         raise TimingError(unknown("memory timing", name, PRESETS))
-    return PRESETS[name]
+    timing, seen = PRESETS[name], SEEN_AT_HZ.get(name)
+    if timing.dram is None or clock_hz is None or seen is None or clock_hz == seen:
+        return timing
+    clock, cycle = timing.dram.ticks_per_clock * clock_hz, timing.dram.ticks_per_cycle * seen
+    common = gcd(clock, cycle)
+    dram = dataclasses.replace(timing.dram, ticks_per_clock=clock // common, ticks_per_cycle=cycle // common)
+    latency, jitter = (round(cycles * clock_hz / seen) for cycles in (timing.latency, timing.jitter))
+    return dataclasses.replace(timing, latency=max(1, latency), jitter=jitter, dram=dram)
 
 
 def timing_of(name: str | None, board: str = DEFAULT_BOARD) -> str:

@@ -17,14 +17,19 @@ from math import ceil
 from pathlib import Path
 from typing import NamedTuple
 
+from tritloom.boards.board import Board
 from tritloom.firmware.config import BuildConfig, ConfigError
+from tritloom.rtl.link.parameters import LinkParameters
 from tritloom.rtl.machine import MachineParameters
 from tritloom.rtl.parameters import MemoryUse
 
-__all__ = ["COEFFICIENTS", "FAMILIES", "KINDS", "UNITS", "memories", "memory_cost", "resources", "terms", "unit_resources"]
+__all__ = ["AROUND", "COEFFICIENTS", "FAMILIES", "KINDS", "UNITS", "around", "board_resources", "memories", "memory_cost", "resources",
+           "surroundings", "terms", "unit_resources"]
 
 UNITS = ("matmul", "vector", "dot", "sampler", "memory", "control", "shortlist")
 """Top-level units; control is the sequencer, the registers, the routers and what joins all."""
+AROUND = ("link", "sdram", "board")
+"""What stands around a machine where a whole board is built; board is what joins them, and shows on its LEDs."""
 KINDS = ("lut", "ff", "dsp")
 FAMILIES = ("xcup", "ecp5", "gowin", "ice40")
 
@@ -70,10 +75,10 @@ def lutram_cells(family: str, memory: MemoryUse) -> int:
     return memory.read_ports * parts * ceil(memory.width / parts / bits) * ceil(memory.depth / words)
 
 
-SLOWEST_PATH_NS = {"xcup": (3.97, 3.97), "ecp5": (17.64, None)}
-"""The slowest path of machines of a family, for one text and for several, which hardly depends on their size: xcup, of those in
-docs/results that were synthesised (`tritloom bench --synth`, cell delays and an allowance for routing, with the clock's uncertainty); ecp5,
-of the one that was placed and routed (`tritloom build --model models/stories-260k --board ecp5-85f`). None: not known."""
+SLOWEST_PATH_NS: dict[str, tuple[tuple[float, float], ...]] = {"xcup": ((0.6, 3.97), (1.0, 4.47)), "ecp5": ((1.0, 17.64),)}
+"""The slowest path of machines of a family that take up to a share of the LUTs: xcup, of those in docs/results that were synthesised
+(`tritloom bench --synth`: delays of cells, an allowance for nets, the clock's uncertainty and skew); ecp5, of the one that was placed and
+routed (`tritloom build --model models/stories-260k --board ecp5-85f`)."""
 
 ULTRA_SHAPE, ULTRA_KIBIT = (72, 4096), 288
 """Width and words of an UltraRAM (xcup), and its Kibit."""
@@ -152,6 +157,27 @@ def unit_resources(config: BuildConfig, family: str, coefficients: Coefficients 
     return result
 
 
+def surroundings(board: Board, config: BuildConfig) -> dict[str, tuple[dict[str, float], tuple[MemoryUse, ...]]]:
+    """Of the units around a machine on a board, what their logic grows with, and their memories; none if no whole board is built."""
+    if board.wiring is None:
+        return {}
+    link = LinkParameters(clock_hz=config.clock_hz, baud=board.wiring.baud)
+    found: dict[str, tuple[dict[str, float], tuple[MemoryUse, ...]]] = {"link": ({"one": 1}, link.memories()), "board": ({"one": 1}, ())}
+    if config.memory == "axi" and board.wiring.sdram is not None:
+        found["sdram"] = {"beat": config.mem_bytes, "pin": board.wiring.sdram.width, "one": 1}, ()
+    return found
+
+
+def around(board: Board, config: BuildConfig, coefficients: Coefficients = COEFFICIENTS) -> dict[str, dict[str, float]]:
+    """The same of the units around a machine as `unit_resources` gives of its own."""
+    result: dict[str, dict[str, float]] = {}
+    for unit, (grows, kept) in surroundings(board, config).items():
+        each = coefficients[board.family].get(unit, {})  # none until the model is fitted to the first such board
+        cost = {kind: sum(each.get(kind, {}).get(name, 0) * value for name, value in grows.items()) for kind in KINDS}
+        result[unit] = _with_memories(board.family, cost, kept)
+    return result
+
+
 def stored(family: str, kept: Iterable[MemoryUse]) -> Stored:
     """What memories cost together."""
     return Stored(*(sum(part) for part in zip(*(memory_cost(family, memory) for memory in kept), strict=True)))
@@ -165,5 +191,13 @@ def _with_memories(family: str, logic: dict[str, float], kept: Iterable[MemoryUs
 
 def resources(config: BuildConfig, family: str, coefficients: Coefficients = COEFFICIENTS) -> dict[str, int]:
     """Projected LUTs, flip-flops, block RAM and UltraRAM in Kibit, and multipliers of the whole machine."""
-    units = unit_resources(config, family, coefficients).values()
-    return {kind: round(sum(unit[kind] for unit in units)) for kind in ("lut", "ff", "bram", "uram", "dsp")}
+    return _sum(unit_resources(config, family, coefficients))
+
+
+def board_resources(config: BuildConfig, board: Board) -> dict[str, int]:
+    """The same with what stands around the machine on a board."""
+    return _sum(unit_resources(config, board.family) | around(board, config))
+
+
+def _sum(units: dict[str, dict[str, float]]) -> dict[str, int]:
+    return {kind: round(sum(unit[kind] for unit in units.values())) for kind in ("lut", "ff", "bram", "uram", "dsp")}

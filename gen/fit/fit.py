@@ -2,7 +2,9 @@
 
 `fit` enumerates the shapes of the ternary engine that the board's memory can feed; of those within a percent of the fewest
 cycles per token it takes the one with the fewest tables, which every lane has to build; lanes go down, from what the board
-prescribes, until the device's resources suffice; where only memory lacks, results are written in two turns first.
+prescribes, until the device's resources suffice and no more of its LUTs are taken than the board's share (`Board.fill`, or what is asked
+for); where only memory lacks, results are written in two turns first. Where that costs lanes, as many as fit beside half the vector lanes
+are the other choice: of the two the one that decodes faster, or, if both do within a percent, that with the earlier first token.
 Predictions are projections: cycles from the units' documented latencies, resources from `gen.fit.cost`. `needs` puts them beside what the
 board has; `relaxations` says what more of one thing would bring.
 """
@@ -15,7 +17,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
-from math import ceil, log2
+from math import ceil, inf, log2
 from typing import Any, NamedTuple
 
 from tritloom.boards.board import Board, load
@@ -24,7 +26,7 @@ from tritloom.firmware.config import CHUNK, LIMITS, BuildConfig, ConfigError, Mo
 from tritloom.firmware.isa import DotOp, VectorOp
 from tritloom.firmware.layout import ADDRESS_LIMIT, MemoryMap, head_row_blocks, memory_map
 from tritloom.firmware.programs import machine_program
-from tritloom.gen.fit.cost import BLOCK_KIBIT, ULTRA_KIBIT, resources
+from tritloom.gen.fit.cost import BLOCK_KIBIT, SLOWEST_PATH_NS, ULTRA_KIBIT, board_resources
 from tritloom.gen.models import ModelSpec
 from tritloom.rtl.attention.parameters import AttentionParameters
 from tritloom.rtl.head.parameters import ShortListParameters
@@ -49,6 +51,10 @@ SLOWER = 0.995
 SHORTLIST = 256
 """Candidates of a short-list where none are named."""
 MOST_PROGRAM_WORDS = LIMITS["program_words"][1]
+CROWDED = 0.9
+"""Share of any resource above which a build is unlikely to route."""
+SPARE = 0.1
+"""Share of the clock's period that the estimate of the slowest path should leave to the vendor's tool."""
 MIB = 1 << 20
 PASSES = 64
 """Passes of a prompt that are projected one by one; of more, so many of them stand for all."""
@@ -71,12 +77,42 @@ class Need(NamedTuple):
         return f"{self.used:,.6g} {self.name}{of}" if self.used < 1e6 else f"{self.used:,.0f} {self.name}{of}"
 
 
+class Clock(NamedTuple):
+    """A clock, its period, the slowest path that machines of the fabric have, and what is left of the period; None: not known."""
+
+    hz: int
+    period_ns: float
+    slowest_path_ns: float | None
+    slack_ns: float | None
+
+    @classmethod
+    def of(cls, hz: int, path: float | None) -> Clock:
+        period = 1e9 / hz
+        return cls(hz, period, path, None if path is None else period - path)
+
+    @property
+    def spare(self) -> float:
+        """Share of the period that is left; 1 if that is not known."""
+        return 1.0 if self.slack_ns is None else round(self.slack_ns / self.period_ns, 9)
+
+
+class Warned(NamedTuple):
+    """Why a build is unlikely to route: `kind`, a resource by its key in `FitResult.predicted`, or "clock"."""
+
+    kind: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.text}"
+
+
 @dataclass(frozen=True)
 class FitResult:
     """`binds`: what limits it (what lacks when it does not fit, else what bounds the decode speed); `batch_binds`: what bounds
     the speed of a full batch, None on a machine for one text; `predicted`: projected resources (memory on the device in Kibit) and bytes of
     memory, and speeds at `predicted["context"]` positions (`predict`); `available`: the device's resources, in the same units;
-    `needs`: all that the machine takes beside all that the board has, by the keys of `predicted`."""
+    `needs`: all that the machine takes beside all that the board has, by the keys of `predicted`; `fill`: share of the device's LUTs, and
+    `most`, the share that was sought; `clock`: of the machine; `warnings`: why its build may not route."""
 
     fits: bool
     binds: str
@@ -86,6 +122,14 @@ class FitResult:
     available: dict[str, int] = field(default_factory=dict)
     batch_binds: str | None = None
     needs: dict[str, Need] = field(default_factory=dict)
+    most: float = 1.0
+    clock: Clock = Clock(0, 0.0, None, None)
+    warnings: tuple[Warned, ...] = ()
+
+    @property
+    def fill(self) -> float | None:
+        """Share of the device's LUTs; None where they have no limit."""
+        return self.predicted["lut"] / self.available["lut"] if self.available.get("lut") else None
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it: `predicted` and `available` name the unit of memory on the chip, as their sums are of blocks of several sizes."""
@@ -95,8 +139,21 @@ class FitResult:
         return {"fits": self.fits, "binds": self.binds, "batch_binds": self.batch_binds,
                 "config": self.config.to_dict() | {"digest": f"{self.config.digest:08x}"},
                 "predicted": named(self.predicted), "available": named(self.available), "memory_bytes": self.memory_map.total_bytes,
+                "fill": self.fill, "fill_sought": self.most, "clock": self.clock._asdict(),
+                "warnings": [warned._asdict() for warned in self.warnings],
                 "needs": [{"kind": kind, "name": need.name, "used": need.used, "available": need.available}
                           for kind, need in self.needs.items()]}
+
+
+def _matrices(s: ModelShape) -> tuple[tuple[int, int], ...]:
+    """Rows and inputs of a layer's matrices, in their order."""
+    return (s.qkv_rows, s.hidden), (s.hidden, s.q_size), (2 * s.ffn, s.hidden), (s.hidden, s.ffn)
+
+
+def _token_cycles(config: BuildConfig) -> float:
+    """Projected cycles of a token's layers in the ternary engine, as `cycles_per_pass` has them."""
+    ternary = TernaryParameters.of(config)
+    return config.shape.layers * sum(ternary.cycles(rows=rows, inputs=inputs, count=1) for rows, inputs in _matrices(config.shape))
 
 
 def cycles_per_pass(config: BuildConfig, context: int, tokens: int, *, answers: int, shared: int | None = None) -> dict[str, float]:
@@ -132,7 +189,7 @@ def cycles_per_pass(config: BuildConfig, context: int, tokens: int, *, answers: 
     beside = {rows: rows / c.rows_per_cycle if one else 0.0 for rows in (s.hidden, s.q_size)}
     glu = vector.cycles(VectorOp.GLU, length=c.gate_up_blocks[-1] // 2 if one else s.ffn)
 
-    matrices = ((s.qkv_rows, s.hidden), (s.hidden, s.q_size), (2 * s.ffn, s.hidden), (s.hidden, s.ffn))
+    matrices = _matrices(s)
     sub = int(s.sub_norms)
     parameters = [vector.cycles(VectorOp.PARAM, length=n) for n in (s.q_size * sub, s.hidden, s.ffn * sub, s.hidden)]
     # Texts attend apart where that is quicker: the dot engine's lanes take heads of one then.
@@ -251,6 +308,19 @@ def predict(config: BuildConfig, layout: MemoryMap, board: Board, context: int |
     return predicted, binds, batch_binds
 
 
+def at_clocks(machine: BuildConfig, lut: float, layout: MemoryMap, board: Board, context: int) -> list[dict[str, Any]]:
+    """Slack and projected speeds of a machine of so many LUTs at the board's clocks and its own; none where the board has but one."""
+    if not board.clocks:
+        return []
+    found = []
+    for hz in sorted({*board.clocks, board.clock_hz, machine.clock_hz}):
+        config = dataclasses.replace(machine, clock_hz=hz)
+        speeds = predict(config, layout, board, context)[0]
+        clock = Clock.of(hz, slowest_path(board, lut))
+        found.append({"hz": hz, "slack_ns": clock.slack_ns} | {k: speeds[k] for k in ("context", "decode_tokens_per_s", "ttft_s")})
+    return found
+
+
 def needs(config: BuildConfig, layout: MemoryMap, board: Board, cost: dict[str, int]) -> dict[str, Need]:
     """What a machine takes beside what the board has, by kind: resources (`cost`, of `gen.fit.cost`) in blocks where they are blocks, bytes
     of memory, and of a board with memory ports what they carry."""
@@ -312,9 +382,39 @@ def _dot_shape(shape: ModelShape, mem_bytes: int, fixed: dict[str, Any]) -> tupl
     return int(fixed.get("attention_macs", most)), int(fixed.get("attention_rows", 1))  # BuildConfig says what is wrong
 
 
-def fit(spec: ModelSpec, board: Board | str, *, at: int | None = None, **overrides: Any) -> FitResult:
+def slowest_path(board: Board, lut: float) -> float | None:
+    """Estimated ns of the slowest path of a machine of so many LUTs; None: not known of the board's fabric."""
+    fill = lut / board.resources.get("lut", inf)
+    return next((ns for most, ns in SLOWEST_PATH_NS.get(board.family, ()) if fill <= most), None)
+
+
+def _default_clock(board: Board, lut: float) -> int:
+    """The board's clock, or the next lower one of it of whose period the estimate leaves enough to a vendor's tool; else its lowest."""
+    path, clocks = slowest_path(board, lut), sorted({board.clock_hz, *board.clocks}, reverse=True)
+    if board.fill == 1.0 or path is None:
+        return board.clock_hz
+    return next((hz for hz in clocks if Clock.of(hz, path).spare >= SPARE), clocks[-1])
+
+
+def warnings(needs: dict[str, Need], clock: Clock, board: Board) -> tuple[Warned, ...]:
+    """Why a build of what fits may not route."""
+    found = []
+    for kind in ("lut", "ff", "bram", "uram", "dsp"):
+        need = needs.get(kind)
+        most = board.fill if kind == "lut" and board.fill < 1 else CROWDED
+        if need is not None and need.available and not need.lacks and need.used > most * need.available:
+            found.append(Warned(kind, f"{need}, {need.used / need.available:.0%}: more than the {most:.0%} that route without help"))
+    if clock.spare < (SPARE if board.fill < 1 else 0):
+        wanted = f", less than the {SPARE:.0%} that routing may take" if board.fill < 1 else ""
+        found.append(Warned("clock", f"of {clock.period_ns:.2f} ns the slowest path, about {clock.slowest_path_ns:.2f} ns by estimate, "
+                                     f"leaves {clock.spare:.0%}{wanted}"))
+    return tuple(found)
+
+
+def fit(spec: ModelSpec, board: Board | str, *, at: int | None = None, fill: float | None = None, **overrides: Any) -> FitResult:
     """The configuration for `spec` on `board`; `overrides` fix any field of BuildConfig. `at`: positions of the cache for which speeds are
-    predicted (`predict`); the choice does not depend on it.
+    predicted (`predict`); the choice does not depend on it. `fill`: share of the device's LUTs to take (the board's). Where `lanes` are
+    given they are what decides: all LUTs may be taken then, and the clock is the board's.
 
     Raises ConfigError when no configuration exists at all, BoardError for an unknown board.
     """
@@ -323,6 +423,9 @@ def fit(spec: ModelSpec, board: Board | str, *, at: int | None = None, **overrid
     if at is not None and not 1 <= at <= s.context:
         raise ConfigError(f"speeds can be predicted at 1 to {s.context} positions of this cache, not at {at}")
     given = {k: v for k, v in overrides.items() if v is not None}
+    if fill is not None and not 0 < fill <= 1:
+        raise ConfigError(f"fill is a share of the LUTs, above 0 and at most 1, not {fill}")
+    most_fill = fill if fill is not None else 1.0 if "lanes" in given else board.fill
     fixed: dict[str, Any] = {
         "shape": s, "board": board.name, "clock_hz": board.clock_hz, "mem_bytes": board.mem_bytes, "mem_ports": board.mem_ports,
         "memory": board.memory,
@@ -362,7 +465,9 @@ def fit(spec: ModelSpec, board: Board | str, *, at: int | None = None, **overrid
         words = _program_words(config, layout) if layout.total_bytes <= ADDRESS_LIMIT else 0
         if words and "program_words" not in fixed:
             config = dataclasses.replace(config, program_words=max(config.program_words, 1 << (words - 1).bit_length()))
-        cost = resources(config, board.family)
+        cost = board_resources(config, board)
+        if not {"clock_hz", "lanes"} & given.keys():
+            config = dataclasses.replace(config, clock_hz=_default_clock(board, cost["lut"]))
         found = needs(config, layout, board, cost)
         if words > config.program_words:
             found["program_words"] = Need("words of program", words, config.program_words)
@@ -374,7 +479,9 @@ def fit(spec: ModelSpec, board: Board | str, *, at: int | None = None, **overrid
         if over:
             binds = ", ".join(f"{kind}: {cost[kind]} of {board.resources[kind]}" if kind in cost else f"{kind}: {found[kind]}"
                               for kind in over)
-        return FitResult(not over, binds, config, layout, predicted, board.resources, batch_binds, found)
+        clock = Clock.of(config.clock_hz, slowest_path(board, cost["lut"]))
+        return FitResult(not over, binds, config, layout, predicted, board.resources, batch_binds, found, most_fill, clock,
+                         warnings(found, clock, board))
 
     most, turns_given = fixed.pop("lanes", 4), "result_turns" in fixed
     turns = fixed.pop("result_turns", 1)
@@ -395,18 +502,31 @@ def fit(spec: ModelSpec, board: Board | str, *, at: int | None = None, **overrid
     lanes = [most] if "lanes" in given else [most, *(n for n in LANES if n < most)]
     attending = [(n, attention if "attention_lanes" in given else min(attention, n)) for n in lanes]
     result = _first_that_fits(partial(machine, *pair) for pair in attending)
+    halved = "vector_lanes" not in given | board.parameters and fixed["vector_lanes"] > 2
+    narrower = {"vector_lanes": fixed["vector_lanes"] // 2} if halved else {}
+    if narrower and "lanes" not in given and (result.config.lanes < most or not _suits(result)):
+        result = _better(result, _first_that_fits(partial(machine, *pair, **narrower) for pair in attending), board)
     texts = fixed.get("sequences", 1)
     enough = [n for n in lanes if n <= min((n for n in LANES if n >= texts), default=most)]
     if texts > 1 and attention and enough and "attention_lanes" not in given:
         # Texts together are answered as many at a time as the dot engine has lanes: rather a lane there for each, and fewer in all, or
         # half the vector lanes.
-        ways: list[dict[str, int]] = [{}]
-        if "vector_lanes" not in given and fixed["vector_lanes"] > 2:
-            ways.append({"vector_lanes": fixed["vector_lanes"] // 2})
+        ways = [{}, narrower] if narrower else [{}]
         other = _first_that_fits(partial(machine, n, 0, **more) for n in enough for more in ways)
-        if not _over(other) and batch_speed(other) > batch_speed(result):
+        if _suits(other) and batch_speed(other) > batch_speed(result):
             result = other
     return result
+
+
+def _better(one: FitResult, other: FitResult, board: Board) -> FitResult:
+    """The one that suits; of two the one that decodes faster, or, where both do within NEAR, has its first token earlier."""
+    if _suits(one) != _suits(other):
+        return one if _suits(one) else other
+    speeds = [predict(each.config, each.memory_map, board)[0] for each in (one, other)]
+    decode = [speed["decode_cycles_per_token"] for speed in speeds]
+    if max(decode) > NEAR * min(decode):
+        return (one, other)[decode[1] < decode[0]]
+    return (one, other)[speeds[1]["ttft_s"] < speeds[0]["ttft_s"]]
 
 
 def _engine(values: dict[str, Any], pairs: list[tuple[int, int]], spec: ModelSpec, board: Board,
@@ -423,7 +543,7 @@ def _engine(values: dict[str, Any], pairs: list[tuple[int, int]], spec: ModelSpe
         except ConfigError as problem:
             error = problem
             continue
-        found.append((cycles_per_pass(config, 1, 1, answers=1)["matmul"], config))
+        found.append((_token_cycles(config), config))
     if not found:
         raise error or ConfigError(f"no engine shape fits {values['mem_bytes']} bytes per cycle")
     limit = min(board.window_bytes, ADDRESS_LIMIT) if values["memory"] == "axi" else ADDRESS_LIMIT
@@ -463,7 +583,7 @@ def _program_words(config: BuildConfig, layout: MemoryMap) -> int:
 
 
 def _first_that_fits(machines: Iterable[Callable[[], FitResult]]) -> FitResult:
-    """The first for which the device's resources suffice, or the last one. The first must be possible, the others need not."""
+    """The first that suits, or the last one. The first must be possible, the others need not."""
     result = None
     for machine in machines:
         try:
@@ -472,10 +592,15 @@ def _first_that_fits(machines: Iterable[Callable[[], FitResult]]) -> FitResult:
             if result is None:
                 raise
             continue
-        if not _over(result):
+        if _suits(result):
             break
     assert result is not None, "there is a machine to try"
     return result
+
+
+def _suits(result: FitResult) -> bool:
+    """Whether the device's resources suffice, with no more of its LUTs taken than was sought."""
+    return not _over(result) and (result.fill is None or result.fill <= result.most)
 
 
 def _over(result: FitResult) -> set[str]:
@@ -520,15 +645,17 @@ def relaxations(spec: ModelSpec, board: Board | str, result: FitResult, **overri
 
     def changed(settings: dict[str, Any], *follow: str) -> tuple[FitResult, dict[str, Any]]:
         """The machine with `settings`, and with what more must be given so that all but `follow` stays as it is."""
-        other = fit(spec, board, at=at, **given | settings)
-        kept = {name: getattr(c, name) for name in UNITS if name not in settings and name not in follow}
-        pinned = {name: value for name, value in kept.items() if getattr(other.config, name) != value}
-        if other.config.attention_lanes != c.attention_lanes:
-            pinned["attention_lanes"] = c.attention_lanes if c.attention_lanes or "lanes" not in settings else c.dot_lanes
-        if pinned:
-            settings = settings | pinned
+        while True:  # what is given may free what was not
             other = fit(spec, board, at=at, **given | settings)
-        return other, settings
+            kept = {name: getattr(c, name) for name in UNITS if name not in settings and name not in follow}
+            pinned = {name: value for name, value in kept.items() if getattr(other.config, name) != value}
+            if "attention_lanes" not in settings and other.config.attention_lanes != c.attention_lanes:
+                pinned["attention_lanes"] = c.attention_lanes if c.attention_lanes or "lanes" not in settings else c.dot_lanes
+            if "clock_hz" not in given | settings and other.config.clock_hz != c.clock_hz:  # with lanes given, it is the board's
+                pinned["clock_hz"] = c.clock_hz
+            if not pinned:
+                return other, settings
+            settings = settings | pinned
 
     memory = result.needs.get("memory")
     ways: list[tuple[str, dict[str, Any], tuple[str, ...]]] = []

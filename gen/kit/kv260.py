@@ -9,10 +9,12 @@ from tritloom.boards.board import Board
 from tritloom.firmware.config import BuildConfig, ConfigError, round_up
 from tritloom.firmware.layout import MemoryMap
 from tritloom.firmware.registers import ADDRESS_BITS, PAGE_BYTES
+from tritloom.gen.fit.cost import board_resources
+from tritloom.gen.fit.fit import CONTEXT_FOR_SPEED, Clock, at_clocks, needs, slowest_path, warnings
 from tritloom.gen.kit.core import TOP, core_files, filled, generate_core
 from tritloom.system import files
 
-__all__ = ["BUFFER", "REGISTERS", "kit_files", "memory_plan", "stripe_bytes", "write_kit"]
+__all__ = ["BUFFER", "REGISTERS", "build_plan", "kit_files", "memory_plan", "stripe_bytes", "write_kit"]
 
 Progress = Callable[..., None]
 """Called with (done, total, text)."""
@@ -54,6 +56,24 @@ def memory_plan(config: BuildConfig, layout: MemoryMap, board: Board) -> str:
     return "".join(f"{name:<{width}}  {size / mib:9,.1f} MiB\n" for name, size in rows) + "\n" + verdict + "\n"
 
 
+def build_plan(config: BuildConfig, layout: MemoryMap, board: Board) -> str:
+    """What is worth knowing of a machine before hours of synthesis: what it takes of the device, whether it may route, how fast it is at
+    which clock, and what it takes of the board's memory."""
+    cost = board_resources(config, board)
+    found, clock = needs(config, layout, board, cost), Clock.of(config.clock_hz, slowest_path(board, cost["lut"]))
+    rows = [f"{need}, {need.used / need.available:.0%}" for kind, need in found.items() if kind in board.resources and need.available]
+    context = min(CONTEXT_FOR_SPEED, config.shape.context)
+    speeds = [f"{each['hz'] / 1e6:5g} MHz  slack {each['slack_ns']:+.2f} ns  {each['decode_tokens_per_s']:8.4g} tokens/s  "
+              f"first token after {each['ttft_s']:.3f} s"
+              for each in at_clocks(config, cost["lut"], layout, board, context)]
+    warned = [f"WARNING, {each}" for each in warnings(found, clock, board)] or ["No warning: it is likely to route at its clock."]
+    return "\n".join([
+        f"Device, projected by the cost model ({config.lanes} lanes, {config.vector_lanes} vector lanes):", *rows, "",
+        f"Clock of this build: {config.clock_hz / 1e6:g} MHz. Slack is estimated from cells and an allowance for nets; speeds,",
+        f"at {context} positions and after a prompt of {context}, are projected from cycles:", *speeds, "", *warned, "",
+        "Memory:", memory_plan(config, layout, board)])
+
+
 def kit_files(config: BuildConfig, layout: MemoryMap, board: Board) -> dict[str, str | bytes]:
     """The files of a kit but its Verilog, by path."""
     if board.device != DEVICE:
@@ -86,7 +106,7 @@ def kit_files(config: BuildConfig, layout: MemoryMap, board: Board) -> dict[str,
     core = core_files(config)
     return {
         **{name: core[name] for name in ("registers.h", "registers.json", "config.json")},
-        "memory.txt": memory_plan(config, layout, board),
+        "plan.txt": build_plan(config, layout, board),
         "vivado/build.tcl": filled("build.tcl", values),
         f"kria/{BUFFER}.dtso": filled("overlay.dtso", values),
         **{f"kria/{name}": filled(name, values) for name in ("shell.json", "install.sh", "remove.sh")},

@@ -1,12 +1,19 @@
 """The slowest paths of a machine's mapped netlist by cell delays and an allowance for routing (xcup).
 
 Nothing is placed: this ranks paths and says which cannot make the clock; it promises no frequency. The netlist is that of
-`gen.tools.parts`, put together again, so that paths cross units and lanes. The cells' delays are UltraScale+'s own, of the
-slower speed grade -1 (the KV260 has -2), as Vivado 2021.2 printed them for routed designs on an xczu3eg (report_timing in
-github.com/gussmith23/lakeroad-evaluation, vivado-synth-opt-place-route/{lpm.futil-ultrascale,inlining.futil-vanilla}-timing-route.v).
-Those marked "assumed" are not in these reports. The
-allowance for a net is somewhat more than what those designs had for nets of that fan-out (0.17 to 0.25 ns for few sinks,
-0.36 to 0.46 ns for a hundred).
+`gen.tools.parts`, put together again, so that paths cross units and lanes.
+
+**Calibration.** routed_paths.json has the slowest paths of five designs that others routed for the KV260's own device and speed grade
+(xck26, -2LV): three with 36, 72 and 73 % of the LUTs taken at 250 MHz, two of 11 and 12 % at 200 MHz; cells and nets as Vivado printed
+them. The delays below are means of these; those marked -1 are of grade -1 (xczu3eg, report_timing in
+github.com/gussmith23/lakeroad-evaluation, vivado-synth-opt-place-route/{lpm.futil-ultrascale,inlining.futil-vanilla,
+pow.futil-ultrascale}-timing-route.v), whose other numbers are within a fifth of these; those marked assumed are in no report. A net costs
+by its fan-out, by how full the device is, and more beside a memory block, whose columns stand apart.
+
+**How far to trust it.** `published` estimates each of those paths as if it were a machine's. The eight of 250 MHz took 91 to 116 % of the
+estimate, the four of 200 MHz 88 to 167 %: Vivado shortens a path only until it is short enough, and these designs gave it more time. So a
+path that is estimated a tenth shorter than the period is likely to close, not sure to. Not calibrated: Vivado maps logic otherwise than
+Yosys, and duplicates drivers of many sinks; congestion of a part of the device.
 """
 
 from __future__ import annotations
@@ -16,6 +23,8 @@ import re
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
+from math import sqrt
+from pathlib import Path
 from typing import Any, TypedDict
 
 from tritloom.firmware.config import BuildConfig
@@ -23,23 +32,47 @@ from tritloom.gen.tools import parts, synthesis, yosys
 from tritloom.system.files import cache, scratch
 from tritloom.system.processes import call
 
-__all__ = ["DELAYS", "PathRow", "Timing", "slowest", "worst_paths"]
+__all__ = ["DELAYS", "PathRow", "Timing", "net_delay", "published", "slowest", "worst_paths"]
 
 FAMILY = "xcup"
 DELAYS: dict[str, float] = {
-    "clock to flip-flop": 0.096, "flip-flop setup": 0.0, "flip-flop enable or reset setup": 0.1,  # the last one assumed
-    "LUT": 0.179, "wide multiplexer": 0.12,  # assumed
-    "carry, select to sum": 0.25, "carry, select to carry": 0.238, "carry, data to sum": 0.189, "carry, data to carry": 0.148,
-    "carry, carry to sum": 0.146, "carry through 4 bits": 0.015,
-    "multiplier": 1.923, "multiplier, addend": 0.84,
-    "clock to block RAM": 0.96, "block RAM setup": 0.4,  # assumed, both
+    "clock to flip-flop": 0.114, "flip-flop setup": -0.044, "flip-flop enable or reset setup": 0.1,
+    "LUT": 0.105, "wide multiplexer": 0.095,
+    "carry, select to sum": 0.25, "carry, data to sum": 0.189, "carry through 4 bits": 0.015,  # -1
+    "carry, select to carry": 0.232, "carry, data to carry": 0.171, "carry, carry to sum": 0.114,
+    "multiplier": 1.923, "multiplier, addend": 0.84, "multiplier's output register setup": -0.146,  # -1
+    # Memory blocks without output registers.
+    "clock to block RAM": 1.208, "block RAM setup": 0.462, "clock to UltraRAM": 1.667, "UltraRAM setup": 0.629,
     "clock to LUT RAM": 0.7, "LUT RAM setup": 0.2,  # assumed, both
-    "clock uncertainty": 0.035,
+    "clock uncertainty": 0.13, "clock skew": 0.15,  # of a clock from the processing system; the mean, of 0.05 to 0.28
 }
 """Nanoseconds, no nets."""
 
-NET, NET_PER_SINK, NET_MOST, NET_TO_CARRY = 0.25, 0.002, 0.5, 0.03
-"""Allowance for a net: the least, more for each sink, the most; from a LUT to the carry beside it."""
+NET, NET_PER_FILL, NET_PER_ROOT, NET_MOST, NET_AT_MEMORY, NET_TO_CARRY = 0.05, 0.10, 0.055, 0.5, 0.15, 0.03
+"""Allowance for a net: the least; more for the share of the device that is full, and by the root of the number of sinks; the most of these
+together, where nets of more than 40 sinks have 0.2 to 1.1 ns; more beside a memory block; from a LUT to the carry beside it."""
+ROUTED = Path(__file__).resolve().parent / "routed_paths.json"
+MEMORY_BLOCKS = ("bram", "uram")
+
+
+def net_delay(sinks: int, fill: float, *, at_memory: bool = False) -> float:
+    """Allowance in ns for a net, with the share `fill` of the device's LUTs taken."""
+    return min(NET_MOST, NET + NET_PER_FILL * fill + NET_PER_ROOT * sqrt(sinks)) + NET_AT_MEMORY * at_memory
+
+
+def published() -> list[tuple[float, float]]:
+    """What each path in routed_paths.json took, and what is estimated for it, in ns, both with its own clock's uncertainty and skew."""
+    data = json.loads(ROUTED.read_text("utf-8"))
+    found = []
+    for design in data["designs"]:
+        fill = design["luts"] / data["device_luts"]
+        for path in design["paths"]:
+            clock = path["uncertainty"] + path["skew"]
+            took = sum(ns for _, ns in path["cells"]) + sum(ns for *_, ns in path["nets"]) + clock
+            estimate = sum(DELAYS[cell] for cell, _ in path["cells"]) + clock + sum(
+                NET_TO_CARRY if kind == "carry" else net_delay(sinks, fill, at_memory=kind == "memory") for sinks, kind, _ in path["nets"])
+            found.append((took, estimate))
+    return found
 
 
 class PathRow(TypedDict):
@@ -56,7 +89,7 @@ class PathRow(TypedDict):
 
 
 class Timing(TypedDict):
-    """`period`: what the clock leaves for a path; `failing`: end points whose path takes longer."""
+    """`period`: what the clock leaves for a path, less its uncertainty and skew; `failing`: end points whose path takes longer."""
 
     period: float
     failing: int
@@ -89,7 +122,7 @@ OUTPUTS = re.compile(r"O|Q|CO|LO|P|DO.*")
 
 def _class(cell: str) -> str:
     for pattern, name in ((r"FD..?E?", "ff"), (r"LUT\d|INV", "lut"), (r"MUXF\d", "mux"), (r"CARRY4", "carry"), (r"DSP48E2", "dsp"),
-                          (r"RAMB\d+E2|URAM288", "bram"), (r"RAM\d+M\d*|RAM\d+X1.", "lutram"), (r"SRL.*", "srl")):
+                          (r"RAMB\d+E2", "bram"), (r"URAM288", "uram"), (r"RAM\d+M\d*|RAM\d+X1.", "lutram"), (r"SRL.*", "srl")):
         if re.fullmatch(pattern, cell):
             return name
     raise synthesis.SynthesisError(f"no delays for cell {cell}: add it to gen/tools/timing.py")
@@ -127,12 +160,14 @@ def _through(kind: str, pins: dict[str, list[Any]], port: str, index: int) -> It
                 yield net, d["LUT"]
 
 
-BEGINS = {"ff": "clock to flip-flop", "bram": "clock to block RAM", "lutram": "clock to LUT RAM", "srl": "clock to LUT RAM"}
-ENDS = {"bram": "block RAM setup", "lutram": "LUT RAM setup", "srl": "LUT RAM setup"}
+BEGINS = {"ff": "clock to flip-flop", "bram": "clock to block RAM", "uram": "clock to UltraRAM", "lutram": "clock to LUT RAM",
+          "srl": "clock to LUT RAM"}
+ENDS = {"bram": "block RAM setup", "uram": "UltraRAM setup", "lutram": "LUT RAM setup", "srl": "LUT RAM setup"}
 
 
-def slowest(module: dict[str, Any], clock_hz: int, count: int = 10) -> Timing:
-    """The slowest paths between registers of a flat netlist, one row for all those that differ in lanes, elements and bits alone."""
+def slowest(module: dict[str, Any], clock_hz: int, fill: float, count: int = 10) -> Timing:
+    """The slowest paths between registers of a flat netlist that takes the share `fill` of its device's LUTs, one row for all those that
+    differ in lanes, elements and bits alone."""
     cells = {name: (_class(cell["type"]), cell["type"], cell["connections"]) for name, cell in module["cells"].items()}
     driver: dict[int, tuple[str, str, int]] = {}
     sinks: Counter[int] = Counter()
@@ -157,7 +192,7 @@ def slowest(module: dict[str, Any], clock_hz: int, count: int = 10) -> Timing:
                 return 0.0
             if source == "lut" and sinks[net] <= 2:
                 return NET_TO_CARRY
-        return min(NET + NET_PER_SINK * sinks[net], NET_MOST)
+        return net_delay(sinks[net], fill, at_memory=source in MEMORY_BLOCKS or into in MEMORY_BLOCKS)
 
     arrival: dict[int, tuple[float, float, int | None]] = {}
     """By net: when it stands, how much of that are nets, and the net that its path comes from."""
@@ -197,7 +232,7 @@ def slowest(module: dict[str, Any], clock_hz: int, count: int = 10) -> Timing:
             named = f"{name.partition('.')[0] if '.' in name else ''}.{cells[name][1]}.{port}".lstrip(".")
         return re.sub(r"\$\d+|\d+", "#", named.lstrip("\\"))
 
-    period = 1e9 / clock_hz - DELAYS["clock uncertainty"]
+    period = 1e9 / clock_hz - DELAYS["clock uncertainty"] - DELAYS["clock skew"]
     worst: dict[tuple[str, str], tuple[float, int, float, float]] = {}
     number: Counter[tuple[str, str]] = Counter()
     failing = 0
@@ -213,6 +248,8 @@ def slowest(module: dict[str, Any], clock_hz: int, count: int = 10) -> Timing:
                     continue
                 when, wires, _ = arrive(net)
                 wire = nets_delay(net, kind)
+                if kind == "ff" and port == "D" and sinks[net] == 1 and cells[driver[net][0]][0] == "dsp":
+                    wire, setup = 0.0, DELAYS["multiplier's output register setup"]  # Vivado takes the one within
                 total = when + wire + setup
                 failing += total > period
                 if kind == "ff":
@@ -242,7 +279,8 @@ def slowest(module: dict[str, Any], clock_hz: int, count: int = 10) -> Timing:
     units: dict[str, float] = {}
     for item in rows:
         units.setdefault(item["unit"], item["delay"])
-    allowance = f"{NET} ns a net, {NET_PER_SINK} ns more a sink up to {NET_MOST} ns, {NET_TO_CARRY} ns from a LUT to its carry"
+    allowance = (f"{NET + NET_PER_FILL * fill:.3f} ns a net at a fill of {fill:.0%}, {NET_PER_ROOT} ns times the root of its sinks, "
+                 f"{NET_MOST} ns at most, {NET_AT_MEMORY} ns more beside a memory block, {NET_TO_CARRY} ns from a LUT to its carry")
     return {"period": round(period, 3), "failing": failing, "paths": rows[:count], "units": units, "delays": DELAYS, "allowance": allowance}
 
 
@@ -257,6 +295,6 @@ def _runs(items: list[str]) -> Iterator[tuple[str, int]]:
             last, times = item, 1
 
 
-def worst_paths(config: BuildConfig, count: int = 10) -> Timing:
-    """The slowest paths of a machine that gen.parts has synthesised for xcup."""
-    return slowest(netlist(config), config.clock_hz, count)
+def worst_paths(config: BuildConfig, fill: float, count: int = 10) -> Timing:
+    """The slowest paths of a machine that gen.parts has synthesised for xcup and that takes the share `fill` of its device's LUTs."""
+    return slowest(netlist(config), config.clock_hz, fill, count)

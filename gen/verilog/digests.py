@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tritloom.firmware.config import BuildConfig
 
-__all__ = ["digest", "plain", "syntax_digest", "verilog_digest"]
+__all__ = ["digest", "plain", "source_digest", "syntax_digest", "verilog_digest"]
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "tritloom"
@@ -43,6 +43,12 @@ def syntax_digest() -> str:
     Takes a second."""
     found = {path.relative_to(ROOT).as_posix(): "\0".join(_syntax(tree)) for path, tree in _imported(MAKERS).items()}
     return digest(*(f"{tool} {_version(tool)}" for tool in TOOLS), *(text for item in sorted(found.items()) for text in item))
+
+
+@functools.cache
+def source_digest(name: str) -> str:
+    """Digest of the syntax of one file of this package."""
+    return digest(*_syntax(ast.parse((ROOT / name).read_text("utf-8"))))
 
 
 def _version(tool: str) -> str:

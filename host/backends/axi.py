@@ -156,7 +156,7 @@ def stripe_place(root: Path, port: int, size: int) -> tuple[int, int]:
     folder = root / "sys/class/u-dma-buf" / name
     if not folder.is_dir():
         raise DeviceError(f"the buffer {name} is missing: load the module u-dma-buf and then the overlay, with enough contiguous memory "
-                          "(cma= in the kit's memory.txt)")
+                          "(cma= in the kit's plan.txt)")
     have, physical = _number(folder / "size"), _number(folder / "phys_addr")
     if have < size:
         raise DeviceError(f"the buffer {name} has {have} bytes, the model needs {size}: build the kit for this model and context, and "

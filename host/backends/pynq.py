@@ -57,7 +57,7 @@ class PynqBackend(AxiBackend):
             allocated = self._pynq.allocate((size,), "u1")
         except (MemoryError, RuntimeError) as error:
             raise DeviceError(f"{size} bytes of contiguous memory for port {port} are not to be had ({error})",
-                              "cma= on the kernel's command line, as the kit's memory.txt says") from None
+                              "cma= on the kernel's command line, as the kit's plan.txt says") from None
         buffer = _Buffer(f"of port {port}", allocated)
         try:
             check_place(buffer.name, buffer.physical, size)

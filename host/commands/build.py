@@ -43,13 +43,13 @@ def command(
         raise InputError("--seed is that of the open tools' placement: leave it out, Vivado places this machine")
     checkpoint = None if source.shape_only else source.open(plan.context)
     spec = checkpoint.spec if checkpoint else source.spec(plan.context)
-    config = plan.configuration(spec)
+    config = plan.configuration(spec, console.note)
     if target.toolchain != "vivado":
         check_board(target)
     image = image_of(source, checkpoint, config, console) if checkpoint else None  # what cannot be packed is said before the long steps
     if target.toolchain == "vivado":
         from tritloom.firmware.layout import memory_map
-        from tritloom.gen.kit.kv260 import memory_plan, write_kit
+        from tritloom.gen.kit.kv260 import build_plan, write_kit
 
         layout = memory_map(config, tied=spec.tied_embeddings)
         with console.step(f"Writing the kit for {plan.board}") as update:
@@ -57,7 +57,7 @@ def command(
         files = [*map(str, paths), *_image(out, image, target, console)]
         data = {"digest": f"{config.digest:08x}", "memory_bytes": layout.total_bytes, "files": files}
         rows = [("digest", data["digest"]), *(("wrote", name) for name in files)]
-        console.result(data, f"{table(rows)}\n\n{memory_plan(config, layout, target)}"
+        console.result(data, f"{table(rows)}\n\n{build_plan(config, layout, target)}"
                              f"\nnext: vivado -mode batch -source {out / 'vivado' / 'build.tcl'}; docs/boards/kv260.md has the rest")
         return
     try:

@@ -37,6 +37,12 @@ ContextOption = Annotated[
 SettingsOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Fix a field of the configuration, such as lanes=2. Repeatable.")
 ]
+FillOption = Annotated[
+    float | None,
+    typer.Option("--fill", min=0.01, max=1.0, metavar="SHARE", help="Most of the device's LUTs to take, such as 0.85 (by default what the "
+                                                                    "board's tool closes without help)."),
+]  # fmt: skip
+ClockOption = Annotated[float | None, typer.Option("--clock", min=1.0, metavar="MHZ", help="The machine's clock, as --set clock_hz.")]
 ConfigOption = Annotated[
     Path | None,
     typer.Option("--config", metavar="FILE", help="Take this configuration (config.json of `generate`) instead of fitting one."),
@@ -77,12 +83,14 @@ class MachineOptions:
     """The options that say which machine is meant, besides its board; see `SourceOptions`."""
 
     context: ContextOption = None
+    fill: FillOption = None
+    clock: ClockOption = None
     settings: SettingsOption = None
     config_file: ConfigOption = None
 
     def plan(self, board: str | None, *settings: str) -> Plan:
         """What they ask for, with more settings before their own. Raises as `Plan.of` does."""
-        return Plan.of(board, self.context, [*settings, *(self.settings or ())], self.config_file)
+        return Plan.of(board, self.context, [*settings, *(self.settings or ())], self.config_file, fill=self.fill, clock=self.clock)
 
     @property
     def words(self) -> str:
@@ -171,8 +179,8 @@ def board_of(config: BuildConfig, named: str | None, file: Path) -> str:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is asked of a machine: a configuration to be fitted for `board`, with a cache of `context` positions and `settings`, or
-    `machine`, which was read from a file and leaves nothing to be asked."""
+    """What is asked of a machine: a configuration to be fitted for `board`, with a cache of `context` positions and `settings` (of
+    `gen.fit.fit`), or `machine`, which was read from a file and leaves nothing to be asked."""
 
     board: str
     context: int | None
@@ -180,14 +188,16 @@ class Plan:
     machine: BuildConfig | None = None
 
     @classmethod
-    def of(cls, board: str | None, context: int | None, settings: Iterable[str] | None, file: Path | None = None) -> Plan:
+    def of(cls, board: str | None, context: int | None, settings: Iterable[str] | None, file: Path | None = None, *,
+           fill: float | None = None, clock: float | None = None) -> Plan:
         """From the options of a verb, before its model is read. Raises `InputError`, `BoardError`."""
         from tritloom.boards.board import DEFAULT_BOARD, load
 
+        settings = [*(settings or ()), *([] if clock is None else [f"clock_hz={round(clock * 1e6)}"])]
         if file is None:
             board = DEFAULT_BOARD if board is None else board
             load(board)
-            return cls(board, context, settings_of(settings))
+            return cls(board, context, settings_of(settings) | ({} if fill is None else {"fill": fill}))
         try:
             with file.open("rb") as opened:
                 config = BuildConfig.from_json(bounded(opened, CONFIGURATION_BYTES, str(file)).decode("utf-8"))
@@ -195,18 +205,24 @@ class Plan:
             raise InputError(f"{file}: not a configuration; give config.json as `tritloom generate` wrote it") from None
         except ConfigError as error:
             raise InputError(f"{file}: {error}; give config.json as `tritloom generate` wrote it") from None
-        if settings:
-            raise InputError("--set changes a fitted configuration and cannot be used with --config: leave one of them out")
+        if settings or fill is not None:
+            raise InputError("--set, --clock and --fill are of a configuration to be fitted and cannot be used with --config: leave one of "
+                             "them out")
         if context not in (None, config.shape.context):
             raise InputError(f"{file} is for a context of {config.shape.context}: leave --context {context} out")
         return cls(board_of(config, board, file), config.shape.context, {}, config)
 
-    def configuration(self, spec: ModelSpec) -> BuildConfig:
-        """The machine for a model. Raises `DoesNotFit`, and `InputError` if the file's is one for another model."""
+    def configuration(self, spec: ModelSpec, warn: Callable[[str], None] | None = None) -> BuildConfig:
+        """The machine for a model; why its build may not route goes to `warn`. Raises `DoesNotFit`, and `InputError` if the file's is one
+        for another model."""
         if self.machine is None:
             from tritloom.gen.fit.fitted import fitted
 
-            return fitted(spec, self.board, self.settings).config
+            result = fitted(spec, self.board, self.settings)
+            if warn is not None:
+                for warned in result.warnings:
+                    warn(f"warning, {warned}")
+            return result.config
         mine = self.machine.shape
         differing = [f"{field.name} {getattr(mine, field.name)} (model: {getattr(spec.shape, field.name)})"
                      for field in dataclasses.fields(mine) if getattr(mine, field.name) != getattr(spec.shape, field.name)]

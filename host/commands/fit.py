@@ -9,7 +9,9 @@ import typer
 from tritloom.firmware.config import ConfigError
 from tritloom.host.commands.common import (
     BoardOption,
+    ClockOption,
     ContextOption,
+    FillOption,
     JsonOption,
     Plan,
     SettingsOption,
@@ -31,26 +33,28 @@ def command(
     source: Source,
     board: BoardOption = None,
     context: ContextOption = None,
+    fill: FillOption = None,
+    clock: ClockOption = None,
     settings: SettingsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Fit a model to a board."""
     from tritloom.boards.board import load
-    from tritloom.gen.fit.fit import CONTEXT_FOR_SPEED, FitResult, fit, predict, relaxations
+    from tritloom.gen.fit.fit import CONTEXT_FOR_SPEED, FitResult, at_clocks, fit, predict, relaxations
 
     console = Console(json=as_json)
     with console.step("Fitting"):
-        plan = Plan.of(board, context, settings)
+        plan = Plan.of(board, context, settings, fill=fill, clock=clock)
         target, spec, fixed = load(plan.board), source.spec(context), plan.settings
         whole = spec.shape.context
         result = fit(spec, target, at=whole, **fixed)
         more = relaxations(spec, target, result, **fixed)
         speeds = [predict(result.config, result.memory_map, target, at)[0] for at in sorted({min(CONTEXT_FOR_SPEED, whole), whole})]
         others = [] if result.fits else boards_for(spec, fixed)
-    clock = clock_of(result, target)
-    data = FitResult.to_dict(result) | {"speeds": speeds, "clock": clock, "fits_on": others,
+    clocks = at_clocks(result.config, result.predicted["lut"], result.memory_map, target, min(CONTEXT_FOR_SPEED, whole))
+    data = FitResult.to_dict(result) | {"speeds": speeds, "clocks": clocks, "fits_on": others,
                                         "relaxations": [each.to_dict() for each in more]}
-    console.result(data, text(result, target, speeds, clock, more, others))
+    console.result(data, text(result, target, speeds, clocks, more, others))
     if not result.fits:
         raise typer.Exit(1)
 
@@ -69,21 +73,13 @@ def boards_for(spec: ModelSpec, settings: dict[str, Any]) -> list[str]:
     return [name for name in names() if fits(name)]
 
 
-def clock_of(result: FitResult, board: Board) -> dict[str, float | None]:
-    """The clock's period, the slowest path that other machines of the fabric have, and what is left; None: not known."""
-    from tritloom.gen.fit.cost import SLOWEST_PATH_NS
-
-    several = result.config.sequences > 1
-    period, path = 1e9 / result.config.clock_hz, SLOWEST_PATH_NS.get(board.family, (None, None))[several]
-    return {"hz": result.config.clock_hz, "period_ns": period, "slowest_path_ns": path, "slack_ns": None if path is None else period - path}
-
-
-def text(result: FitResult, board: Board, speeds: list[dict[str, float]], clock: dict[str, Any], more: list[Relaxation],
+def text(result: FitResult, board: Board, speeds: list[dict[str, float]], clocks: list[dict[str, Any]], more: list[Relaxation],
          others: list[str]) -> str:
     """What people read: whether it fits, what it takes, how fast it is, what more would bring, and the configuration."""
     c, p = result.config, result.predicted
     rows: list[tuple[str, Any]] = [("fits", "yes" if result.fits else "no")]
     rows += [("needs", need) for need in result.needs.values() if need.lacks]
+    rows += [("warning", warned) for warned in result.warnings]
     if result.fits:
         rows.append(("bound by", result.binds))
     elif others:
@@ -105,13 +101,14 @@ def text(result: FitResult, board: Board, speeds: list[dict[str, float]], clock:
         if board.window:
             memory += f", a machine reaches those from {board.window[0]:#010x} to {sum(board.window) - 1:#010x}"
     rows.append(("memory", memory))
-    slack = "the slowest path is not known before synthesis"
-    if clock["slack_ns"] is not None:
-        slack = f"slowest path about {clock['slowest_path_ns']:.2f} ns, as in machines built so far: slack {clock['slack_ns']:+.2f} ns"
-        if clock["slack_ns"] < 0:
-            slack += f": too slow, it takes {int(1e3 / clock['slowest_path_ns'])} MHz (--set clock_hz)"
-    rows.append(("clock", f"{c.clock_hz / 1e6:g} MHz, {clock['period_ns']:.2f} ns; {slack}"))
+    slack, clock = "the slowest path is not known before synthesis", result.clock
+    if clock.slack_ns is not None and clock.slowest_path_ns is not None:
+        slack = f"slowest path about {clock.slowest_path_ns:.2f} ns, as in machines built so far: slack {clock.slack_ns:+.2f} ns"
+        slack += f": too slow, it takes {int(1e3 / clock.slowest_path_ns)} MHz (--clock)" if clock.slack_ns < 0 else f", {clock.spare:.0%}"
+    rows.append(("clock", f"{clock.hz / 1e6:g} MHz, {clock.period_ns:.2f} ns; {slack}"))
     parts = [table(rows), columns(speed_rows(speeds))]
+    if clocks:
+        parts.append(columns(clock_rows(clocks)))
     if more:
         parts.append(columns(gain_rows(more, int(p["context"]), int(p.get("batch_texts", 1)))))
     config = [(name, value) for name, value in c.to_dict().items() if name != "shape"]
@@ -132,6 +129,14 @@ def speed_rows(speeds: list[dict[str, float]]) -> list[list[str]]:
         rows.append([f"{speeds[0]['batch_texts']} texts together", *(
             f"{rate(speed['batch_tokens_per_s'])} (×{speed['batch_speed_up']:.2f})" for speed in speeds)])
     return [*rows, ["first token after a prompt of as many", *(seconds(speed["ttft_s"]) for speed in speeds)]]
+
+
+def clock_rows(clocks: list[dict[str, Any]]) -> list[list[str]]:
+    """A column for each clock."""
+    return [[f"projected at {clocks[0]['context']:,} positions", *(f"{each['hz'] / 1e6:g} MHz" for each in clocks)],
+            ["slack", *("not known" if each["slack_ns"] is None else f"{each['slack_ns']:+.2f} ns" for each in clocks)],
+            ["one text", *(rate(each["decode_tokens_per_s"]) for each in clocks)],
+            ["first token after a prompt of as many", *(seconds(each["ttft_s"]) for each in clocks)]]
 
 
 def gain_rows(more: list[Relaxation], at: int, texts: int) -> list[list[str]]:

@@ -28,7 +28,7 @@ def command(
     console = Console(json=as_json)
     check_folder(out, "--out")
     plan = machine.plan(board)
-    config = plan.configuration(source.spec(plan.context))
+    config = plan.configuration(source.spec(plan.context), console.note)
     with console.step("Generating Verilog") as update:
         paths = write_core(config, out, update)
     data = {"digest": f"{config.digest:08x}", "files": [str(path) for path in paths]}

@@ -7,6 +7,7 @@ taken from the store, and made a report of.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,7 @@ def machine_synth(source: Source, board: str, *, context: int | None = None, set
         timing = None
         if target.family == paths.FAMILY:
             with steps.step("Following its paths"):
-                timing = paths.worst_paths(config)
+                timing = paths.worst_paths(config, parts.totals(found)["lut"] / target.resources.get("lut", math.inf))
         command = (f"tritloom bench --synth --model {source.path}{source.words} --board {board}"
                    f"{f' --context {context}' if context else ''}{_changes(settings)}")
         entry = results.record_synthesis(found, model=name, config=config, family=target.family, resources=target.resources,

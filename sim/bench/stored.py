@@ -9,8 +9,9 @@ A result below docs/results keeps digests of what it was measured with, and is c
     reference    what the integer model makes of fixed random models
     packing      the bytes of those models' images
     memory       the simulated memory: its model, and the numbers of the timing
+    delays       the estimate of paths (gen/tools/timing.py)
 
-A result that was synthesised depends on the first alone, cycles on all but `reference` and `packing`, texts and comparisons with the
+A result that was synthesised depends on the first and the last, cycles on all but `reference` and `packing`, texts and comparisons with the
 integer model on all but `memory` (`decisive`). So a change that leaves a machine as it was leaves its results current, and so
 does any renaming that Amaranth does not write into the Verilog.
 
@@ -46,7 +47,7 @@ from tritloom.gen.models.checkpoint import matrix_shape, norm_length
 from tritloom.gen.pack import pack, quantise
 from tritloom.gen.quantised import QuantisedModel
 from tritloom.gen.scaling import Scaling, rescaled
-from tritloom.gen.verilog.digests import digest, plain, syntax_digest, verilog_digest
+from tritloom.gen.verilog.digests import digest, plain, source_digest, syntax_digest, verilog_digest
 from tritloom.gen.verilog.generate import cached_verilog
 from tritloom.host.session import sampling
 from tritloom.sim import dram
@@ -62,10 +63,12 @@ DIGESTS = RESULTS / "digests.json"
 CURRENT = "current"
 PROCESSES = 2
 
-SYNTHESIS = ("verilog",)
+SYNTHESIS = ("verilog", "delays")
+ESTIMATE = "gen/tools/timing.py"
 PARTS = ("program", "descriptors", "layout")
 WORDS = {"verilog": "its Verilog", "program": "its program", "descriptors": "its descriptors", "layout": "its memory map",
-         "reference": "the integer model", "packing": "the bytes of images", "memory": "the memory's model"}
+         "reference": "the integer model", "packing": "the bytes of images", "memory": "the memory's model",
+         "delays": "the estimate of paths"}
 """What the digests are of, as `state_of` calls it."""
 
 
@@ -84,7 +87,7 @@ def digests(what: str | None, config: BuildConfig, image: Image | None = None, t
     found = {"verilog": emitted(config)}
     if image is not None:
         found |= _of_image(image.program, image.descriptors, image.map)
-    found |= _of_models(names, timing)
+    found |= _of_models(names, timing, config.clock_hz)
     tied = {} if image is None else {"tied": image.spec["tied_embeddings"]}
     return {"digests": {name: found[name] for name in names}} | tied | {"configuration": config.to_dict()}
 
@@ -101,7 +104,7 @@ def state_of(entry: dict[str, Any], *, emit: bool = False) -> str:
             now |= _of_image(machine_program(config, layout), layout.descriptor_words(), layout)
     except ConfigError as error:
         return f"stale: its machine is none any more ({error})"
-    now |= _of_models(names, entry.get("timing"))
+    now |= _of_models(names, entry.get("timing"), config.clock_hz)
     changed = [WORDS[name] for name in names if now[name] is not None and now[name] != kept.get(name)]
     if changed:
         return f"stale: {', '.join(changed[:-1])}{' and ' if changed[1:] else ''}{changed[-1]} changed since {entry['date']}"
@@ -152,21 +155,24 @@ def _of_image(program: Sequence[int], descriptors: Sequence[int], layout: Memory
             "layout": digest(repr((regions, layout.embedding_base, layout.head_base)))}
 
 
-def _of_models(names: Iterable[str], timing: str | None) -> dict[str, str]:
+def _of_models(names: Iterable[str], timing: str | None, clock_hz: int) -> dict[str, str]:
     found: dict[str, str] = {}
     if "reference" in names:
         found |= zip(("reference", "packing"), reference(), strict=True)
+    if "delays" in names:
+        found["delays"] = source_digest(ESTIMATE)
     if "memory" in names:
-        found["memory"] = memory_digest(timing or "")
+        found["memory"] = memory_digest(timing or "", clock_hz)
     return found
 
 
-def memory_digest(timing: str) -> str:
-    """Digest of the memory's model: its code, the harness around it, and the numbers of the preset called `timing`; "" if there is none."""
+def memory_digest(timing: str, clock_hz: int) -> str:
+    """Digest of the memory's model: its code, the harness around it, and the numbers of the preset called `timing` for a fabric at
+    `clock_hz`; "" if there is none."""
     if timing not in dram.PRESETS:
         return ""
     sources = (plain((ROOT / "sim" / name).read_text("utf-8")) for name in ("dram.h", "harness.h", "harness.cpp"))
-    return digest(*sources, repr(dram.preset(timing)))
+    return digest(*sources, repr(dram.preset(timing, clock_hz)))
 
 
 # The reference ---------------------------------------------------------------------------------

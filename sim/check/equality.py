@@ -18,6 +18,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from tritloom.boards.board import load as load_board
 from tritloom.firmware.config import BuildConfig
 from tritloom.gen.fit.fit import fit
 from tritloom.gen.models import Checkpoint, open_checkpoint
@@ -59,7 +60,7 @@ def machine(checkpoint: Checkpoint, name: str) -> BuildConfig:
     """The configuration of the machine called `name` for a model."""
     if name in MACHINES:
         return BuildConfig(shape=checkpoint.spec.shape, **MACHINES[name])
-    return fit(checkpoint.spec, name).config
+    return fit(checkpoint.spec, name, lanes=load_board(name).parameters["lanes"]).config
 
 
 def pairs() -> list[tuple[str, str]]:

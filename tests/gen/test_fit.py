@@ -13,7 +13,8 @@ from tritloom.boards.board import Board, BoardError, load
 from tritloom.firmware.config import BuildConfig, ConfigError
 from tritloom.firmware.layout import memory_map
 from tritloom.gen.fit import calibrate, cost
-from tritloom.gen.fit.fit import WORTH, batch_cycles, cycles_per_pass, fit, predict, prompt_cycles, relaxations
+from tritloom.gen.fit import fit as fit_module
+from tritloom.gen.fit.fit import WORTH, at_clocks, batch_cycles, cycles_per_pass, fit, predict, prompt_cycles, relaxations
 from tritloom.gen.models import open_checkpoint
 from tritloom.gen.models.shapes import published
 from tritloom.rtl.parameters import MemoryUse
@@ -39,7 +40,7 @@ def test_every_model_fits_boards_with_memory(model, board):
     c = result.config
     assert result.fits and result.available.keys() <= {"lut", "ff", "bram", "dsp", "uram"}
     assert result.binds in ("memory", "matmul", "vector", "attention", "head")
-    assert c.lanes == {"sim": 2, "kv260": 16}[board] and c.word_bytes <= c.mem_bytes
+    assert c.lanes in {"sim": (2,), "kv260": (4, 8)}[board] and c.word_bytes <= c.mem_bytes
     assert 3 * c.indices_per_word >= 0.75 * 8 * c.mem_bytes / 1.6  # the memory can be kept busy
     assert all(result.predicted[kind] <= have for kind, have in result.available.items())
     assert 0 < result.predicted["memory_share"] <= 1
@@ -71,7 +72,7 @@ def test_lanes_go_down_until_the_device_suffices():
     s, sizes = spec("stories-1m"), []
     for lanes in (4, 2, 1):
         need = cost.resources(fit(s, device(), lanes=lanes).config, "xcup")["lut"]
-        sizes.append(fit(s, device(lut=need)).config.lanes)
+        sizes.append(fit(s, device(lut=need), fill=1.0, vector_lanes=16).config.lanes)
     assert sizes == [4, 2, 1]
     result = fit(s, device(lut=1000))
     assert not result.fits and result.binds.startswith("lut: ") and result.binds.endswith("of 1000")
@@ -86,12 +87,68 @@ def test_a_device_too_small_for_any_machine_is_told_what_binds():
 
 def test_lanes_go_down_from_what_the_board_prescribes():
     s = published("bitnet-b1.58-2B-4T", 256)
-    result = fit(s, "kv260", result_turns=1)
+    result = fit(s, "kv260", fill=1.0, vector_lanes=16, result_turns=1)
     assert result.fits and (result.config.lanes, result.config.result_turns) == (12, 1) and result.config.groups == 2
     given = fit(s, "kv260", lanes=16, result_turns=1)
     assert given.config.lanes == 16 and not given.fits and given.binds.startswith("uram: ")
     one = fit(s, "kv260", lanes=1).config
     assert (one.groups, one.dot_lanes) == (1, 1)
+
+
+BOUNDS = {"bitnet_b1_58-large": (95, 0.30), "bitnet-b1.58-2B-4T": (30.5, 0.90)}
+
+
+@pytest.mark.parametrize("model", BOUNDS)
+def test_what_a_vendor_s_tool_has_to_close_leaves_room(model):
+    """At 250 MHz they would be as fast as is asked for; by default they have the clock that leaves a tenth of its period."""
+    s = published(model, 256)
+    result = fit(s, "kv260", at=128, shortlist=256)
+    assert result.fits and result.fill <= 0.6 == result.most and not result.warnings and result.config.lanes == 4
+    assert result.clock.slack_ns >= 0.1 * result.clock.period_ns and result.clock.hz == result.config.clock_hz >= 200_000_000
+    fast = fit(s, "kv260", at=128, shortlist=256, clock_hz=250_000_000)
+    decode, first = BOUNDS[model]
+    assert fast.predicted["decode_tokens_per_s"] >= decode and fast.predicted["ttft_s"] <= first
+    assert dataclasses.replace(fast.config, clock_hz=result.config.clock_hz) == result.config
+    crowded = fit(s, "kv260", fill=0.85, shortlist=256)
+    assert crowded.config.lanes > 8 and crowded.fill > 0.6 and [w.kind for w in crowded.warnings][0] == "lut"
+    assert json.loads(json.dumps(crowded.to_dict()))["warnings"][0]["kind"] == "lut" and crowded.to_dict()["fill"] == crowded.fill
+    given = fit(s, "kv260", lanes=16, shortlist=256)
+    assert (given.config.lanes, given.config.clock_hz) == (16, 250_000_000) and {"lut", "clock"} <= {w.kind for w in given.warnings}
+
+
+def test_a_clock_is_lowered_until_a_tenth_of_its_period_is_left(monkeypatch):
+    s = spec("stories-1m")
+    for path, hz in ((3.6, 250_000_000), (3.61, 200_000_000), (4.51, 150_000_000), (7.0, 150_000_000)):
+        monkeypatch.setattr(fit_module, "SLOWEST_PATH_NS", {"xcup": ((1.0, path),)})
+        result = fit(s, "kv260")
+        assert result.config.clock_hz == result.clock.hz == hz and bool(result.warnings) == (path == 7.0)
+        assert [w.kind for w in fit(s, "kv260", clock_hz=250_000_000).warnings] == ["clock"] * (path > 3.6)
+    monkeypatch.setattr(fit_module, "SLOWEST_PATH_NS", {"ecp5": ((1.0, 25.0),)})
+    assert fit(s, "ulx3s").config.clock_hz == 50_000_000 and [w.kind for w in fit(s, "ulx3s").warnings] == ["clock"]
+
+
+def test_half_the_vector_lanes_are_taken_where_more_lanes_are_worth_it():
+    """2B-4T: two lanes beside sixteen vector lanes, or four beside eight; 0.73B decodes slower with eight by more than a percent."""
+    two, large = published("bitnet-b1.58-2B-4T", 256), published("bitnet_b1_58-large", 256)
+    chosen = {(s.name, width): fit(s, "kv260", shortlist=256, vector_lanes=width) for s in (two, large) for width in (8, 16)}
+    assert fit(two, "kv260", shortlist=256).config == chosen[two.name, 8].config and chosen[two.name, 16].config.lanes == 2
+    assert fit(large, "kv260", shortlist=256).config == chosen[large.name, 16].config and chosen[large.name, 8].config.lanes == 8
+
+
+@pytest.mark.parametrize("fill", [0, -1, 1.01])
+def test_a_fill_is_a_share(fill):
+    with pytest.raises(ConfigError, match="share of the LUTs"):
+        fit(spec("stories-1m"), "kv260", fill=fill)
+
+
+def test_speeds_at_other_clocks_are_those_of_the_same_machine():
+    """The ports carry a beat a cycle at each of them, so that decoding slows down with the clock, no more."""
+    result = fit(published("bitnet_b1_58-large", 256), "kv260", shortlist=256)
+    found = at_clocks(result.config, result.predicted["lut"], result.memory_map, load("kv260"), 128)
+    assert {each["hz"] for each in found} >= {150_000_000, 200_000_000, 250_000_000, result.config.clock_hz}
+    cycles = [each["hz"] / each["decode_tokens_per_s"] for each in found]
+    assert max(cycles) == pytest.approx(min(cycles)) and found[0]["slack_ns"] > found[-1]["slack_ns"]
+    assert at_clocks(result.config, 1, result.memory_map, load("ulx3s"), 128) == []
 
 
 def test_the_program_has_room():
@@ -109,10 +166,10 @@ def test_a_row_of_keys_finds_room_however_narrow_the_memory_is():
 
 
 def test_results_take_two_turns_before_lanes_go_down():
-    result = fit(published("bitnet-b1.58-2B-4T", 256), "kv260")
+    result = fit(published("bitnet-b1.58-2B-4T", 256), "kv260", fill=1.0)
     assert result.fits and (result.config.lanes, result.config.result_turns) == (16, 2)
     assert result.predicted["uram"] == 60 * 288 and result.config.result_rows == 8192 < result.config.shape.max_rows
-    large = fit(published("bitnet_b1_58-large", 256), "kv260")
+    large = fit(published("bitnet_b1_58-large", 256), "kv260", fill=1.0)
     assert (large.config.lanes, large.config.result_turns, large.predicted["uram"]) == (16, 1, 56 * 288)
 
 
@@ -240,7 +297,8 @@ def test_a_machine_that_needs_more_memory_than_the_board_gives_does_not_fit():
 @pytest.mark.slow
 def test_a_board_gives_no_more_memory_bandwidth_than_it_has():
     s = published("bitnet_b1_58-large", 256)
-    plain, fast, wide = fit(s, "kv260"), fit(s, "kv260", clock_hz=500_000_000), fit(s, "kv260", mem_bytes=128, mem_ports=8)
+    plain, fast = (fit(s, "kv260", clock_hz=hz) for hz in (250_000_000, 500_000_000))
+    wide = fit(s, "kv260", mem_bytes=128, mem_ports=8)
     assert fast.predicted["decode_tokens_per_s"] < 1.1 * plain.predicted["decode_tokens_per_s"] and fast.binds == "memory"
     assert not wide.fits and {"mem_bytes", "mem_ports"} <= {kind for kind, need in wide.needs.items() if need.lacks}
     assert not fit(s, "kv260", mem_ports=2).fits and fit(s, "kv260", mem_bytes=32, mem_ports=2).fits
@@ -368,8 +426,47 @@ def test_a_fit_follows_from_the_points_and_is_stored_where_the_cost_model_reads_
     written = {}
     monkeypatch.setattr(calibrate, "write_atomically",
                         lambda folder, files: written.update({folder / name: json.loads(text) for name, text in files.items()}))
-    calibrate._store(MEASURED)
+    calibrate._store(MEASURED, STORED["around"])
     assert written == {cost.FILE: json.loads(cost.FILE.read_text(encoding="utf-8")), calibrate.POINTS: STORED}
+
+
+@pytest.mark.parametrize("point", STORED["around"], ids=lambda p: f"{p['family']} {p['unit']} {p['name']}")
+def test_what_stands_around_a_machine_costs_what_was_measured(point):
+    board = dataclasses.replace(load(point["name"]), family=point["family"])
+    config = fit(spec("stories-260k"), point["name"]).config
+    projected = cost.around(board, config)[point["unit"]]
+    assert projected["lut"] == pytest.approx(point["cost"]["lut"], rel=0.1, abs=2)
+    assert projected["ff"] == pytest.approx(point["cost"]["ff"], rel=0.1)
+    if point["unit"] != "sdram" or point["family"] != "ice40":  # without LUT RAM, Yosys keeps the open rows in block RAM
+        assert projected["bram"] == point["cost"]["bram"] * cost.BLOCK_KIBIT[point["family"]]
+
+
+def test_there_is_a_cost_of_what_stands_around_a_machine_for_every_family_and_board():
+    measured = {(p["name"], p["family"]) for p in STORED["around"]}
+    assert {family for _, family in measured} == set(cost.FAMILIES) and {"ulx3s", "colorlight-i9"} <= {name for name, _ in measured}
+    alone, board = fit(spec("stories-1m"), "ecp5-85f"), load("ulx3s")
+    assert cost.around(load("ecp5-85f"), alone.config) == {}
+    whole = fit(spec("stories-1m"), board)
+    more = {kind: whole.predicted[kind] - machine for kind, machine in cost.resources(whole.config, "ecp5").items()}
+    assert 1400 < more["lut"] < 1900 and more["bram"] == 16 and more["dsp"] == 0
+
+
+def test_a_whole_board_takes_what_was_predicted():
+    """Placed and routed, with controller and link."""
+    noted = json.loads((RESULTS / "noted.json").read_text("utf-8"))
+    (routed,) = (dict(each["rows"]) for each in noted if each["title"].startswith("A whole board"))
+    result = fit(spec("stories-27m"), "ulx3s")
+    took = {name: float(text.partition(" of ")[0].replace(",", "")) for name, text in routed.items() if " of " in text}
+    assert result.predicted["lut"] == pytest.approx(took["logic cells"], rel=0.1)
+    assert result.predicted["bram"] / 16 == pytest.approx(took["block RAMs"], rel=0.1)
+    assert result.predicted["dsp"] == pytest.approx(took["multipliers"], rel=0.1)
+    assert result.clock.slowest_path_ns
+    assert 1000 / result.clock.slowest_path_ns == pytest.approx(float(routed["routed at"].removesuffix(" MHz")), rel=0.15)
+
+
+def test_the_engine_s_own_cycles_are_those_of_a_pass():
+    config = fit(spec("stories-1m"), "sim").config
+    assert fit_module._token_cycles(config) == cycles_per_pass(config, 1, 1, answers=1)["matmul"]
 
 
 def use(width, depth, count=1, **more):
@@ -405,7 +502,7 @@ def test_a_machine_that_is_not_measured_keeps_its_point(monkeypatch):
         raise calibrate.SynthesisError("vector: Yosys failed: ERROR: no such cell (log: build/synth/x.log)")
 
     monkeypatch.setattr(calibrate, "measure", fails)
-    monkeypatch.setattr(calibrate, "_store", lambda points: points)
+    monkeypatch.setattr(calibrate, "_store", lambda points, around: points)
     points, failed = calibrate.calibrate(["1m, 4 bytes, 2 lanes"])
     assert points == MEASURED and failed == [
         "ice40, 1m, 4 bytes, 2 lanes: vector: Yosys failed: ERROR: no such cell (log: build/synth/x.log); its older point stays. "
@@ -483,13 +580,19 @@ def test_the_bounds_of_projected_cycles_say_what_is_measured():
 
 
 def test_the_slowest_path_is_that_of_the_machines_that_were_synthesised():
-    found = [(e["configuration"]["sequences"], e["measured"]["timing"]) for path, e in results.entries(RESULTS)
-             if e["what"] == "synthesis" and e["family"] == "xcup" and "vector_lanes" not in path.name]  # as `fit` gives them
-    for several, said in enumerate(cost.SLOWEST_PATH_NS["xcup"]):
-        slowest = max(t["paths"][0]["delay"] + t["delays"]["clock uncertainty"] for texts, t in found if (texts > 1) == bool(several))
-        assert said is not None and 0.995 * slowest < said < 1.1 * slowest
+    found = []
+    for _, e in results.entries(RESULTS):
+        if e["what"] == "synthesis" and e["family"] == "xcup":
+            m, taken = e["measured"], ("clock uncertainty", "clock skew")
+            found.append((m["total"]["lut"] / e["available"]["lut"],
+                          m["timing"]["paths"][0]["delay"] + sum(m["timing"]["delays"][name] for name in taken)))
+    least = 0.0
+    for most, said in cost.SLOWEST_PATH_NS["xcup"]:
+        slowest = max(ns for fill, ns in found if least < fill <= most)
+        assert slowest <= said < 1.01 * slowest, (most, slowest)
+        least = most
     routed = re.search(r'"routed at",\s+"([\d.]+) MHz"', (RESULTS / "noted.json").read_text("utf-8"))
-    assert routed and 1000 / float(routed[1]) == pytest.approx(cost.SLOWEST_PATH_NS["ecp5"][0], rel=0.02)
+    assert routed and 1000 / float(routed[1]) == pytest.approx(cost.SLOWEST_PATH_NS["ecp5"][0][1], rel=0.02)
 
 
 def test_there_are_simulations_to_compare_with():
@@ -501,19 +604,21 @@ def test_there_are_simulations_to_compare_with():
 def test_a_machine_for_several_texts_answers_them_together():
     """Of eight texts a dot engine of four lanes streams the head's rows twice."""
     s = published("bitnet_b1_58-large", 256)
-    alone, eight = fit(s, "kv260"), fit(s, "kv260", sequences=8)
+    alone, eight = fit(s, "kv260"), fit(s, "kv260", sequences=8, fill=1.0)
     assert "batch_tokens_per_s" not in alone.predicted
     assert eight.fits and (eight.config.lanes, eight.config.dot_lanes) == (8, 8)
     speed_up = eight.predicted["batch_tokens_per_s"] / eight.predicted["decode_tokens_per_s"]
     assert 5 < speed_up < 8 and speed_up == pytest.approx(eight.predicted["batch_speed_up"])
     assert (alone.batch_binds, eight.batch_binds) == (None, "memory") and eight.to_dict()["batch_binds"] == "memory"
-    given = fit(s, "kv260", sequences=8, attention_lanes=4)
+    given = fit(s, "kv260", sequences=8, attention_lanes=4, fill=1.0)
     assert given.config.dot_lanes == 4 and given.predicted["batch_tokens_per_s"] < eight.predicted["batch_tokens_per_s"]
     assert fit(s, "kv260", sequences=8, lanes=16).config.lanes == 16
     large = published("bitnet-b1.58-2B-4T", 256)  # eight lanes in both engines fit beside eight vector lanes only
-    result = fit(large, "kv260", sequences=8)
+    result = fit(large, "kv260", sequences=8, fill=1.0)
     assert result.fits and (result.config.lanes, result.config.dot_lanes, result.config.vector_lanes) == (8, 8, 8)
-    assert result.predicted["batch_speed_up"] > 6 > fit(large, "kv260", sequences=8, vector_lanes=16).predicted["batch_speed_up"]
+    assert result.predicted["batch_speed_up"] > 6 > fit(large, "kv260", sequences=8, fill=1.0, vector_lanes=16).predicted["batch_speed_up"]
+    four = fit(s, "kv260", sequences=8)  # within the board's share of the LUTs
+    assert four.fits and four.fill <= 0.6 and four.predicted["batch_texts"] == four.config.dot_lanes == 4
     board = load("kv260")
     cycles = [batch_cycles(eight.config, eight.memory_map, board, 128, 8, shared)[0] for shared in (0, 64, 112)]
     assert cycles == sorted(cycles, reverse=True) and cycles[2] < 0.9 * cycles[0]

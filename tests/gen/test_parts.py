@@ -63,7 +63,7 @@ def test_the_synthesis_of_a_machine_is_stored(monkeypatch, tmp_path):
         monkeypatch.setattr(stored, name, lambda config: "as measured")
     path = {"unit": "dot", "start": "a", "end": "b", "delay": 3.0, "logic": 1.0, "nets": 2.0, "cells": ["FDRE", "2xLUT6"], "count": 7}
     timing = {"period": 3.965, "failing": 0, "paths": [path], "units": {"dot": 3.0}, "delays": {}, "allowance": ""}
-    monkeypatch.setattr(depth, "worst_paths", lambda config: timing)
+    monkeypatch.setattr(depth, "worst_paths", lambda config, fill: timing)
     measured = benchmarks.report(source=SHAPE, synth=True, board="kv260", context=256, settings={"lanes": 2}, store=True)
     whole = next(row for row in measured.rows if row["measure"].endswith("whole, lut"))
     assert whole["unit"] == "LUT of 117,120"

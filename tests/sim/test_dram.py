@@ -82,6 +82,17 @@ def test_impossible_channels_are_refused(fields):
         dataclasses.replace(DDR4_2400, **fields)
 
 
+@pytest.mark.parametrize("mhz", [150, 200, 300])
+def test_a_memory_s_time_does_not_depend_on_the_fabric_s_clock(mhz):
+    """A slower fabric's ports get a beat every cycle, a faster one's no more than the DRAM has; an idle read takes as long for each."""
+    timing = preset("kv260", mhz * 10**6)
+    rate = run(timing, lead=LEAD).gigabytes_per_s(mhz * 1e6)
+    assert rate == pytest.approx(min(0.064 * mhz, 19.2 * (1 - 437 / 9360)), rel=0.06 if mhz > 250 else 0.01)
+    alone = run(dataclasses.replace(timing, jitter=0), ports=1, burst_bytes=64, bursts=1)
+    assert (alone.mean_latency - 3) / mhz == pytest.approx(60 / 250, rel=0.02)
+    assert preset("kv260", 250_000_000) is KV260 and preset("sdr16", mhz * 10**6) is SDR16
+
+
 def test_what_has_no_channel_is_not_measured():
     assert preset("kv260") is KV260 and KV260.beat_rate == 1.0
     with pytest.raises(ValueError, match="channel"):

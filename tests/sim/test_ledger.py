@@ -19,7 +19,7 @@ def measured(name):
 
 def copied(folder, change):
     """A stored result in a folder laid out as docs/results is, after a change."""
-    entry = json.loads((stored.RESULTS / "kv260" / "bitnet_b1_58-large-decode-128.json").read_text("utf-8"))
+    entry = json.loads((stored.RESULTS / "kv260" / "bitnet_b1_58-large-decode-128-lanes16.json").read_text("utf-8"))
     change(entry)
     (folder / "kv260").mkdir()
     (folder / "kv260" / "result.json").write_text(json.dumps(entry), "utf-8")
@@ -35,7 +35,7 @@ def test_the_page_is_today_s():
 def test_a_stale_result_is_marked(tmp_path):
     entry = copied(tmp_path, lambda entry: entry["digests"].update(program="0"))
     page = ledger.render(tmp_path)
-    assert "`--context 128` (stale)" in page and "its program" in page and f"{entry['measured']['cycles']:,}" in page
+    assert "`--context 128 --set lanes=16` (stale)" in page and "its program" in page and f"{entry['measured']['cycles']:,}" in page
 
 
 def test_a_result_of_an_unknown_kind_is_not_left_out(tmp_path):
@@ -44,10 +44,10 @@ def test_a_result_of_an_unknown_kind_is_not_left_out(tmp_path):
         ledger.render(tmp_path)
 
 
-@pytest.mark.parametrize("row, name", [("0.73B (`bitnet_b1_58-large`), decode at 128 positions", "bitnet_b1_58-large-decode-128"),
-                                       ("the same, ternary head with a short-list", "bitnet_b1_58-large-decode-128-shortlist256"),
+@pytest.mark.parametrize("row, name", [("0.73B (`bitnet_b1_58-large`), decode at 128 positions", "bitnet_b1_58-large-decode-128-lanes16"),
+                                       ("the same, ternary head with a short-list", "bitnet_b1_58-large-decode-128-lanes16-shortlist256"),
                                        ("2B-4T (`bitnet-b1.58-2B-4T`), decode at 128 positions, short-list",
-                                        "bitnet-b1.58-2B-4T-decode-128-shortlist256")])
+                                        "bitnet-b1.58-2B-4T-decode-128-lanes16-shortlist256")])
 def test_headline_speeds_are_the_stored_ones(row, name):
     m = measured(name)
     (line,) = [line for line in README.splitlines() if line.startswith(f"| {row} |")]
@@ -55,7 +55,7 @@ def test_headline_speeds_are_the_stored_ones(row, name):
 
 
 def test_headline_prompt_and_machine_are_the_stored_ones():
-    m, total = measured("bitnet_b1_58-large-prefill-128"), measured("bitnet_b1_58-large-synthesis")["total"]
+    m, total = measured("bitnet_b1_58-large-prefill-128-lanes16"), measured("bitnet_b1_58-large-synthesis-lanes16")["total"]
     assert f"{m['cycles']:,} cycles, {1000 * m['first_token_s']:.1f} ms" in README
     assert (f"{total['lut']:,} LUTs, {total['dsp']} DSPs, {total['bram']:g} block RAMs, {total['uram']} UltraRAMs") in README
 

@@ -15,7 +15,7 @@ from tritloom.sim.bench.bounds import bounds
 from tritloom.sim.bench.page import arrivals, page
 from tritloom.sim.bench.timeline import ROWS, Timeline
 
-RESULT = Path(__file__).parents[2] / "docs" / "results" / "kv260" / "bitnet_b1_58-large-decode-128.json"
+RESULT = Path(__file__).parents[2] / "docs" / "results" / "kv260" / "bitnet_b1_58-large-decode-128-lanes16.json"
 
 
 def course(bins=40, layers=4):
@@ -53,7 +53,7 @@ def test_page_is_well_formed_and_has_every_value(kept, words):
 
 
 def test_comparison_has_the_resources_of_a_machine_that_was_synthesised():
-    synthesis = json.loads(RESULT.with_name("bitnet_b1_58-large-synthesis.json").read_text())
+    synthesis = json.loads(RESULT.with_name("bitnet_b1_58-large-synthesis-lanes16.json").read_text())
     total = synthesis["measured"]["total"]
     lut = f"{total['lut']:,} LUT, {total['dsp']} DSP"
     assert lut in text_of(page([], [(entry(), "measured"), (synthesis, "measured")]))
@@ -64,8 +64,8 @@ def test_comparison_has_the_resources_of_a_machine_that_was_synthesised():
 
 
 @pytest.mark.parametrize("name, words", [
-    ("bitnet_b1_58-large-batch8-128-sequences8", "8 texts together, decode at 128 positions"),
-    ("bitnet_b1_58-large-batch8-shared112-128-sequences8", "8 texts together, decode at 128 positions, 112 of them shared"),
+    ("bitnet_b1_58-large-batch8-128-lanes8-sequences8", "8 texts together, decode at 128 positions"),
+    ("bitnet_b1_58-large-batch8-shared112-128-lanes8-sequences8", "8 texts together, decode at 128 positions, 112 of them shared"),
 ])
 def test_batches_are_drawn(name, words):
     stored = json.loads(RESULT.with_name(f"{name}.json").read_text())

@@ -107,8 +107,8 @@ def entry(what, config=TINY):
     return ({"what": what, "timing": "ideal"} if what else {}) | {"date": "2026-01-01"} | json.loads(json.dumps(made))
 
 
-NAMES = {"synthesis": {"verilog"}, "decode": {"verilog", "program", "descriptors", "layout", "memory"},
-         "drafts-rewrite": set(stored.WORDS), None: set(stored.WORDS) - {"memory"}}
+NAMES = {"synthesis": {"verilog", "delays"}, "decode": {"verilog", "program", "descriptors", "layout", "memory"},
+         "drafts-rewrite": set(stored.WORDS) - {"delays"}, None: set(stored.WORDS) - {"memory", "delays"}}
 
 
 @pytest.mark.parametrize("what", NAMES)
