@@ -4,7 +4,8 @@ CONFIGURATIONS are synthesised part by part (gen.tools.parts; unchanged parts co
 points; how far the projections of the new gen/fit/coefficients.json are from each (`compared`); and how far they are when the coefficients
 are fitted without that point (`held_out`). A point keeps a digest of the design that was synthesised, and is measured again only once its
 machine has another. Names given as arguments limit what is measured, for example `python -m tritloom.gen.fit.calibrate ecp5`; the other
-points stay as they are stored. `--stored` measures nothing: it fits to the points that are there, which takes seconds.
+points stay as they are stored. `boards` measures what stands around a machine, memory controller, link, and what joins them, of every board
+that wires an SDR SDRAM. `--stored` measures nothing: it fits to the points that are there, which takes seconds.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ __all__ = ["CONFIGURATIONS", "POINTS", "calibrate", "compare", "fit_coefficients
 
 ROOT = Path(__file__).resolve().parents[2]
 POINTS = ROOT / "docs" / "results" / "unit_costs.json"
+BOARDS = "boards"
+"""As an argument: measure what stands around a machine on the boards that say how they are wired."""
 ALLOWED = 0.10
 """Relative error of the whole machine's LUTs, block RAMs and multipliers that the model should stay within."""
 
@@ -62,16 +65,16 @@ _TINY: dict[str, Any] = {"vector_lanes": 2, "attention_macs": 2, "attention_rows
 _WIDER: dict[str, Any] = {"lanes": 2, "mem_bytes": 8, "vector_lanes": 4, "attention_macs": 8}
 
 CONFIGURATIONS = (
-    Configuration("large, 16 lanes", "xcup", "bitnet_b1_58-large", "kv260", 2048, {}),
+    Configuration("large, 16 lanes", "xcup", "bitnet_b1_58-large", "kv260", 2048, {"lanes": 16}),
     Configuration("large, 8 lanes", "xcup", "bitnet_b1_58-large", "kv260", 2048, {"lanes": 8}),
-    Configuration("large, 8 texts", "xcup", "bitnet_b1_58-large", "kv260", 256, {"sequences": 8}),
+    Configuration("large, 8 texts", "xcup", "bitnet_b1_58-large", "kv260", 256, {"lanes": 8, "sequences": 8}),
     Configuration("large, 4 lanes, one group", "xcup", "bitnet_b1_58-large", "kv260", 2048,
                   {"lanes": 4, "groups": 1, "attention_lanes": 0, "block_rows": 0, "result_parts": 1, "ultra_ram": False}),
     Configuration("2B-4T, 16 lanes", "xcup", "bitnet-b1.58-2B-4T", "kv260", 4096, {"lanes": 16}),
     Configuration("99M, half as wide", "xcup", "TriLM-99M", "kv260", 2048,
                   {"lanes": 2, "mem_bytes": 32, "mem_ports": 2, "vector_lanes": 8}),
     Configuration("4m, 16 bytes", "xcup", "stories-4m", "sim", 512, {"lanes": 1, "mem_bytes": 16}),
-    Configuration("large, short-list", "xcup", "bitnet_b1_58-large", "kv260", 2048, {"shortlist": 256}),
+    Configuration("large, short-list", "xcup", "bitnet_b1_58-large", "kv260", 2048, {"lanes": 16, "shortlist": 256}),
     Configuration("4m, 16 bytes, short-list", "xcup", "stories-4m", "sim", 512, {"lanes": 1, "mem_bytes": 16, "shortlist": 64}),
     Configuration("260k, on chip", "ecp5", "stories-260k", "ecp5-85f", 512, {}),
     Configuration("260k, on chip, 2 lanes", "ecp5", "stories-260k", "ecp5-85f", 512, {"lanes": 2}),
@@ -116,23 +119,66 @@ def measure(what: Configuration, progress: Callable[[str], None] | None = None, 
     return {"name": what.name, "family": what.family, "units": units, **made, "date": datetime.now(timezone.utc).date().isoformat()}
 
 
-def fit_coefficients(points: list[dict[str, Any]]) -> cost.Coefficients:
-    """Non-negative coefficients with the least squared relative error, from measured points."""
+def measure_around(progress: Callable[[str], None] | None = None) -> list[dict[str, Any]]:
+    """Points of what stands around a machine: of every board that says how it is wired, by synthesis for every family."""
+    from tritloom.boards.board import load, names
+    from tritloom.boards.sdram import SdramChip
+    from tritloom.gen.verilog.board import sdram_of
+    from tritloom.rtl.board import BoardTop
+    from tritloom.rtl.link.parameters import LinkParameters
+
+    found = []
+    for name in names():
+        board = load(name)
+        if board.wiring is None or not isinstance(board.wiring.sdram, SdramChip):
+            continue
+        config = Configuration(name, board.family, "stories-260k", name, 512, {}).build()
+        link = LinkParameters(clock_hz=config.clock_hz, baud=board.wiring.baud)
+        designs = parts.parts_of_board(BoardTop(config, link=link, sdram=sdram_of(config, board)))
+        for family in cost.FAMILIES:
+            for unit, (grows, kept) in cost.surroundings(board, config).items():
+                if progress:
+                    progress(f"{family}, {unit} of {name}")
+                spent, stored = parts.synthesise_alone(designs["top" if unit == "board" else unit], family), cost.stored(family, kept)
+                found.append({"name": name, "family": family, "unit": unit, "terms": grows,
+                              "cost": {kind: spent[kind] for kind in (*cost.KINDS, "bram")},
+                              "memories": {"lut": stored.lut, "ff": stored.ff, "bram": stored.bram}})
+    return found
+
+
+def fit_around(points: list[dict[str, Any]]) -> cost.Coefficients:
+    """Coefficients of what stands around a machine, as `fit_coefficients`."""
+    table: cost.Coefficients = {}
+    for family in sorted({p["family"] for p in points}):
+        for unit in cost.AROUND:
+            mine = [p for p in points if (p["family"], p["unit"]) == (family, unit)]
+            for kind in cost.KINDS if mine else ():
+                logic = [p["cost"][kind] - p["memories"].get(kind, 0) for p in mine]
+                table.setdefault(family, {}).setdefault(unit, {})[kind] = _least_squares([p["terms"] for p in mine], logic)
+    return table
+
+
+def _least_squares(grown: list[dict[str, float]], measured: list[float]) -> dict[str, float]:
+    """Non-negative coefficient of each term, with the least squared relative error."""
     from scipy.optimize import nnls
 
+    names, wanted = list(grown[0]), np.array(measured, float)
+    grows = np.array([[terms[name] for name in names] for terms in grown], float)
+    found, _ = nnls(grows / np.maximum(wanted, 1)[:, None], wanted / np.maximum(wanted, 1))
+    return dict(zip(names, [round(x, 3) for x in found.tolist()], strict=True))
+
+
+def fit_coefficients(points: list[dict[str, Any]]) -> cost.Coefficients:
+    """Non-negative coefficients with the least squared relative error, from measured points."""
     table: cost.Coefficients = {}
     for family in sorted({p["family"] for p in points}):
         mine = [(BuildConfig.from_dict(p["config"]), p["units"]) for p in points if p["family"] == family]
         for unit in cost.UNITS:
             grown = [cost.terms(config)[unit] for config, _ in mine]
-            names = list(grown[0])
-            grows = np.array([[terms[name] for name in names] for terms in grown], float)
             spent = [_memories_of(config, family, unit, units) for config, units in mine]
             for kind in cost.KINDS:
-                measured = np.array([units[unit][kind] - kept.get(kind, 0) for (_, units), kept in zip(mine, spent, strict=True)], float)
-                found, _ = nnls(grows / np.maximum(measured, 1)[:, None], measured / np.maximum(measured, 1))
-                rounded = [round(x, 3) for x in found.tolist()]
-                table.setdefault(family, {}).setdefault(unit, {})[kind] = dict(zip(names, rounded, strict=True))
+                logic = [units[unit][kind] - kept.get(kind, 0) for (_, units), kept in zip(mine, spent, strict=True)]
+                table.setdefault(family, {}).setdefault(unit, {})[kind] = _least_squares(grown, logic)
     return table
 
 
@@ -174,13 +220,16 @@ def calibrate(wanted: Iterable[str] = (), progress: Callable[[str], None] | None
     any. Raises ConfigError for what is no family and no name.
     """
     wanted = list(wanted)
-    names = {c.family for c in CONFIGURATIONS} | {c.name for c in CONFIGURATIONS}
+    names = {c.family for c in CONFIGURATIONS} | {c.name for c in CONFIGURATIONS} | {BOARDS}
     unknown = [name for name in wanted if name not in names]
     if unknown:
         raise ConfigError(f"no configuration or family called {unknown[0]!r}: there are {', '.join(map(repr, sorted(names)))}")
     listed = {(c.name, c.family) for c in CONFIGURATIONS}
-    points = json.loads(POINTS.read_text(encoding="utf-8"))["points"] if POINTS.exists() else []
-    points = [p for p in points if (p["name"], p["family"]) in listed]
+    kept = json.loads(POINTS.read_text(encoding="utf-8")) if POINTS.exists() else {"points": [], "around": []}
+    around = kept["around"]
+    if not wanted or BOARDS in wanted:
+        around = measure_around(progress)
+    points = [p for p in kept["points"] if (p["name"], p["family"]) in listed]
     failed: list[str] = []
     for what in CONFIGURATIONS:
         if wanted and what.name not in wanted and what.family not in wanted:
@@ -193,17 +242,19 @@ def calibrate(wanted: Iterable[str] = (), progress: Callable[[str], None] | None
             failed.append(f'{what.family}, {what.name}: {error}; {state}. Once mended: python -m tritloom.gen.fit.calibrate "{what.name}"')
             continue
         points = [p for p in points if (p["name"], p["family"]) != (what.name, what.family)] + [point]
-        _store(points)  # what was measured stays whatever happens to the next
-    return _store(points), failed
+        _store(points, around)  # what was measured stays whatever happens to the next
+    return _store(points, around), failed
 
 
-def _store(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _store(points: list[dict[str, Any]], around: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Write the coefficients and the points, with what the coefficients make of them. Families without points keep what they have."""
     command = "python -m tritloom.gen.fit.calibrate"
-    cost.COEFFICIENTS.update(fit_coefficients(points))
+    for table in (fit_coefficients(points), fit_around(around)):
+        for family, units in table.items():
+            cost.COEFFICIENTS.setdefault(family, {}).update(units)
     fitted = cost.COEFFICIENTS
     compared = compare(points)
-    found = {"points": points, "compared": compared, "held_out": held_out(points)}
+    found = {"points": points, "around": around, "compared": compared, "held_out": held_out(points)}
     for path, content in ((cost.FILE, {"coefficients": fitted}), (POINTS, found)):
         write_atomically(path.parent, {path.name: json.dumps({"command": command, **content}, indent=1) + "\n"})
     return compared
@@ -214,7 +265,8 @@ def main(arguments: list[str]) -> int:
     projection is out of bounds or a machine not measured, 2 for a wrong name."""
     try:
         if arguments == ["--stored"]:
-            rows, failed = _store(json.loads(POINTS.read_text(encoding="utf-8"))["points"]), []
+            kept = json.loads(POINTS.read_text(encoding="utf-8"))
+            rows, failed = _store(kept["points"], kept["around"]), []
         else:
             rows, failed = calibrate(arguments, lambda text: print(text, file=sys.stderr, flush=True))
     except ConfigError as error:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tritloom.boards.board import Board
+from tritloom.boards.sdram import SdramChip
 from tritloom.firmware.config import BuildConfig, ConfigError
 from tritloom.rtl.link.parameters import LinkParameters
 from tritloom.rtl.machine import MachineParameters
@@ -163,7 +164,7 @@ def surroundings(board: Board, config: BuildConfig) -> dict[str, tuple[dict[str,
         return {}
     link = LinkParameters(clock_hz=config.clock_hz, baud=board.wiring.baud)
     found: dict[str, tuple[dict[str, float], tuple[MemoryUse, ...]]] = {"link": ({"one": 1}, link.memories()), "board": ({"one": 1}, ())}
-    if config.memory == "axi" and board.wiring.sdram is not None:
+    if config.memory == "axi" and isinstance(board.wiring.sdram, SdramChip):  # a LiteDRAM core's cost is not known
         found["sdram"] = {"beat": config.mem_bytes, "pin": board.wiring.sdram.width, "one": 1}, ()
     return found
 

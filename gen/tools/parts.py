@@ -10,12 +10,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from tritloom.firmware.config import BuildConfig
 from tritloom.gen.tools import synthesis
 from tritloom.gen.verilog.digests import digest
 
-__all__ = ["KINDS", "Part", "Synthesised", "digest_of", "parts_of", "synthesise", "totals"]
+if TYPE_CHECKING:
+    from amaranth.lib import wiring
+
+__all__ = ["KINDS", "Part", "Synthesised", "digest_of", "parts_of", "parts_of_board", "synthesise", "synthesise_alone", "totals"]
 
 KINDS = ("lut", "lut_ram", "ff", "dsp", "bram", "uram")
 """What is counted: LUTs (those used as RAM among them), flip-flops, multipliers, block RAMs of the family, UltraRAMs."""
@@ -54,7 +58,17 @@ def parts_of(config: BuildConfig) -> dict[str, Part]:
     from tritloom.gen.verilog import emit
     from tritloom.rtl.top import Accelerator
 
-    text = emit.to_rtlil(Accelerator(config), MACHINE)
+    return _parts(emit.to_rtlil(Accelerator(config), MACHINE))
+
+
+def parts_of_board(top: wiring.Component) -> dict[str, Part]:
+    """The parts of a board (`rtl.board.BoardTop`), its machine one of them: `top`, which joins them, and `link`, `sdram`, `machine`."""
+    from tritloom.gen.verilog import emit
+
+    return _parts(emit.to_rtlil(top, MACHINE))
+
+
+def _parts(text: str) -> dict[str, Part]:
     modules = {m[1]: m[0] for m in re.finditer(r"(?:^attribute[^\n]*\n)*^module \\(\S+)\n.*?^end\n", text, re.S | re.M)}
     found: dict[str, Part] = {}
     roots = [name for name in modules if name.count(".") == 0 or (name.startswith(MACHINE + ".") and name.count(".") == 1)]
@@ -110,6 +124,12 @@ def synthesise(parts: dict[str, Part], family: str, progress: Progress | None = 
 
     visit(synthesis.TOP, synthesis.TOP, 1)
     return [Synthesised(name, unit, count, *done[name]) for (unit, name), count in counts.items() if count]
+
+
+def synthesise_alone(part: Part, family: str) -> dict[str, float]:
+    """Cost of one part without what it holds, by KINDS."""
+    measured = synthesis.resources(synthesis.cells_of(part.design, family, timeout_s=TIMEOUT_S), family)
+    return {kind: measured["other_ram" if kind == "uram" else kind] for kind in KINDS}
 
 
 def totals(found: list[Synthesised]) -> dict[str, float]:

@@ -12,7 +12,7 @@ from tritloom.gen.verilog import pads
 from tritloom.gen.verilog.ddr3 import ddr3_top
 from tritloom.rtl.memory.parameters import SdramParameters
 
-__all__ = ["BoardVerilog", "board_verilog"]
+__all__ = ["BoardVerilog", "board_verilog", "sdram_of"]
 
 
 FAMILIES = ("ecp5",)
@@ -35,7 +35,7 @@ class BoardVerilog:
         return self.machine + self.pins + self.others
 
 
-def _sdram(config: BuildConfig, board: Board) -> SdramParameters | None:
+def sdram_of(config: BuildConfig, board: Board) -> SdramParameters | None:
     """What the board's memory controller is built from; None for a machine whose memory is on the chip."""
     wiring = board.wiring if config.memory == "axi" else None
     if wiring is None or not isinstance(wiring.sdram, SdramChip):
@@ -69,5 +69,5 @@ def board_verilog(config: BuildConfig, board: Board, *, simulated: bool = False)
         if config.mem_bytes != memory.mem_bytes:
             raise ConfigError(f"board {board.name}: a beat of its memory has {memory.mem_bytes} bytes: leave mem_bytes at that")
     else:
-        memory, pins = _sdram(config, board), pads.ecp5_top(board, config.clock_hz)
+        memory, pins = sdram_of(config, board), pads.ecp5_top(board, config.clock_hz)
     return BoardVerilog(header(config) + emit.to_verilog(BoardTop(config, link=link, sdram=memory), "top"), pins, constraints, others)
