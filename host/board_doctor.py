@@ -23,7 +23,6 @@ from tritloom.host.stats import Stats
 
 __all__ = ["board_findings"]
 
-INSTALL = "sudo kria/install.sh, of the kit"
 SLOWEST = 0.8
 """Of the projected speed."""
 
@@ -105,12 +104,12 @@ def board_findings(config: BuildConfig, image: Image | None, *, registers: int, 
             raise Wrong(text, "see `top` for what else uses the memory, and that the kit's overlay is loaded: sudo kria/install.sh")
         return text
 
-    if look("registers", uio, INSTALL):
+    if look("registers", uio, axi.INSTALL):
         look("machine", machine, "build the kit for this model, or take the image that was packed for this machine")
-    look("fabric clock", clock, f"{INSTALL}: the overlay sets it")
+    look("fabric clock", clock, f"{axi.INSTALL}: the overlay sets it")
     rows[-1]["required"] = axi.fabric_clock(root) is not None  # where it cannot be read the backend does without
     buffers = [look(f"buffer {axi.NAME}{port}", lambda port=port: buffer(port),
-                    f"modprobe u-dma-buf, cma= as the kit's plan.txt says, then {INSTALL}") for port in range(config.mem_ports)]
+                    f"modprobe u-dma-buf, cma= as the kit's plan.txt says, then {axi.INSTALL}") for port in range(config.mem_ports)]
     # What is left does not matter once the buffers are there.
     look("contiguous memory", contiguous, "cma= on the kernel's command line, as the kit's plan.txt says")
     rows[-1]["required"] = not all(buffers)

@@ -10,7 +10,7 @@ from pathlib import Path
 from tritloom.firmware.config import BuildConfig
 from tritloom.gen.verilog import registers
 from tritloom.gen.verilog.contents import without_zero_contents
-from tritloom.gen.verilog.generate import header, package_version
+from tritloom.gen.verilog.generate import cached_verilog, header, package_version
 from tritloom.system import files
 
 __all__ = ["TOP", "core_files", "filled", "generate_core", "with_port_declarations", "write_core"]
@@ -23,7 +23,11 @@ TEMPLATES = "package_ip.tcl", "tritloom.core", "tritloom_tb.cpp"
 
 
 def generate_core(config: BuildConfig) -> str:
-    """The Verilog of `rtl.integration.Integration`: module `tritloom`. Takes from seconds to a minute."""
+    """The Verilog of `rtl.integration.Integration`: module `tritloom`. Takes from seconds to a minute, the first time."""
+    return cached_verilog(config, kind="-core", make=_emitted)
+
+
+def _emitted(config: BuildConfig) -> str:
     from tritloom.gen.verilog import emit
     from tritloom.rtl.integration import Integration
 

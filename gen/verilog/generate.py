@@ -6,6 +6,7 @@ import functools
 import hashlib
 import re
 import subprocess
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from tritloom.system import files, processes
 
 __all__ = ["GenerateError", "cached_verilog", "generate_verilog", "lint", "source_digest"]
 
-SOURCES = ("rtl", "firmware", "gen/verilog/emit.py", "gen/verilog/generate.py", "gen/verilog/waivers.py")
+SOURCES = ("rtl", "firmware", "gen/kit/core.py", "gen/verilog/contents.py", "gen/verilog/emit.py", "gen/verilog/generate.py",
+           "gen/verilog/waivers.py")
 """What the emitted Verilog depends on, besides the configuration."""
 
 class GenerateError(TritloomError):
@@ -63,12 +65,13 @@ def source_digest() -> str:
     return digest.hexdigest()
 
 
-def cached_verilog(config: BuildConfig, cache_dir: Path | None = None) -> str:
-    """`generate_verilog`, kept in `cache_dir` by configuration and source code."""
-    path = Path(cache_dir or files.cache("verilog")) / f"{config.digest:08x}-{source_digest()[:16]}.v"
+def cached_verilog(config: BuildConfig, cache_dir: Path | None = None, *, kind: str = "",
+                   make: Callable[[BuildConfig], str] | None = None) -> str:
+    """`generate_verilog`, or what `make` makes of a `kind`, kept in `cache_dir` by configuration and source code."""
+    path = Path(cache_dir or files.cache("verilog")) / f"{config.digest:08x}{kind}-{source_digest()[:16]}.v"
     text = files.kept(path)
     if text is None:
-        text = generate_verilog(config).encode("utf-8")
+        text = (make or generate_verilog)(config).encode("utf-8")
         files.keep(path, text)
     return text.decode("utf-8")
 

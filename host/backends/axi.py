@@ -28,6 +28,8 @@ __all__ = ["AxiBackend", "Buffer", "Interrupt", "Registers", "Stripe", "Waiting"
 
 NAME = "tritloom"
 """Of the node of the registers in the device tree; buffers have a port's number behind it."""
+INSTALL = "sudo kria/install.sh, of the kit"
+REINSTALL = f"sudo kria/remove.sh, then {INSTALL}; with PYNQ, start again"
 CLOCK = "sys/kernel/debug/clk/pl0_ref/clk_rate"
 CLOCK_TOLERANCE = 0.01
 CHUNK = 16 << 20
@@ -145,8 +147,7 @@ def find_uio(root: Path) -> tuple[Path, int]:
         if name == NAME:
             return root / "dev" / folder.name, _number(folder / "maps/map0/addr")
         seen.append(name)
-    raise DeviceError(f"no UIO device is called {NAME} (there are: {', '.join(seen) or 'none'}): load the machine with the kit's "
-                      "kria/install.sh")
+    raise DeviceError(f"no UIO device is called {NAME} (there are: {', '.join(seen) or 'none'})", INSTALL)
 
 
 def stripe_place(root: Path, port: int, size: int) -> tuple[int, int]:
@@ -155,12 +156,11 @@ def stripe_place(root: Path, port: int, size: int) -> tuple[int, int]:
     name = f"{NAME}{port}"
     folder = root / "sys/class/u-dma-buf" / name
     if not folder.is_dir():
-        raise DeviceError(f"the buffer {name} is missing: load the module u-dma-buf and then the overlay, with enough contiguous memory "
-                          "(cma= in the kit's plan.txt)")
+        raise DeviceError(f"the buffer {name} is missing", f"sudo modprobe u-dma-buf, cma= as the kit's plan.txt says, then {INSTALL}")
     have, physical = _number(folder / "size"), _number(folder / "phys_addr")
     if have < size:
-        raise DeviceError(f"the buffer {name} has {have} bytes, the model needs {size}: build the kit for this model and context, and "
-                          "install its overlay")
+        raise DeviceError(f"the buffer {name} has {have} bytes, the model needs {size}",
+                          f"build the kit for this model and context, then {INSTALL}")
     check_place(name, physical, have)
     return have, physical
 
@@ -168,7 +168,8 @@ def stripe_place(root: Path, port: int, size: int) -> tuple[int, int]:
 def check_place(name: str, physical: int, size: int) -> None:
     """Raises `DeviceError` for a buffer where no memory port can have one."""
     if physical % PAGE_BYTES or physical + size > 1 << PORT_ADDRESS_BITS:
-        raise DeviceError(f"the buffer {name} lies at {physical:#x}: it must be a multiple of {PAGE_BYTES} within {PORT_ADDRESS_BITS} bits")
+        raise DeviceError(f"the buffer {name} lies at {physical:#x}, not at a multiple of {PAGE_BYTES} within {PORT_ADDRESS_BITS} bits",
+                          REINSTALL)
 
 
 def open_stripe(root: Path, port: int, size: int) -> Stripe:
@@ -195,7 +196,7 @@ def check_clock(root: Path, wanted: int) -> int | None:
     """The rate of pl_clk0 in Hertz, if it can be read. Raises `DeviceError` if it is not the one `wanted`."""
     rate = fabric_clock(root)
     if rate is not None:
-        check_rate(rate, wanted, "load it with its overlay, which sets the clock (the kit's kria/install.sh)")
+        check_rate(rate, wanted, f"{INSTALL}: the overlay sets it")
     return rate
 
 
@@ -266,8 +267,7 @@ class AxiBackend:
         placed = sorted(self._stripes, key=lambda stripe: stripe.physical)
         for one, other in zip(placed, placed[1:], strict=False):
             if one.physical + len(one.bytes) > other.physical:
-                raise DeviceError(f"the buffers {one.name} and {other.name} overlap at {other.physical:#x}: remove the overlay and install "
-                                  "it again")
+                raise DeviceError(f"the buffers {one.name} and {other.name} overlap at {other.physical:#x}", REINSTALL)
 
     def _offset(self, register: str, refused: str) -> int:
         """Where a register is. What the machine would refuse is refused here: on this bus it would kill the process, or the board."""
