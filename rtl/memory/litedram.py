@@ -83,7 +83,7 @@ class LiteDramStart(wiring.Component):
 
         # One write of a control register at a time, and the wait after it.
         writing, left = Signal(), Signal(24)
-        idle = ~writing & (left == 0)
+        free = ~writing & (left == 0)
         m.d.comb += self.wb_cyc.eq(writing)
         with m.If(writing & self.wb_ack):
             m.d.sync += writing.eq(0)
@@ -93,21 +93,23 @@ class LiteDramStart(wiring.Component):
         def write(address, value, cycles):
             return [writing.eq(1), self.wb_adr.eq(address), self.wb_dat_w.eq(value), left.eq(cycles)]
 
-        own = self._joined(m)
+        own, module, move, idle = self._joined(m), Signal(4), None, free
+        if p.levelling is not None:
+            move, idle = self._moves(m, p.levelling, module, free, write)
         with m.FSM(name="start"):
             with m.State("FETCH"):
                 m.next = "WRITE"
             with m.State("WRITE"):
-                with m.If(idle):
+                with m.If(free):
                     m.d.sync += [*write(step.data.address, step.data.value, step.data.cycles), index.eq(index + 1)]
                     m.next = "NEXT"
             with m.State("NEXT"):
-                with m.If(idle):
+                with m.If(free):
                     m.next = "FETCH"
                     with m.If(index == len(p.writes)):
                         m.next = "READY" if p.levelling is None else "FILL"
             if p.levelling is not None:
-                self._level(m, p.levelling, own, idle, lambda address, value: write(address >> 2, value, _SETTLE))
+                self._level(m, p.levelling, own, module, move, idle)
             with m.State("READY"):
                 m.d.sync += self.ready.eq(1)
         return m
@@ -129,11 +131,11 @@ class LiteDramStart(wiring.Component):
         m.d.comb += [own["wstrb"].eq(-1), own["wlast"].eq(1), own["bready"].eq(1), own["rready"].eq(1)]
         return own
 
-    def _level(self, m: Module, levels: Levelling, own: dict, idle, write) -> None:
+    def _level(self, m: Module, levels: Levelling, own: dict, module: Signal, move, idle) -> None:
         """The states from FILL on. Taps are tried in order; `run` of them up to this one read the pattern."""
         beats = Array(Const(word, 8 * self.parameters.mem_bytes) for word in pattern(self.parameters.mem_bytes))
         beat, sent = Signal(range(PATTERN_BEATS)), Signal(2)
-        module, slip, tap = Signal(range(levels.modules)), Signal(range(levels.slips)), Signal(range(levels.delays))
+        slip, tap = Signal(range(levels.slips)), Signal(range(levels.delays))
         best_slip, best_tap, settling = Signal.like(slip), Signal.like(tap), Signal()
         run, longest = Signal(range(levels.delays + 1)), Signal(range(levels.delays + 1))
         good, asked = Signal(), Signal()
@@ -151,16 +153,15 @@ class LiteDramStart(wiring.Component):
                 with m.If(beat == PATTERN_BEATS - 1):
                     m.next = "SELECT"
         with m.State("SELECT"):
-            with m.If(idle):
-                m.d.sync += [*write(levels.select, 1 << module), longest.eq(0), settling.eq(0)]
-                m.next = "SLIP-RESET"
+            m.d.sync += [longest.eq(0), settling.eq(0)]
+            m.next = "SLIP-RESET"
         with m.State("SLIP-RESET"):
             with m.If(idle):
-                m.d.sync += [*write(levels.slip_reset, 1), slip.eq(0)]
+                m.d.sync += [*move(levels.slip_reset), slip.eq(0)]
                 m.next = "TAP-RESET"
         with m.State("TAP-RESET"):
             with m.If(idle):
-                m.d.sync += [*write(levels.delay_reset, 1), tap.eq(0), run.eq(0)]
+                m.d.sync += [*move(levels.delay_reset), tap.eq(0), run.eq(0)]
                 m.next = "TRY"
                 with m.If(settling):
                     m.next = "SLIP-TO-BEST"
@@ -180,10 +181,10 @@ class LiteDramStart(wiring.Component):
             with m.If(length > longest):
                 m.d.sync += [longest.eq(length), best_slip.eq(slip), best_tap.eq(tap - ((length - 1) >> 1))]
             with m.If(tap != levels.delays - 1):
-                m.d.sync += [*write(levels.delay, 1), tap.eq(tap + 1)]
+                m.d.sync += [*move(levels.delay), tap.eq(tap + 1)]
                 m.next = "TRY"
             with m.Elif(slip != levels.slips - 1):
-                m.d.sync += [*write(levels.slip, 1), slip.eq(slip + 1)]
+                m.d.sync += [*move(levels.slip), slip.eq(slip + 1)]
                 m.next = "TAP-RESET"
             with m.Else():
                 m.d.sync += settling.eq(1)
@@ -192,23 +193,36 @@ class LiteDramStart(wiring.Component):
             with m.If(idle):
                 m.next = "TAP-TO-BEST"
                 with m.If(slip != best_slip):
-                    m.d.sync += [*write(levels.slip, 1), slip.eq(slip + 1)]
+                    m.d.sync += [*move(levels.slip), slip.eq(slip + 1)]
                     m.next = "SLIP-TO-BEST"
         with m.State("TAP-TO-BEST"):
             with m.If(idle):
                 with m.If(longest == 0):
                     m.d.sync += self.error.eq(1)
                 with m.Elif(tap != best_tap):
-                    m.d.sync += [*write(levels.delay, 1), tap.eq(tap + 1)]
+                    m.d.sync += [*move(levels.delay), tap.eq(tap + 1)]
                 with m.Else():
                     m.d.sync += module.eq(module + 1)
                     m.next = "SELECT"
                     with m.If(module == levels.modules - 1):
-                        m.d.sync += write(levels.select, 0)
-                        m.next = "SETTLED"
-        with m.State("SETTLED"):
-            with m.If(idle):
-                m.next = "READY"
+                        m.next = "READY"
+
+    def _moves(self, m: Module, levels: Levelling, module: Signal, free, write):
+        """Moves of `module`'s reads: a function of a control register's address, that gives the statements which begin one, and when none
+        is under way. A module that is selected is halted, and after a move all are halted together so that they stay in step."""
+        address, left = Signal(16), Signal(range(6))
+        with m.If(free & (left != 0)):
+            m.d.sync += left.eq(left - 1)
+            with m.Switch(left):
+                with m.Case(5):
+                    m.d.sync += write(levels.select >> 2, 1 << module, 0)
+                with m.Case(4):
+                    m.d.sync += write(address >> 2, 1, 0)
+                with m.Case(2):
+                    m.d.sync += write(levels.select >> 2, (1 << levels.modules) - 1, 0)
+                with m.Default():
+                    m.d.sync += write(levels.select >> 2, 0, _SETTLE)
+        return lambda register: [address.eq(register), left.eq(5)], free & (left == 0)
 
 
 def _bytes(word):

@@ -328,8 +328,8 @@ class Write:
 class Levelling:
     """How reads are levelled: byte addresses of the control registers that choose a module (a byte of the data bus) and move its reads.
 
-    `select`: a bit for each of `modules`. `delay_reset`, `delay`: back to the first of `delays` taps, one tap on. `slip_reset`, `slip`: the
-    same of whole bits, of which there are `slips`.
+    `select`: a bit for each of `modules`, which moves and stands still while it is set. `delay_reset`, `delay`: back to the first of
+    `delays` taps, one tap on. `slip_reset`, `slip`: the same of whole bits, of which there are `slips`.
     """
 
     select: int

@@ -20,14 +20,17 @@ class Core:
         self.window, self.random = window, random.Random(seed)
         self.writes, self.times, self.selected, self.memory, self.reading = [], [], 0, {}, []
         self.slip, self.tap = [1] * len(window), [3] * len(window)  # wherever they were
+        self.together, self.halted = False, False
 
     def control(self, cycle, address, value):
         self.writes.append((address, value))
         self.times.append(cycle)
         if address == LEVELS.select:
-            self.selected = value
+            self.together |= self.halted and value == 0  # all of them went on at once
+            self.selected, self.halted = value, value == (1 << len(self.window)) - 1
         for module in range(len(self.window)):
-            if self.selected >> module & 1:
+            if self.selected >> module & 1 and address >= LEVELS.delay_reset:
+                self.together = False
                 if address in (LEVELS.slip_reset, LEVELS.delay_reset):
                     (self.slip if address == LEVELS.slip_reset else self.tap)[module] = 0
                 elif address in (LEVELS.slip, LEVELS.delay):
@@ -36,7 +39,7 @@ class Core:
     def read(self, beat):
         word = self.memory[beat]
         for module, (slip, first, last) in enumerate(self.window):
-            if self.slip[module] != slip or not first <= self.tap[module] <= last:
+            if self.selected or not self.together or self.slip[module] != slip or not first <= self.tap[module] <= last:
                 word ^= 1 << 8 * self.random.choice(range(module, BEAT, len(self.window)))
         return word
 
