@@ -87,9 +87,9 @@ def test_a_memory_s_time_does_not_depend_on_the_fabric_s_clock(mhz):
     """A slower fabric's ports get a beat every cycle, a faster one's no more than the DRAM has; an idle read takes as long for each."""
     timing = preset("kv260", mhz * 10**6)
     rate = run(timing, lead=LEAD).gigabytes_per_s(mhz * 1e6)
-    assert rate == pytest.approx(min(0.064 * mhz, 19.2 * (1 - 437 / 9360)), rel=0.06 if mhz > 250 else 0.01)
+    assert rate == pytest.approx(0.064 * mhz, rel=0.01) if mhz < 250 else 16.0 < rate < 19.2 * (1 - 437 / 9360)
     alone = run(dataclasses.replace(timing, jitter=0), ports=1, burst_bytes=64, bursts=1)
-    assert (alone.mean_latency - 3) / mhz == pytest.approx(60 / 250, rel=0.02)
+    assert (alone.mean_latency - 3) / mhz == pytest.approx(60 / 250, abs=1.5 / mhz)
     assert preset("kv260", 250_000_000) is KV260 and preset("sdr16", mhz * 10**6) is SDR16
 
 
