@@ -1,7 +1,9 @@
 """Measuring whole tokens: what is measured, and the results kept of it."""
 
 import json
+import shlex
 from contextlib import nullcontext
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,9 @@ from tritloom.firmware.config import BuildConfig, ConfigError
 from tritloom.firmware.errors import InputError
 from tritloom.gen.fit.fit import fit
 from tritloom.gen.models import open_checkpoint
-from tritloom.gen.models.shapes import published
+from tritloom.gen.models.shapes import SHAPES, published
 from tritloom.gen.source import Source
+from tritloom.host.commands.common import settings_of
 from tritloom.host.session import Session
 from tritloom.sim import prepare
 from tritloom.sim.bench import benchmarks, measure, results, stored
@@ -220,6 +223,20 @@ def bench_config(name, **settings):
 def test_what_cannot_be_measured_is_refused(options, words):
     with pytest.raises((ConfigError, InputError), match=words):
         benchmarks.report(board="kv260", **options)
+
+
+def test_the_command_of_a_stored_result_makes_its_machine():
+    """So that `make results` measures what the file says."""
+    checked = 0
+    for path, entry in results.entries():
+        words = shlex.split(entry["command"])
+        given = settings_of(value for option, value in pairwise(words) if option == "--set")
+        model, config = Path(entry["model"]), stored.configuration_of(entry)
+        spec = published(model.name) if model.name in SHAPES else open_checkpoint(ROOT / "models" / model).spec
+        settings = {"sequences": int(words[words.index("--batch") + 1])} | given if "--batch" in words else given
+        assert fit(spec.with_context(config.shape.context), entry["board"], **settings).config == config, path.name
+        checked += 1
+    assert checked >= 24
 
 
 def test_stored_results_are_readable_and_say_whether_they_are_stale():
