@@ -14,7 +14,7 @@ from tritloom.firmware.names import unknown
 from tritloom.firmware.registers import PORT_ADDRESS_BITS
 
 MEMORIES = ("axi", "onchip")
-TOOLCHAINS = ("verilator", "ecp5", "vivado", "verilog")
+TOOLCHAINS = ("verilator", "ecp5", "gowin", "vivado", "verilog")
 RESOURCES = ("lut", "ff", "bram", "uram", "dsp")
 ADDRESS_LIMIT = 1 << PORT_ADDRESS_BITS
 """Bytes that a memory port's addresses reach."""
@@ -93,10 +93,11 @@ class Board:
     `family`: fabric for resource estimates (xcup, ecp5, gowin, ice40); `memory`: "axi" (`mem_ports` AXI4 masters
     that together carry `mem_bytes` per core cycle) or "onchip"; `timing`: preset of the simulated memory;
     `resources`: what the device has (lut, ff, dsp; bram and uram in Kibit), empty when unlimited; `toolchain`: "verilator" (simulation),
-    "ecp5" (open bitstream), "vivado" (a kit for a KV260), "verilog" (an IP core for the vendor's tool); `parameters`: generator parameters
-    that this board prescribes. `dram_bytes`: DRAM on the board (0: none, or not said); `window`: first address and bytes of the part of it
-    in which a machine may have its memory, of what the memory ports reach (None: all of that). `wiring`: what is wired to the device, where
-    a whole board is built and not a machine alone. `clocks`: what else the board gives a machine, in Hz, if `clock_hz` is too fast for it.
+    "ecp5", "gowin" (open bitstream), "vivado" (a kit for a KV260), "verilog" (an IP core for the vendor's tool); `parameters`: generator
+    parameters that this board prescribes. `dram_bytes`: DRAM on the board (0: none, or not said); `window`: first address and bytes of
+    the part of it in which a machine may have its memory, of what the memory ports reach (None: all of that). `wiring`: what is wired to
+    the device, where a whole board is built and not a machine alone. `clocks`: what else the board gives a machine, in Hz, if `clock_hz`
+    is too fast for it.
     """
 
     name: str

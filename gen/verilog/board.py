@@ -15,8 +15,8 @@ from tritloom.rtl.memory.parameters import SdramParameters
 __all__ = ["BoardVerilog", "board_verilog", "sdram_of"]
 
 
-FAMILIES = ("ecp5",)
-"""Devices whose pads can be written."""
+FAMILIES = {"ecp5": (pads.ecp5_top, pads.ecp5_pins), "gowin": (pads.gowin_top, pads.gowin_pins)}
+"""Devices whose pads can be written: what writes the outermost module, and where its pins are."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,13 @@ def board_verilog(config: BuildConfig, board: Board, *, simulated: bool = False)
     if config.mem_ports != 1:
         raise ConfigError(f"board {board.name} has one memory, not {config.mem_ports} ports: leave mem_ports at 1")
     link = LinkParameters(clock_hz=config.clock_hz, baud=board.wiring.baud)
-    constraints, others = pads.ecp5_pins(board), ""  # before what takes long
+    write_top, write_pins = FAMILIES[board.family]
+    constraints, others = write_pins(board), ""  # before what takes long
     if isinstance(board.wiring.sdram, DdrChip):
         core = litedram.core_of(board, config.clock_hz, simulated=simulated)
         memory, pins, others = core.start, ddr3_top(board, core), core.verilog
         if config.mem_bytes != memory.mem_bytes:
             raise ConfigError(f"board {board.name}: a beat of its memory has {memory.mem_bytes} bytes: leave mem_bytes at that")
     else:
-        memory, pins = sdram_of(config, board), pads.ecp5_top(board, config.clock_hz)
+        memory, pins = sdram_of(config, board), write_top(board, config.clock_hz)
     return BoardVerilog(header(config) + emit.to_verilog(BoardTop(config, link=link, sdram=memory), "top"), pins, constraints, others)

@@ -1,17 +1,24 @@
 """A board's outermost module: PLL, reset, and the cells between the pins and the machine; and the file that says where the pins are.
 
-**SDRAM.** Commands, addresses and data leave registers in the pads at the rising edge of the machine's clock. The SDRAM's clock is that
-clock inverted, so that it has half a period before and after its edge. What the SDRAM sends is taken at the falling edge: it comes
-t_AC after the SDRAM's own edge, through both chips' pads, so that rising edges would be too early or too late at 50 to 100 MHz.
+**SDRAM.** Commands, addresses and data leave registers at the rising edge of the machine's clock. The SDRAM's clock is that clock
+inverted, so that it has half a period before and after its edge. What the SDRAM sends is taken at the falling edge: it comes t_AC after
+the SDRAM's own edge, through both chips' pads, so that rising edges would be too early or too late at 50 to 100 MHz.
+
+**ECP5.** These registers are those of the pads.
+
+**Gowin.** They are the fabric's, since nextpnr places none in a pad, and the latency of the pads' double-rate inputs is told in two ways by
+their models: so the wires from and to the pads come out of those half periods. Only the SDRAM's clock leaves a double-rate output, whose
+data are constant. The SDRAM in a GW2AR's package is at pads without a pin, which have names like IOL3A.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tritloom.boards.board import LEDS, Board, BoardError, Wiring
 
-__all__ = ["PAD_LATENCY", "TOP", "Pll", "ecp5_pll", "ecp5_pins", "ecp5_top"]
+__all__ = ["PAD_LATENCY", "TOP", "Pll", "ecp5_pll", "ecp5_pins", "ecp5_top", "gowin_pins", "gowin_pll", "gowin_top"]
 
 TOP = "board"
 PAD_LATENCY = 2
@@ -20,14 +27,18 @@ the SDRAM's clock runs behind."""
 RESET_CYCLES = 255
 """Cycles of reset after the PLL has locked or the button was let go."""
 
-_VCO = (400e6, 800e6)
-_PHASE_HZ = 3.125e6
+_ECP5_VCO, _ECP5_PHASE_HZ = (400e6, 800e6), 3.125e6
 """Of ECP5's PLL (FPGA-TN-02200): range of its oscillator, and least frequency at its phase detector."""
+_GOWIN_VCO, _GOWIN_PHASE_HZ = (500e6, 1250e6), 3e6
+"""Of GW2A's PLL at speed C8 (DS102)."""
+_GOWIN_OUTPUT = (2, 4, 8, 16, 32, 48, 64, 80, 96, 112, 128)
+"""Dividers that an rPLL has behind its oscillator (UG286)."""
 
 
 @dataclass(frozen=True)
 class Pll:
-    """Divisors of an EHXPLLL whose feedback is its output CLKOP: `clock_hz` = oscillator * `feedback` / `reference`."""
+    """Divisors of a PLL whose feedback is its output: `clock_hz` = oscillator * `feedback` / `reference`, and its own oscillator runs at
+    `output` times that."""
 
     clock_hz: float
     reference: int
@@ -36,16 +47,28 @@ class Pll:
 
 
 def ecp5_pll(oscillator_hz: int, clock_hz: int) -> Pll:
-    """Divisors for a clock. Raises `BoardError`, which names the nearest clocks, if there are none for this very one."""
+    """Divisors of an EHXPLLL for a clock. Raises `BoardError`, which names the nearest clocks, if there are none for this very one."""
+    return _pll(oscillator_hz, clock_hz, references=range(1, 129), feedbacks=range(1, 81), outputs=range(1, 129), vco=_ECP5_VCO,
+                phase_hz=_ECP5_PHASE_HZ)
+
+
+def gowin_pll(oscillator_hz: int, clock_hz: int) -> Pll:
+    """Divisors of an rPLL for a clock. Raises `BoardError` as `ecp5_pll` does."""
+    return _pll(oscillator_hz, clock_hz, references=range(1, 65), feedbacks=range(1, 65), outputs=_GOWIN_OUTPUT, vco=_GOWIN_VCO,
+                phase_hz=_GOWIN_PHASE_HZ)
+
+
+def _pll(oscillator_hz: int, clock_hz: int, *, references: Sequence[int], feedbacks: Sequence[int], outputs: Sequence[int],
+         vco: tuple[float, float], phase_hz: float) -> Pll:
     reached = {}
-    for reference in range(1, 129):
-        if oscillator_hz / reference < _PHASE_HZ:
+    for reference in references:
+        if oscillator_hz / reference < phase_hz:
             break
-        for feedback in range(1, 81):
+        for feedback in feedbacks:
             out = oscillator_hz * feedback / reference
-            dividers = [d for d in range(1, 129) if _VCO[0] <= out * d <= _VCO[1]]
+            dividers = [d for d in outputs if vco[0] <= out * d <= vco[1]]
             if dividers:
-                best = min(dividers, key=lambda d, out=out: abs(out * d - 600e6))
+                best = min(dividers, key=lambda d, out=out: abs(out * d - sum(vco) / 2))
                 reached.setdefault(round(out, 3), Pll(out, reference, feedback, best))
     if clock_hz in reached:
         return reached[clock_hz]
@@ -82,10 +105,81 @@ def ecp5_pins(board: Board) -> str:
     return "\n".join(lines) + "\n"
 
 
+def gowin_pins(board: Board) -> str:
+    """The pins as nextpnr-himbaechel wants them for Gowin (CST)."""
+    wiring = _wired(board)
+    lines = []
+    for name, (_, pins) in _buses(wiring).items():
+        attributes = wiring.attributes | (wiring.sdram_attributes if name.startswith("sdram_") else {})
+        if name == "reset":
+            attributes = attributes | {"PULL_MODE": "DOWN" if wiring.reset_level else "UP"}
+        for bit, pin in enumerate(pins):
+            port = _bit(name, bit, pins)
+            lines += [f'IO_LOC "{port}" {pin};', f'IO_PORT "{port}" {" ".join(f"{k}={v}" for k, v in attributes.items())};']
+    return "\n".join(lines) + "\n"
+
+
 def ecp5_top(board: Board, clock_hz: int) -> str:
     """Verilog of module `board` around module `top` (`rtl.board.BoardTop`)."""
     wiring = _wired(board)
     pll = ecp5_pll(wiring.oscillator_hz, clock_hz)
+
+    def output(name: str, pins: tuple[str, ...]) -> list[str]:
+        return [f"  OFS1P3DX {name}_pad{bit} (.D({_bit(f'{name}_o', bit, pins)}), .SP(1'b1), .SCLK(clk), .CD(1'b0), "
+                f".Q({_bit(name, bit, pins)}));" for bit in range(len(pins))]
+
+    def both(name: str, pins: tuple[str, ...]) -> list[str]:
+        cells = [f"  wire {_width(pins)}{name}_o, {name}_i, {name}_held, {name}_in;", f"  wire {name}_oe;", f"  reg {name}_drive = 0;",
+                 f"  always @(posedge clk) {name}_drive <= {name}_oe;"]
+        for bit in range(len(pins)):
+            cells += [f"  OFS1P3DX {name}_pad{bit} (.D({name}_o[{bit}]), .SP(1'b1), .SCLK(clk), .CD(1'b0), .Q({name}_held[{bit}]));",
+                      f"  BB {name}_buffer{bit} (.I({name}_held[{bit}]), .T(~{name}_drive), .O({name}_in[{bit}]), .B({name}[{bit}]));",
+                      f"  IDDRX1F {name}_input{bit} (.D({name}_in[{bit}]), .SCLK(clk), .RST(1'b0), .Q1({name}_i[{bit}]));"]
+        return cells
+
+    return _top(board, clock_hz, output=output, both=both, clock="""\
+  ODDRX1F sdram_clk_pad (.D0(1'b0), .D1(1'b1), .SCLK(clk), .RST(1'b0), .Q(sdram_clk));""", pll=f"""\
+  (* FREQUENCY_PIN_CLKI="{wiring.oscillator_hz / 1e6:g}", FREQUENCY_PIN_CLKOP="{clock_hz / 1e6:g}",
+     ICP_CURRENT="12", LPF_RESISTOR="8", MFG_ENABLE_FILTEROPAMP="1", MFG_GMCREF_SEL="2" *)
+  EHXPLLL #(.CLKI_DIV({pll.reference}), .CLKFB_DIV({pll.feedback}), .CLKOP_DIV({pll.output}), .CLKOP_CPHASE({pll.output - 1}),
+            .CLKOP_FPHASE(0), .CLKOP_ENABLE("ENABLED"), .FEEDBK_PATH("CLKOP"), .OUTDIVIDER_MUXA("DIVA")) pll (
+    .CLKI(clock), .CLKFB(clk), .CLKOP(clk), .LOCK(locked), .RST(1'b0), .STDBY(1'b0), .PLLWAKESYNC(1'b0), .ENCLKOP(1'b0),
+    .PHASESEL0(1'b0), .PHASESEL1(1'b0), .PHASEDIR(1'b0), .PHASESTEP(1'b0), .PHASELOADREG(1'b0)
+  );""")
+
+
+def gowin_top(board: Board, clock_hz: int) -> str:
+    """Verilog of module `board`, as that of `ecp5_top`."""
+    wiring = _wired(board)
+    pll = gowin_pll(wiring.oscillator_hz, clock_hz)
+
+    def output(name: str, pins: tuple[str, ...]) -> list[str]:
+        return [f"  reg {_width(pins)}{name}_pad;", f"  always @(posedge clk) {name}_pad <= {name}_o;", f"  assign {name} = {name}_pad;"]
+
+    def both(name: str, pins: tuple[str, ...]) -> list[str]:
+        width = _width(pins)
+        return [f"  wire {width}{name}_o, {name}_in;", f"  wire {name}_oe;", f"  reg {width}{name}_i, {name}_held, {name}_fell;",
+                f"  reg {name}_rest = 1;", "  always @(posedge clk) begin", f"    {name}_held <= {name}_o;",
+                f"    {name}_rest <= ~{name}_oe;", f"    {name}_i <= {name}_fell;", "  end",
+                f"  always @(negedge clk) {name}_fell <= {name}_in;",
+                *(f"  IOBUF {name}_buffer{bit} (.I({name}_held[{bit}]), .OEN({name}_rest), .O({name}_in[{bit}]), .IO({name}[{bit}]));"
+                  for bit in range(len(pins)))]
+
+    return _top(board, clock_hz, output=output, both=both, clock="""\
+  ODDR sdram_clk_pad (.D0(1'b0), .D1(1'b1), .TX(1'b0), .CLK(clk), .Q0(sdram_clk), .Q1());""", pll=f"""\
+  rPLL #(.FCLKIN("{wiring.oscillator_hz / 1e6:g}"), .DEVICE("{board.device}"), .IDIV_SEL({pll.reference - 1}),
+         .FBDIV_SEL({pll.feedback - 1}), .ODIV_SEL({pll.output}), .DYN_IDIV_SEL("false"), .DYN_FBDIV_SEL("false"), .DYN_ODIV_SEL("false"),
+         .PSDA_SEL("0000"), .DUTYDA_SEL("1000"), .DYN_DA_EN("false"), .CLKFB_SEL("internal"), .CLKOUT_BYPASS("false")) pll (
+    .CLKIN(clock), .CLKFB(1'b0), .CLKOUT(clk), .LOCK(locked), .RESET(1'b0), .RESET_P(1'b0), .IDSEL(6'd0), .FBDSEL(6'd0), .ODSEL(6'd0),
+    .PSDA(4'd0), .DUTYDA(4'd0), .FDLY(4'd0), .CLKOUTP(), .CLKOUTD(), .CLKOUTD3()
+  );""")
+
+
+def _top(board: Board, clock_hz: int, *, pll: str, clock: str, output: Callable[[str, tuple[str, ...]], list[str]],
+         both: Callable[[str, tuple[str, ...]], list[str]]) -> str:
+    """Module `board`. `pll` makes `clk` and `locked` of `clock`, `clock` the SDRAM's. `output` and `both` stand between the pins of a bus,
+    NAME, and what the machine knows of it: NAME_o; NAME_o, NAME_oe and NAME_i."""
+    wiring = _wired(board)
     buses = _buses(wiring)
     ports = ",\n".join(f"  {direction} {_width(pins)}{name}" for name, (direction, pins) in buses.items())
     links = [".clk(clk)", ".rst(rst)", ".uart_rx(uart_rx)", ".uart_tx(uart_tx)", ".leds(lit)"]
@@ -93,22 +187,14 @@ def ecp5_top(board: Board, clock_hz: int) -> str:
     for name, (direction, pins) in buses.items():
         if not name.startswith("sdram_") or name == "sdram_clk":
             continue
-        width = _width(pins)
         if direction == "output":
-            cells.append(f"  wire {width}{name}_o;")
             links.append(f".{name}({name}_o)")
-            cells += [f"  OFS1P3DX {name}_pad{bit} (.D({_bit(f'{name}_o', bit, pins)}), .SP(1'b1), .SCLK(clk), .CD(1'b0), "
-                      f".Q({_bit(name, bit, pins)}));" for bit in range(len(pins))]
+            cells += [f"  wire {_width(pins)}{name}_o;", *output(name, pins)]
         else:
-            cells += [f"  wire {width}{name}_o, {name}_i, {name}_held, {name}_in;", f"  wire {name}_oe;", f"  reg {name}_drive = 0;",
-                      f"  always @(posedge clk) {name}_drive <= {name}_oe;"]
             links += [f".{name}_o({name}_o)", f".{name}_oe({name}_oe)", f".{name}_i({name}_i)"]
-            for bit in range(len(pins)):
-                cells += [f"  OFS1P3DX {name}_pad{bit} (.D({name}_o[{bit}]), .SP(1'b1), .SCLK(clk), .CD(1'b0), .Q({name}_held[{bit}]));",
-                          f"  BB {name}_buffer{bit} (.I({name}_held[{bit}]), .T(~{name}_drive), .O({name}_in[{bit}]), .B({name}[{bit}]));",
-                          f"  IDDRX1F {name}_input{bit} (.D({name}_in[{bit}]), .SCLK(clk), .RST(1'b0), .Q1({name}_i[{bit}]));"]
+            cells += both(name, pins)
     if "sdram_clk" in buses:
-        cells.append("  ODDRX1F sdram_clk_pad (.D0(1'b0), .D1(1'b1), .SCLK(clk), .RST(1'b0), .Q(sdram_clk));")
+        cells.append(clock)
     if wiring.led_pins:
         count, shown = len(wiring.led_pins), min(len(wiring.led_pins), len(LEDS))
         lit = f"lit[{shown - 1}:0]" if count <= shown else f"{{{count - shown}'d0, lit}}"
@@ -123,13 +209,7 @@ module {TOP}(
 {ports}
 );
   wire clk, locked;
-  (* FREQUENCY_PIN_CLKI="{wiring.oscillator_hz / 1e6:g}", FREQUENCY_PIN_CLKOP="{clock_hz / 1e6:g}",
-     ICP_CURRENT="12", LPF_RESISTOR="8", MFG_ENABLE_FILTEROPAMP="1", MFG_GMCREF_SEL="2" *)
-  EHXPLLL #(.CLKI_DIV({pll.reference}), .CLKFB_DIV({pll.feedback}), .CLKOP_DIV({pll.output}), .CLKOP_CPHASE({pll.output - 1}),
-            .CLKOP_FPHASE(0), .CLKOP_ENABLE("ENABLED"), .FEEDBK_PATH("CLKOP"), .OUTDIVIDER_MUXA("DIVA")) pll (
-    .CLKI(clock), .CLKFB(clk), .CLKOP(clk), .LOCK(locked), .RST(1'b0), .STDBY(1'b0), .PLLWAKESYNC(1'b0), .ENCLKOP(1'b0),
-    .PHASESEL0(1'b0), .PHASESEL1(1'b0), .PHASEDIR(1'b0), .PHASESTEP(1'b0), .PHASELOADREG(1'b0)
-  );
+{pll}
   reg [1:0] pressed = 3;
   reg [{RESET_CYCLES.bit_length() - 1}:0] waited = 0;
   reg rst = 1;

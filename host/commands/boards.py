@@ -11,8 +11,8 @@ from tritloom.host.console import Console
 if TYPE_CHECKING:
     from tritloom.boards.board import Board
 
-REACH = {"verilator": "simulated here", "ecp5": "bitstream, with the open tools", "vivado": "kit for Vivado and Linux",
-         "verilog": "Verilog, for the vendor's tool"}
+REACH = {"verilator": "simulated here", "ecp5": "bitstream, with the open tools", "gowin": "bitstream, with the open tools",
+         "vivado": "kit for Vivado and Linux", "verilog": "Verilog, for the vendor's tool"}
 """How far each toolchain comes."""
 
 

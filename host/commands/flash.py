@@ -32,7 +32,7 @@ def command(
 ) -> None:
     """Load a bitstream into the board on USB."""
     from tritloom.boards.board import load
-    from tritloom.gen.tools.bitstream import tool
+    from tritloom.gen.tools.bitstream import TOOLCHAINS, tool
 
     report = folder / "report.json"
     if not report.is_file():
@@ -44,9 +44,10 @@ def command(
     target = load(board or name)
     if target.name != name:
         raise InputError(f"{folder} is for board {name}, not {target.name}: leave --board {board} out, or build for that one")
-    if target.wiring is None or not target.wiring.programmer:
+    tools = TOOLCHAINS.get(target.toolchain)
+    if tools is None or target.wiring is None or not target.wiring.programmer:
         raise InputError(f"board {name} has no pins wired, or nothing says how it is programmed: there is nothing to flash")
-    bitstream = folder / "machine.bit"
+    bitstream = folder / tools.bitstream
     if not bitstream.is_file():
         raise InputError(f"{bitstream}: missing; the build did not meet its clock, see {folder / 'report.txt'}")
     command = [tool(LOADER), "-b", target.wiring.programmer, "-f" if keep else "-m", str(bitstream)]

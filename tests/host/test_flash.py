@@ -49,6 +49,14 @@ def test_the_loader_is_given_board_and_bitstream(folder, loader, words, option, 
     assert f"next: tritloom run --image {folder / 'model.image'} --backend uart --port PORT" in capsys.readouterr().err
 
 
+def test_a_gowin_s_bitstream_has_another_name(folder, loader):
+    said = loader()
+    (folder / "report.json").write_text(json.dumps({"board": "tang-nano-20k"}))
+    (folder / "machine.bit").rename(folder / "machine.fs")
+    assert main(["flash", str(folder)]) == 0
+    assert said.read_text() == f"-b tangnano20k -m {folder / 'machine.fs'}\n"
+
+
 def test_what_the_loader_says_is_shown(folder, loader, capsys):
     loader(1, "unable to open ftdi device")
     assert main(["flash", str(folder)]) == 1

@@ -94,6 +94,7 @@ def test_the_doctor_at_the_pins(board, image, tritloom, monkeypatch):
 
 OTHERS = {
     "colorlight-i9": {},  # a narrower beat, a wider SDRAM of which CKE, CS# and DQM are not wired, one LED, a button that is active low
+    "tang-nano-20k": {},  # another family's pads, a reset button that is active high, LEDs that are lit when low
     "ecpix5": dict(attention_macs=8, rows_per_cycle=4),  # DDR3: LiteDRAM's core and its own model of PHY and memory
 }
 
@@ -104,7 +105,7 @@ def test_another_board_is_a_file_of_data(name, tmp_path):
     other = load(name)
     assert other.wiring is not None
     other = dataclasses.replace(other, wiring=dataclasses.replace(other.wiring, baud=5_000_000))  # a byte in 100 cycles
-    config = dataclasses.replace(CONFIG, board=other.name, mem_bytes=other.mem_bytes, **OTHERS[name])
+    config = dataclasses.replace(CONFIG, board=other.name, clock_hz=other.clock_hz, mem_bytes=other.mem_bytes, **OTHERS[name])
     image = packed(tmp_path, config)
     expected = tokens(EmulatorBackend(config, image.map.total_bytes), image)
     with switched_on(config, other) as simulated:
