@@ -1,7 +1,6 @@
 """`doctor --port`: a line for each thing that must be as it should be, at a pseudo-terminal with the model of the device behind it."""
 
 import dataclasses
-import functools
 import itertools
 import re
 import subprocess
@@ -137,7 +136,8 @@ def test_what_is_wrong_is_one_line_with_what_to_do(board, image_file, tritloom, 
 ], ids=["silent", "garbage", "echo", "digest", "id", "version", "board", "memory"])
 def test_what_run_cannot_work_with_is_one_line(board, image_file, tritloom, monkeypatch, change, said, tmp_path):
     monkeypatch.setattr("tritloom.host.commands.run.pace_of", lambda port: 1)
-    monkeypatch.setattr(uart, "Link", functools.partial(uart.Link, patience_s=0.3))
+    made = uart.Link
+    monkeypatch.setattr(uart, "Link", lambda *words, **options: made(*words, **options | {"patience_s": 0.3}))
     monkeypatch.setattr(Tokenizer, "from_bytes", lambda *_: Tokenizer.__new__(Tokenizer))
     monkeypatch.setattr(Tokenizer, "encode", lambda *_: [5, 6])
     path, config = image_file

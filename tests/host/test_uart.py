@@ -1,6 +1,5 @@
 """The backend for boards, at a pseudo-terminal with the model of the device and the emulator's registers behind it."""
 
-import functools
 import os
 
 import numpy as np
@@ -90,7 +89,8 @@ def test_a_port_that_is_none(make, kind, message, tmp_path):
 
 
 def test_garbage_and_silence(wire, monkeypatch):
-    monkeypatch.setattr(uart, "Link", functools.partial(uart.Link, patience_s=0.3))
+    made = uart.Link
+    monkeypatch.setattr(uart, "Link", lambda *words, **options: made(*words, **options | {"patience_s": 0.3}))
     with pytest.raises(LinkError, match="bytes came from .*, but no answer of a board: check that it is the board's port"):
         UartBackend(wire(lambda data: data[::-1]).path)
     with pytest.raises(LinkError, match="no board answers"):
