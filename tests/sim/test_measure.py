@@ -231,7 +231,7 @@ def test_the_command_of_a_stored_result_makes_its_machine():
     for path, entry in results.entries():
         words = shlex.split(entry["command"])
         given = settings_of(value for option, value in pairwise(words) if option == "--set")
-        model, config = Path(entry["model"]), stored.configuration_of(entry)
+        model, config = Path(entry["model"]), BuildConfig.from_dict(entry["configuration"])
         spec = published(model.name) if model.name in SHAPES else open_checkpoint(ROOT / "models" / model).spec
         settings = {"sequences": int(words[words.index("--batch") + 1])} | given if "--batch" in words else given
         assert fit(spec.with_context(config.shape.context), entry["board"], **settings).config == config, path.name

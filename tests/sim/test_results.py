@@ -69,11 +69,12 @@ def test_every_machine_that_was_synthesised_is_today_s_and_fits_its_device(path)
 def test_the_estimate_of_a_machine_that_was_synthesised_is_as_fit_says(path):
     """What `fit` takes unless told otherwise leaves a tenth of the clock's period; of what takes more of the device it warns."""
     entry = json.loads(path.read_text("utf-8"))
-    board, config, timing = load_board(entry["board"]), stored.configuration_of(entry), entry["measured"]["timing"]
+    board, hz, timing = load_board(entry["board"]), entry["configuration"]["clock_hz"], entry["measured"]["timing"]
     fill = entry["measured"]["total"]["lut"] / entry["available"]["lut"]
-    clock = Clock.of(config.clock_hz, slowest_path(board, entry["measured"]["total"]["lut"]))
-    assert timing["paths"][0]["delay"] - timing["period"] <= 1e-3 - clock.slack_ns and (timing["failing"] == 0 or clock.slack_ns < 0)
-    assert fill > board.fill or config.clock_hz > 200_000_000 or clock.spare >= 0.1
+    clock = Clock.of(hz, slowest_path(board, entry["measured"]["total"]["lut"]))
+    assert clock.slack_ns is not None and timing["period"] - timing["paths"][0]["delay"] >= clock.slack_ns - 1e-3
+    assert timing["failing"] == 0 or clock.slack_ns < 0
+    assert fill > board.fill or hz == board.clock_hz or clock.spare >= 0.1
 
 
 @pytest.mark.parametrize("settings", ["-lanes16", "-lanes16-shortlist256", "-lanes8-sequences8-vector_lanes8"])
