@@ -17,7 +17,7 @@ BOARD = Board(
     resources={"lut": 117_120, "ff": 234_240, "bram": 144 * 36, "uram": 64 * 288, "dsp": 1248},
     # Ports reach all of it, the upper 2 GiB from 0x8_0000_0000 on; but Linux gives contiguous memory from the lower 2 GiB, whose last MiB
     # is the platform firmware's, and needs a part of the rest.
-    # Both run on boards (bitnet-kv260); 150 MHz is a tenth of the PLL's 1500.
+    # 200 and 250 MHz are known from a board (bitnet-kv260's pages); 150 is a tenth of an IOPLL at 1500.
     clocks=(150_000_000, 200_000_000),
     dram_bytes=4 << 30,
     window=(0, 0x7FF0_0000),
