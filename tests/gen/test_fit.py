@@ -117,6 +117,20 @@ def test_what_a_vendor_s_tool_has_to_close_leaves_room(model):
     assert (given.config.lanes, given.config.clock_hz) == (16, 250_000_000) and {"lut", "clock"} <= {w.kind for w in given.warnings}
 
 
+def test_the_board_s_page_has_the_speeds_that_are_projected():
+    page = (RESULTS.parent / "boards" / "kv260.md").read_text("utf-8")
+    found = []
+    for model in BOUNDS:
+        result = fit(published(model), "kv260", shortlist=256)
+        speeds = at_clocks(result.config, result.predicted["lut"], result.memory_map, load("kv260"), 128)
+        found.append([f"{each['decode_tokens_per_s']:.1f} tokens/s | {each['ttft_s']:.2f} s" for each in speeds])
+        assert result.fill and f"{result.config.lanes}, {result.config.vector_lanes}; {100 * result.fill:.0f} %" in page
+    for each, *cells in zip(speeds, *found, strict=True):
+        default = ", the default" if each["hz"] == result.config.clock_hz else " (`--clock 250`)" if each["hz"] == 250_000_000 else ""
+        row = f"| {each['hz'] / 1e6:g} MHz{default} | {' | '.join(cells)} | {each['slack_ns']:+.2f} ns |"
+        assert row in page.splitlines(), row
+
+
 def test_a_clock_is_lowered_until_a_tenth_of_its_period_is_left(monkeypatch):
     s = spec("stories-1m")
     for path, hz in ((3.6, 250_000_000), (3.61, 200_000_000), (4.51, 150_000_000), (7.0, 150_000_000)):
