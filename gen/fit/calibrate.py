@@ -33,6 +33,9 @@ ROOT = Path(__file__).resolve().parents[2]
 POINTS = ROOT / "docs" / "results" / "unit_costs.json"
 BOARDS = "boards"
 """As an argument: measure what stands around a machine on the boards that say how they are wired."""
+ALIKE = {"xc7": "xcup"}
+"""Families whose logic Yosys maps as another's (LUTs of six inputs, carry chains, multipliers): they are fitted to the points of both, with
+their own memories. So few machines of theirs are enough."""
 ALLOWED = 0.10
 """Relative error of the whole machine's LUTs, block RAMs and multipliers that the model should stay within."""
 
@@ -76,6 +79,8 @@ CONFIGURATIONS = (
     Configuration("4m, 16 bytes", "xcup", "stories-4m", "sim", 512, {"lanes": 1, "mem_bytes": 16}),
     Configuration("large, short-list", "xcup", "bitnet_b1_58-large", "kv260", 2048, {"lanes": 16, "shortlist": 256}),
     Configuration("4m, 16 bytes, short-list", "xcup", "stories-4m", "sim", 512, {"lanes": 1, "mem_bytes": 16, "shortlist": 64}),
+    Configuration("4m, 16 bytes", "xc7", "stories-4m", "sim", 512, {"lanes": 1, "mem_bytes": 16}),
+    Configuration("1m, 4 bytes", "xc7", "stories-1m", "sim", 512, {"lanes": 1, "mem_bytes": 4, **_TINY}),
     Configuration("260k, on chip", "ecp5", "stories-260k", "ecp5-85f", 512, {}),
     Configuration("260k, on chip, 2 lanes", "ecp5", "stories-260k", "ecp5-85f", 512, {"lanes": 2}),
     Configuration("4m, 4 bytes", "ecp5", "stories-4m", "sim", 512, {"lanes": 1, "mem_bytes": 4, **_TINY}),
@@ -171,13 +176,14 @@ def _least_squares(grown: list[dict[str, float]], measured: list[float]) -> dict
 def fit_coefficients(points: list[dict[str, Any]]) -> cost.Coefficients:
     """Non-negative coefficients with the least squared relative error, from measured points."""
     table: cost.Coefficients = {}
-    for family in sorted({p["family"] for p in points}):
-        mine = [(BuildConfig.from_dict(p["config"]), p["units"]) for p in points if p["family"] == family]
+    families: set[str] = {p["family"] for p in points}
+    for family in sorted(families | {family for family, like in ALIKE.items() if like in families}):
+        mine = [(BuildConfig.from_dict(p["config"]), p["units"], p["family"]) for p in points if p["family"] in (family, ALIKE.get(family))]
         for unit in cost.UNITS:
-            grown = [cost.terms(config)[unit] for config, _ in mine]
-            spent = [_memories_of(config, family, unit, units) for config, units in mine]
+            grown = [cost.terms(config)[unit] for config, _, _ in mine]
+            spent = [_memories_of(config, its, unit, units) for config, units, its in mine]
             for kind in cost.KINDS:
-                logic = [units[unit][kind] - kept.get(kind, 0) for (_, units), kept in zip(mine, spent, strict=True)]
+                logic = [units[unit][kind] - kept.get(kind, 0) for (_, units, _), kept in zip(mine, spent, strict=True)]
                 table.setdefault(family, {}).setdefault(unit, {})[kind] = _least_squares(grown, logic)
     return table
 
@@ -208,7 +214,8 @@ def held_out(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """As `compare`, but each machine is projected with coefficients that were fitted to the family's other machines alone."""
     rows = []
     for point in points:
-        others = [p for p in points if p["family"] == point["family"] and p is not point]
+        family = point["family"]
+        others = [p for p in points if p["family"] in (family, ALIKE.get(family)) and p is not point]
         rows += compare([point], fit_coefficients(others)) if others else []
     return rows
 

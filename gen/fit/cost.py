@@ -32,7 +32,7 @@ UNITS = ("matmul", "vector", "dot", "sampler", "memory", "control", "shortlist")
 AROUND = ("link", "sdram", "board")
 """What stands around a machine where a whole board is built; board is what joins them, and shows on its LEDs."""
 KINDS = ("lut", "ff", "dsp")
-FAMILIES = ("xcup", "ecp5", "gowin", "ice40")
+FAMILIES = ("xcup", "xc7", "ecp5", "gowin", "ice40")
 
 
 class Stored(NamedTuple):
@@ -44,36 +44,38 @@ class Stored(NamedTuple):
     uram: float = 0
 
 
+HALVES = ("xcup", "xc7")
+"""Families whose block RAMs are two halves that may be used apart."""
 BLOCK_SHAPES = {
     "gowin": ((36, 512), (18, 1024), (9, 2048), (4, 4096), (2, 8192), (1, 16384)),
     "ice40": ((16, 256), (8, 512), (4, 1024), (2, 2048)),
-    "xcup": ((72, 512), (36, 1024), (18, 2048), (9, 4096), (4, 8192), (2, 16384), (1, 32768)),
+    **dict.fromkeys(HALVES, ((72, 512), (36, 1024), (18, 2048), (9, 4096), (4, 8192), (2, 16384), (1, 32768))),
     "ecp5": ((36, 512), (18, 1024), (9, 2048), (4, 4096), (2, 8192), (1, 16384)),
 }
-BLOCK_KIBIT = {"xcup": 36, "ecp5": 16, "gowin": 18, "ice40": 4}
-LUTRAM = {"xcup": (14, 32, 8), "ecp5": (4, 16, 6), "gowin": (4, 16, 4)}
-"""Bits, words and LUTs of one LUT RAM cell; iCE40 has none."""
-CELLS_PER_BLOCK = {"xcup": 14, "ecp5": 28, "gowin": 28}
+BLOCK_KIBIT = {"xcup": 36, "xc7": 36, "ecp5": 16, "gowin": 18, "ice40": 4}
+LUTRAM = {"xcup": (8, (14, 32)), "xc7": (4, (6, 32), (3, 64)), "ecp5": (6, (4, 16)), "gowin": (4, (4, 16))}
+"""LUTs of one LUT RAM cell, and the bits and words that it may have; iCE40 has none."""
+CELLS_PER_BLOCK = {"xcup": 14, "xc7": 28, "ecp5": 28, "gowin": 28}
 """LUT RAM cells at which Yosys takes a block RAM instead."""
 BITS_PER_BLOCK = {"ice40": 64}
 """Up to so many bits for each block RAM that it would take, Yosys makes a memory of flip-flops, where LUTs are no RAM."""
 
 
 def blocks(family: str, memory: MemoryUse) -> float:
-    """Block RAMs of one memory; halves of a 36-Kibit block count (xcup). Each read port has a copy of its own."""
+    """Block RAMs of one memory; halves of a 36-Kibit block count (HALVES). Each read port has a copy of its own."""
     rom = memory.kind == "rom" and family != "ice40"
     copies = ceil(memory.read_ports / 2) if rom else memory.read_ports  # the port that writes is free to read a ROM
-    if family == "xcup":
-        halves = [(w // 2 if w > 1 else 1, d if w > 1 else d // 2) for w, d in BLOCK_SHAPES["xcup"]]
+    if family in HALVES:
+        halves = [(w // 2 if w > 1 else 1, d if w > 1 else d // 2) for w, d in BLOCK_SHAPES[family]]
         return copies * min(ceil(memory.width / w) * ceil(memory.depth / d) for w, d in halves) / 2
     return copies * min(ceil(memory.width / w) * ceil(memory.depth / d) for w, d in BLOCK_SHAPES[family])
 
 
 def lutram_cells(family: str, memory: MemoryUse) -> int:
     """LUT RAM cells of one memory: a cell is written as a whole."""
-    bits, words, _ = LUTRAM[family]
     parts = memory.write_parts
-    return memory.read_ports * parts * ceil(memory.width / parts / bits) * ceil(memory.depth / words)
+    each = min(ceil(memory.width / parts / bits) * ceil(memory.depth / words) for bits, words in LUTRAM[family][1:])
+    return memory.read_ports * parts * each
 
 
 SLOWEST_PATH_NS: dict[str, tuple[tuple[float, float], ...]] = {"xcup": ((0.6, 3.97), (1.0, 4.47)), "ecp5": ((1.0, 17.64),)}
@@ -98,7 +100,7 @@ def memory_cost(family: str, memory: MemoryUse) -> Stored:
     if family in LUTRAM:
         cells = lutram_cells(family, memory)
         small = memory.kind == "async" or (memory.kind != "rom" and cells < CELLS_PER_BLOCK[family] * need)
-        return Stored(lut=n * cells * LUTRAM[family][2]) if small else Stored(bram=n * need)
+        return Stored(lut=n * cells * LUTRAM[family][0]) if small else Stored(bram=n * need)
     bits = memory.width * memory.depth
     if memory.kind == "async" or (memory.kind != "rom" and bits <= BITS_PER_BLOCK[family] * need):
         # A flip-flop a bit, with its own enable; four words to choose from take two 4-input LUTs a bit, and so on as a tree.

@@ -3,7 +3,7 @@
 Results are kept in the cache folder by the design's text, the commands and the Yosys version. Costs are those of synthesis:
 nothing is placed, and no clock is claimed.
 
-LUTs count what the fabric spends, RAM and carry included: a RAM32M16 or RAM64M8 takes 8 LUTs (xcup), a
+LUTs count what the fabric spends, RAM and carry included: a RAM32M16 or RAM64M8 takes 8 LUTs (xcup), a RAM32M or RAM64M 4 (xc7), a
 TRELLIS_DPR16X4 the LUTs of 3 slices and a CCU2C those of one (ecp5), a RAM16SDP4 4 LUTs and an ALU 1 (gowin).
 """
 
@@ -72,6 +72,16 @@ FAMILIES = {
         dsp={r"DSP48E2": 1},
         carry={r"CARRY4": 1},
         other_ram={r"URAM288": 1},
+    ),
+    "xc7": Family(
+        command="synth_xilinx -family xc7 -abc9 -flatten -noiopad -noclkbuf -top {top}",
+        lut={r"LUT\d": 1, r"INV": 1, r"SRL16E|SRLC32E": 1},
+        lutram={r"RAM32M|RAM64M": 4, r"RAM(32|64)X1D": 2, r"RAM(32|64)X1S": 1, r"RAM128X1D": 4, r"RAM128X1S": 2, r"RAM256X1S": 4},
+        ff={r"FD[RSCP]E": 1},
+        bram={r"RAMB36E1": 1, r"RAMB18E1": 0.5},
+        dsp={r"DSP48E1": 1},
+        carry={r"CARRY4": 1},
+        other_ram={},
     ),
     "ecp5": Family(
         command="synth_ecp5 -abc9 -top {top}",

@@ -131,7 +131,8 @@ def test_progress_of_the_router():
     assert [text for _, text in seen] == ["placing", "placing", "routing", "routing, 14460 arcs left", "routing, 460 arcs left", "routing"]
 
 
-@pytest.mark.parametrize("board, instead", [("kv260", "tritloom generate"), ("sim", "tritloom run")])
+@pytest.mark.parametrize("board, instead", [("kv260", "tritloom generate"), ("sim", "tritloom run"),
+                                            ("arty-a7-35t", "the vendor's tool does; `tritloom generate` writes what it takes")])
 def test_boards_without_open_tools_are_refused(board, instead, tmp_path):
     with pytest.raises(ConfigError, match=instead):
         build.build(dataclasses.replace(TINY, board=board), tmp_path / "out")

@@ -105,6 +105,8 @@ def test_the_cache_is_used(tmp_path, monkeypatch):
 def test_costs_by_kind():
     cost = resources({"LUT6": 3, "INV": 1, "RAM32M16": 2, "RAMB18E2": 1, "FDRE": 5, "URAM288": 1, "CARRY4": 4}, "xcup")
     assert cost == {"lut": 20, "lut_ram": 16, "ff": 5, "bram": 0.5, "dsp": 0, "carry": 4, "other_ram": 1, "cells": cost["cells"]}
+    cost = resources({"LUT6": 3, "RAM32M": 2, "RAM128X1D": 1, "RAMB18E1": 1, "RAMB36E1": 1, "DSP48E1": 2}, "xc7")
+    assert (cost["lut"], cost["lut_ram"], cost["bram"], cost["dsp"]) == (15, 12, 1.5, 2)
     assert resources({"CCU2C": 2, "TRELLIS_DPR16X4": 1, "LUT4": 1}, "ecp5")["lut"] == 11
 
 
@@ -114,7 +116,7 @@ def test_failures_say_why(tmp_path):
     assert "\n" not in str(caught.value) and len(list(tmp_path.glob("*.log"))) == 1
     with pytest.raises(SynthesisError, match="did not finish within 0 s"):
         synthesise(ADDER, "xcup", cache=tmp_path, timeout_s=0.1)
-    with pytest.raises(ValueError, match="family must be one of xcup, ecp5, gowin, ice40, not 'max10'"):
+    with pytest.raises(ValueError, match="family must be one of xcup, xc7, ecp5, gowin, ice40, not 'max10'"):
         synthesise(ADDER, "max10", cache=tmp_path)
 
 
