@@ -64,12 +64,15 @@ SHAPE_LIMITS = {"hidden": 1 << 17, "ffn": 1 << 17, "layers": 4096, "heads": 1 <<
 
 LIMITS = {
     "clock_hz": (1, 10**9), "lanes": (1, 64), "groups": (1, 2), "attention_lanes": (0, 64), "tables": (1, 1024),
-    "rows_per_cycle": (1, 512), "block_rows": (0, 1 << 18), "result_parts": (1, 2), "result_turns": (1, 2), "vector_lanes": (2, 512),
+    "rows_per_cycle": (1, 512), "block_rows": (0, 1 << 18), "result_parts": (1, 2), "result_turns": (1, 2), "vector_lanes": (1, 512),
     "attention_macs": (2, 512), "attention_rows": (1, CHUNK), "mem_bytes": (4, 512), "mem_ports": (1, MOST_PORTS),
     "onchip_bytes": (0, 1 << 32), "weight_fifo_beats": (4, 1 << 16), "read_fifo_beats": (4, 4096), "write_fifo_beats": (1, 1 << 16),
     "sampler_candidates": (1, 4096), "program_words": (2, 1 << 16), "shortlist": (0, 1 << 16), "sequences": (1, 1 << 16),
 }
 """Least and most of each number of a configuration: what rtl/ takes, and no more than a fabric could hold."""
+
+SERIAL_LIMITS = {"hidden": 1024, "context": 1023, "vocab": (1 << 17) - 1}
+"""Most of a model's dimensions with one vector lane (rtl/serial)."""
 
 
 class ConfigError(InputError):
@@ -182,6 +185,7 @@ class BuildConfig:
     Symbols of docs/architecture.md: `lanes` P, `tables` T, `rows_per_cycle` Q, `vector_lanes` V,
     `attention_macs` A, `attention_rows` R, `mem_bytes` M over `mem_ports` ports.
     `groups`: groups of P tokens that take turns in a long prompt's passes, one's matrices beside the other's vector work;
+    `vector_lanes` 1: norms, activations, attention and sampling share one arithmetic unit in time, under a microprogram (rtl/serial);
     `attention_lanes`: lanes of the dot engine, 0 for P; `block_rows`: most rows of a matrix whose partial sums are held at once,
     0 for all; `result_parts`: reads that V rows of the matrices' results take (2: half the banks); `result_turns`: cycles in which
     all lanes' results are written (2: to memories half as wide, with room for RESULT_BLOCKS pieces of gate and up); `ultra_ram`: keep a
@@ -239,8 +243,10 @@ class BuildConfig:
         _require(self.block_rows % self.rows_per_cycle == 0,
                  f"block_rows ({self.block_rows}) must be a multiple of rows_per_cycle ({self.rows_per_cycle})")
         word = self.attention_macs // self.attention_rows
-        _require(2 <= self.vector_lanes <= word,
-                 f"vector_lanes must be from 2 to attention_macs/attention_rows ({word}), not {self.vector_lanes}")
+        _require(self.vector_lanes <= word,
+                 f"vector_lanes must be from 1 to attention_macs/attention_rows ({word}), not {self.vector_lanes}")
+        if self.serial:
+            self._check_serial()
         _require(self.attention_macs <= self.mem_bytes,
                  f"attention_macs ({self.attention_macs}) must not exceed mem_bytes ({self.mem_bytes})")
         _require(self.mem_bytes // self.mem_ports >= 4,
@@ -290,7 +296,23 @@ class BuildConfig:
                      f"onchip_bytes must be a positive multiple of mem_bytes ({self.mem_bytes}), not {self.onchip_bytes}")
             _require(self.mem_ports == 1, f"on-chip memory has one port, not {self.mem_ports}")
 
+    def _check_serial(self) -> None:
+        """What one arithmetic unit shared in time takes."""
+        s = self.shape
+        for name, only in (("lanes", 1), ("attention_rows", 1), ("shortlist", 0)):
+            _require(getattr(self, name) == only, f"vector_lanes 1 shares one arithmetic unit in time, which takes {name}={only}, "
+                                                  f"not {getattr(self, name)}: give vector_lanes=2 or more")
+        for name, most in SERIAL_LIMITS.items():
+            _require(getattr(s, name) <= most, f"vector_lanes 1 shares one arithmetic unit in time, which takes shape.{name} up to {most}, "
+                                               f"not {getattr(s, name)}: give vector_lanes=2 or more")
+        _require(self.mem_bytes <= 64, f"vector_lanes 1 takes mem_bytes up to 64, not {self.mem_bytes}")
+
     # Derived widths -------------------------------------------------------------------------
+
+    @property
+    def serial(self) -> bool:
+        """One arithmetic unit is shared in time by all but the ternary matrices."""
+        return self.vector_lanes == 1
 
     @property
     def indices_per_word(self) -> int:

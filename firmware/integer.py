@@ -405,12 +405,12 @@ def sampling_logits(logits: Int, s: UFloat) -> Int:
 
 def mix32(h: Int) -> Int:
     """Finaliser of MurmurHash3 (public domain, A. Appleby) on 32-bit integers."""
-    h = np.asarray(h, np.uint64) & np.uint64(0xFFFFFFFF)
-    h ^= h >> np.uint64(16)
-    h = (h * np.uint64(0x85EBCA6B)) & np.uint64(0xFFFFFFFF)
-    h ^= h >> np.uint64(13)
-    h = (h * np.uint64(0xC2B2AE35)) & np.uint64(0xFFFFFFFF)
-    return (h ^ (h >> np.uint64(16))).astype(np.int64)
+    x = np.asarray(h, np.uint64) & np.uint64(0xFFFFFFFF)
+    x ^= x >> np.uint64(16)
+    x = (x * np.uint64(0x85EBCA6B)) & np.uint64(0xFFFFFFFF)
+    x ^= x >> np.uint64(13)
+    x = (x * np.uint64(0xC2B2AE35)) & np.uint64(0xFFFFFFFF)
+    return (x ^ (x >> np.uint64(16))).astype(np.int64)
 
 
 LOG2_TABLE: Int = np.rint(np.log2(1 + np.arange(513) / 512) * 2**LOG2_TABLE_BITS).astype(np.int64)

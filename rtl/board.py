@@ -34,6 +34,8 @@ class BoardTop(wiring.Component):
     uart_rx : In(1), uart_tx : Out(1)
     leds : Out(5)
         Lit when 1, in the order of `boards.board.LEDS`.
+    reset_o : Out(1), reset_i : In(1)
+        The reset of the machine's units, by way of a buffer of the device if it has one.
     sdram_... : `rtl.memory.sdram.pad_members`, with an SDRAM
     wb_..., core_... : as `rtl.memory.litedram.LiteDramStart` has them, with a LiteDRAM core
     """
@@ -45,16 +47,17 @@ class BoardTop(wiring.Component):
             self._outside = {f"sdram_{name}": member for name, member in pad_members(sdram).items()}
         elif sdram is not None:
             self._outside = LiteDramStart.outside(sdram)
-        super().__init__({"uart_rx": In(1), "uart_tx": Out(1), "leds": Out(5)} | self._outside)
+        super().__init__({"uart_rx": In(1), "uart_tx": Out(1), "leds": Out(5), "reset_o": Out(1), "reset_i": In(1)} | self._outside)
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.machine = machine = Accelerator(self._config, observed=False)
+        m.submodules.machine = machine = Accelerator(self._config, observed=False, reset_outside=True)
         link, silent = UartLink(self._link), Signal()  # whoever is answered finds a memory
         m.submodules.link = ResetInserter(silent)(link) if isinstance(self._sdram, LiteDramParameters) else link
         m.d.comb += [
             machine.clk.eq(ClockSignal()), machine.rst.eq(ResetSignal()),
             link.rx.eq(self.uart_rx), self.uart_tx.eq(link.tx), link.irq.eq(machine.irq),
+            self.reset_o.eq(machine.reset_o), machine.reset_i.eq(self.reset_i),
         ]
         for name, member in axi_lite_members().items():
             source, sink = (machine, link) if member.flow == Out else (link, machine)

@@ -25,6 +25,8 @@ from tritloom.rtl.memory.onchip import OnChipMemory
 from tritloom.rtl.memory.parameters import READ_QUEUE, AxiParameters, memory_parameters
 from tritloom.rtl.memory.router import ReadArbiter, WeightRouter, WriteArbiter
 from tritloom.rtl.once import once
+from tritloom.rtl.serial.parameters import SerialParameters
+from tritloom.rtl.serial.unit import SerialUnit
 from tritloom.rtl.stream import Fifo, LightSlice, Slice
 from tritloom.rtl.ternary.parameters import TernaryParameters
 from tritloom.rtl.ternary.tlmm import TernaryMatmul
@@ -51,6 +53,8 @@ class Accelerator(wiring.Component):
     observed : bool
         Whether there are the ports that only a simulation reads: `unit_busy`, `weight_beat` and `trace_...`. If not, there are
         `running` and `failed`, and the memory ports' bases have all bits of an address, not 32 (version 4 of the register map, not 3).
+    reset_outside : bool
+        Whether the units' reset passes the parent.
 
     Members
     -------
@@ -64,24 +68,29 @@ class Accelerator(wiring.Component):
         Bits of `firmware.isa.Unit`.
     weight_beat : Out(1)
         A beat entered the weight FIFO.
+    reset_o : Out(1), reset_i : In(1)
+        With `reset_outside`: the reset of all but the registers, and what resets them: it comes back from a buffer of the device.
     running, failed : Out(1)
         A program runs; the memory has answered with an error since the last CLEAR.
     trace_<unit>_valid, ..._slot, ..._index, ..._data : Out
         A V-word a cycle of what the units produce, for each of `firmware.isa.TraceUnit`. Codes for both engines are shown once.
     """
 
-    def __init__(self, config: BuildConfig, *, observed: bool = True):
-        self.config, self._observed, self._base_bits = config, observed, 32 if observed else PORT_ADDRESS_BITS
+    def __init__(self, config: BuildConfig, *, observed: bool = True, reset_outside: bool = False):
+        self.config, self._observed, self._reset_outside = config, observed, reset_outside
+        self._base_bits = 32 if observed else PORT_ADDRESS_BITS
         members = {"clk": In(1), "rst": In(1)} | axi_lite_members() | {"irq": Out(1)}
         if observed:
             members |= {
                 "unit_busy": Out(8),
                 "weight_beat": Out(1),
                 **{f"trace_{unit.name.lower()}_{name}": Out(width) for unit in TraceUnit for name, width in (
-                    ("valid", 1), ("slot", 8), ("index", 32), ("data", 32 * config.vector_lanes))},
+                    ("valid", 1), ("slot", 8), ("index", 32), ("data", 32 * max(2, config.vector_lanes)))},
             }
         else:
             members |= {"running": Out(1), "failed": Out(1)}
+        if reset_outside:
+            members |= {"reset_o": Out(1), "reset_i": In(1)}
         if config.memory == "axi":
             members |= axi_members(mem_bytes=config.mem_bytes, mem_ports=config.mem_ports)
         super().__init__(members)
@@ -92,29 +101,66 @@ class Accelerator(wiring.Component):
         m.domains.host = host = ClockDomain()
         m.domains.sync = sync = ClockDomain()
         host.clk, host.rst, sync.clk, sync.rst = self.clk, self.rst, self.clk, Signal(init=1, name="reset")
+        reset = sync.rst
+        if self._reset_outside:
+            sync.rst = self.reset_i
+            m.d.comb += self.reset_o.eq(reset)
 
         memory = self._memory()
         m.submodules.memory = memory
         ternary = TernaryParameters.of(c)
         m.submodules.matmul = matmul = TernaryMatmul(ternary)
-        m.submodules.vector = vector = VectorUnit(VectorParameters.of(c))
-        m.submodules.dot = dot = DotEngine(AttentionParameters.of(c))
-        m.submodules.sampler = sampler = Sampler(SamplerParameters.of(c))
+        if not c.serial:
+            m.submodules.vector = vector = VectorUnit(VectorParameters.of(c))
+            m.submodules.dot = dot = DotEngine(AttentionParameters.of(c))
+            m.submodules.sampler = sampler = Sampler(SamplerParameters.of(c))
         m.submodules.sequencer = sequencer = Sequencer(SequencerParameters.of(c))
         registers = ControlRegisters(replace(RegisterParameters.of(c), base_bits=self._base_bits))
         m.submodules.registers = DomainRenamer("host")(registers)
-        m.d.host += sync.rst.eq(registers.reset)
+        m.d.host += reset.eq(registers.reset)
 
-        scanning = self._short_list(m, matmul, vector, dot, sequencer) if c.shortlist else 0
-
-        self._join_memory(m, memory, matmul, vector, dot, registers)
-        self._join_units(m, matmul, vector, dot, sampler)
-        self._join_control(m, memory, matmul, vector, dot, sampler, sequencer, registers, scanning)
-        if self._observed:
-            self._trace(m, vector, dot)
+        if c.serial:
+            self._join_serial(m, memory, matmul, sequencer, registers)
         else:
+            scanning = self._short_list(m, matmul, vector, dot, sequencer) if c.shortlist else 0
+            self._join_memory(m, memory, matmul, vector, dot, registers)
+            self._join_units(m, matmul, vector, dot, sampler)
+            commands = {"vector": vector.cmd, "matmul": matmul.cmd, "dot": dot.cmd, "sampler": sampler.cmd}
+            self._join_control(m, memory, sequencer, registers, commands, token=sampler.token_o, abandon=(sampler.abandon, dot.abandon),
+                               busy=(vector.busy, matmul.busy | scanning, dot.busy, sampler.busy), writing=vector.writing,
+                               saturated=vector.saturated + dot.saturated)
+            if self._observed:
+                self._trace(m, vector, dot)
+        if not self._observed:
             m.d.comb += [self.running.eq(sequencer.running), self.failed.eq(registers.fault)]
         return m
+
+    def _join_serial(self, m, memory, matmul, sequencer, registers):
+        """The arithmetic unit that is shared in time, in place of all but the ternary matrices."""
+        c = self.config
+        m.submodules.serial = serial = SerialUnit(SerialParameters.of(c))
+        m.submodules.weights = weights = WeightRouter(mem_bytes=c.mem_bytes, consumers=len(Destination))
+        wiring.connect(m, memory.weights_o, weights.i)
+        m.d.comb += weights.clear.eq(memory.flush | memory.flushing)
+        wiring.connect(m, weights.o1, matmul.weights_i)
+        # Parameters and rows of the head are all the unit's.
+        m.d.comb += [
+            serial.weights_i.payload.eq(weights.o0.payload), serial.weights_i.valid.eq(weights.o0.valid | weights.o2.valid),
+            weights.o0.ready.eq(serial.weights_i.ready), weights.o2.ready.eq(serial.weights_i.ready),
+        ]
+        wiring.connect(m, serial.read_request, memory.read_request)
+        wiring.connect(m, memory.read_data, serial.read_data)
+        self._join_writes(m, memory, serial.write, registers)
+        _drive(m, serial.code_write, matmul.code_write)
+        _drive(m, matmul.progress, serial.matrices)
+        m.d.comb += serial.acc_read.data.eq(matmul.acc_read.data)
+        m.d.comb += [getattr(matmul.acc_read, name).eq(getattr(serial.acc_read, name)) for name in ("en", "slot", "addr", "part")]
+        commands = {"vector": serial.vector, "matmul": matmul.cmd, "dot": serial.dot, "sampler": serial.sampler}
+        self._join_control(m, memory, sequencer, registers, commands, token=serial.token_o, abandon=(serial.abandon,),
+                           busy=(serial.busy[0], matmul.busy, serial.busy[1], serial.busy[2]), writing=serial.writing,
+                           saturated=serial.saturated)
+        if self._observed:
+            self._trace_serial(m, serial)
 
     def _short_list(self, m, matmul, vector, dot, sequencer):
         """The unit between the matrix engine's accumulators and the rows that the dot engine reads; returns whether it scans."""
@@ -155,8 +201,13 @@ class Accelerator(wiring.Component):
         wiring.connect(m, reads.memory_request, memory.read_request)
         wiring.connect(m, memory.read_data, reads.memory_data)
 
+        self._join_writes(m, memory, vector.kv_write, registers)
+
+    def _join_writes(self, m, memory, kv_write, registers):
+        """Keys and values, and what the host writes; and the ports of the memory system."""
+        c = self.config
         m.submodules.writes = writes = WriteArbiter(mem_bytes=c.mem_bytes, clients=2)
-        wiring.connect(m, vector.kv_write, writes.i0)
+        wiring.connect(m, kv_write, writes.i0)
         wiring.connect(m, registers.memory_write, writes.i1)
         wiring.connect(m, writes.o, memory.write)
         if self._observed:
@@ -189,19 +240,23 @@ class Accelerator(wiring.Component):
         wiring.connect(m, dot.logits_o, logits.i)
         wiring.connect(m, logits.o, sampler.logits_i)
 
-    def _join_control(self, m, memory, matmul, vector, dot, sampler, sequencer, registers, scanning):
-        """The sequencer commands the units; the registers command the sequencer."""
+    def _join_control(self, m, memory, sequencer, registers, commands, *, token, abandon, busy, writing, saturated):
+        """The sequencer commands the units, the registers command the sequencer.
+
+        `commands`: the units' ports by those of the sequencer; `busy`: of the vector unit, the matrices, the dot engine, the sampler.
+        """
         self._export(m, registers, axi_lite_members() | {"irq": Out(1)})
-        for source, unit in ((sequencer.vector, vector), (sequencer.matmul, matmul), (sequencer.dot, dot), (sequencer.sampler, sampler)):
-            m.d.comb += [unit.cmd.valid.eq(source.valid), source.ready.eq(unit.cmd.ready)]
-            m.d.comb += [unit.cmd.payload[name].eq(source.payload[name]) for name, _ in unit.cmd.payload.shape()]
-        wiring.connect(m, sampler.token_o, sequencer.token_i)
+        for name, command in commands.items():
+            source = getattr(sequencer, name)
+            m.d.comb += [command.valid.eq(source.valid), source.ready.eq(command.ready)]
+            m.d.comb += [command.payload[field].eq(source.payload[field]) for field, _ in command.payload.shape()]
+        wiring.connect(m, token, sequencer.token_i)
         wiring.connect(m, sequencer.stream_start, memory.start)
         wiring.connect(m, registers.prompt_o, sequencer.prompt_i)
         wiring.connect(m, sequencer.token_o, registers.token_i)
         _drive(m, registers.program, sequencer.program)
         _drive(m, registers.descriptor, memory.descriptor)
-        busy = Cat(vector.busy, matmul.busy | scanning, dot.busy, sampler.busy, vector.writing | memory.writes_pending | memory.write.valid)
+        busy = Cat(*busy, writing | memory.writes_pending | memory.write.valid)
         m.d.comb += [
             memory.flush.eq(sequencer.flush),
             sequencer.flushing.eq(memory.flushing),
@@ -212,8 +267,7 @@ class Accelerator(wiring.Component):
             registers.memory_busy.eq(memory.busy),
             sequencer.entry.eq(registers.entry),
             sequencer.unit_busy.eq(busy),
-            sampler.abandon.eq(sequencer.draining),
-            dot.abandon.eq(sequencer.draining),
+            *(port.eq(sequencer.draining) for port in abandon),
             *([self.unit_busy.eq(busy)] if self._observed else []),
             registers.running.eq(sequencer.running),
             registers.halted.eq(sequencer.halted),
@@ -225,7 +279,7 @@ class Accelerator(wiring.Component):
             registers.weight_beat.eq(memory.weight_beat),
             registers.data_beat.eq(memory.data_beat),
             registers.memory_error.eq(memory.error),
-            registers.saturated.eq(vector.saturated + dot.saturated),
+            registers.saturated.eq(saturated),
         ]
         m.d.comb += [sequencer.args[i].eq(registers.args[i]) for i in range(len(registers.args))]
 
@@ -245,6 +299,31 @@ class Accelerator(wiring.Component):
              _extend(Value.cast(logit.payload.logit), 64)),
         ):
             for name, value in (("valid", valid), ("slot", slot), ("index", index), ("data", data)):
+                m.d.comb += getattr(self, f"trace_{unit.name.lower()}_{name}").eq(value)
+
+    def _trace_serial(self, m, serial):
+        """What is written to a vector of the unit's memory, while a command makes it."""
+        p, stored = serial.serial, serial.stored
+        places, dotting = p.vectors, serial.busy[1]
+        logits = Signal(range(p.vocab + 1))
+        with m.If(~dotting):
+            m.d.sync += logits.eq(0)
+        with m.Elif(self.trace_logits_valid):
+            m.d.sync += logits.eq(logits + 1)
+
+        def within(name):
+            first, length = places[name]
+            return stored.valid & (stored.addr >= first) & (stored.addr < first + length)
+
+        codes = serial.code_write
+        for unit, valid, index, data in (
+            (TraceUnit.RESIDUAL, within("x"), stored.addr - places["x"][0], stored.data),
+            (TraceUnit.CODES, codes.valid, codes.addr, _extend(codes.data)),
+            (TraceUnit.ACTIVATIONS, within("activations"), stored.addr - places["activations"][0], stored.data),
+            (TraceUnit.ATTENTION, within("work") & dotting, stored.addr - places["work"][0], stored.data),
+            (TraceUnit.LOGITS, stored.valid & (stored.addr == serial.core.program.logit), logits, stored.data),
+        ):
+            for name, value in (("valid", valid), ("slot", 0), ("index", index), ("data", data)):
                 m.d.comb += getattr(self, f"trace_{unit.name.lower()}_{name}").eq(value)
 
     def _work_words(self, data):

@@ -124,7 +124,7 @@ class Backend(axi.AxiBackend):
         return self._board
 
     def stripe(self, port, size):
-        stripe = super().stripe(port, size)
+        stripe: Any = super().stripe(port, size)
         driver: Any = Driver(self._board, port, len(stripe.bytes))
         stripe.folder = driver
         return stripe

@@ -40,6 +40,10 @@ ALLOWED = 0.10
 """Relative error of the whole machine's LUTs, block RAMs and multipliers that the model should stay within."""
 
 
+NOTHING = dict.fromkeys((*cost.KINDS, "lut_ram", "bram"), 0.0)
+"""Cost of a unit that a machine does not have."""
+
+
 @dataclass(frozen=True)
 class Configuration:
     """`model`: a published shape or a folder of models/; `board`: whose memory and clock; `settings`: what is not as `fit` has it."""
@@ -65,6 +69,7 @@ class Configuration:
 
 _TINY: dict[str, Any] = {"vector_lanes": 2, "attention_macs": 2, "attention_rows": 1, "tables": 3, "rows_per_cycle": 2,
                          "sampler_candidates": 8}
+_SERIAL: dict[str, Any] = {"lanes": 1, "vector_lanes": 1, "attention_macs": 4, "attention_rows": 1, "sampler_candidates": 16}
 _WIDER: dict[str, Any] = {"lanes": 2, "mem_bytes": 8, "vector_lanes": 4, "attention_macs": 8}
 
 CONFIGURATIONS = (
@@ -95,6 +100,12 @@ CONFIGURATIONS = (
                   {"lanes": 1, "mem_bytes": 4, "vector_lanes": 4, "attention_macs": 4, "tables": 3, "rows_per_cycle": 2}),
     Configuration("4m, 4 bytes, short-list", "gowin", "stories-4m", "sim", 512, {"lanes": 2, "mem_bytes": 4, **_TINY, "shortlist": 16}),
     Configuration("4m, 8 bytes, short-list", "gowin", "stories-4m", "sim", 256, {**_WIDER, "shortlist": 64}),
+    Configuration("260k, on chip, 4 bytes, one element", "ecp5-small", "stories-260k", "ecp5-85f", 512, {"mem_bytes": 4, **_SERIAL}),
+    Configuration("260k, on chip, 8 bytes, one element", "ecp5-small", "stories-260k", "ecp5-85f", 512, {"mem_bytes": 8, **_SERIAL}),
+    Configuration("1m, 4 bytes, one element", "ecp5-small", "stories-1m", "ulx3s", 512, {"mem_bytes": 4, **_SERIAL}),
+    Configuration("260k, on chip, 4 bytes, one element", "gowin-small", "stories-260k", "ecp5-85f", 512, {"mem_bytes": 4, **_SERIAL}),
+    Configuration("1m, 4 bytes, one element", "gowin-small", "stories-1m", "ulx3s", 512, {"mem_bytes": 4, **_SERIAL}),
+    Configuration("1m, 8 bytes, one element", "gowin-small", "stories-1m", "ulx3s", 512, {"mem_bytes": 8, **_SERIAL}),
     Configuration("260k, on chip", "ice40", "stories-260k", "ecp5-85f", 128, {"mem_bytes": 4, **_TINY}),
     Configuration("1m, 4 bytes", "ice40", "stories-1m", "sim", 256, {"lanes": 1, "mem_bytes": 4, **_TINY}),
     Configuration("1m, 4 bytes, 2 lanes", "ice40", "stories-1m", "sim", 256, {"lanes": 2, "mem_bytes": 4, **_TINY}),
@@ -116,7 +127,7 @@ def measure(what: Configuration, progress: Callable[[str], None] | None = None, 
     if known is not None and {name: known.get(name) for name in ("design", "yosys")} == {name: made[name] for name in ("design", "yosys")}:
         return known | made
     found = parts.synthesise(designs, what.family, lambda done, total, part: tell(f"{part} ({done + 1} of {total})"))
-    units = {unit: dict.fromkeys((*cost.KINDS, "lut_ram", "bram"), 0.0) for unit in cost.UNITS}
+    units = {unit: dict(NOTHING) for unit in cost.UNITS}
     for name, spent in parts.by_unit(found).items():
         unit = units[name if name in units else "control"]
         for kind in unit:
@@ -178,12 +189,13 @@ def fit_coefficients(points: list[dict[str, Any]]) -> cost.Coefficients:
     table: cost.Coefficients = {}
     families: set[str] = {p["family"] for p in points}
     for family in sorted(families | {family for family, like in ALIKE.items() if like in families}):
-        mine = [(BuildConfig.from_dict(p["config"]), p["units"], p["family"]) for p in points if p["family"] in (family, ALIKE.get(family))]
+        both = family, ALIKE.get(family, family)
+        mine = [(BuildConfig.from_dict(p["config"]), p["units"], p["family"]) for p in points if p["family"] in both]
         for unit in cost.UNITS:
             grown = [cost.terms(config)[unit] for config, _, _ in mine]
             spent = [_memories_of(config, its, unit, units) for config, units, its in mine]
             for kind in cost.KINDS:
-                logic = [units[unit][kind] - kept.get(kind, 0) for (_, units, _), kept in zip(mine, spent, strict=True)]
+                logic = [units.get(unit, NOTHING)[kind] - kept.get(kind, 0) for (_, units, _), kept in zip(mine, spent, strict=True)]
                 table.setdefault(family, {}).setdefault(unit, {})[kind] = _least_squares(grown, logic)
     return table
 
@@ -191,7 +203,7 @@ def fit_coefficients(points: list[dict[str, Any]]) -> cost.Coefficients:
 def _memories_of(config: BuildConfig, family: str, unit: str, units: dict[str, dict[str, float]]) -> dict[str, float]:
     """LUTs and flip-flops of a point that memories are made of: LUT RAM is counted, flip-flops that are memories only projected."""
     if family in cost.LUTRAM:
-        return {"lut": units[unit]["lut_ram"]}
+        return {"lut": units.get(unit, NOTHING)["lut_ram"]}
     kept = cost.stored(family, cost.memories(config)[unit])
     return {"lut": kept.lut, "ff": kept.ff}
 

@@ -20,6 +20,7 @@ from typing import NamedTuple
 from tritloom.boards.board import Board
 from tritloom.boards.sdram import SdramChip
 from tritloom.firmware.config import BuildConfig, ConfigError
+from tritloom.gen.tools.synthesis import SMALL
 from tritloom.rtl.link.parameters import LinkParameters
 from tritloom.rtl.machine import MachineParameters
 from tritloom.rtl.parameters import MemoryUse
@@ -27,7 +28,7 @@ from tritloom.rtl.parameters import MemoryUse
 __all__ = ["AROUND", "COEFFICIENTS", "FAMILIES", "KINDS", "UNITS", "around", "board_resources", "memories", "memory_cost", "resources",
            "surroundings", "terms", "unit_resources"]
 
-UNITS = ("matmul", "vector", "dot", "sampler", "memory", "control", "shortlist")
+UNITS = ("matmul", "vector", "dot", "sampler", "serial", "memory", "control", "shortlist")
 """Top-level units; control is the sequencer, the registers, the routers and what joins all."""
 AROUND = ("link", "sdram", "board")
 """What stands around a machine where a whole board is built; board is what joins them, and shows on its LEDs."""
@@ -57,6 +58,9 @@ LUTRAM = {"xcup": (8, (14, 32)), "xc7": (4, (6, 32), (3, 64)), "ecp5": (6, (4, 1
 """LUTs of one LUT RAM cell, and the bits and words that it may have; iCE40 has none."""
 CELLS_PER_BLOCK = {"xcup": 14, "xc7": 28, "ecp5": 28, "gowin": 28}
 """LUT RAM cells at which Yosys takes a block RAM instead."""
+for _name, _small in SMALL.items():
+    for _table in (BLOCK_SHAPES, BLOCK_KIBIT, LUTRAM, CELLS_PER_BLOCK):
+        _table[_small] = _table[_name]  # type: ignore[index]
 BITS_PER_BLOCK = {"ice40": 64}
 """Up to so many bits for each block RAM that it would take, Yosys makes a memory of flip-flops, where LUTs are no RAM."""
 
@@ -125,15 +129,19 @@ def terms(config: BuildConfig) -> dict[str, dict[str, float]]:
     the more block RAMs stand on each other, the more outputs there are to choose from."""
     c = config
     p, t, q, v, a, m, d = c.lanes, c.tables, c.rows_per_cycle, c.vector_lanes, c.attention_macs, c.mem_bytes, c.dot_lanes
-    return {
+    parallel = int(not c.serial)
+    found = {
         "matmul": {"lookup": p * t * q, "table": p * t, "code": t * q, "row": p * max(q, v), "one": 1},
         "vector": {"element": v, "slot": p, "beat": m, "one": 1},
         "dot": {"mac": d * a, "accumulator": d * a / c.attention_rows, "element": v, "slot": d, "beat": m, "one": 1},
         "sampler": {"candidate": c.sampler_candidates, "one": 1},
+        "serial": {"beat": m, "one": 1},
         "memory": {"beat": m, "port": c.mem_ports if c.memory == "axi" else 0, "kibit": c.onchip_bytes / 128, "one": 1},
         "control": {"beat": m, "one": 1},
-        "shortlist": {"element": v, "one": 1} if c.shortlist else {"element": 0, "one": 0},
+        "shortlist": {"element": v, "one": 1},
     }
+    there = {"vector": parallel, "dot": parallel, "sampler": parallel, "serial": 1 - parallel, "shortlist": c.shortlist > 0}
+    return {unit: grows if there.get(unit, 1) else dict.fromkeys(grows, 0) for unit, grows in found.items()}
 
 
 Coefficients = dict[str, dict[str, dict[str, dict[str, float]]]]
@@ -148,14 +156,18 @@ FORM_LUTS = {"symmetric14": 1.0, "full27": 1.0, "addsub": 1.0}
 
 def unit_resources(config: BuildConfig, family: str, coefficients: Coefficients = COEFFICIENTS) -> dict[str, dict[str, float]]:
     """LUTs, flip-flops, block RAM and UltraRAM (Kibit) and multipliers by unit."""
-    if family not in FAMILIES:
+    if family not in (*FAMILIES, *SMALL.values()):
         raise ConfigError(f"no costs for family {family!r}: there are {', '.join(FAMILIES)}")
+    if config.serial and family not in SMALL.values():
+        if family not in SMALL:
+            raise ConfigError(f"no costs of machines with vector_lanes=1 on {family!r}: there are those on {', '.join(SMALL)}")
+        family = SMALL[family]
     grows, kept = terms(config), memories(config)
     result: dict[str, dict[str, float]] = {}
     for unit in UNITS:
         # A term that is new has no coefficient until the model is fitted again.
-        each = coefficients[family][unit]
-        cost = {kind: sum(each[kind].get(name, 0) * value for name, value in grows[unit].items()) for kind in KINDS}
+        each = coefficients.get(family, {}).get(unit, {})
+        cost = {kind: sum(each.get(kind, {}).get(name, 0) * value for name, value in grows[unit].items()) for kind in KINDS}
         result[unit] = _with_memories(family, cost, kept[unit])
     return result
 

@@ -31,6 +31,7 @@ from tritloom.gen.models import ModelSpec
 from tritloom.rtl.attention.parameters import AttentionParameters
 from tritloom.rtl.head.parameters import ShortListParameters
 from tritloom.rtl.memory.parameters import WRITE_CYCLES
+from tritloom.rtl.serial.parameters import SerialParameters
 from tritloom.rtl.ternary.parameters import TernaryParameters
 from tritloom.rtl.vector.parameters import VectorParameters
 
@@ -162,6 +163,8 @@ def cycles_per_pass(config: BuildConfig, context: int, tokens: int, *, answers: 
 
     `answers`: tokens whose successors are chosen: none, the last, or all.
     """
+    if config.serial:
+        return _serial_cycles(config, context, answers)
     c, s = config, config.shape
     ternary, vector, dot = TernaryParameters.of(c), VectorParameters.of(c), AttentionParameters.of(c)
     groups = [min(c.lanes, tokens)] + ([tokens - c.lanes] if tokens > c.lanes else [])
@@ -247,6 +250,25 @@ def cycles_per_pass(config: BuildConfig, context: int, tokens: int, *, answers: 
         streamed = sum(n * matmul(rows, s.hidden, 1) for rows, n in blocks)
         result["head"] = streamed + heap.scan_cycles(c.head_block_rows) + heap.expected_entries + rescored
     return result
+
+
+def _serial_cycles(config: BuildConfig, context: int, answers: int) -> dict[str, float]:
+    """Projected cycles of a pass of one token, where one unit does everything but the matrices, whose results it waits for."""
+    s, ternary, serial = config.shape, TernaryParameters.of(config), SerialParameters.of(config)
+    sub, cycles = int(s.sub_norms), serial.cycles
+    parameters = sum(cycles(VectorOp.PARAM, length=length) for length in (s.q_size * sub, s.hidden, s.ffn * sub, s.hidden))
+    norm = {length: cycles(VectorOp.NORMQ, length=length) for length in (s.hidden, s.q_size, s.ffn)}
+    attention = norm[s.hidden] + cycles(VectorOp.QKV, heads=2 * s.kv_heads)
+    rest = (parameters + cycles(VectorOp.QKV, heads=s.heads) + cycles(DotOp.ATTEND, positions=context) + norm[s.q_size] + norm[s.hidden]
+            + norm[s.ffn] + 2 * cycles(VectorOp.RESID, length=s.hidden) + cycles(VectorOp.GLU, length=s.ffn))
+    matrices = [ternary.cycles(rows=rows, inputs=inputs, count=1) for rows, inputs in (
+        (s.qkv_rows, s.hidden), (s.hidden, s.q_size), (2 * s.ffn, s.hidden), (s.hidden, s.ffn))]
+    whole = s.layers if answers else s.layers - 1  # of the last layer, a prompt's tokens leave keys and values
+    found = {"matmul": s.layers * matrices[0] + whole * sum(matrices[1:]),
+             "arithmetic": s.layers * attention + whole * rest + cycles(VectorOp.EMBED) + cycles(VectorOp.ROPE)}
+    if answers:
+        found["head"] = norm[s.hidden] + cycles(DotOp.HEAD)
+    return found
 
 
 def _bound(units: dict[str, float], beats: float, config: BuildConfig, board: Board) -> tuple[float, str]:
@@ -483,7 +505,8 @@ def fit(spec: ModelSpec, board: Board | str, *, at: int | None = None, fill: flo
         return FitResult(not over, binds, config, layout, predicted, board.resources, batch_binds, found, most_fill, clock,
                          warnings(found, clock, board))
 
-    most, turns_given = fixed.pop("lanes", 4), "result_turns" in fixed
+    # One arithmetic unit that is shared in time takes one lane.
+    most, turns_given = fixed.pop("lanes", 1 if fixed["vector_lanes"] == 1 else 4), "result_turns" in fixed
     turns = fixed.pop("result_turns", 1)
     attention = fixed.pop("attention_lanes", 0)
 

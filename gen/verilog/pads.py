@@ -138,7 +138,8 @@ def ecp5_top(board: Board, clock_hz: int) -> str:
         return cells
 
     return _top(board, clock_hz, output=output, both=both, clock="""\
-  ODDRX1F sdram_clk_pad (.D0(1'b0), .D1(1'b1), .SCLK(clk), .RST(1'b0), .Q(sdram_clk));""", pll=f"""\
+  ODDRX1F sdram_clk_pad (.D0(1'b0), .D1(1'b1), .SCLK(clk), .RST(1'b0), .Q(sdram_clk));""", reset="""\
+  DCCA reset_net (.CLKI(units_reset), .CE(1'b1), .CLKO(units_reset_everywhere));""", pll=f"""\
   (* FREQUENCY_PIN_CLKI="{wiring.oscillator_hz / 1e6:g}", FREQUENCY_PIN_CLKOP="{clock_hz / 1e6:g}",
      ICP_CURRENT="12", LPF_RESISTOR="8", MFG_ENABLE_FILTEROPAMP="1", MFG_GMCREF_SEL="2" *)
   EHXPLLL #(.CLKI_DIV({pll.reference}), .CLKFB_DIV({pll.feedback}), .CLKOP_DIV({pll.output}), .CLKOP_CPHASE({pll.output - 1}),
@@ -166,7 +167,8 @@ def gowin_top(board: Board, clock_hz: int) -> str:
                   for bit in range(len(pins)))]
 
     return _top(board, clock_hz, output=output, both=both, clock="""\
-  ODDR sdram_clk_pad (.D0(1'b0), .D1(1'b1), .TX(1'b0), .CLK(clk), .Q0(sdram_clk), .Q1());""", pll=f"""\
+  ODDR sdram_clk_pad (.D0(1'b0), .D1(1'b1), .TX(1'b0), .CLK(clk), .Q0(sdram_clk), .Q1());""", reset="""\
+  assign units_reset_everywhere = units_reset;""", pll=f"""\
   rPLL #(.FCLKIN("{wiring.oscillator_hz / 1e6:g}"), .DEVICE("{board.device}"), .IDIV_SEL({pll.reference - 1}),
          .FBDIV_SEL({pll.feedback - 1}), .ODIV_SEL({pll.output}), .DYN_IDIV_SEL("false"), .DYN_FBDIV_SEL("false"), .DYN_ODIV_SEL("false"),
          .PSDA_SEL("0000"), .DUTYDA_SEL("1000"), .DYN_DA_EN("false"), .CLKFB_SEL("internal"), .CLKOUT_BYPASS("false")) pll (
@@ -175,15 +177,17 @@ def gowin_top(board: Board, clock_hz: int) -> str:
   );""")
 
 
-def _top(board: Board, clock_hz: int, *, pll: str, clock: str, output: Callable[[str, tuple[str, ...]], list[str]],
+def _top(board: Board, clock_hz: int, *, pll: str, clock: str, reset: str, output: Callable[[str, tuple[str, ...]], list[str]],
          both: Callable[[str, tuple[str, ...]], list[str]]) -> str:
-    """Module `board`. `pll` makes `clk` and `locked` of `clock`, `clock` the SDRAM's. `output` and `both` stand between the pins of a bus,
-    NAME, and what the machine knows of it: NAME_o; NAME_o, NAME_oe and NAME_i."""
+    """Module `board`. `pll` makes `clk` and `locked` of `clock`, `clock` the SDRAM's; `reset` carries the
+    units' reset: on an ECP5 over a clock's net, as over others it takes longer to some of thousands of flip-flops than anything else.
+    `output` and `both` stand between the pins of a bus, NAME, and what the machine knows of it: NAME_o; NAME_o, NAME_oe and NAME_i."""
     wiring = _wired(board)
     buses = _buses(wiring)
     ports = ",\n".join(f"  {direction} {_width(pins)}{name}" for name, (direction, pins) in buses.items())
-    links = [".clk(clk)", ".rst(rst)", ".uart_rx(uart_rx)", ".uart_tx(uart_tx)", ".leds(lit)"]
-    cells = []
+    links = [".clk(clk)", ".rst(rst)", ".uart_rx(uart_rx)", ".uart_tx(uart_tx)", ".leds(lit)",
+             ".reset_o(units_reset)", ".reset_i(units_reset_everywhere)"]
+    cells = ["  wire units_reset, units_reset_everywhere;", reset]
     for name, (direction, pins) in buses.items():
         if not name.startswith("sdram_") or name == "sdram_clk":
             continue

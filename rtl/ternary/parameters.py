@@ -106,7 +106,7 @@ class TernaryParameters:
         require_positive(self, ("lanes", "groups", "tables", "rows_per_cycle", "mem_bytes", "max_inputs", "max_rows", "block_rows",
                                 "acc_bits", "vector_lanes", "result_banks"))
         require_power_of_two(self, "rows_per_cycle")
-        require_power_of_two(self, "vector_lanes", 2)
+        require_power_of_two(self, "vector_lanes")
         require(self.table_form in TABLE_FORMS, f"table_form must be one of {', '.join(TABLE_FORMS)}, not {self.table_form!r}")
         require_power_of_two(self, "result_banks", 1, self._result_word_steps)
         require(1 <= self.result_turns <= min(2, self.lanes),

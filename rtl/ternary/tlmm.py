@@ -99,7 +99,7 @@ class TableControl(wiring.Component):
         left, word = Signal(self.cmd.payload.inputs.shape()), Signal(index_shape(p.load_cycles))
         first_slot, last_slot, slot = (Signal.like(self.cmd.payload.slot, name=name) for name in ("first_slot", "last_slot", "slot"))
         lane = slot[: p.lane_bits]
-        tile_word, turn = Signal.like(self.address), Signal.like(self.turn)
+        tile_word, turn = Signal.like(self.address), Signal.like(self.turn) if p.vector_lanes > 1 else Signal(0)
         loading, last_lane, last_word = Signal(), Signal(), Signal()
         free = Signal(2, init=1 if self._p.table_form == "addsub" else 2)
         claim, building, built = Signal(), Signal(), Signal()

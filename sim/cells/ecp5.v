@@ -29,3 +29,7 @@ module BB(input I, T, output O, inout B);
   assign B = T ? 1'bz : I;
   assign O = B;
 endmodule
+
+module DCCA(input CLKI, CE, output CLKO);
+  assign CLKO = CLKI & CE;
+endmodule

@@ -46,7 +46,9 @@ from tritloom.system.files import write_atomically
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results" / "random.json"
 HEAD_DIMS = (96, 100, 128, 256)
 """One after the other; with small ones between, which leave room for more heads."""
-SEEDS = range(12)
+SERIAL = 100
+"""From this seed on machines have one arithmetic unit that is shared in time."""
+SEEDS = (*range(12), *range(SERIAL, SERIAL + 6))
 """What `make random` runs."""
 LARGE = 131_072
 """A vocabulary so large that the head takes nearly all of the time: such a model is narrow, and writes little."""
@@ -77,7 +79,7 @@ def _shape(rng: np.random.Generator, seed: int) -> ModelShape:
     pick = lambda *values: values[rng.integers(len(values))]  # noqa: E731
     head_dim = HEAD_DIMS[seed % 4] if seed % 3 else pick(8, 12, 24, 32)
     kv_heads, group = pick(1, 2) if head_dim > 64 else pick(1, 2, 3), pick(1, 2, 3)
-    vocab = LARGE if seed % 6 == 5 else int(rng.integers(40, 700))
+    vocab = LARGE if seed % 6 == 5 and seed < SERIAL else int(rng.integers(40, 700))
     hidden = int(32 * rng.integers(1, 6))
     return ModelShape(hidden=hidden if vocab < LARGE else 32, ffn=int(16 * rng.integers(2, 14)), layers=int(rng.integers(1, 3)),
                       heads=kv_heads * group, kv_heads=kv_heads, head_dim=head_dim, vocab=vocab, context=CONTEXT,
@@ -112,6 +114,29 @@ def _config(rng: np.random.Generator, shape: ModelShape) -> BuildConfig:
     raise ConfigError(f"no machine found for {shape}")
 
 
+def _serial_config(rng: np.random.Generator, shape: ModelShape) -> BuildConfig:
+    """The same for a machine with one arithmetic unit that is shared in time."""
+    pick = lambda *values: values[rng.integers(len(values))]  # noqa: E731
+    for _ in range(10_000):
+        mem_bytes = pick(4, 8, 16, 64)
+        memory = pick({}, {"mem_ports": pick(1, min(2, mem_bytes // 4))}, {"memory": "onchip", "onchip_bytes": mem_bytes})
+        rows = pick(1, 2, 4)
+        try:
+            config = BuildConfig(
+                shape=shape, lanes=1, vector_lanes=1, block_rows=pick(0, rows, 3 * rows, 64), tables=int(rng.integers(1, 14)),
+                rows_per_cycle=rows, attention_macs=pick(2, 4, 8), table_form=pick("symmetric14", "full27", "addsub"),
+                packing=pick("trit5", "index5"), sampler_candidates=pick(4, 8), program_words=4096, weight_fifo_beats=pick(4, 16, 64),
+                read_fifo_beats=pick(4, 16, 64), sequences=pick(1, 3), mem_bytes=mem_bytes, **memory)
+            size = memory_map(config, tied=False).total_bytes
+            if config.memory == "axi":
+                return config
+            if size <= ON_CHIP_MOST:
+                return replace(config, onchip_bytes=size)
+        except ConfigError:
+            continue
+    raise ConfigError(f"no machine found for {shape}")
+
+
 def _timing(rng: np.random.Generator, port_bytes: int) -> MemoryTiming:
     """A preset, or a memory with waits of its own, often with only one burst outstanding."""
     presets = [timing for timing in (PRESETS[name] for name in TIMINGS) if not timing.dram or port_bytes <= LINE_BYTES]
@@ -134,7 +159,7 @@ SALT = 2017
 def case(seed: int) -> Case:
     rng = np.random.default_rng([seed, SALT])
     shape = _shape(rng, seed)
-    config = _config(rng, shape)
+    config = (_serial_config if seed >= SERIAL else _config)(rng, shape)
 
     def prompt(longest: int) -> list[int]:
         motif = rng.integers(3, shape.vocab, rng.integers(1, longest + 1)).tolist()

@@ -95,7 +95,7 @@ class TraceReader:
         out = np.zeros((words, self._lanes), np.int64)
         order = part["index"].astype(np.int64)
         valid = order < words
-        out[order[valid]] = data[valid]
+        out[order[valid]] = data[valid, : self._lanes]
         return out[:len(part)].reshape(-1)[:length] if len(part) < words else out.reshape(-1)[:length]
 
 

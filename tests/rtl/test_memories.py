@@ -20,6 +20,7 @@ MACHINES = {
     "UltraRAM, four reads": replace(SMALL, lanes=6, rows_per_cycle=4, mem_bytes=32, ultra_ram=True, table_form="full27"),
     "a short-list": replace(SMALL, lanes=2, shortlist=8, table_form="addsub", attention_lanes=1),
     "on the chip": replace(SMALL, memory="onchip", onchip_bytes=1 << 16, shape=replace(SHAPE, activation="silu", sub_norms=False)),
+    "one element at a time": replace(SMALL, vector_lanes=1),
     "on the chip, in UltraRAM": replace(SMALL, memory="onchip", onchip_bytes=1 << 16, ultra_ram=True),
 }
 JOINED = {"reads", "dot_reads"}

@@ -1,6 +1,7 @@
 """The SDRAM controller against a byte array and the model of the part (sim/sdram.h), which fails at the first broken rule."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -22,6 +23,7 @@ FORMS = {
 
 
 def parameters(form):
+    settings: dict[str, Any]
     chip, clock_hz, settings, changes = FORMS[form]
     return replace(SdramParameters.of(chip, int(clock_hz), **settings), **changes)
 

@@ -105,6 +105,7 @@ def test_another_board_is_a_file_of_data(name, tmp_path):
     other = load(name)
     assert other.wiring is not None
     other = dataclasses.replace(other, wiring=dataclasses.replace(other.wiring, baud=5_000_000))  # a byte in 100 cycles
+    assert other.wiring is not None
     config = dataclasses.replace(CONFIG, board=other.name, clock_hz=other.clock_hz, mem_bytes=other.mem_bytes, **OTHERS[name])
     image = packed(tmp_path, config)
     expected = tokens(EmulatorBackend(config, image.map.total_bytes), image)
