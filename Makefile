@@ -16,7 +16,7 @@ NEWEST := python3.15 python3.14 python3.13 python3.12
 # The tests start hundreds of Python processes, each of which would compile all sources again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo board-demo test quick briefly lint types unit formal flows plain plain-others same-python results digests ledger equality random fuzz link-faults upload mutants netlist calibrate clean \
+.PHONY: help setup demo board-demo test quick briefly lint types unit formal flows plain plain-others same-python results digests boards ledger equality random fuzz link-faults upload mutants netlist calibrate clean \
   distclean
 
 help:
@@ -30,6 +30,7 @@ help:
 	@echo "make plain-others  the same on the oldest and the newest Python that are installed (about five minutes each)"
 	@echo "make setup   install everything into $(VENV)"
 	@echo "make digests   say which stored results still hold, after a change of the hardware (about ten minutes)"
+	@echo "make boards    place and route whole boards again, and simulate one at its pins, where that holds no more (ten minutes each)"
 	@echo "make ledger    write docs/results.md from docs/results/"
 	@echo "make results   measure again what holds no more of all stored results, JOBS=2 at a time (hours; goes on when interrupted)"
 	@echo "make equality  the long run behind docs/results/equality.json (about half an hour)"
@@ -113,6 +114,10 @@ unit: setup
 # Emits all machines that have stored results; those whose Verilog is the same stay current.
 digests: setup
 	$(BIN)/python -m tritloom.sim.bench.stored
+
+# Of sim/bench/boards.py's rows those whose Verilog, pins or tools are others now; projections always.
+boards: setup
+	$(BIN)/python -m tritloom.sim.bench.boards
 
 ledger: setup
 	$(BIN)/python -m tritloom.sim.bench.ledger

