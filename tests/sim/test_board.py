@@ -94,7 +94,7 @@ def test_the_doctor_at_the_pins(board, image, tritloom, monkeypatch):
 
 OTHERS = {
     "colorlight-i9": {},  # a narrower beat, a wider SDRAM of which CKE, CS# and DQM are not wired, one LED, a button that is active low
-    "tang-nano-20k": {},  # another family's pads, a reset button that is active high, LEDs that are lit when low
+    "tang-nano-20k": dict(vector_lanes=1),  # the small machine; another family's pads, LEDs that are lit when low
     "ecpix5": dict(attention_macs=8, rows_per_cycle=4),  # DDR3: LiteDRAM's core and its own model of PHY and memory
 }
 
