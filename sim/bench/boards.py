@@ -5,7 +5,7 @@ same machine, with the relative error to the mean of the seeds; and `decode`, wh
 result depends on the Verilog and on where its pins are, a decoded one also on the image and on the model of what is at the pins.
 
 `python -m tritloom.sim.bench.boards [BOARD ...]` makes anew what holds no more, or was made with other versions of the tools, and all
-projections. Placement and routing take some ten minutes a seed, the simulation as long; what was routed before is in the cache.
+projections. A seed takes some ten minutes, the simulation as long; each is stored as it ends, and what was routed before is in the cache.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from tritloom.system.files import cache, scratch, write_atomically
 from tritloom.system.steps import Unseen
 
 __all__ = ["CELLS_OF", "ROWS", "Row", "decode", "decode_digests", "design_digests",
-           "digests_of", "error", "path_of", "projected", "route", "speeds", "state_of", "update", "used"]
+           "digests_of", "error", "path_of", "projected", "route", "speeds", "state_of", "unrouted", "update", "used"]
 
 CELLS_OF = {
     "ecp5": {"lut": {"TRELLIS_COMB": 1, "TRELLIS_RAMW": 2}, "ff": {"TRELLIS_FF": 1}, "bram": {"DP16KD": 1}, "dsp": {"MULT18X18D": 1}},
@@ -87,7 +87,9 @@ class Row:
         return fitted(self.source.spec(), self.board, self.settings)
 
 
-ROWS: tuple[Row, ...] = ()
+ROWS = (
+    Row(board="ulx3s", model="stories-27m", settings={"clock_hz": 60_000_000}, seeds=(1, 2)),
+)  # fmt: skip
 
 
 def path_of(row: Row, folder: Path = stored.RESULTS) -> Path:
@@ -130,21 +132,23 @@ def state_of(part: dict[str, Any], now: dict[str, str]) -> str:
 # The parts of a result ----------------------------------------------------------------------------
 
 
-def route(row: Row, config: BuildConfig) -> dict[str, Any]:
-    """Place and route with every seed."""
+def unrouted(row: Row, config: BuildConfig, digests: dict[str, str]) -> dict[str, Any]:
+    """What is known before a seed is placed."""
     board = load(row.board)
-    design, seeds = Design.of(config, board), []
-    for seed in row.seeds:
-        with scratch(cache("scratch")) as folder:
-            try:
-                report = build(config, folder, board=board, seeds=(seed,), design=design)
-            except TimingFailure as failure:
-                report = failure.report
-        seeds.append({"seed": seed, "fmax_mhz": report["fmax_mhz"], "ok": report["ok"], "used": used(report["utilisation"], board),
-                      "cells": report["utilisation"]})
     return {"kind": "routed", "command": row.command, "date": _today(), "device": f"{board.device} {board.package} speed {board.speed}",
-            "clock_mhz": config.clock_hz / 1e6, "seeds": seeds, "available": _available(board), "versions": _tools(board),
-            "digests": digests_of(design, config)}
+            "clock_mhz": config.clock_hz / 1e6, "seeds": [], "available": _available(board), "versions": _tools(board), "digests": digests}
+
+
+def route(row: Row, config: BuildConfig, design: Design, seed: int) -> dict[str, Any]:
+    """Place and route with a seed."""
+    board = load(row.board)
+    with scratch(cache("scratch")) as folder:
+        try:
+            report = build(config, folder, board=board, seeds=(seed,), design=design)
+        except TimingFailure as failure:
+            report = failure.report
+    return {"seed": seed, "fmax_mhz": report["fmax_mhz"], "ok": report["ok"], "used": used(report["utilisation"], board),
+            "cells": report["utilisation"]}
 
 
 def used(utilisation: dict[str, list[int]], board: Board) -> dict[str, float]:
@@ -221,34 +225,37 @@ def _today() -> str:
 
 
 def update(row: Row, folder: Path = stored.RESULTS) -> dict[str, Any]:
-    """Make anew what holds no more of a row's result, and store it part by part."""
+    """Make anew what holds no more of a row's result, and store it seed by seed and part by part."""
     say = logging.getLogger(__name__).info
     path, result, board = path_of(row, folder), row.fitted(), load(row.board)
-    kept = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    entry: dict[str, Any] = {"board": row.board, "model": row.model, "configuration": result.config.to_dict()}
+    config = result.config
+    entry = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    entry |= {"board": row.board, "model": row.model, "configuration": config.to_dict()}
 
-    def part(name: str, now: dict[str, str], tools: dict[str, str]) -> bool:
-        """Whether it must be made."""
-        there = kept.get(name)
-        missing = there is None or state_of(there, now) != stored.CURRENT or there["versions"] != tools
-        missing |= name == "routed" and there is not None and [seed["seed"] for seed in there["seeds"]] != list(row.seeds)
-        say("%s, %s: %s", path.stem, name, "is made" if missing else "holds")
-        return missing
+    def holds(name: str, now: dict[str, str], tools: dict[str, str]) -> bool:
+        return name in entry and state_of(entry[name], now) == stored.CURRENT and entry[name]["versions"] == tools
 
     def keep() -> None:
+        entry["projected"] = projected(row, result, entry["routed"])
         write_atomically(path.parent, {path.name: json.dumps(entry, indent=1) + "\n"})
 
-    anew = part("routed", design_digests(result.config, board), _tools(board))
-    entry["routed"] = route(row, result.config) if anew else kept["routed"]
-    entry["projected"] = projected(row, result, entry["routed"])
-    if row.decodes:
-        anew = part("decode", decode_digests(row, result), versions("verilator"))
-        if "decode" in kept:
-            entry["decode"] = kept["decode"]
-        keep()
-        if anew:
-            entry["decode"] = decode(row, result, image_of(row.source, row.source.open(), result.config, Unseen()))
+    digests = design_digests(config, board)
+    if not holds("routed", digests, _tools(board)):
+        entry["routed"] = unrouted(row, config, digests)
+    routed = entry["routed"]
+    done = {seed["seed"]: seed for seed in routed["seeds"] if seed["seed"] in row.seeds}
+    if missing := [seed for seed in row.seeds if seed not in done]:
+        design = Design.of(config, board)
+        for seed in missing:
+            say("%s: seed %d is placed and routed", path.stem, seed)
+            done[seed] = route(row, config, design, seed)
+            routed |= {"date": _today(), "seeds": [done[each] for each in row.seeds if each in done]}
+            keep()
     keep()
+    if row.decodes and not holds("decode", decode_digests(row, result), versions("verilator")):
+        say("%s: tokens at the simulated pins", path.stem)
+        entry["decode"] = decode(row, result, image_of(row.source, row.source.open(), config, Unseen()))
+        keep()
     return entry
 
 

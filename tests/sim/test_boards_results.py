@@ -1,5 +1,6 @@
 """Stored results of whole boards are of today's Verilog and pins, and agree with themselves. No clock is asked for here."""
 
+import dataclasses
 import json
 from typing import Any
 
@@ -83,6 +84,8 @@ def test_what_holds_is_not_routed_again(tmp_path, fake):
     assert [(s["ok"], s["fmax_mhz"], s["used"]["lut"]) for s in entry["routed"]["seeds"]] == [(True, 60.0, 110), (False, 40.0, 110)]
     assert entry["projected"]["error"]["lut"] == round(entry["projected"]["values"]["lut"] / 110 - 1, 4)
     assert boards.update(row, tmp_path) == entry and len(made) == 2
+    more = boards.update(dataclasses.replace(row, seeds=(2, 5)), tmp_path)
+    assert [seed["seed"] for seed in more["routed"]["seeds"]] == [2, 5] and made[2:] == [(5,)]
 
 
 @pytest.mark.parametrize("place, key, says", [("digests", "verilog", "stale: its Verilog changed"),
