@@ -56,7 +56,7 @@ CELLS_OF = {
 WORDS = stored.WORDS | {"constraints": "where its pins are", "pins": "the model of what is at its pins"}
 """What digests are of, as `state_of` calls it."""
 MAKER = "gen/tools/bitstream.py"
-PROMPT, TOKENS = (1, 50, 60, 70), 3
+PROMPT, TOKENS = (1, 50), 3
 """What is decoded at the pins, and how many tokens follow it: the mean is of all but the first of these."""
 START_S = 0.001
 """Of the board's time, in which its SDRAM is initialised."""
@@ -88,7 +88,7 @@ class Row:
 
 
 ROWS = (
-    Row(board="ulx3s", model="stories-27m", settings={"clock_hz": 60_000_000}, seeds=(1, 2)),
+    Row(board="ulx3s", model="stories-27m", settings={"clock_hz": 60_000_000}, seeds=(1, 2), decodes=True),
 )  # fmt: skip
 
 
