@@ -72,7 +72,7 @@ def test_a_table_fits_the_terminal_and_says_all(width):
 
 
 def test_stored_results_are_chosen_by_board_and_model(monkeypatch):
-    listed = [(path, json.loads(path.read_text()), stored.CURRENT) for path in sorted(RESULTS.glob("*/*.json"))]
+    listed = [(path, json.loads(path.read_text()), stored.CURRENT) for path in stored.files(RESULTS)]
     monkeypatch.setattr(results, "stored", lambda folder: listed)
     found = {(entry["board"], entry["model"]) for _, entry, _ in listed}
     assert ("kv260", "stories-1m") not in found and len(found) > 3
