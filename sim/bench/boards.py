@@ -78,9 +78,9 @@ class Row:
 
     @property
     def command(self) -> str:
-        """That routes it with one seed."""
+        """That routes it, with a `--seed` each."""
         fixed = "".join(f" --set {name}={value}" for name, value in self.settings.items())
-        return f"tritloom build --model models/{self.model} --board {self.board}{fixed} --seed SEED"
+        return f"tritloom build --model models/{self.model} --board {self.board}{fixed}"
 
     def fitted(self) -> FitResult:
         """The machine, with what is projected of it."""
@@ -172,7 +172,7 @@ def projected(row: Row, result: FitResult, routed: dict[str, Any]) -> dict[str, 
     said["bram"] = result.predicted["bram"] / BLOCK_KIBIT[load(row.board).family]
     if result.clock.slowest_path_ns:
         said["fmax_mhz"] = round(1000 / result.clock.slowest_path_ns, 2)
-    return {"kind": "projected", "command": row.command.replace(" build ", " fit ").removesuffix(" --seed SEED"), "values": said,
+    return {"kind": "projected", "command": row.command.replace(" build ", " fit "), "values": said,
             "error": error(said, routed)}
 
 

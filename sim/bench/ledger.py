@@ -215,7 +215,8 @@ def _boards(results: Path) -> Iterator[str]:
         tools = ", ".join(f"{name} {version}" for name, version in routed["versions"].items())
         state = boards.state_of(routed, boards.design_digests(config, boards.load(row.board)))
         yield (f"## The whole board {row.board} with {row.model} (routed, `make boards`)\n\n"
-               f"`{routed['command']}`, {routed['date']}: {routed['device']}, {routed['clock_mhz']:g} MHz asked for, with PLL, memory\n"
+               f"`{routed['command']}` with a `--seed` each, {routed['date']}:\n"
+               f"{routed['device']}, {routed['clock_mhz']:g} MHz asked for, with PLL, memory\n"
                f"controller, link and pads; {sum(seed['ok'] for seed in seeds)} of {len(seeds)} seeds meet it ({tools}).\n"
                "The error of `fit` is to the mean of the seeds. A write port of LUT RAM counts as the two LUTs whose place it takes.\n"
                + ("" if state == stored.CURRENT else f"It is {state}.\n") + "\n"

@@ -38,6 +38,7 @@ def test_a_stored_board_agrees_with_itself(row):
     entry = entry_of(row)
     routed, board = entry["routed"], load(row.board)
     assert [seed["seed"] for seed in routed["seeds"]] == list(row.seeds)
+    assert routed["command"] == row.command
     assert routed["clock_mhz"] * 1e6 == entry["configuration"]["clock_hz"]
     for seed in routed["seeds"]:
         assert seed["ok"] == (seed["fmax_mhz"] >= routed["clock_mhz"])
