@@ -116,7 +116,7 @@ def test_failures_say_why(tmp_path):
     assert "\n" not in str(caught.value) and len(list(tmp_path.glob("*.log"))) == 1
     with pytest.raises(SynthesisError, match="did not finish within 0 s"):
         synthesise(ADDER, "xcup", cache=tmp_path, timeout_s=0.1)
-    with pytest.raises(ValueError, match="family must be one of xcup, xc7, ecp5, gowin, ice40, not 'max10'"):
+    with pytest.raises(ValueError, match="family must be one of xcup, xc7, ecp5, gowin, ice40, ecp5-small, gowin-small, not 'max10'"):
         synthesise(ADDER, "max10", cache=tmp_path)
 
 

@@ -200,7 +200,7 @@ def test_no_partial_sum_is_fetched_before_it_is_written_whatever_stalls(lanes, t
     ({"packing": "base3"}, "packing must be index5 or trit5"),
     ({"mem_bytes": 4}, "does not fit mem_bytes 4"),
     ({"acc_bits": 14}, "acc_bits must be 15 or more for 120 inputs"),
-    ({"vector_lanes": 1}, "vector_lanes must be a power of two from 2"),
+    ({"vector_lanes": 3}, "vector_lanes must be a power of two, not 3"),
 ])
 def test_impossible_parameters_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
