@@ -338,7 +338,7 @@ def at_clocks(machine: BuildConfig, lut: float, layout: MemoryMap, board: Board,
     for hz in sorted({*board.clocks, board.clock_hz, machine.clock_hz}):
         config = dataclasses.replace(machine, clock_hz=hz)
         speeds = predict(config, layout, board, context)[0]
-        clock = Clock.of(hz, slowest_path(board, lut))
+        clock = Clock.of(hz, slowest_path(board, machine, lut))
         found.append({"hz": hz, "slack_ns": clock.slack_ns} | {k: speeds[k] for k in ("context", "decode_tokens_per_s", "ttft_s")})
     return found
 
@@ -404,15 +404,17 @@ def _dot_shape(shape: ModelShape, mem_bytes: int, fixed: dict[str, Any]) -> tupl
     return int(fixed.get("attention_macs", most)), int(fixed.get("attention_rows", 1))  # BuildConfig says what is wrong
 
 
-def slowest_path(board: Board, lut: float) -> float | None:
-    """Estimated ns of the slowest path of a machine of so many LUTs; None: not known of the board's fabric."""
+def slowest_path(board: Board, config: BuildConfig, lut: float) -> float | None:
+    """Estimated ns of the slowest path of a machine of so many LUTs; None: not known of the board's fabric, or of such machines."""
+    if config.serial:  # other paths, of narrower LUTs
+        return None
     fill = lut / board.resources.get("lut", inf)
     return next((ns for most, ns in SLOWEST_PATH_NS.get(board.family, ()) if fill <= most), None)
 
 
-def _default_clock(board: Board, lut: float) -> int:
+def _default_clock(board: Board, config: BuildConfig, lut: float) -> int:
     """The board's clock, or the next lower one of it of whose period the estimate leaves enough to a vendor's tool; else its lowest."""
-    path, clocks = slowest_path(board, lut), sorted({board.clock_hz, *board.clocks}, reverse=True)
+    path, clocks = slowest_path(board, config, lut), sorted({board.clock_hz, *board.clocks}, reverse=True)
     if board.fill == 1.0 or path is None:
         return board.clock_hz
     return next((hz for hz in clocks if Clock.of(hz, path).spare >= SPARE), clocks[-1])
@@ -489,7 +491,7 @@ def fit(spec: ModelSpec, board: Board | str, *, at: int | None = None, fill: flo
             config = dataclasses.replace(config, program_words=max(config.program_words, 1 << (words - 1).bit_length()))
         cost = board_resources(config, board)
         if not {"clock_hz", "lanes"} & given.keys():
-            config = dataclasses.replace(config, clock_hz=_default_clock(board, cost["lut"]))
+            config = dataclasses.replace(config, clock_hz=_default_clock(board, config, cost["lut"]))
         found = needs(config, layout, board, cost)
         if words > config.program_words:
             found["program_words"] = Need("words of program", words, config.program_words)
@@ -501,7 +503,7 @@ def fit(spec: ModelSpec, board: Board | str, *, at: int | None = None, fill: flo
         if over:
             binds = ", ".join(f"{kind}: {cost[kind]} of {board.resources[kind]}" if kind in cost else f"{kind}: {found[kind]}"
                               for kind in over)
-        clock = Clock.of(config.clock_hz, slowest_path(board, cost["lut"]))
+        clock = Clock.of(config.clock_hz, slowest_path(board, config, cost["lut"]))
         return FitResult(not over, binds, config, layout, predicted, board.resources, batch_binds, found, most_fill, clock,
                          warnings(found, clock, board))
 

@@ -60,7 +60,7 @@ def build_plan(config: BuildConfig, layout: MemoryMap, board: Board) -> str:
     """What is worth knowing of a machine before hours of synthesis: what it takes of the device, whether it may route, how fast it is at
     which clock, and what it takes of the board's memory."""
     cost = board_resources(config, board)
-    found, clock = needs(config, layout, board, cost), Clock.of(config.clock_hz, slowest_path(board, cost["lut"]))
+    found, clock = needs(config, layout, board, cost), Clock.of(config.clock_hz, slowest_path(board, config, cost["lut"]))
     rows = [f"{need}, {need.used / need.available:.0%}" for kind, need in found.items() if kind in board.resources and need.available]
     context = min(CONTEXT_FOR_SPEED, config.shape.context)
     speeds = [f"{each['hz'] / 1e6:5g} MHz  slack {each['slack_ns']:+.2f} ns  {each['decode_tokens_per_s']:8.4g} tokens/s  "

@@ -8,15 +8,14 @@ from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from tritloom.rtl.arith import index_shape, sign_extend
-from tritloom.rtl.serial.microcode import IMMEDIATE_BITS, POINTERS, WORD_BITS, External, Op, Outlet, Predicate, Source
+from tritloom.rtl.serial.microcode import FIELDS, POINTERS, WORD_BITS, External, Op, Outlet, Predicate, Source
 from tritloom.rtl.serial.parameters import FACTOR_BITS, MULTIPLICAND_BITS, PROGRAM_WORDS, STACK, TABLE_BITS, WIDTH, SerialParameters
 from tritloom.rtl.serial.program import Microprogram
 from tritloom.rtl.ufloat import bit_length
 
 __all__ = ["INSTRUCTION", "SerialCore"]
 
-INSTRUCTION = data.StructLayout({"op": 5, "source": 3, "pointer": 3, "predicate": 2, "immediate": signed(IMMEDIATE_BITS)})
-assert INSTRUCTION.size == WORD_BITS
+INSTRUCTION = data.StructLayout({name: signed(bits) if name == "immediate" else bits for name, bits in FIELDS})
 OPERAND_BITS = 36
 """Signed bits of an operand that is neither in memory nor a product."""
 AMOUNT_BITS = 7
@@ -37,6 +36,19 @@ def _shifted(m: Module, value: Value, amount: Value) -> Value:
     return Mux(left, level[::-1], level)
 
 
+def _allowed(m: Module, predicate: Value, less: Value, name: str) -> Value:
+    """Whether an instruction of such a predicate takes effect."""
+    allowed = Signal(name=name)
+    with m.Switch(predicate):
+        with m.Case(Predicate.LESS):
+            m.d.comb += allowed.eq(less)
+        with m.Case(Predicate.NOT_LESS):
+            m.d.comb += allowed.eq(~less)
+        with m.Default():
+            m.d.comb += allowed.eq(1)
+    return allowed
+
+
 class SerialCore(wiring.Component):
     """Run the microprogram (rtl/serial/microcode.py has the instructions).
 
@@ -49,18 +61,18 @@ class SerialCore(wiring.Component):
 
     Members
     -------
-    command : In(array of 36 bits)
+    command : In(array of 32 bits)
         Operands of `microcode.External` from CODE on.
     waiting : In(2)
         Conditions of `microcode.Condition` that hold.
-    beat : In(stream(8*mem_bytes))
+    beat_valid : In(1), beat_ready : Out(1), beat : In(8*mem_bytes)
         The selected stream; its beats are taken when bytes are needed.
     from_weights : Out(1)
         Which stream is selected.
     room : In(1)
         An outlet can take something.
-    outlet : Out(array)
-        Those of `microcode.Outlet` that act in this cycle, with `value`.
+    outlet : Out
+        Bits of `microcode.Outlet`: those that act in this cycle, with `value`.
     value : Out(64), less : Out(1)
         The accumulator, and the flag N.
     fetch : Out(1), place : Out
@@ -68,12 +80,13 @@ class SerialCore(wiring.Component):
     code : Out(1), written : Out(1), target : Out
         A code is written, or a word of the unit's memory (for the trace); its address.
     result : In(acc_bits)
+        Two cycles after `place`.
     """
 
     def __init__(self, serial: SerialParameters, program: Microprogram):
         self._p = p = serial
         self.program = program
-        self.pointer_shape = index_shape(max(p.words, p.max_rows + 1, p.max_inputs + 1, p.vocab + 1))
+        self.pointer_shape = unsigned(p.pointer_bits)
         super().__init__({
             "command": In(data.ArrayLayout(unsigned(32), len(External) - External.CODE)),
             "waiting": In(2),
@@ -134,14 +147,7 @@ class SerialCore(wiring.Component):
                 m.d.comb += address.eq(pointer)
             with m.Default():
                 m.d.comb += address.eq(here.immediate)
-        allowed = Signal()
-        with m.Switch(here.predicate):
-            with m.Case(Predicate.LESS):
-                m.d.comb += allowed.eq(flag)
-            with m.Case(Predicate.NOT_LESS):
-                m.d.comb += allowed.eq(~flag)
-            with m.Default():
-                m.d.comb += allowed.eq(1)
+        allowed = _allowed(m, here.predicate, flag, "allowed")
 
         m.submodules.stack = stack = Memory(shape=address_bits, depth=STACK, init=[])
         push, pop, depth = stack.write_port(), stack.read_port(domain="comb"), Signal(range(STACK))
@@ -213,14 +219,7 @@ class SerialCore(wiring.Component):
         p = self._p
         now = Signal(len(Op), name="execute")
         m.d.comb += now.eq(Mux(x_valid, C(1, len(Op)) << x.op, 0))
-        allowed = Signal(name="x_allowed")
-        with m.Switch(x.predicate):
-            with m.Case(Predicate.LESS):
-                m.d.comb += allowed.eq(flag)
-            with m.Case(Predicate.NOT_LESS):
-                m.d.comb += allowed.eq(~flag)
-            with m.Default():
-                m.d.comb += allowed.eq(1)
+        allowed = _allowed(m, x.predicate, flag, "x_allowed")
 
         init = [self.program.contents.get(i, 0) & (1 << WIDTH) - 1 for i in range(p.words)]
         m.submodules.data = store = Memory(shape=WIDTH, depth=p.words, init=init)

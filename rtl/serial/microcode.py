@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
-__all__ = ["IMMEDIATE_BITS", "POINTERS", "WORD_BITS", "Assembler", "Condition", "External", "Instruction", "Op", "Outlet", "Predicate",
-           "Source"]
+__all__ = ["FIELDS", "IMMEDIATE_BITS", "POINTERS", "WORD_BITS", "Assembler", "Condition", "External", "Instruction", "Op", "Outlet",
+           "Predicate", "Source"]
 
 POINTERS = 8
 IMMEDIATE_BITS = 18
@@ -113,11 +113,11 @@ class Condition(IntEnum):
     RESULTS = 1
 
 
-_FIELDS = (("op", 5), ("source", 3), ("pointer", 3), ("predicate", 2), ("immediate", IMMEDIATE_BITS))
-WORD_BITS = sum(bits for _, bits in _FIELDS)
+FIELDS = (("op", 5), ("source", 3), ("pointer", 3), ("predicate", 2), ("immediate", IMMEDIATE_BITS))
+"""Fields of an instruction and their bits, the lowest first; an immediate is signed."""
+WORD_BITS = sum(bits for _, bits in FIELDS)
 
 _MEMORY = (Source.ABSOLUTE, Source.OFFSET, Source.STEP)
-_JUMPS = (Op.LOOP, Op.JUMP, Op.CALL, Op.REPEAT)
 _POINTED = (Op.POINT, Op.LOOP, Op.REPEAT)
 
 
@@ -134,10 +134,10 @@ class Instruction:
     def encode(self) -> int:
         """The word of WORD_BITS."""
         word = place = 0
-        for name, bits in _FIELDS:
+        for name, bits in FIELDS:
             value = getattr(self, name)
             if name == "immediate":
-                if not -(1 << (bits - 1)) <= value < 1 << bits:
+                if not -(1 << (bits - 1)) <= value < 1 << (bits - 1):
                     raise ValueError(f"{value} does not fit an immediate of {bits} bits")
                 value &= (1 << bits) - 1
             word |= value << place

@@ -10,6 +10,7 @@ from tritloom.firmware.isa import DotOp, VectorOp
 from tritloom.rtl.attention.parameters import accumulator_bits
 from tritloom.rtl.parameters import MemoryUse, index_bits, require, require_positive, require_power_of_two
 from tritloom.rtl.serial.microcode import POINTERS, WORD_BITS
+from tritloom.rtl.ternary.parameters import TernaryParameters
 
 __all__ = ["BANKS", "BANK_WORDS", "FACTOR_BITS", "MULTIPLICAND_BITS", "NAMED_WORDS", "PROGRAM_WORDS", "STACK", "TABLE_BITS", "WIDTH",
            "SerialParameters"]
@@ -43,7 +44,7 @@ class SerialParameters:
     max_inputs, max_rows, acc_bits : int
         Codes and results of the ternary matrices, and signed bits of a result.
     acc_read_latency : int
-        Cycles from the address of a result to the result.
+        Cycles from the address of a result to the result: 2, for which the assembler waits.
     mem_bytes : int
         M, bytes of a memory beat.
     group_rows, head_row_bytes, head_group_bytes, rope_row_bytes : int
@@ -67,7 +68,7 @@ class SerialParameters:
     max_inputs: int
     max_rows: int
     acc_bits: int
-    acc_read_latency: int = 2
+    acc_read_latency: int
     mem_bytes: int
     group_rows: int
     head_row_bytes: int
@@ -85,9 +86,10 @@ class SerialParameters:
         return cls(
             hidden=s.hidden, ffn=s.ffn, heads=s.heads, kv_heads=s.kv_heads, head_dim=s.head_dim, vocab=s.vocab, context=s.context,
             activation=s.activation, sub_norms=s.sub_norms, max_inputs=s.max_inputs, max_rows=s.max_rows, acc_bits=c.acc_bits,
-            mem_bytes=c.mem_bytes, group_rows=c.group_rows, head_row_bytes=c.head_row_bytes, head_group_bytes=c.head_group_bytes,
-            rope_row_bytes=c.rope_row_bytes, kv_scale_block_bytes=c.kv_scale_block_bytes, kv_half_bytes=c.kv_half_bytes,
-            kv_head_bytes=c.kv_head_bytes, candidates=c.sampler_candidates)
+            acc_read_latency=TernaryParameters.acc_read_latency, mem_bytes=c.mem_bytes, group_rows=c.group_rows,
+            head_row_bytes=c.head_row_bytes, head_group_bytes=c.head_group_bytes, rope_row_bytes=c.rope_row_bytes,
+            kv_scale_block_bytes=c.kv_scale_block_bytes, kv_half_bytes=c.kv_half_bytes, kv_head_bytes=c.kv_head_bytes,
+            candidates=c.sampler_candidates)
 
     def __post_init__(self) -> None:
         require_positive(self, ("hidden", "ffn", "heads", "kv_heads", "head_dim", "vocab", "context", "max_inputs", "max_rows",
@@ -136,6 +138,11 @@ class SerialParameters:
         return max(at + length for at, length in self.vectors.values())
 
     @property
+    def pointer_bits(self) -> int:
+        """Bits of a pointer, which is an address or a count."""
+        return index_bits(max(self.words, self.max_rows + 1, self.max_inputs + 1, self.vocab + 1))
+
+    @property
     def tables(self) -> dict[str, int]:
         """First entry of each table."""
         found, at = {}, 0
@@ -153,7 +160,7 @@ class SerialParameters:
     def cycles(self, op: VectorOp | DotOp, *, length: int = 0, heads: int = 0, positions: int = 0) -> float:
         """Projected cycles of a command: of `length` elements, of so many `heads`, over so many `positions`.
 
-        Counted in the microprogram; whole tokens are within a tenth of it (tests/sim/test_serial.py).
+        Counted in the microprogram; whole tokens are within a tenth of it (tests/sim/test_whole_machine_serial.py).
         """
         if isinstance(op, DotOp):  # whose numbers are also those of others
             octet = 1 + 1 / self.mem_bytes
@@ -183,6 +190,6 @@ class SerialParameters:
             MemoryUse(name="core.microprogram", width=WORD_BITS, depth=PROGRAM_WORDS, kind="rom"),
             MemoryUse(name="core.data", width=WIDTH, depth=self.words),
             MemoryUse(name="core.table", width=TABLE_BITS, depth=len(self.table), kind="rom"),
-            MemoryUse(name="core.pointers", width=index_bits(self.words), depth=POINTERS, kind="async"),
+            MemoryUse(name="core.pointers", width=self.pointer_bits, depth=POINTERS, kind="async"),
             MemoryUse(name="core.stack", width=index_bits(PROGRAM_WORDS), depth=STACK, kind="async"),
         )

@@ -89,7 +89,8 @@ def machine_synth(source: Source, board: str, *, context: int | None = None, set
         with steps.step("Generating Verilog"):
             made = stored.digests("synthesis", config)
         with steps.step("Synthesising the machine") as update:
-            found = parts.synthesise(parts.parts_of(config), target.family, lambda done, total, text: update(done, total, text))
+            family = synthesis.SMALL[target.family] if config.serial else target.family  # `fit` refuses what has no such family
+            found = parts.synthesise(parts.parts_of(config), family, lambda done, total, text: update(done, total, text))
         timing = None
         if target.family == paths.FAMILY:
             with steps.step("Following its paths"):

@@ -21,6 +21,7 @@ MACHINES = {
     "a short-list": replace(SMALL, lanes=2, shortlist=8, table_form="addsub", attention_lanes=1),
     "on the chip": replace(SMALL, memory="onchip", onchip_bytes=1 << 16, shape=replace(SHAPE, activation="silu", sub_norms=False)),
     "one element at a time": replace(SMALL, vector_lanes=1),
+    "one element at a time, more ids than words of memory": replace(SMALL, vector_lanes=1, shape=replace(SHAPE, vocab=5000)),
     "on the chip, in UltraRAM": replace(SMALL, memory="onchip", onchip_bytes=1 << 16, ultra_ram=True),
 }
 JOINED = {"reads", "dot_reads"}

@@ -13,7 +13,7 @@ from tritloom.rtl.serial.program import Microprogram, microprogram
 
 PARAMETERS = SerialParameters(
     hidden=64, ffn=96, heads=4, kv_heads=2, head_dim=16, vocab=45, context=64, activation="silu", sub_norms=True, max_inputs=96,
-    max_rows=192, acc_bits=15, mem_bytes=4, group_rows=2, head_row_bytes=64, head_group_bytes=132, rope_row_bytes=32,
+    max_rows=192, acc_bits=15, acc_read_latency=2, mem_bytes=4, group_rows=2, head_row_bytes=64, head_group_bytes=132, rope_row_bytes=32,
     kv_scale_block_bytes=64, kv_half_bytes=320, kv_head_bytes=2560, candidates=3)
 COMMAND = [7, 3, 0xFEDCBA98, 0x01234567, 0x89ABCDEF, 0x0F0F0F]
 """What the external operands from CODE on are."""
@@ -291,7 +291,7 @@ def test_what_cannot_be_assembled_is_an_error():
     with pytest.raises(ValueError, match="there is no label nowhere"):
         a.words()
     with pytest.raises(ValueError, match="does not fit an immediate of 18 bits"):
-        Instruction(Op.LD, immediate=1 << 18).encode()
+        Instruction(Op.LD, immediate=1 << 17).encode()
     with pytest.raises(ValueError, match="a product is no factor"):
         a.emit(Op.MUL, Source.PRODUCT)
     with pytest.raises(ValueError, match="a repetition inside another"), a.repeat(1), a.repeat(2):

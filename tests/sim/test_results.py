@@ -6,6 +6,7 @@ import pytest
 from filelock import FileLock
 
 from tritloom.boards.board import load as load_board
+from tritloom.firmware.config import BuildConfig
 from tritloom.gen.fit.fit import Clock, slowest_path
 from tritloom.gen.verilog.digests import syntax_digest, verilog_digest
 from tritloom.gen.verilog.generate import generate_verilog
@@ -71,7 +72,8 @@ def test_the_estimate_of_a_machine_that_was_synthesised_is_as_fit_says(path):
     entry = json.loads(path.read_text("utf-8"))
     board, hz, timing = load_board(entry["board"]), entry["configuration"]["clock_hz"], entry["measured"]["timing"]
     fill = entry["measured"]["total"]["lut"] / entry["available"]["lut"]
-    clock = Clock.of(hz, slowest_path(board, entry["measured"]["total"]["lut"]))
+    config = BuildConfig.from_dict(entry["configuration"])
+    clock = Clock.of(hz, slowest_path(board, config, entry["measured"]["total"]["lut"]))
     assert clock.slack_ns is not None and timing["period"] - timing["paths"][0]["delay"] >= clock.slack_ns - 1e-3
     assert timing["failing"] == 0 or clock.slack_ns < 0
     assert fill > board.fill or hz == board.clock_hz or clock.spare >= 0.1
