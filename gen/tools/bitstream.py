@@ -268,7 +268,8 @@ def report_text(report: BuildReport) -> str:
         f"configuration {report['digest']} on {report['board']} ({report['device']}), seed {report['seed']}",
         f"clock {report['fmax_mhz']:.1f} MHz of {report['clock_mhz']:g} MHz wanted: {'met' if report['ok'] else 'MISSED'}",
         "",
-        *(f"{kind:<14} {used:>7,} of {total:>7,}  {100 * used / total:5.1f} %" for kind, (used, total) in report["utilisation"].items()),
+        *(f"{kind:<14} {used:>7,}" + (f" of {total:>7,}  {100 * used / total:5.1f} %" if total else "")  # some kinds have no number
+          for kind, (used, total) in report["utilisation"].items()),
         "",
         f"the {len(report['worst_paths'])} worst paths between registers:",
     ]

@@ -105,6 +105,8 @@ def test_the_report():
     for part in ("100.0 MHz of 50 MHz wanted: met", "10 of  24,288", "1. 2.94 ns", "slack 17.06", "m.b_TRELLIS_FF_Q/DI", "m.lut[1]/F",
                  "2 endpoints"):
         assert part in text
+    report["utilisation"] = used | {"DUMMY_CELL": [8, 0]}  # nextpnr's of a Gowin device, whose number it does not know
+    assert "\nDUMMY_CELL           8\n" in build.report_text(report)
     with pytest.raises(build.BuildError, match="no clock"):
         build.parse_report({"fmax": {}, "utilization": {}}, [], 1)
 
