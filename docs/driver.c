@@ -78,8 +78,7 @@ static void words(struct device *device, uint32_t low, const uint8_t *data, uint
 /* Check the device and load an image, which lies in memory as the file is. */
 const char *tritloom_load(struct device *device, const uint8_t *image, uint64_t size) {
     if (READ(ID) != TRITLOOM_IDENTIFIER) return "no tritloom machine is there";
-    uint32_t version = READ(VERSION);
-    if (version != TRITLOOM_MAP_VERSION && version != TRITLOOM_NARROW_VERSION) return "the machine has another register map: take its registers.h";
+    if (READ(VERSION) != TRITLOOM_MAP_VERSION) return "the machine has another register map: take its registers.h";
     if (size < 32 || memcmp(image, "TRITLOOM", 8) || word(image + 8, 4) != 2) return "not an image of version 2";
     uint64_t length = word(image + 24, 4);
     if (word(image + 16, 8) > size || 32 + length > size) return "the image is truncated";
@@ -93,8 +92,7 @@ const char *tritloom_load(struct device *device, const uint8_t *image, uint64_t 
     memcpy(record, image + 32, length);
     for (unsigned port = 0; port < number(record, "\"mem_ports\":") && !strstr(record, "\"memory\":\"onchip\""); port++) {
         device->write32(device->context, TRITLOOM_PORT_BASE0 + 4 * port, (uint32_t)device->base[port]);
-        if (version == TRITLOOM_MAP_VERSION) /* a machine that is simulated alone has no upper halves */
-            device->write32(device->context, TRITLOOM_PORT_BASE_HIGH0 + 4 * port, (uint32_t)(device->base[port] >> 32));
+        device->write32(device->context, TRITLOOM_PORT_BASE_HIGH0 + 4 * port, (uint32_t)(device->base[port] >> 32));
     }
     const char *section = strstr(record, "\"sections\":[");
     while (!error && section && (section = strstr(section, "{\"name\":\""))) {

@@ -16,8 +16,6 @@ IDENTIFIER = int.from_bytes(b"TRIT", "little")
 """Value of ID: reads as the text TRIT in a memory dump."""
 MAP_VERSION = 4
 """Value of VERSION."""
-NARROW_VERSION = 3
-"""The same of a machine that is simulated alone: it has no PORT_BASE_HIGH, its memory ports begin below 4 GiB."""
 FIFO_DEPTH = 64
 """Tokens in each of the two token FIFOs."""
 PORTS = MOST_PORTS
@@ -129,9 +127,8 @@ REGISTERS: tuple[Register, ...] = (
     *(Register(f"PORT_BASE{i}", 0x0C0 + 4 * i, "rw", f"byte address of memory port {i}'s stripe, a multiple of {PAGE_BYTES}: lower bits "
                                                      "read 0", halted=True, low=PAGE_BYTES.bit_length() - 1)
       for i in range(PORTS)),
-    *(Register(f"PORT_BASE_HIGH{i}", 0x0E0 + 4 * i, "rw", f"bits {PORT_ADDRESS_BITS - 1}:32 of that address; not in version "
-               f"{NARROW_VERSION} of the map, which a machine that is simulated alone has", width=PORT_ADDRESS_BITS - 32, halted=True)
-      for i in range(PORTS)),
+    *(Register(f"PORT_BASE_HIGH{i}", 0x0E0 + 4 * i, "rw", f"bits {PORT_ADDRESS_BITS - 1}:32 of that address",
+               width=PORT_ADDRESS_BITS - 32, halted=True) for i in range(PORTS)),
     *_counter("CYCLES", 0x100, "cycles in which a program ran"),
     *_counter("WEIGHT_BEATS", 0x108, "beats of the weight stream read from memory"),
     Register("DATA_BEATS", 0x110, "ro", "beats of data read from memory"),

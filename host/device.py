@@ -24,7 +24,6 @@ from tritloom.firmware.registers import (
     IDENTIFIER,
     MAP_VERSION,
     MEMORY_FAILED,
-    NARROW_VERSION,
     PAGE_BYTES,
     PORT_ADDRESS_BITS,
     REGISTER,
@@ -172,8 +171,7 @@ class Device:
         if found != IDENTIFIER:
             raise DeviceError(f"the {b.name} device answers 0x{found:08x} instead of 0x{IDENTIFIER:08x}: no tritloom machine is there")
         version = b.read("VERSION")
-        self._version = version
-        if version not in (MAP_VERSION, NARROW_VERSION):
+        if version != MAP_VERSION:
             raise DeviceError(
                 f"the {b.name} device has register map version {version}, this host knows {MAP_VERSION}: build the machine again"
             )
@@ -201,14 +199,12 @@ class Device:
         bases = getattr(b, "port_bases", ()) or [0] * self.config.mem_ports
         if self.config.memory != "axi":
             return
-        bits = 32 if self._version == NARROW_VERSION else PORT_ADDRESS_BITS
-        if len(bases) != self.config.mem_ports or any(base % PAGE_BYTES or base < 0 or base >> bits for base in bases):
-            raise DeviceError(f"the {b.name} device must name an address of {bits} bits, a multiple of {PAGE_BYTES}, for "
+        if len(bases) != self.config.mem_ports or any(base % PAGE_BYTES or base < 0 or base >> PORT_ADDRESS_BITS for base in bases):
+            raise DeviceError(f"the {b.name} device must name an address of {PORT_ADDRESS_BITS} bits, a multiple of {PAGE_BYTES}, for "
                               f"each of its {self.config.mem_ports} memory ports, not {[hex(base) for base in bases]}")
         for port, base in enumerate(bases):
             b.write(f"PORT_BASE{port}", base & MASK32)
-            if self._version != NARROW_VERSION:
-                b.write(f"PORT_BASE_HIGH{port}", base >> 32)
+            b.write(f"PORT_BASE_HIGH{port}", base >> 32)
 
     # Programs ------------------------------------------------------------------------------------
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from amaranth import Cat, ClockDomain, DomainRenamer, Module, Mux, Signal, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from tritloom.firmware.config import BuildConfig
 from tritloom.firmware.isa import Destination, TraceUnit
-from tritloom.firmware.registers import PORT_ADDRESS_BITS
 from tritloom.rtl.attention.parameters import AttentionParameters
 from tritloom.rtl.attention.unit import DotEngine
 from tritloom.rtl.control.parameters import RegisterParameters, SequencerParameters
@@ -21,6 +18,7 @@ from tritloom.rtl.head.sampler import Sampler
 from tritloom.rtl.head.shortlist import ShortList
 from tritloom.rtl.memory.axi import axi_members
 from tritloom.rtl.memory.axi_memory import AxiMemory
+from tritloom.rtl.memory.interface import read_request_layout
 from tritloom.rtl.memory.onchip import OnChipMemory
 from tritloom.rtl.memory.parameters import READ_QUEUE, AxiParameters, memory_parameters
 from tritloom.rtl.memory.router import ReadArbiter, WeightRouter, WriteArbiter
@@ -78,7 +76,6 @@ class Accelerator(wiring.Component):
 
     def __init__(self, config: BuildConfig, *, observed: bool = True, reset_outside: bool = False):
         self.config, self._observed, self._reset_outside = config, observed, reset_outside
-        self._base_bits = 32 if observed else PORT_ADDRESS_BITS
         members = {"clk": In(1), "rst": In(1)} | axi_lite_members() | {"irq": Out(1)}
         if observed:
             members |= {
@@ -115,7 +112,7 @@ class Accelerator(wiring.Component):
             m.submodules.dot = dot = DotEngine(AttentionParameters.of(c))
             m.submodules.sampler = sampler = Sampler(SamplerParameters.of(c))
         m.submodules.sequencer = sequencer = Sequencer(SequencerParameters.of(c))
-        registers = ControlRegisters(replace(RegisterParameters.of(c), base_bits=self._base_bits))
+        registers = ControlRegisters(RegisterParameters.of(c))
         m.submodules.registers = DomainRenamer("host")(registers)
         m.d.host += reset.eq(registers.reset)
 
@@ -176,7 +173,7 @@ class Accelerator(wiring.Component):
     def _memory(self):
         parameters = memory_parameters(self.config)
         if isinstance(parameters, AxiParameters):
-            return AxiMemory(replace(parameters, base_bits=self._base_bits))
+            return AxiMemory(parameters)
         return OnChipMemory(parameters)
 
     def _join_memory(self, m, memory, matmul, vector, dot, registers):
@@ -195,7 +192,9 @@ class Accelerator(wiring.Component):
         m.submodules.vector_reads = vector_reads = LightSlice(8 * c.mem_bytes)
         wiring.connect(m, dot_reads.o, dot.read_data)
         wiring.connect(m, vector_reads.o, vector.read_data)
-        for n, (request, data) in enumerate(((dot.read_request, dot_reads.i), (vector.read_request, vector_reads.i))):
+        m.submodules.vector_requests = vector_requests = LightSlice(read_request_layout())
+        wiring.connect(m, vector.read_request, vector_requests.i)
+        for n, (request, data) in enumerate(((dot.read_request, dot_reads.i), (vector_requests.o, vector_reads.i))):
             wiring.connect(m, request, getattr(reads, f"request{n}"))
             wiring.connect(m, getattr(reads, f"data{n}"), data)
         wiring.connect(m, reads.memory_request, memory.read_request)

@@ -65,8 +65,6 @@ class RegisterParameters:
         Bytes of a memory beat.
     mem_ports : int
         Memory ports; PORT_BASE and PORT_BASE_HIGH of others do not exist.
-    base_bits : int
-        Width of a port's base address; with 32 there is no PORT_BASE_HIGH.
     program_words : int
         Instructions in the program memory.
     digest : int
@@ -77,7 +75,6 @@ class RegisterParameters:
     mem_ports: int
     program_words: int
     digest: int
-    base_bits: int = 32
 
     latency = 3
     """Cycles from a request to its response; MEMORY_DATA waits for the memory besides."""

@@ -14,7 +14,7 @@ from tritloom.firmware.registers import (
     FIFO_DEPTH,
     IDENTIFIER,
     MAP_VERSION,
-    NARROW_VERSION,
+    PORT_ADDRESS_BITS,
     PORTS,
     REGISTER,
     REGISTERS,
@@ -76,7 +76,7 @@ class ControlRegisters(wiring.Component):
         Write ports of the program memory and the weight streamer's.
     memory_write : Out(stream of write_layout)
         Writes of 32 bits each.
-    port_base : Out(array of base_bits)
+    port_base : Out(array of PORT_ADDRESS_BITS)
     memory_busy, memory_error : In(2 * mem_ports)
         Reads of each port, then writes: under way, answered with an error.
     fault : Out(1)
@@ -90,9 +90,7 @@ class ControlRegisters(wiring.Component):
     def __init__(self, parameters: RegisterParameters):
         self.parameters = parameters
         mem_bytes, mem_ports, bits = parameters.mem_bytes, parameters.mem_ports, exact_log2(parameters.program_words)
-        wide = parameters.base_bits > 32
-        missing = {f"PORT_BASE{part}{i}" for part, least in (("", mem_ports), ("_HIGH", mem_ports if wide else 0))
-                   for i in range(least, PORTS)}
+        missing = {f"PORT_BASE{part}{i}" for part in ("", "_HIGH") for i in range(mem_ports, PORTS)}
         self._registers = [register for register in REGISTERS if register.name not in missing]
         super().__init__(axi_lite_members() | {
             "irq": Out(1),
@@ -103,7 +101,7 @@ class ControlRegisters(wiring.Component):
             "program": Out(loader_signature(bits)),
             "descriptor": Out(loader_signature(8)),
             "memory_write": Out(stream.Signature(write_layout(mem_bytes))),
-            "port_base": Out(data.ArrayLayout(parameters.base_bits, mem_ports)),
+            "port_base": Out(data.ArrayLayout(PORT_ADDRESS_BITS, mem_ports)),
             "memory_busy": In(2 * mem_ports), "memory_error": In(2 * mem_ports), "fault": Out(1),
             "hold": Out(1), "reset": Out(1),
             "unit_busy": In(UNITS),
@@ -114,8 +112,7 @@ class ControlRegisters(wiring.Component):
         m = Module()
         changed = {r.name: Signal(r.width - r.low, init=r.reset >> r.low, name=r.name.lower()) for r in self._registers if r.access == "rw"}
         stored = {r.name: Cat(Const(0, r.low), changed[r.name]) for r in self._registers if r.access == "rw"}
-        version = MAP_VERSION if self.parameters.base_bits > 32 else NARROW_VERSION
-        read = {"ID": IDENTIFIER, "VERSION": version, "DIGEST": self.parameters.digest, "HALT_CODE": self.halt_code, "PC": self.pc}
+        read = {"ID": IDENTIFIER, "VERSION": MAP_VERSION, "DIGEST": self.parameters.digest, "HALT_CODE": self.halt_code, "PC": self.pc}
         read |= stored
         locked = self.running | self.hold
         written, word, room, memory_done = self._write_port(m, locked)

@@ -119,18 +119,17 @@ class Log2(wiring.Component):
         table = [int(a) | int(b - a) << LOG2_TABLE_BITS for a, b in zip(LOG2_TABLE, LOG2_TABLE[1:], strict=False)]
         m.submodules.table = rom = memory.Memory(shape=unsigned(32), depth=512, init=table)
         read = rom.read_port()
-        found = data.View(entry, read.data)
         rest, s4_lead = Signal(22), Signal(6)
         m.d.comb += read.addr.eq(value[WORD_BITS - 10:WORD_BITS - 1])
         m.d.sync += [rest.eq(value[WORD_BITS - 32:WORD_BITS - 10]), s4_lead.eq(lead)]
-        # Cycles 5 to 7: interpolate.
-        s5_product, s6_product = Signal(34), Signal(34)
-        s5_base, s6_base = Signal(26), Signal(26)
+        # Cycle 5: a register behind the table, which a block RAM has inside; then interpolate.
+        found, s5_rest, s5_lead = Signal(entry), Signal(22), Signal(6)
+        product, base = Signal(34), Signal(26)
         more = LOG2_BITS - LOG2_TABLE_BITS
         m.d.sync += [
-            s5_product.eq(found.step * rest), s5_base.eq(Cat(found.base, s4_lead)),
-            s6_product.eq(s5_product), s6_base.eq(s5_base),
-            self.o.eq(Cat(C(0, more), s6_base) + s6_product[22 - more:]),
+            Value.cast(found).eq(read.data), s5_rest.eq(rest), s5_lead.eq(s4_lead),
+            product.eq(found.step * s5_rest), base.eq(Cat(found.base, s5_lead)),
+            self.o.eq(Cat(C(0, more), base) + product[22 - more:]),
         ]
         return m
 
@@ -279,25 +278,26 @@ class Sampler(wiring.Component):
 
         # The sorted lists: of each slot entries 0 to filled-1; `least` is entry limit-1.
         place_bits = p.place_bits
-        m.submodules.list = entries = memory.Memory(
-            shape=self._entry, depth=max(2, p.slots << place_bits), init=[])
+        m.submodules.list = entries = memory.Memory(shape=self._entry, depth=max(2, p.slots << place_bits), init=[])
         write, read = entries.write_port(), entries.read_port()
         place, filled = Signal(range(p.candidates + 1)), Signal(range(p.candidates + 1))
-        full, moves = Signal(), Signal()
+        full, moves, above = Signal(), Signal(), Signal(self._entry)
+        # Registers: the state is INSERT; the entry that is written then becomes the least.
+        inserting, at_least = Signal(), Signal()
         least, least_now = Signal(self._entry), Signal(self._entry)
         level = data.StructLayout({"filled": filled.shape(), "least": self._entry})
         levels_write, levels = self._per_slot(m, "levels", level)
         list_slot, read_place = Signal(self._slot), Signal.like(place)
         m.d.comb += [
-            full.eq(filled == setting.limit), moves.eq((place != 0) & _better(entry, read.data)),
+            full.eq(filled == setting.limit), moves.eq((place != 0) & _better(entry, above)),
             list_slot.eq(Mux(walking, at, entry_slot)),
             write.addr.eq(Cat(place[:place_bits], list_slot)), read.addr.eq(Cat(read_place[:place_bits], list_slot)),
-            write.data.eq(Mux(moves, read.data, entry)),
-            least_now.eq(Mux(write.en & (place + 1 == setting.limit), write.data, least)),
+            write.data.eq(Mux(moves, above, entry)),
+            write.en.eq(inserting), least_now.eq(Mux(inserting & at_least, write.data, least)),
             levels_write.addr.eq(Mux(prepared, latest, entry_slot)),
             levels_write.data.filled.eq(Mux(prepared, 0, filled + ~full)), levels_write.data.least.eq(least_now),
         ]
-        m.d.sync += least.eq(least_now)
+        m.d.sync += [least.eq(least_now), above.eq(read.data)]
 
         wait = Signal(range(max(p.drain, Mix32.latency, 17) + 2))
         looked_at = Signal(self._slot)
@@ -315,7 +315,7 @@ class Sampler(wiring.Component):
                     idle()
 
         def idle():
-            m.d.sync += taking.eq(1)
+            m.d.sync += [taking.eq(1), inserting.eq(0)]
             m.next = "IDLE"
 
         def accept():
@@ -381,14 +381,18 @@ class Sampler(wiring.Component):
                     m.next = "DRAIN"
                 with m.Else():
                     m.next = "TAKE"
-            with state("INSERT"):  # entry place-1 is read: it moves down to `place`, or the new one has its place there
-                m.d.comb += [read_place.eq(place - 2), write.en.eq(1)]
-                m.d.sync += place.eq(place - 1)
-                with m.If(~moves):
-                    m.d.comb += levels_write.en.eq(1)
-                    m.next = "TAKE"
-                    with m.If(~due):
-                        m.next = "DRAIN"
+            with state("INSERT"):  # entry place-1 is `above`: it moves down to `place`, or the new one has its place there
+                m.d.comb += read_place.eq(place - 2)
+                m.d.sync += [inserting.eq(1), at_least.eq(~inserting & (place + 1 == setting.limit))]
+                with m.If(inserting):
+                    m.d.comb += read_place.eq(place - 3)
+                    m.d.sync += place.eq(place - 1)
+                    with m.If(~moves):
+                        m.d.sync += inserting.eq(0)
+                        m.d.comb += levels_write.en.eq(1)
+                        m.next = "TAKE"
+                        with m.If(~due):
+                            m.next = "DRAIN"
             with state("DRAIN"):
                 m.d.sync += [wait.eq(wait - 1), place.eq(0), setting.eq(known.data), filled.eq(levels.data.filled)]
                 with m.If(wait == 0):
@@ -440,13 +444,16 @@ class Sampler(wiring.Component):
 
     def _fixed(self, m: Module, logit: Value, mantissa: Value, shift: Value) -> Value:
         """integer.sampling_logits, SCALE_LATENCY cycles."""
-        s1, s2 = (Signal(signed(LOGIT_BITS - LOGIT_DROP + 16)) for _ in range(2))
+        given, half = logit[LOGIT_DROP:], 18  # of 36 bits
+        low, high = Signal(half + 16), Signal(signed(len(given) - half + 16))
+        s2 = Signal(signed(len(given) + 16))
         s3, s4 = (Signal(signed(LOGIT_BITS - LOGIT_DROP + 24)) for _ in range(2))
         s1_shift, s2_shift, s3_shift = Signal(6), Signal(6), Signal(3)
         s5, z = Signal(signed(FIXED_BITS)), Signal(signed(FIXED_BITS))
         scaled = Cat(C(0, 8), s2).as_signed()
         m.d.sync += [
-            s1.eq((logit >> LOGIT_DROP) * mantissa), s2.eq(s1),
+            # Two products, each of one multiplier.
+            low.eq(given[:half] * mantissa), high.eq(given[half:].as_signed() * mantissa), s2.eq((high << half) + low),
             s1_shift.eq(shift), s2_shift.eq(s1_shift), s3_shift.eq(s2_shift[:3]),
             s3.eq(scaled >> Cat(C(0, 3), s2_shift[3:])), s4.eq(s3 >> s3_shift),
             s5.eq((s4 + 1) >> 1), z.eq(s5),

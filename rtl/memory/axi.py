@@ -78,7 +78,7 @@ class AxiReader(wiring.Component):
 
     Members
     -------
-    request : In(stream(burst_layout)), base : In(base_bits)
+    request : In(stream(burst_layout)), base : In(PORT_ADDRESS_BITS)
         Byte address of this port's stripe of the memory, a multiple of 4 KiB.
     weights : Out(stream), data : Out(stream)
         Beats in order; `weights` carries the burst's `dest` with each.
@@ -93,7 +93,7 @@ class AxiReader(wiring.Component):
     ar..., r... : AXI4
     """
 
-    def __init__(self, *, data_bytes, beat_bits, beats_bits, weight_depth, data_depth, outstanding, base_bits=32):
+    def __init__(self, *, data_bytes, beat_bits, beats_bits, weight_depth, data_depth, outstanding):
         self._size = exact_log2(data_bytes)
         self._weight_depth = weight_depth
         self._data_depth = data_depth
@@ -103,7 +103,7 @@ class AxiReader(wiring.Component):
         self._burst = burst_layout(beat_bits, beats_bits)
         super().__init__({
             "request": In(stream.Signature(self._burst)),
-            "base": In(base_bits),
+            "base": In(PORT_ADDRESS_BITS),
             "weights": Out(stream.Signature(self._weight_layout)),
             "data": Out(stream.Signature(self._data_shape)),
             "clear": In(1),
@@ -188,7 +188,7 @@ class AxiWriter(wiring.Component):
 
     Members
     -------
-    i : In(stream({"beat", "data", "strb"})), base : In(base_bits)
+    i : In(stream({"beat", "data", "strb"})), base : In(PORT_ADDRESS_BITS)
     hold : In(1)
         Accept no more, from two cycles later on.
     pending : Out(1)
@@ -200,12 +200,12 @@ class AxiWriter(wiring.Component):
     aw..., w..., b... : AXI4
     """
 
-    def __init__(self, *, data_bytes, beat_bits, outstanding=32, base_bits=32):
+    def __init__(self, *, data_bytes, beat_bits, outstanding=32):
         self._size = exact_log2(data_bytes)
         self._outstanding = outstanding
         super().__init__({
             "i": In(stream.Signature(data.StructLayout({"beat": beat_bits, "data": 8 * data_bytes, "strb": data_bytes}))),
-            "base": In(base_bits),
+            "base": In(PORT_ADDRESS_BITS),
             "hold": In(1),
             "pending": Out(1),
             "busy": Out(1),

@@ -6,6 +6,7 @@ from amaranth import Cat, Module, Mux
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
+from tritloom.firmware.registers import PORT_ADDRESS_BITS
 from tritloom.rtl.memory.axi import AxiReader, AxiWriter, axi_members, axi_prefix
 from tritloom.rtl.memory.parameters import AxiParameters
 from tritloom.rtl.memory.system import MemorySystem
@@ -32,7 +33,7 @@ class AxiMemory(MemorySystem):
     Members
     -------
     ... : MemorySystem
-    port_base<i> : In(base_bits)
+    port_base<i> : In(PORT_ADDRESS_BITS)
         Byte address of port i's stripe, a multiple of 4 KiB.
     m<i>_axi_... : AXI4 (`axi_members`)
     """
@@ -40,7 +41,7 @@ class AxiMemory(MemorySystem):
     def __init__(self, parameters: AxiParameters):
         self._p = parameters
         super().__init__(parameters, {
-            **{f"port_base{port}": In(parameters.base_bits) for port in range(parameters.mem_ports)},
+            **{f"port_base{port}": In(PORT_ADDRESS_BITS) for port in range(parameters.mem_ports)},
             **axi_members(mem_bytes=parameters.mem_bytes, mem_ports=parameters.mem_ports)})
 
     def elaborate(self, platform):
@@ -94,7 +95,7 @@ class AxiMemory(MemorySystem):
             reader = AxiReader(
                 data_bytes=self._p.port_bytes, beat_bits=self._p.beat_bits,
                 beats_bits=max(self._p.weight_burst, self._p.read_burst).bit_length(), weight_depth=self._p.weight_fifo_beats,
-                data_depth=self._p.read_fifo_beats, outstanding=self._p.outstanding, base_bits=self._p.base_bits)
+                data_depth=self._p.read_fifo_beats, outstanding=self._p.outstanding)
             m.submodules[f"reader{port}"] = reader
             m.d.comb += reader.clear.eq(self.flushing)
             self._attach(m, reader, port, ("ar", "r"))
@@ -104,7 +105,7 @@ class AxiMemory(MemorySystem):
     def _writers(self, m: Module) -> list[AxiWriter]:
         writers = []
         for port in range(self._p.mem_ports):
-            writer = AxiWriter(data_bytes=self._p.port_bytes, beat_bits=self._p.beat_bits, base_bits=self._p.base_bits)
+            writer = AxiWriter(data_bytes=self._p.port_bytes, beat_bits=self._p.beat_bits)
             m.submodules[f"writer{port}"] = writer
             self._attach(m, writer, port, ("aw", "w", "b"))
             writers.append(writer)

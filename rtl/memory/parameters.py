@@ -95,14 +95,11 @@ class AxiParameters(MemoryParameters):
 
     outstanding : int
         Bursts that may wait for data, per port.
-    base_bits : int
-        Width of the address at which a port's memory begins.
     """
 
     read_fifo_beats: int = 64
     burst_beats: int = 64
     outstanding: int = 16
-    base_bits: int = 32
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -27,7 +27,7 @@ class Current:
     """The command in progress and the slot it has come to.
 
     `remaining`: slots left; `position`: of the slot's token in its text; `address`: in memory, of what is read or written;
-    `words`: in the vector of a slot; `lane`: the slot's lane; `idle`: no command is in progress.
+    `step`: added to it in this cycle; `words`: in the vector of a slot; `lane`: the slot's lane; `idle`: no command is in progress.
     """
 
     def __init__(self, vector: VectorParameters):
@@ -35,7 +35,7 @@ class Current:
         # A register for each operation: the command's is decoded once.
         self.operation = {op: Signal(init=op == 0, name=f"is_{op.name.lower()}") for op in VectorOp}
         self.slot, self.remaining = Signal(vector.slot_bits), Signal(8)
-        self.position, self.address = Signal(32), Signal(32)
+        self.position, self.address, self.step = Signal(32), Signal(32), Signal(32)
         self.words = Signal(range(vector.max_inputs // vector.vector_lanes + 1))
         self.lane = self.slot[: vector.token_bits] if vector.token_bits else C(0, 1)
         self.idle = Signal(init=1)

@@ -51,6 +51,8 @@ class Dispatch:
         m.d.comb += [busy.eq(~current.idle), cmd.ready.eq(current.idle)]
         self.loads.request_read(m)
         m.d.comb += [qkv.writer.chunk_address.eq(current.address), qkv.writer.row.eq(current.position[:4])]
+        # In every cycle, so that no register waits for what decides whether it changes.
+        m.d.sync += current.address.eq(current.address + current.step)
         with m.FSM():
             self._take_command(m, cmd)
             self.loads.states(m)
@@ -130,7 +132,7 @@ class Dispatch:
             m.d.sync += [current.remaining.eq(current.remaining - 1), current.slot.eq(current.slot + 1),
                          current.position.eq(current.position + 1)]
             with m.If(current.position[:4] == 15):
-                m.d.sync += current.address.eq(current.address + 2 * p.kv_half_bytes)
+                m.d.comb += current.step.eq(2 * p.kv_half_bytes)
             m.next = "SLOT ADDRESS"
             with m.If(current.remaining == 1):
                 m.next = "DRAIN"

@@ -54,7 +54,7 @@ class GatedUnit(wiring.Component):
         factor_bits = Z_BITS + 1 if self._silu else 2 * (acc_bits - 1)
         self._factor = signed(factor_bits) if self._silu else factor_bits
         self._pieces = -(-factor_bits // DSP_UNSIGNED_BITS)
-        self.lead = 5 if self._silu else 3
+        self.lead = 6 if self._silu else 3
         self.latency = 6 + (self._pieces - 1)
         gate = signed(Z_BITS if self._silu else acc_bits)
         super().__init__(
@@ -114,7 +114,7 @@ class GatedUnit(wiring.Component):
         return square
 
     def _silu_of(self, m, z, table):
-        """silu(z) five cycles later."""
+        """silu(z) six cycles later."""
         # Cycle 1: |z|, below 16.
         size, limited, z1 = Signal(Z_BITS), Signal(20, reset_less=True), Signal(Z_BITS - 1, reset_less=True)
         m.d.comb += size.eq((z ^ z[-1].replicate(Z_BITS)).as_unsigned() + z[-1])
@@ -123,15 +123,19 @@ class GatedUnit(wiring.Component):
         fraction, z2 = Signal(10, reset_less=True), Signal(Z_BITS - 1, reset_less=True)
         m.d.comb += table.addr.eq(limited[10:])
         m.d.sync += [fraction.eq(limited[:10]), z2.eq(z1)]
-        base, slope = table.data[:TAIL_BITS], table.data[TAIL_BITS:].as_signed()
-        # Cycle 3: interpolate: the difference times the fraction.
+        # Cycle 3: a register behind the table, which a block RAM has inside.
+        entry = Signal(TAIL_BITS + TAIL_STEP_BITS, reset_less=True)
+        fraction3, z2_later = Signal(10, reset_less=True), Signal(Z_BITS - 1, reset_less=True)
+        m.d.sync += [entry.eq(table.data), fraction3.eq(fraction), z2_later.eq(z2)]
+        base, slope = entry[:TAIL_BITS], entry[TAIL_BITS:].as_signed()
+        # Cycle 4: interpolate: the difference times the fraction.
         share, base3, z3 = (
             Signal(signed(TAIL_STEP_BITS + 11), reset_less=True),
             Signal(TAIL_BITS, reset_less=True),
             Signal(Z_BITS - 1, reset_less=True),
         )
-        m.d.sync += [share.eq(slope * fraction), base3.eq(base), z3.eq(z2)]
-        # Cycle 4: the interpolated tail, rounded to the nearest. Cycle 5: relu(z) - tail.
+        m.d.sync += [share.eq(slope * fraction3), base3.eq(base), z3.eq(z2_later)]
+        # Cycle 5: the interpolated tail, rounded to the nearest. Cycle 6: relu(z) - tail.
         interpolated, z4 = Signal(TAIL_BITS + 1, reset_less=True), Signal(Z_BITS - 1, reset_less=True)
         result = Signal(self._factor, reset_less=True)
         m.d.sync += [interpolated.eq((Cat(C(512, 10), base3) + share) >> 10), z4.eq(z3), result.eq(z4 - interpolated)]

@@ -146,8 +146,7 @@ class Loads:
         with m.State("ADDRESS"):
             m.d.sync += [self.factor.eq(self.factor >> 1), self.addend.eq(self.addend << 1),
                          self.rope.eq(p.gain_words + self.rope_base[current.slot])]
-            with m.If(self.factor[0]):
-                m.d.sync += current.address.eq(current.address + self.addend)
+            m.d.comb += current.step.eq(self.addend & self.factor[0].replicate(32))
             with m.If(self.factor == 0):
                 m.d.sync += self.requesting.eq(1)
                 m.next = "REQUEST"
@@ -162,9 +161,9 @@ class Loads:
                 with m.If(current.is_op(VectorOp.EMBED)):
                     m.next = "ROW SCALE"
                 with m.If(self.scale_read):
+                    m.d.comb += current.step.eq(p.mem_bytes)
                     m.d.sync += [
                         self.embed_row.eq(1),
-                        current.address.eq(current.address + p.mem_bytes),
                         self.factor.eq(self.row_of_group),
                         self.addend.eq(p.head_row_bytes),
                     ]

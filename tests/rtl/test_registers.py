@@ -11,7 +11,7 @@ from cocotb.triggers import FallingEdge
 
 import harness
 import streams
-from tritloom.firmware.registers import FIFO_DEPTH, IDENTIFIER, MAP_VERSION, PORT_ADDRESS_BITS, REGISTER, REGISTERS, WRITE_CYCLES
+from tritloom.firmware.registers import FIFO_DEPTH, IDENTIFIER, MAP_VERSION, REGISTER, REGISTERS, WRITE_CYCLES
 from tritloom.gen.verilog import registers as exports
 from tritloom.rtl.control.parameters import RegisterParameters
 from tritloom.rtl.control.registers import ControlRegisters
@@ -311,7 +311,7 @@ async def gives_up(dut):
 
 def run(testcase, mem_bytes=32, mem_ports=2):
     dut = harness.unit(ControlRegisters, RegisterParameters(
-        mem_bytes=mem_bytes, mem_ports=mem_ports, program_words=64, digest=DIGEST, base_bits=PORT_ADDRESS_BITS))
+        mem_bytes=mem_bytes, mem_ports=mem_ports, program_words=64, digest=DIGEST))
     harness.run(dut, "csr", __name__, testcase=testcase, parameters={"ports": mem_ports, "mem_bytes": mem_bytes})
 
 

@@ -22,7 +22,7 @@ from tritloom.firmware.errors import InputError
 from tritloom.firmware.image import Image, SelfTest
 from tritloom.firmware.integer import GREEDY
 from tritloom.firmware.isa import Unit
-from tritloom.firmware.registers import FIFO_DEPTH, MEMORY_FAILED, NARROW_VERSION
+from tritloom.firmware.registers import FIFO_DEPTH, MAP_VERSION, MEMORY_FAILED
 from tritloom.gen.models import open_checkpoint
 from tritloom.gen.pack import quantise
 from tritloom.host.backends.emulator import EmulatorBackend
@@ -324,14 +324,13 @@ def test_ports_are_placed_by_the_host(built):
     assert len(set(backend.port_bases)) == 2
     with Session(backend, image) as session:
         assert [backend.read(f"PORT_BASE{port}") for port in range(2)] == list(backend.port_bases)
-        assert backend.read("VERSION") == NARROW_VERSION
-        with pytest.raises(DeviceError, match="PORT_BASE_HIGH0"):
-            backend.read("PORT_BASE_HIGH0")
+        assert backend.read("VERSION") == MAP_VERSION
+        assert [backend.read(f"PORT_BASE_HIGH{port}") for port in range(2)] == [0, 0]
         tokens = session.generate(prompt(2), 9)
         next(tokens)
         with pytest.raises(DeviceError, match="writing PORT_BASE0"):
             backend.write("PORT_BASE0", 0x1000)
-    for wrong in ((0,), (0, 0x800), (0, 1 << 32)):
+    for wrong in ((0,), (0, 0x800), (0, 1 << 40)):
         device = SimBackend(backend.machine, backend.config)
         device.port_bases = wrong
         with pytest.raises(DeviceError, match="a multiple of 4096, for each of its 2 memory ports"):
