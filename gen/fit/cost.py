@@ -82,7 +82,7 @@ def lutram_cells(family: str, memory: MemoryUse) -> int:
     return memory.read_ports * parts * each
 
 
-SLOWEST_PATH_NS: dict[str, tuple[tuple[float, float], ...]] = {"xcup": ((0.6, 3.97), (1.0, 4.47)), "ecp5": ((1.0, 17.64),)}
+SLOWEST_PATH_NS: dict[str, tuple[tuple[float, float], ...]] = {"xcup": ((0.6, 3.53), (1.0, 4.47)), "ecp5": ((1.0, 17.64),)}
 """The slowest path of machines of a family that take up to a share of the LUTs: xcup, of those in docs/results that were synthesised
 (`tritloom bench --synth`: delays of cells, an allowance for nets, the clock's uncertainty and skew); ecp5, of the one that was placed and
 routed (`tritloom build --model models/stories-260k --board ecp5-85f`)."""

@@ -464,7 +464,8 @@ def fit(spec: ModelSpec, board: Board | str, *, at: int | None = None, fill: flo
     macs, rows = _dot_shape(s, mem, fixed)
     fixed |= {"attention_macs": macs, "attention_rows": rows}
     if "vector_lanes" not in fixed:
-        fixed["vector_lanes"] = _largest_power(min(max(8, mem // 4), macs // rows), s.hidden, s.ffn, s.head_dim)
+        share = 8 if given.get("lanes") == 1 else 4  # who asks for the smallest engine spares LUTs: a hundredth of the speed for a fifth
+        fixed["vector_lanes"] = _largest_power(min(max(8, mem // share), macs // rows), s.hidden, s.ffn, s.head_dim)
         if fixed["vector_lanes"] < 2:
             raise ConfigError(f"hidden ({s.hidden}), ffn ({s.ffn}) and attention_macs/attention_rows ({macs // rows}) must be even: "
                               "the vector unit takes two elements a cycle")

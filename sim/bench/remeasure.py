@@ -1,7 +1,7 @@
 """Measure again every stored result that holds no more: `make results`.
 
 `python -m tritloom.sim.bench.remeasure [JOBS]` says which results hold (sim/bench/stored.py), runs what made the others, JOBS (2)
-at a time, the most telling first: comparisons with the integer model, then whole tokens, the quick ones first, then syntheses. What
+at a time, the most telling first: comparisons with the integer model, then syntheses, then whole tokens, the quick ones first. What
 each job prints is in build/results/. A job stores its result as it ends, so what was done stays when this is interrupted, and the
 next run goes on.
 """
@@ -29,7 +29,7 @@ LIMIT_S = 12 * 3600.0
 """For one job."""
 SIGN_OF_LIFE_S, POLL_S = 60.0, 0.2
 LOGS = stored.ROOT / "build" / "results"
-ORDER = ("comparison", "tokens", "synthesis")
+ORDER = ("comparison", "synthesis", "tokens")
 
 
 @dataclass(frozen=True)
