@@ -171,36 +171,40 @@ class ControlRegisters(wiring.Component):
                     m.next = "IDLE"
 
     def _write_port(self, m: Module, locked):
-        """AXI writes. Returns a pulse per writable register, the word, and two signals to drive: room for a prompt token, memory done."""
+        """AXI writes. Returns a pulse per writable register, the word, and two signals to drive: room for a prompt token, memory done.
+
+        The pulses are registers, so that nothing far away waits for the decoded address. That of MEMORY_DATA lasts until memory is done.
+        """
         address, word, strobes = Signal(ADDRESS_BITS - 2), Signal(32), Signal(4)
         room, memory_done = Signal(16), Signal()
         written = {r.name: Signal(name=f"write_{r.name.lower()}") for r in self._registers if r.access != "ro"}
-        known, acts = Signal(), Signal()
-        m.d.sync += known.eq(0)
-        with m.Switch(address):
-            for register in self._registers:
-                if register.access != "ro":
-                    with m.Case(register.address >> 2):
-                        allowed = room.any() & ~self.hold if register.name == "TOKEN_IN" else ~locked if register.halted else 1
-                        m.d.sync += known.eq(strobes.all() & allowed)
-                        m.d.comb += written[register.name].eq(acts)
-        to_memory, waited = Signal(), Signal(range(WRITE_CYCLES + 1))
-        m.d.comb += to_memory.eq(address == REGISTER["MEMORY_DATA"].address >> 2)
+        allowed, known, waited, late = Signal(), Signal(), Signal(range(WRITE_CYCLES)), Signal()
+        to_memory = written["MEMORY_DATA"]
+        m.d.sync += [pulse.eq(0) for pulse in written.values()]
         with m.FSM(name="write"):
             with m.State("REQUEST"):
                 m.d.sync += [address.eq(self.s_axi_awaddr[2:]), word.eq(self.s_axi_wdata), strobes.eq(self.s_axi_wstrb)]
                 with m.If(self.s_axi_awvalid & self.s_axi_wvalid):
                     m.next = "ACCEPT"
-            with m.State("ACCEPT"):  # `known` is looked up
+            with m.State("ACCEPT"):  # the address is looked up
                 m.d.comb += [self.s_axi_awready.eq(1), self.s_axi_wready.eq(1)]
-                m.d.sync += waited.eq(0)
+                with m.Switch(address):
+                    for register in self._registers:
+                        if register.access != "ro":
+                            with m.Case(register.address >> 2):
+                                m.d.comb += allowed.eq(room.any() & ~self.hold if register.name == "TOKEN_IN"
+                                                       else ~locked if register.halted else 1)
+                                m.d.sync += written[register.name].eq(allowed & strobes.all())
+                m.d.sync += [known.eq(allowed & strobes.all()), waited.eq(0), late.eq(0)]
                 m.next = "ACT"
             with m.State("ACT"):
-                m.d.comb += acts.eq(known & (waited != WRITE_CYCLES))
-                m.d.sync += [self.s_axi_bresp.eq(Mux(acts, _OKAY, _SLVERR)), waited.eq(waited + 1)]
-                with m.If(~acts | ~to_memory | memory_done):
+                m.d.sync += [self.s_axi_bresp.eq(Mux(known & (~to_memory | memory_done), _OKAY, _SLVERR)),
+                             waited.eq(waited + 1), late.eq(waited == WRITE_CYCLES - 2)]
+                with m.If(~to_memory | memory_done | late):
                     m.d.sync += self.s_axi_bvalid.eq(1)
                     m.next = "RESPOND"
+                with m.Else():
+                    m.d.sync += to_memory.eq(1)
             with m.State("RESPOND"):
                 with m.If(self.s_axi_bready):
                     m.d.sync += self.s_axi_bvalid.eq(0)

@@ -281,15 +281,16 @@ class Sampler(wiring.Component):
         m.submodules.list = entries = memory.Memory(shape=self._entry, depth=max(2, p.slots << place_bits), init=[])
         write, read = entries.write_port(), entries.read_port()
         place, filled = Signal(range(p.candidates + 1)), Signal(range(p.candidates + 1))
-        full, moves, above = Signal(), Signal(), Signal(self._entry)
-        # Registers: the state is INSERT; the entry that is written then becomes the least.
-        inserting, at_least = Signal(), Signal()
+        # An entry is compared a cycle after it was read, and moved a cycle after that.
+        full, moves, read_one, above = Signal(), Signal(), Signal(self._entry), Signal(self._entry)
+        # Of an insertion: cycles since the first; whether one is written, which then becomes the least.
+        looked, inserting, at_least = Signal(), Signal(), Signal()
         least, least_now = Signal(self._entry), Signal(self._entry)
         level = data.StructLayout({"filled": filled.shape(), "least": self._entry})
         levels_write, levels = self._per_slot(m, "levels", level)
         list_slot, read_place = Signal(self._slot), Signal.like(place)
         m.d.comb += [
-            full.eq(filled == setting.limit), moves.eq((place != 0) & _better(entry, above)),
+            full.eq(filled == setting.limit),
             list_slot.eq(Mux(walking, at, entry_slot)),
             write.addr.eq(Cat(place[:place_bits], list_slot)), read.addr.eq(Cat(read_place[:place_bits], list_slot)),
             write.data.eq(Mux(moves, above, entry)),
@@ -297,7 +298,7 @@ class Sampler(wiring.Component):
             levels_write.addr.eq(Mux(prepared, latest, entry_slot)),
             levels_write.data.filled.eq(Mux(prepared, 0, filled + ~full)), levels_write.data.least.eq(least_now),
         ]
-        m.d.sync += [least.eq(least_now), above.eq(read.data)]
+        m.d.sync += [least.eq(least_now), read_one.eq(read.data), above.eq(read_one)]
 
         wait = Signal(range(max(p.drain, Mix32.latency, 17) + 2))
         looked_at = Signal(self._slot)
@@ -315,7 +316,7 @@ class Sampler(wiring.Component):
                     idle()
 
         def idle():
-            m.d.sync += [taking.eq(1), inserting.eq(0)]
+            m.d.sync += [taking.eq(1), looked.eq(0), inserting.eq(0)]
             m.next = "IDLE"
 
         def accept():
@@ -383,12 +384,15 @@ class Sampler(wiring.Component):
                     m.next = "TAKE"
             with state("INSERT"):  # entry place-1 is `above`: it moves down to `place`, or the new one has its place there
                 m.d.comb += read_place.eq(place - 2)
-                m.d.sync += [inserting.eq(1), at_least.eq(~inserting & (place + 1 == setting.limit))]
-                with m.If(inserting):
+                m.d.sync += [looked.eq(1), inserting.eq(looked), at_least.eq(~inserting & (place + 1 == setting.limit)),
+                             moves.eq((place != 0) & _better(entry, read_one))]
+                with m.If(looked):
                     m.d.comb += read_place.eq(place - 3)
-                    m.d.sync += place.eq(place - 1)
+                with m.If(inserting):
+                    m.d.comb += read_place.eq(place - 4)
+                    m.d.sync += [place.eq(place - 1), moves.eq((place != 1) & _better(entry, read_one))]
                     with m.If(~moves):
-                        m.d.sync += inserting.eq(0)
+                        m.d.sync += [looked.eq(0), inserting.eq(0)]
                         m.d.comb += levels_write.en.eq(1)
                         m.next = "TAKE"
                         with m.If(~due):

@@ -106,16 +106,14 @@ BOUNDS = {"bitnet_b1_58-large": (95, 0.30), "bitnet-b1.58-2B-4T": (30.5, 0.90)}
 
 @pytest.mark.parametrize("model", BOUNDS)
 def test_what_a_vendor_s_tool_has_to_close_leaves_room(model):
-    """At 250 MHz they would be as fast as is asked for; by default they have the clock that leaves a tenth of its period."""
+    """By default they are as fast as is asked for, at 250 MHz, of whose period a tenth is left."""
     s = published(model, 256)
     result = fit(s, "kv260", at=128, shortlist=256)
     assert result.fits and result.fill is not None and result.fill <= 0.6 == result.most
     assert not result.warnings and result.config.lanes == 4
-    assert 1 > result.clock.spare >= 0.1 and result.clock.hz == result.config.clock_hz >= 200_000_000
-    fast = fit(s, "kv260", at=128, shortlist=256, clock_hz=250_000_000)
+    assert 1 > result.clock.spare >= 0.1 and result.clock.hz == result.config.clock_hz == 250_000_000
     decode, first = BOUNDS[model]
-    assert fast.predicted["decode_tokens_per_s"] >= decode and fast.predicted["ttft_s"] <= first
-    assert dataclasses.replace(fast.config, clock_hz=result.config.clock_hz) == result.config
+    assert result.predicted["decode_tokens_per_s"] >= decode and result.predicted["ttft_s"] <= first
     crowded = fit(s, "kv260", fill=0.85, shortlist=256)
     assert crowded.config.lanes > 8 and crowded.fill is not None and crowded.fill > 0.6 and [w.kind for w in crowded.warnings][0] == "lut"
     assert json.loads(json.dumps(crowded.to_dict()))["warnings"][0]["kind"] == "lut" and crowded.to_dict()["fill"] == crowded.fill
@@ -132,7 +130,7 @@ def test_the_board_s_page_has_the_speeds_that_are_projected():
         found.append([f"{each['decode_tokens_per_s']:.1f} tokens/s | {each['ttft_s']:.2f} s" for each in speeds])
         assert result.fill and f"{result.config.lanes}, {result.config.vector_lanes}; {100 * result.fill:.0f} %" in page
     for each, *cells in zip(speeds, *found, strict=True):
-        default = ", the default" if each["hz"] == result.config.clock_hz else " (`--clock 250`)" if each["hz"] == 250_000_000 else ""
+        default = ", the default" if each["hz"] == result.config.clock_hz else f" (`--clock {each['hz'] / 1e6:g}`)"
         row = f"| {each['hz'] / 1e6:g} MHz{default} | {' | '.join(cells)} | {each['slack_ns']:+.2f} ns |"
         assert row in page.splitlines(), row
 
