@@ -82,10 +82,15 @@ def lutram_cells(family: str, memory: MemoryUse) -> int:
     return memory.read_ports * parts * each
 
 
-SLOWEST_PATH_NS: dict[str, tuple[tuple[float, float], ...]] = {"xcup": ((0.6, 3.53), (1.0, 4.47)), "ecp5": ((1.0, 17.64),)}
+SLOWEST_PATH_NS: dict[str, tuple[tuple[float, float], ...]] = {"xcup": ((0.6, 3.53), (1.0, 4.47)), "ecp5": ((1.0, 17.64),),
+                                                          "ecp5-small": ((1.0, 20.5),), "gowin-small": ((1.0, 10.85),)}
 """The slowest path of machines of a family that take up to a share of the LUTs: xcup, of those in docs/results that were synthesised
 (`tritloom bench --synth`: delays of cells, an allowance for nets, the clock's uncertainty and skew); ecp5, of the one that was placed and
-routed (`tritloom build --model models/stories-260k --board ecp5-85f`)."""
+routed (`tritloom build --model models/stories-260k --board ecp5-85f`); `-small`, of machines with one arithmetic unit, whole boards
+that were routed (docs/results/boards)."""
+BARE = {"gowin": 0.6}
+"""Share of the flip-flops before which nextpnr puts a LUT: a Gowin's have no other input, and no LUT or carry feeds 3,142 of the 5,273 of
+stories-1m on a tang-nano-20k alone."""
 
 ULTRA_SHAPE, ULTRA_KIBIT = (72, 4096), 288
 """Width and words of an UltraRAM (xcup), and its Kibit."""
@@ -210,8 +215,9 @@ def resources(config: BuildConfig, family: str, coefficients: Coefficients = COE
 
 
 def board_resources(config: BuildConfig, board: Board) -> dict[str, int]:
-    """The same with what stands around the machine on a board."""
-    return _sum(unit_resources(config, board.family) | around(board, config))
+    """The same with what stands around the machine on a board, as the tool counts that places it."""
+    found = _sum(unit_resources(config, board.family) | around(board, config))
+    return found | {"lut": found["lut"] + round(BARE.get(board.family, 0) * found["ff"])}
 
 
 def _sum(units: dict[str, dict[str, float]]) -> dict[str, int]:

@@ -28,6 +28,7 @@ from tritloom.firmware.layout import ADDRESS_LIMIT, MemoryMap, head_row_blocks, 
 from tritloom.firmware.programs import machine_program
 from tritloom.gen.fit.cost import BLOCK_KIBIT, SLOWEST_PATH_NS, ULTRA_KIBIT, board_resources
 from tritloom.gen.models import ModelSpec
+from tritloom.gen.tools.synthesis import SMALL
 from tritloom.rtl.attention.parameters import AttentionParameters
 from tritloom.rtl.head.parameters import ShortListParameters
 from tritloom.rtl.memory.parameters import WRITE_CYCLES
@@ -406,10 +407,9 @@ def _dot_shape(shape: ModelShape, mem_bytes: int, fixed: dict[str, Any]) -> tupl
 
 def slowest_path(board: Board, config: BuildConfig, lut: float) -> float | None:
     """Estimated ns of the slowest path of a machine of so many LUTs; None: not known of the board's fabric, or of such machines."""
-    if config.serial:  # other paths, of narrower LUTs
-        return None
+    family = SMALL.get(board.family, "") if config.serial else board.family
     fill = lut / board.resources.get("lut", inf)
-    return next((ns for most, ns in SLOWEST_PATH_NS.get(board.family, ()) if fill <= most), None)
+    return next((ns for most, ns in SLOWEST_PATH_NS.get(family, ()) if fill <= most), None)
 
 
 def _default_clock(board: Board, config: BuildConfig, lut: float) -> int:

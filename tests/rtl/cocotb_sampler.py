@@ -25,6 +25,8 @@ async def samples(dut):
         assert dut.busy.value == 1
         if case.get("abandon"):
             await streams.send(dut, "logits_i", case["logits"][:case["abandon"]])
+            for _ in range(case["after"]):
+                await FallingEdge(dut.clk)
             dut.abandon.value = 1
             await streams.send(dut, "logits_i", case["logits"][case["abandon"]:])
             dut.abandon.value = 0

@@ -112,7 +112,7 @@ class Stored(RegisterProperties):
 
 PARTS = {"stored": Stored, "read": Read, "tokens": Tokens, "prompt": Prompt, "memory": Memory}
 MISTAKES = [
-    ("stored", "known.eq(strobes.all() & allowed)", "known.eq(allowed)"),
+    ("stored", "written[register.name].eq(allowed & strobes.all())", "written[register.name].eq(allowed)"),
     ("stored", "address.eq(self.s_axi_awaddr[2:]), word", "address.eq(self.s_axi_awaddr[2:6]), word"),
     ("prompt", "m.d.sync += self.s_axi_bvalid.eq(0)", "m.d.sync += self.s_axi_bvalid.eq(1)"),
     ("prompt", "with m.If(self.s_axi_awvalid & self.s_axi_wvalid):", "with m.If(self.s_axi_awvalid):"),
@@ -122,9 +122,9 @@ MISTAKES = [
     ("read", "m.d.sync += address.eq(self.s_axi_araddr[2:])", "m.d.sync += address.eq(self.s_axi_araddr[1:])"),
     ("tokens", "m.d.comb += taken[register.name].eq(looks)", "m.d.comb += taken[register.name].eq(self.s_axi_rvalid)"),
     ("tokens", "tokens.i.valid.eq(self.token_i.valid & ~self.fault)", "tokens.i.valid.eq(self.token_i.valid)"),
-    ("prompt", "allowed = room.any() & ~self.hold if", "allowed = ~self.hold if"),
-    ("memory", "acts.eq(known & (waited != WRITE_CYCLES))", "acts.eq(known)"),
-    ("memory", "with m.If(~acts | ~to_memory | memory_done):", "with m.If(1):"),
+    ("prompt", "allowed.eq(room.any() & ~self.hold if", "allowed.eq(~self.hold if"),
+    ("memory", "late.eq(waited == WRITE_CYCLES - 2)", "late.eq(0)"),
+    ("memory", "with m.If(~to_memory | memory_done | late):", "with m.If(1):"),
     ("memory", "memory_done.eq(self.memory_write.ready)", "memory_done.eq(1)"),
 ]
 

@@ -242,7 +242,11 @@ def test_abandoned_commands_leave_no_trace():
     for abandoned in MODES:
         for at, mode in zip((1, 2, 7, 30, 36), MODES, strict=True):
             case, token = make(rng, 37, abandoned, 4)
-            pairs += [(case | {"abandon": at}, token), make(rng, 37, mode, 4)]
+            pairs += [(case | {"abandon": at, "after": 0}, token), make(rng, 37, mode, 4)]
+    scale = integer.uf_from_float(2.0**-30)
+    for after in range(7):  # while the fifth logit takes the first place of the list; all are larger than those of the next command
+        case, token = make(rng, 37, "both", 4, order="rising", logits=(1 << 42) + np.arange(37), scale=scale)
+        pairs += [(case | {"abandon": 5, "after": after}, token), make(rng, 37, "both", 4)]
     check(37, 4, pairs)
 
 
