@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import random
 import select
 import time
 import tty
@@ -70,17 +71,18 @@ def _timing(chip: SdramChip | DdrChip | None, clock_hz: int) -> _Timing:
 class SimulatedBoard:
     """`board` with the machine of `config` built in, switched on. Use as a context manager, or `close()` it.
 
-    `baud`: the rate at which the host's end of the UART runs (the board's own unless told otherwise). The contents of its memory are random
-    at first, by `seed`. Every wait is bounded. Raises `SimulationError` at the first violation of the SDRAM's timing.
+    `verilog`: module `board`, where it is not to be the board's own. `baud`: the rate at which the host's end of the UART runs (the board's
+    own unless told otherwise). The contents of its memory are random at first, by `seed`. Every wait is bounded. Raises `SimulationError`
+    at the first violation of the SDRAM's timing.
     """
 
-    def __init__(self, config: BuildConfig, board: Board, *, seed: int = 1, baud: int | None = None, build_dir: Path | None = None,
-                 progress: Callable[[float, str], None] | None = None) -> None:
+    def __init__(self, config: BuildConfig, board: Board, *, verilog: str | None = None, seed: int = 1, baud: int | None = None,
+                 build_dir: Path | None = None, progress: Callable[[float, str], None] | None = None) -> None:
         wiring = board.wiring
         if wiring is None:
             raise BoardError(f"board {board.name} says nothing of its pins: its file needs `wiring`")
-        verilog = board_verilog(config, board, simulated=True)
-        text = verilog.text + (CELLS / f"{board.family}.v").read_text(encoding="utf-8")
+        design = board_verilog(config, board, simulated=True).text if verilog is None else verilog
+        text = design + (CELLS / f"{board.family}.v").read_text(encoding="utf-8")
         library = compile_verilog(text, f"board-{config.digest:08x}", build_dir, top="board", harness=BOARD, progress=progress)
         self.wiring = wiring
         self.config, self.board, self.clock_hz, self.baud = config, board, config.clock_hz, baud or wiring.baud
@@ -223,9 +225,10 @@ class SimulatedPort:
 
 
 def simulated_link(board: SimulatedBoard, patience_s: float = PATIENCE_S) -> Link:
-    """The link to a simulated board, through its UART; time is that of the board's clock."""
+    """The link to a simulated board, through its UART; time is that of the board's clock. So is the session's number: what is sent takes
+    the same cycles whenever the same is done."""
     return Link(lambda: SimulatedPort(board), name=f"{board.board.title}, simulated", baud=board.baud, patience_s=patience_s,
-                timer_s=TIMER_S, clock=lambda: board.cycles / board.clock_hz,
+                timer_s=TIMER_S, clock=lambda: board.cycles / board.clock_hz, chance=random.Random(board.cycles),
                 sleep=lambda seconds: None if board.run(int(seconds * board.clock_hz)) else None)
 
 

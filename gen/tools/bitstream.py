@@ -34,7 +34,8 @@ from tritloom.gen.verilog.generate import generate_verilog
 from tritloom.system.files import cache, scratch, seal, sound, write_atomically
 from tritloom.system.processes import started
 
-__all__ = ["TOOLCHAINS", "BuildError", "BuildReport", "TimingFailure", "build", "check_board", "parse_report", "report_text", "tool"]
+__all__ = ["TOOLCHAINS", "BuildError", "BuildReport", "TimingFailure", "build", "check_board", "parse_report", "report_text",
+           "synthesised", "tool"]
 
 Progress = Callable[..., None]
 """Called with (done, total, text)."""
@@ -218,6 +219,13 @@ class Design:
         return cls(without_zero_contents(verilog) + scan_wrapper(verilog, top), TOP, small=small)
 
 
+def synthesised(design: Design, tools: Toolchain, folder: Path, deadline: float) -> str:
+    """Make `folder`'s machine.json, which is placed, or take the one made for the same Verilog, commands and tools. Returns their key."""
+    key = "\0".join([tools.versions, design.script(tools), design.text])
+    _remembered(key, ["machine.json"], folder, partial(_synthesise, design, tools, folder, deadline))
+    return key
+
+
 def _synthesise(design: Design, tools: Toolchain, folder: Path, deadline: float) -> None:
     (folder / "machine.v").write_text(design.text, encoding="utf-8")
     command = [str(yosys.executable()), "-q", "-l", "yosys.log", "-p", design.script(tools)]
@@ -321,9 +329,7 @@ def build(config: BuildConfig, out_dir: str | Path, progress: Progress | None = 
         tell(0.0, 1.0, "Verilog")
         given: Design = timed("verilog", SHARES[0], lambda: design or Design.of(config, board))
         tell(SHARES[0], 1.0, "synthesis")
-        key = "\0".join([tools.versions, given.script(tools), given.text])
-        synthesise = partial(_synthesise, given, tools, folder, deadline)
-        timed("synthesis", SHARES[1], lambda: _remembered(key, ["machine.json"], folder, synthesise))
+        key = timed("synthesis", SHARES[1], lambda: synthesised(given, tools, folder, deadline))
         best: BuildReport | None = None
         for number, seed in enumerate(seeds):
             share = (SHARES[2] - SHARES[1]) / len(seeds)

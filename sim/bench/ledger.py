@@ -182,6 +182,14 @@ def _agreement(results: Path) -> Iterator[str]:
                f"netlist-simulated, {entry['date']}): {'equal' if entry['equal'] else 'DIFFERENT'}{old}, in every traced vector of "
                f"{entry['prompt_tokens']} prompt tokens and {entry['generated_tokens']} more.\n"
                "Before it, a test of every kind of unit passes on the unit's netlist.\n")
+    for entry in (_read(results, "netlist.json") or {}).get("boards", ()):
+        row = boards.Row(board=entry["board"], model=entry["model"], settings=entry["settings"])
+        old = "" if boards.state_of(entry, boards.decode_digests(row, row.fitted())) == stored.CURRENT else " (stale)"
+        yield (f"The netlist that the bitstream of {row.board} with {row.model} is placed from, of {entry['cells']['LUT4']:,} LUT4 beside\n"
+               f"others, at its simulated pins: UART and SDRAM (`{row.command}`,\n"
+               f"netlist-simulated, {entry['date']}): {'equal' if entry['equal'] else 'DIFFERENT'}{old} to the emulator in "
+               f"{len(entry['tokens'])} tokens after {len(entry['prompt'])} of a\nprompt, "
+               f"and to the board's Verilog in these and in the {entry['cycles']:,} cycles since it was switched on.\n")
     if fuzz := _read(results, "fuzz.json"):
         accepted, refused = (sum(kind[outcome] for kind in fuzz["kinds"].values()) for outcome in ("accepted", "refused"))
         yield (f"Mutated model files and images over all readers (`{fuzz['command']}`, host-measured, {fuzz['date']}):\n"
