@@ -39,7 +39,7 @@ help:
 	@echo "make link-faults  a million faults on the line between host and board (some minutes)"
 	@echo "make upload    how long the image of stories-27m takes over the UART (half a minute)"
 	@echo "make mutants   single lines of the hardware changed, each must fail its test; runs what has no stored result (half an hour)"
-	@echo "make netlist   units, a whole machine and a whole board as synthesised netlists, under the tests of the RTL (half an hour)"
+	@echo "make netlist   units, a whole machine and whole boards as synthesised netlists, under the tests of the RTL (half an hour)"
 	@echo "make calibrate  measure machines by synthesis and fit the cost model to them (about half an hour)"
 	@echo "make clean   remove what was built; distclean removes $(VENV) too"
 
@@ -166,8 +166,8 @@ upload: setup
 mutants: setup
 	cd tests && PYTHONPATH=../src ../$(BIN)/python mutants.py --store --missing --jobs $(JOBS)
 
-# Tests of every unit on its netlist of ECP5 cells, then the machine of stories-260k, then a board with
-# it at its pins; docs/results/netlist.json keeps what came of machine and board. A board alone: python netlist.py ulx3s --store, in tests.
+# Tests of every unit on its netlist of ECP5 cells, then the machine of stories-260k, then two boards with
+# it at their pins; docs/results/netlist.json keeps what came of machine and boards. A board alone: python netlist.py ulx3s --store, in tests.
 netlist: setup
 	cd tests && ../$(BIN)/python netlist.py --store
 

@@ -1,13 +1,13 @@
-"""Designs as what synthesis makes of them: a netlist of ECP5 cells, simulated with the cells' own models.
+"""Designs as what synthesis makes of them: a netlist of ECP5 or Gowin cells, simulated with the cells' own models.
 
 The netlist is made by the commands that the bitstream is placed from (gen/tools/bitstream.py). Its cells are simulated by the
-models that come with Yosys, but for block RAM and multipliers, of which it has only the ports: cells_ecp5.v.
+models that come with Yosys, but for block RAM and multipliers, of which it has only the ports: cells_ecp5.v, cells_gowin.v.
 
 `make netlist` (`python netlist.py --store`) runs tests of every unit on its netlist (tests/rtl/netlists.py), then the whole ECP5 machine
 of a model, whose vectors and tokens must be those of the emulator and of the integer model, then the BOARDS: the very file that a board's
 bitstream is placed from, with a host at its UART and the model of its SDRAM, must write the tokens of the emulator, in the cycles that its
 Verilog takes. docs/results/netlist.json keeps what came of machine and boards; tests/rtl/test_netlist.py says when that holds no more.
-`python netlist.py ulx3s` runs a board alone.
+`python netlist.py ulx3s` runs one board alone.
 """
 
 from __future__ import annotations
@@ -57,14 +57,14 @@ FAMILY = "ecp5"
 MODEL, BOARD = "stories-260k", "ecp5-85f"
 PROMPT, TOKENS = 8, 8
 SYNTHESIS_S = 3600
-BOARDS = (boards.Row(board="ulx3s", model=MODEL, settings={"vector_lanes": 1}),)
+BOARDS = (boards.Row(board="ulx3s", model=MODEL, settings={"vector_lanes": 1}), boards.Row(board="tang-nano-20k", model=MODEL))
 BOARD_PROMPT, BOARD_TOKENS = (1, 50, 60, 70), 3
 SENT = 256
 """Bytes of each part of an image that a board gets over the line; the rest is put into its SDRAM directly."""
 
 
-YOSYS_MODELS = {"ecp5": ("lattice/common_sim.vh", "lattice/ccu2c_sim.vh")}
-OUR_MODELS = {"ecp5": ("cells_ecp5.v", "pads_ecp5.v")}
+YOSYS_MODELS = {"ecp5": ("lattice/common_sim.vh", "lattice/ccu2c_sim.vh"), "gowin": ("gowin/cells_sim.v",)}
+OUR_MODELS = {"ecp5": ("cells_ecp5.v", "pads_ecp5.v"), "gowin": ("cells_gowin.v",)}
 """By family, Verilog of the cells: Yosys' models, and ours of those that it has none of, or none that Verilator takes."""
 
 

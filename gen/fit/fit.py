@@ -409,7 +409,8 @@ def slowest_path(board: Board, config: BuildConfig, lut: float) -> float | None:
     """Estimated ns of the slowest path of a machine of so many LUTs; None: not known of the board's fabric, or of such machines."""
     family = SMALL.get(board.family, "") if config.serial else board.family
     fill = lut / board.resources.get("lut", inf)
-    return next((ns for most, ns in SLOWEST_PATH_NS.get(family, ()) if fill <= most), None)
+    known = SLOWEST_PATH_NS.get(family, ())
+    return next((ns for most, lanes, ns in known if fill <= most and config.vector_lanes <= lanes), None)
 
 
 def _default_clock(board: Board, config: BuildConfig, lut: float) -> int:
@@ -428,7 +429,7 @@ def warnings(needs: dict[str, Need], clock: Clock, board: Board) -> tuple[Warned
         most = board.fill if kind == "lut" and board.fill < 1 else CROWDED
         if need is not None and need.available and not need.lacks and need.used > most * need.available:
             found.append(Warned(kind, f"{need}, {need.used / need.available:.0%}: more than the {most:.0%} that route without help"))
-    if clock.spare < (SPARE if board.fill < 1 else 0):
+    if board.real and clock.spare < (SPARE if board.fill < 1 else 0):
         wanted = f", less than the {SPARE:.0%} that routing may take" if board.fill < 1 else ""
         found.append(Warned("clock", f"of {clock.period_ns:.2f} ns the slowest path, about {clock.slowest_path_ns:.2f} ns by estimate, "
                                      f"leaves {clock.spare:.0%}{wanted}"))
@@ -549,9 +550,9 @@ def _better(one: FitResult, other: FitResult, board: Board) -> FitResult:
     if _suits(one) != _suits(other):
         return one if _suits(one) else other
     speeds = [predict(each.config, each.memory_map, board)[0] for each in (one, other)]
-    decode = [speed["decode_cycles_per_token"] for speed in speeds]
+    decode = [speed["decode_tokens_per_s"] for speed in speeds]
     if max(decode) > NEAR * min(decode):
-        return (one, other)[decode[1] < decode[0]]
+        return (one, other)[decode[1] > decode[0]]
     return (one, other)[speeds[1]["ttft_s"] < speeds[0]["ttft_s"]]
 
 

@@ -88,7 +88,8 @@ class Row:
 
 
 ROWS = (
-    Row(board="ulx3s", model="stories-27m", settings={"clock_hz": 60_000_000}, seeds=(1, 2), decodes=True),
+    Row(board="ulx3s", model="stories-27m", settings={"clock_hz": 60_000_000}, seeds=(1, 2, 3), decodes=True),
+    Row(board="tang-nano-20k", model="stories-1m", decodes=True),
 )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ import functools
 import json
 import re
 from collections import Counter
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -101,19 +102,22 @@ def test_lanes_go_down_from_what_the_board_prescribes():
     assert (one.groups, one.dot_lanes) == (1, 1)
 
 
-BOUNDS = {"bitnet_b1_58-large": (95, 0.30), "bitnet-b1.58-2B-4T": (30.5, 0.90)}
+BOUNDS = {"bitnet_b1_58-large": (4, 95, 0.30), "bitnet-b1.58-2B-4T": (4, 30.5, 0.90)}
+"""Lanes, and with so many at 250 MHz the tokens/s and the time to the first token of 128 that are asked for."""
 
 
 @pytest.mark.parametrize("model", BOUNDS)
 def test_what_a_vendor_s_tool_has_to_close_leaves_room(model):
-    """By default they are as fast as is asked for, at 250 MHz, of whose period a tenth is left."""
+    """At 250 MHz they would be as fast as is asked for; by default they have the clock that leaves a tenth of its period."""
     s = published(model, 256)
     result = fit(s, "kv260", at=128, shortlist=256)
     assert result.fits and result.fill is not None and result.fill <= 0.6 == result.most
-    assert not result.warnings and result.config.lanes == 4
-    assert 1 > result.clock.spare >= 0.1 and result.clock.hz == result.config.clock_hz == 250_000_000
-    decode, first = BOUNDS[model]
-    assert result.predicted["decode_tokens_per_s"] >= decode and result.predicted["ttft_s"] <= first
+    assert not result.warnings
+    assert 1 > result.clock.spare >= 0.1 and result.clock.hz == result.config.clock_hz >= 200_000_000
+    lanes, decode, first = BOUNDS[model]
+    fast = fit(s, "kv260", at=128, shortlist=256, lanes=lanes, vector_lanes=16 if model == "bitnet_b1_58-large" else 8)
+    assert fast.config.clock_hz == 250_000_000 and fast.fill is not None and fast.fill <= 0.6
+    assert fast.predicted["decode_tokens_per_s"] >= decode and fast.predicted["ttft_s"] <= first
     crowded = fit(s, "kv260", fill=0.85, shortlist=256)
     assert crowded.config.lanes > 8 and crowded.fill is not None and crowded.fill > 0.6 and [w.kind for w in crowded.warnings][0] == "lut"
     assert json.loads(json.dumps(crowded.to_dict()))["warnings"][0]["kind"] == "lut" and crowded.to_dict()["fill"] == crowded.fill
@@ -138,20 +142,25 @@ def test_the_board_s_page_has_the_speeds_that_are_projected():
 def test_a_clock_is_lowered_until_a_tenth_of_its_period_is_left(monkeypatch):
     s = spec("stories-1m")
     for path, hz in ((3.6, 250_000_000), (3.61, 200_000_000), (4.51, 150_000_000), (7.0, 150_000_000)):
-        monkeypatch.setattr(fit_module, "SLOWEST_PATH_NS", {"xcup": ((1.0, path),)})
+        monkeypatch.setattr(fit_module, "SLOWEST_PATH_NS", {"xcup": ((1.0, inf, path),)})
         result = fit(s, "kv260")
         assert result.config.clock_hz == result.clock.hz == hz and bool(result.warnings) == (path == 7.0)
         assert [w.kind for w in fit(s, "kv260", clock_hz=250_000_000).warnings] == ["clock"] * (path > 3.6)
-    monkeypatch.setattr(fit_module, "SLOWEST_PATH_NS", {"ecp5": ((1.0, 25.0),)})
+    monkeypatch.setattr(fit_module, "SLOWEST_PATH_NS", {"ecp5": ((1.0, inf, 25.0),)})
     assert fit(s, "ulx3s").config.clock_hz == 50_000_000 and [w.kind for w in fit(s, "ulx3s").warnings] == ["clock"]
 
 
-def test_half_the_vector_lanes_are_taken_where_more_lanes_are_worth_it():
-    """2B-4T: two lanes beside sixteen vector lanes, or four beside eight; 0.73B decodes slower with eight by more than a percent."""
+def test_half_the_vector_lanes_are_taken_where_more_lanes_are_worth_it(monkeypatch):
+    """2B-4T: two lanes beside sixteen vector lanes, or four beside eight, were their paths no longer; 0.73B decodes slower with eight by
+    more than a percent."""
     two, large = published("bitnet-b1.58-2B-4T", 256), published("bitnet_b1_58-large", 256)
     chosen = {(s.name, width): fit(s, "kv260", shortlist=256, vector_lanes=width) for s in (two, large) for width in (8, 16)}
-    assert fit(two, "kv260", shortlist=256).config == chosen[two.name, 8].config and chosen[two.name, 16].config.lanes == 2
+    assert fit(two, "kv260", shortlist=256).config == chosen[two.name, 16].config and chosen[two.name, 16].config.lanes == 2
     assert fit(large, "kv260", shortlist=256).config == chosen[large.name, 16].config and chosen[large.name, 8].config.lanes == 8
+    assert chosen[two.name, 8].config.clock_hz < chosen[two.name, 16].config.clock_hz
+    monkeypatch.setattr(fit_module, "SLOWEST_PATH_NS", {"xcup": ((1.0, inf, 3.53),)})
+    narrow = fit(two, "kv260", shortlist=256, vector_lanes=8).config
+    assert fit(two, "kv260", shortlist=256).config == narrow and narrow.lanes == 4
 
 
 @pytest.mark.parametrize("fill", [0, -1, 1.01])
@@ -600,15 +609,21 @@ def test_the_slowest_path_is_that_of_the_machines_that_were_synthesised():
     for _, e in results.entries(RESULTS):
         if e["what"] == "synthesis" and e["family"] == "xcup":
             m, taken = e["measured"], ("clock uncertainty", "clock skew")
-            found.append((m["total"]["lut"] / e["available"]["lut"],
+            found.append((m["total"]["lut"] / e["available"]["lut"], e["configuration"]["vector_lanes"],
                           m["timing"]["paths"][0]["delay"] + sum(m["timing"]["delays"][name] for name in taken)))
-    least = 0.0
-    for most, said in cost.SLOWEST_PATH_NS["xcup"]:
-        slowest = max(ns for fill, ns in found if least < fill <= most)
-        assert slowest <= said < 1.01 * slowest, (most, slowest)
-        least = most
-    routed = re.search(r'"routed at",\s+"([\d.]+) MHz"', (RESULTS / "noted.json").read_text("utf-8"))
-    assert routed and 1000 / float(routed[1]) == pytest.approx(cost.SLOWEST_PATH_NS["ecp5"][0][1], rel=0.02)
+    for most, lanes, said in cost.SLOWEST_PATH_NS["xcup"]:
+        these = [each for each in found if each[0] <= most and each[1] <= lanes]
+        found = [each for each in found if each not in these]
+        slowest = max(ns for *_, ns in these)
+        assert slowest <= said < 1.01 * slowest, (most, lanes, slowest)
+    routed: dict[str, float] = {}
+    for path in (RESULTS / "boards").glob("*.json"):
+        entry = json.loads(path.read_text("utf-8"))
+        family = load(entry["board"]).family + ("-small" if entry["configuration"]["vector_lanes"] == 1 else "")
+        routed[family] = max(routed.get(family, 0), *(1000 / seed["fmax_mhz"] for seed in entry["routed"]["seeds"]))
+    assert set(routed) >= {"ecp5", "gowin-small"}
+    for family, slowest in routed.items():
+        assert slowest <= cost.SLOWEST_PATH_NS[family][0][2] < 1.01 * slowest, (family, slowest)
 
 
 def test_there_are_simulations_to_compare_with():
@@ -617,8 +632,9 @@ def test_there_are_simulations_to_compare_with():
 
 
 @pytest.mark.slow
-def test_a_machine_for_several_texts_answers_them_together():
-    """Of eight texts a dot engine of four lanes streams the head's rows twice."""
+def test_a_machine_for_several_texts_answers_them_together(monkeypatch):
+    """Of eight texts a dot engine of four lanes streams the head's rows twice. All at one clock."""
+    monkeypatch.setattr(fit_module, "SLOWEST_PATH_NS", {"xcup": ((1.0, inf, 3.53),)})
     s = published("bitnet_b1_58-large", 256)
     alone, eight = fit(s, "kv260"), fit(s, "kv260", sequences=8, fill=1.0)
     assert "batch_tokens_per_s" not in alone.predicted

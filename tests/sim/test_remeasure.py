@@ -42,10 +42,10 @@ def test_what_holds_no_more_is_run_once_in_order(results):
                 "e": entry("--context 8", state=stored.CURRENT), "random.json 1": {"state": "stale"}}
     jobs = remeasure.stale()
     assert [job.name for job in jobs] == [
-        "equality m, new", "equality m, quick", "equality m, slow", "random machines", 'tritloom bench --drafts 3 --prompt "a b"',
-        "tritloom bench --context 9", "tritloom bench --synth --model m"]
+        "equality m, new", "equality m, quick", "equality m, slow", "random machines", "tritloom bench --synth --model m",
+        'tritloom bench --drafts 3 --prompt "a b"', "tritloom bench --context 9"]
     assert jobs[1].command[1:] == ("-m", "tritloom.sim.check.equality", "m/quick") and jobs[3].folder == "."
-    assert jobs[4].command[1:] == ("-m", "tritloom.host.cli", "bench", "--drafts", "3", "--prompt", "a b", "--store")
+    assert jobs[5].command[1:] == ("-m", "tritloom.host.cli", "bench", "--drafts", "3", "--prompt", "a b", "--store")
 
 
 @pytest.mark.slow
