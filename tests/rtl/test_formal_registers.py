@@ -124,7 +124,7 @@ MISTAKES = [
     ("tokens", "tokens.i.valid.eq(self.token_i.valid & ~self.fault)", "tokens.i.valid.eq(self.token_i.valid)"),
     ("prompt", "allowed.eq(room.any() & ~self.hold if", "allowed.eq(~self.hold if"),
     ("memory", "late.eq(waited == WRITE_CYCLES - 2)", "late.eq(0)"),
-    ("memory", "with m.If(~to_memory | memory_done | late):", "with m.If(1):"),
+    ("memory", "m.d.sync += to_memory.eq(1)", "m.d.sync += to_memory.eq(0)"),
     ("memory", "memory_done.eq(self.memory_write.ready)", "memory_done.eq(1)"),
 ]
 
