@@ -255,7 +255,7 @@ def main(arguments: list[str]) -> int:
     results["boards"] = [there[row.board] for row in BOARDS if row.board in there]
     if "--store" in arguments:
         files.write_atomically(RESULTS.parent, {RESULTS.name: json.dumps(results, indent=1) + "\n"})
-    return int(not all(entry["equal"] for entry in (*results["entries"], *made.values())))
+    return int(not all(entry["equal"] for entry in (*results.get("entries", ()), *made.values())))
 
 
 if __name__ == "__main__":

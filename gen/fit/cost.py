@@ -84,12 +84,12 @@ def lutram_cells(family: str, memory: MemoryUse) -> int:
 
 SLOWEST_PATH_NS: dict[str, tuple[tuple[float, float, float], ...]] = {
     "xcup": ((0.6, 8, 4.55), (1.0, 8, 4.65), (0.6, inf, 3.91), (1.0, inf, 3.87)), "ecp5": ((1.0, inf, 15.53),),
-    "ecp5-small": ((1.0, inf, 20.5),), "gowin-small": ((1.0, inf, 11.49),)}
+    "ecp5-small": ((1.0, inf, 19.05),), "gowin-small": ((1.0, inf, 11.49),)}
 """The slowest path of machines of a family that take up to a share of the LUTs and have up to so many vector lanes, the first that
 applies: xcup, of those in docs/results that were synthesised (`tritloom bench --synth`: delays of cells, an allowance for nets, the
 clock's uncertainty and skew); the others, of whole boards that were routed, with the worst of their seeds (docs/results/boards);
-`-small`, of machines with one arithmetic unit, whose ecp5 is docs/decisions/0031's."""
-BARE = {"gowin": 0.6}
+`-small`, of machines with one arithmetic unit."""
+PASS_THROUGH = {"gowin": 0.6}
 """Share of the flip-flops before which nextpnr puts a LUT: a Gowin's have no other input, and no LUT or carry feeds 3,142 of the 5,273 of
 stories-1m on a tang-nano-20k alone."""
 
@@ -218,7 +218,7 @@ def resources(config: BuildConfig, family: str, coefficients: Coefficients = COE
 def board_resources(config: BuildConfig, board: Board) -> dict[str, int]:
     """The same with what stands around the machine on a board, as the tool counts that places it."""
     found = _sum(unit_resources(config, board.family) | around(board, config))
-    return found | {"lut": found["lut"] + round(BARE.get(board.family, 0) * found["ff"])}
+    return found | {"lut": found["lut"] + round(PASS_THROUGH.get(board.family, 0) * found["ff"])}
 
 
 def _sum(units: dict[str, dict[str, float]]) -> dict[str, int]:

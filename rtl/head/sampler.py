@@ -165,7 +165,7 @@ class Sampler(wiring.Component):
     otherwise `SamplerParameters.drain` cycles more per pass, and 2 per list entry.
 
     Throughput: one logit per cycle for greedy and plain sampling; with a list 2 cycles per logit, and
-    for one that enters the list 2 more and the entries it moves down.
+    for one that enters the list 4 more and the entries it moves down.
 
     Parameters
     ----------
@@ -283,7 +283,7 @@ class Sampler(wiring.Component):
         place, filled = Signal(range(p.candidates + 1)), Signal(range(p.candidates + 1))
         # An entry is compared a cycle after it was read, and moved a cycle after that.
         full, moves, read_one, above = Signal(), Signal(), Signal(self._entry), Signal(self._entry)
-        # Of an insertion: cycles since the first; whether one is written, which then becomes the least.
+        # In INSERT: not its first cycle; an entry is written in this one; that entry is the list's least.
         looked, inserting, at_least = Signal(), Signal(), Signal()
         least, least_now = Signal(self._entry), Signal(self._entry)
         level = data.StructLayout({"filled": filled.shape(), "least": self._entry})

@@ -102,8 +102,10 @@ def test_lanes_go_down_from_what_the_board_prescribes():
     assert (one.groups, one.dot_lanes) == (1, 1)
 
 
-BOUNDS = {"bitnet_b1_58-large": (4, 95, 0.30), "bitnet-b1.58-2B-4T": (4, 30.5, 0.90)}
-"""Lanes, and with so many at 250 MHz the tokens/s and the time to the first token of 128 that are asked for."""
+BOUNDS = {"bitnet_b1_58-large": (95, 0.30), "bitnet-b1.58-2B-4T": (30.5, 0.90)}
+"""At 250 MHz with four lanes: tokens/s, and s to the first token of 128."""
+FOUR = {"bitnet_b1_58-large": {"lanes": 4}, "bitnet-b1.58-2B-4T": {"lanes": 4, "vector_lanes": 8}}
+"""Which machine that is: the first one's default, but not the second one's, whose paths are too long with eight vector lanes."""
 
 
 @pytest.mark.parametrize("model", BOUNDS)
@@ -112,12 +114,13 @@ def test_what_a_vendor_s_tool_has_to_close_leaves_room(model):
     s = published(model, 256)
     result = fit(s, "kv260", at=128, shortlist=256)
     assert result.fits and result.fill is not None and result.fill <= 0.6 == result.most
-    assert not result.warnings
+    assert not result.warnings and result.config.lanes == (4 if "vector_lanes" not in FOUR[model] else 2)
     assert 1 > result.clock.spare >= 0.1 and result.clock.hz == result.config.clock_hz >= 200_000_000
-    lanes, decode, first = BOUNDS[model]
-    fast = fit(s, "kv260", at=128, shortlist=256, lanes=lanes, vector_lanes=16 if model == "bitnet_b1_58-large" else 8)
-    assert fast.config.clock_hz == 250_000_000 and fast.fill is not None and fast.fill <= 0.6
+    fast = fit(s, "kv260", at=128, shortlist=256, clock_hz=250_000_000, **FOUR[model])
+    decode, first = BOUNDS[model]
     assert fast.predicted["decode_tokens_per_s"] >= decode and fast.predicted["ttft_s"] <= first
+    assert fast.fill is not None and fast.fill <= 0.6 and fast.config.lanes == 4
+    assert "vector_lanes" in FOUR[model] or dataclasses.replace(fast.config, clock_hz=result.config.clock_hz) == result.config
     crowded = fit(s, "kv260", fill=0.85, shortlist=256)
     assert crowded.config.lanes > 8 and crowded.fill is not None and crowded.fill > 0.6 and [w.kind for w in crowded.warnings][0] == "lut"
     assert json.loads(json.dumps(crowded.to_dict()))["warnings"][0]["kind"] == "lut" and crowded.to_dict()["fill"] == crowded.fill
@@ -621,7 +624,7 @@ def test_the_slowest_path_is_that_of_the_machines_that_were_synthesised():
         entry = json.loads(path.read_text("utf-8"))
         family = load(entry["board"]).family + ("-small" if entry["configuration"]["vector_lanes"] == 1 else "")
         routed[family] = max(routed.get(family, 0), *(1000 / seed["fmax_mhz"] for seed in entry["routed"]["seeds"]))
-    assert set(routed) >= {"ecp5", "gowin-small"}
+    assert set(routed) == set(cost.SLOWEST_PATH_NS) - {"xcup"}
     for family, slowest in routed.items():
         assert slowest <= cost.SLOWEST_PATH_NS[family][0][2] < 1.01 * slowest, (family, slowest)
 
