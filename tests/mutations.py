@@ -53,6 +53,8 @@ MUTATIONS = [
     # Control: registers and sequencer.
     dict(name="tokens-in-while-resetting", room="control", line="room.any() & ~self.hold if", change="room.any() if",
          tests="test_registers::test_bank[resets]"),
+    dict(name="a-token-that-was-not-read", room="control", line="taken[\"TOKEN_OUT\"] & read[\"TOKEN_OUT\"][31]",
+         change="taken[\"TOKEN_OUT\"]", tests="test_registers::test_bank[tokens_while_read]"),
     dict(name="tokens-after-an-error", room="control", line="tokens.i.valid.eq(self.token_i.valid & ~self.fault)",
          change="tokens.i.valid.eq(self.token_i.valid)", tests="test_registers::test_bank[errors]"),
     dict(name="busy-counted-without-a-program", room="control", line="running & busy[exact_log2(Unit[name])]",
@@ -213,9 +215,9 @@ MUTATIONS = [
     dict(name="a-tile-too-many", room="ternary", line="with m.If(left <= span):", change="with m.If(left < span):",
          tests="test_tlmm::test_forms_and_packings[index5-symmetric14]"),
     dict(name="words-come-between-two-turns", room="ternary", line="pause.eq(taken & last_tile & upper)", change="pause.eq(0)",
-         tests="test_tlmm::test_groups_and_blocks[2-8-1-2-6]"),
+         tests="test_tlmm::test_groups_and_blocks[2-8-1-2-6-False]"),
     dict(name="results-told-a-step-early", room="ternary", line="after.eq(written.place + 1)", change="after.eq(written.place + 2)",
-         tests="test_tlmm::test_results_are_there_when_the_progress_says_so[2-8-1]"),
+         tests="test_tlmm::test_results_are_there_when_the_progress_says_so[2-8-1-False]"),
     dict(name="a-carry-too-late", room="ternary", line="place + turn >= p.vector_lanes", change="place + turn > p.vector_lanes",
          tests="test_tlmm::test_forms_and_packings[index5-symmetric14]"),
 

@@ -446,6 +446,7 @@ class TernaryMatmul(wiring.Component):
             m.d.sync += turn.eq(finished & now.upper)
             with m.If(finished & now.upper):
                 m.d.sync += step.eq(bases[now.group * turns + 1] + now.place)
+        memories, share_bits = -(-p.turn_lanes // shared), (shared - 1).bit_length()
         lane, group = Signal(max(1, p.lane_bits)), Signal(max(1, p.group_bits))
         m.d.comb += [lane.eq(self.acc_read.slot[: p.lane_bits]), group.eq(self.acc_read.slot[p.lane_bits :])]
         upper, column = Signal(), Signal(index_shape(p.turn_lanes))
@@ -454,13 +455,20 @@ class TernaryMatmul(wiring.Component):
         else:
             m.d.comb += column.eq(lane)
         address_bases = Array([part * p.steps * p.rows_per_cycle // p.vector_lanes for part in range(p.groups * turns)])
-        address = Signal(range(p.groups * turns * p.steps * p.rows_per_cycle // p.vector_lanes))
-        m.d.comb += address.eq(address_bases[group * turns + upper] + self.acc_read.addr)
-        memories = -(-p.turn_lanes // shared)
-        chosen, s1_chosen = Signal(index_shape(memories)), Signal(index_shape(memories))
-        m.d.comb += chosen.eq(column >> (shared - 1).bit_length() if memories > 1 else 0)
-        m.d.sync += s1_chosen.eq(chosen)
-        read = []
+        # One of the read's two cycles is spent in a register: behind block RAMs, but before UltraRAMs, whose columns are far away.
+        asked = Signal(data.StructLayout({
+            "en": 1, "memory": index_shape(memories), "lane": index_shape(shared), "part": self.acc_read.part.shape(),
+            "address": range(p.groups * turns * p.steps * p.rows_per_cycle // p.vector_lanes)}))
+        read = Signal(asked.shape())
+        m.d.comb += [
+            asked.en.eq(self.acc_read.en), asked.memory.eq(column >> share_bits if memories > 1 else 0),
+            asked.lane.eq(column[:share_bits] if shared > 1 else 0), asked.part.eq(self.acc_read.part),
+            asked.address.eq(address_bases[group * turns + upper] + self.acc_read.addr),
+        ]
+        m.d["sync" if p.ultra else "comb"] += read.eq(asked)
+        chosen = Signal(index_shape(memories))
+        m.d.sync += chosen.eq(read.memory)
+        found = []
         for n, first in enumerate(range(0, p.turn_lanes, shared)):
             mine = list(range(first, min(first + shared, p.turn_lanes)))
             store = ResultMemory(lanes=len(mine), rows_per_cycle=p.rows_per_cycle, vector_lanes=p.vector_lanes, acc_bits=p.acc_bits,
@@ -468,8 +476,8 @@ class TernaryMatmul(wiring.Component):
             m.submodules[f"results_{n}"] = store
             m.d.comb += [
                 store.write.eq(finished | turn), store.write_step.eq(step),
-                store.read.eq(self.acc_read.en & (chosen == n)), store.lane.eq(column[: (shared - 1).bit_length()] if shared > 1 else 0),
-                store.address.eq(address), store.part.eq(self.acc_read.part),
+                store.read.eq(read.en & (read.memory == n)), store.lane.eq(read.lane), store.address.eq(read.address),
+                store.part.eq(read.part),
             ]
             for i, number in enumerate(mine):
                 sums, later = results[number], number + p.turn_lanes
@@ -479,8 +487,8 @@ class TernaryMatmul(wiring.Component):
                     m.d.sync += held.eq(results[later])
                     with m.If(turn):
                         m.d.comb += store.write_data[i].eq(held)
-            read.append(store.data)
-        with m.Switch(s1_chosen):
-            for i, word in enumerate(read):
-                with m.Case(i) if i + 1 < len(read) else m.Default():
-                    m.d.sync += self.acc_read.data.eq(word)
+            found.append(store.data)
+        with m.Switch(chosen):
+            for i, word in enumerate(found):
+                with m.Case(i) if i + 1 < len(found) else m.Default():
+                    m.d["comb" if p.ultra else "sync"] += self.acc_read.data.eq(word)

@@ -143,6 +143,22 @@ async def tokens(dut):
     assert dut.irq.value == 0
 
 
+@cocotb.test()
+async def tokens_while_read(dut):
+    """A token that comes in any cycle of a read that finds none is there for the next one."""
+    await begin(dut)
+    dut.running.value = 1
+
+    async def comes(after, token):
+        await streams.cycles(dut, after)
+        await streams.send(dut, "token_i", [token])
+
+    for after in range(12):
+        cocotb.start_soon(comes(after, after))
+        found = [await read(dut, "TOKEN_OUT") for _ in range(6)]
+        assert [token for token in found if token] == [1 << 31 | after], after
+
+
 async def watch(dut, seen):
     """Notes every pulse on the outputs towards the machine."""
     while True:
@@ -315,7 +331,7 @@ def run(testcase, mem_bytes=32, mem_ports=2):
     harness.run(dut, "csr", __name__, testcase=testcase, parameters={"ports": mem_ports, "mem_bytes": mem_bytes})
 
 
-@pytest.mark.parametrize("testcase", ["registers", "tokens", "control", "errors", "resets", "gives_up"])
+@pytest.mark.parametrize("testcase", ["registers", "tokens", "tokens_while_read", "control", "errors", "resets", "gives_up"])
 def test_bank(testcase):
     run(testcase)
 

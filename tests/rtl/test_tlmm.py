@@ -19,11 +19,11 @@ MAX_INPUTS, MAX_ROWS, ACC_BITS = 120, 88, 16
 
 
 def engine(form="symmetric14", packing="trit5", tables=5, rows=4, lanes=2, vector_lanes=4, mem_bytes=32, groups=1, result_banks=None,
-           result_turns=1) -> dict[str, Any]:
+           result_turns=1, ultra=False) -> dict[str, Any]:
     return {"table_form": form, "packing": packing, "tables": tables, "rows_per_cycle": rows, "lanes": lanes, "vector_lanes": vector_lanes,
             "mem_bytes": mem_bytes, "max_inputs": MAX_INPUTS, "max_rows": MAX_ROWS, "block_rows": MAX_ROWS, "acc_bits": ACC_BITS,
             "groups": groups, "result_banks": result_banks or max(1, vector_lanes // rows),
-            "result_turns": result_turns}
+            "result_turns": result_turns, "ultra": ultra}
 
 
 @dataclass
@@ -116,22 +116,26 @@ def test_shapes(tables, rows, vector_lanes, lanes, form, packing):
     ])
 
 
-@pytest.mark.parametrize("rows, vector_lanes, banks", [(2, 8, 1), (2, 8, 4), (4, 8, 2), (4, 4, 1), (8, 4, 1)])
-def test_results_are_there_when_the_progress_says_so(rows, vector_lanes, banks):
-    parameters = engine(tables=3, rows=rows, lanes=2, vector_lanes=vector_lanes, result_banks=banks)
+@pytest.mark.parametrize("rows, vector_lanes, banks, ultra", [
+    (2, 8, 1, False), (2, 8, 4, True), (4, 8, 2, False), (4, 4, 1, True), (8, 4, 1, False),
+])
+def test_results_are_there_when_the_progress_says_so(rows, vector_lanes, banks, ultra):
+    parameters = engine(tables=3, rows=rows, lanes=2, vector_lanes=vector_lanes, result_banks=banks, ultra=ultra)
     jobs = [job(88, 50, lanes=2), job(40, 60, "random", lanes=2), job(88, 20, "periodic", lanes=1), job(64, 9, "random", lanes=2, seed=1)]
     for j, at in zip(jobs, (0, 48 // rows, 0, 24 // rows), strict=True):
         j.at = at
     check(parameters, jobs, follow=True)
 
 
-@pytest.mark.parametrize("rows, vector_lanes, banks, turns, lanes", [
-    (2, 8, 1, 1, 6), (2, 8, 2, 1, 6), (4, 4, 1, 1, 6), (8, 4, 1, 1, 6), (2, 8, 1, 2, 6), (8, 4, 1, 2, 7),
+@pytest.mark.parametrize("rows, vector_lanes, banks, turns, lanes, ultra", [
+    (2, 8, 1, 1, 6, False), (2, 8, 2, 1, 6, True), (4, 4, 1, 1, 6, False), (8, 4, 1, 1, 6, True), (2, 8, 1, 2, 6, False),
+    (8, 4, 1, 2, 7, True), (2, 8, 1, 2, 6, True),
 ])
-def test_groups_and_blocks(rows, vector_lanes, banks, turns, lanes):
+def test_groups_and_blocks(rows, vector_lanes, banks, turns, lanes, ultra):
     """Results of one group and of other rows stay while others are computed; fewer slots than lanes; banks read in parts, results written
     in two turns."""
-    parameters = engine(tables=3, rows=rows, lanes=lanes, groups=2, vector_lanes=vector_lanes, result_banks=banks, result_turns=turns)
+    parameters = engine(tables=3, rows=rows, lanes=lanes, groups=2, vector_lanes=vector_lanes, result_banks=banks, result_turns=turns,
+                        ultra=ultra)
     jobs = [job(40, 60, lanes=6), job(24, 50, "random", lanes=5), job(88, 120, lanes=1), job(40, 60, lanes=6, seed=1)]
     jobs += [job(24, 20, lanes=3, seed=2)]
     for j, (slot, at) in zip(jobs, ((0, 0), (9, 3), (12, 0), (0, 40 // rows), (8, 0)), strict=True):
