@@ -69,12 +69,15 @@ class RegisterParameters:
         Instructions in the program memory.
     digest : int
         Digest of the configuration.
+    spread : bool
+        The machine spreads over a large device and has a fast clock: a token's read takes it out of its FIFO a cycle later.
     """
 
     mem_bytes: int
     mem_ports: int
     program_words: int
     digest: int
+    spread: bool = False
 
     latency = 3
     """Cycles from a request to its response; MEMORY_DATA waits for the memory besides."""
@@ -88,7 +91,8 @@ class RegisterParameters:
     @classmethod
     def of(cls, config: BuildConfig) -> RegisterParameters:
         """Those of a configuration's machine."""
-        return cls(mem_bytes=config.mem_bytes, mem_ports=config.mem_ports, program_words=config.program_words, digest=config.digest)
+        return cls(mem_bytes=config.mem_bytes, mem_ports=config.mem_ports, program_words=config.program_words, digest=config.digest,
+                   spread=config.ultra_units)
 
     def memories(self) -> tuple[MemoryUse, ...]:
         """What the unit instantiates."""

@@ -140,8 +140,11 @@ class ControlRegisters(wiring.Component):
         m.d.sync += self.irq.eq(read["TOKEN_LEVEL"].any() | self.halted | self.stopped)
 
         taken = self._read_port(m, read)
-        # A register, so that the FIFO does not wait for the decoded address; a token that comes in the meantime was not read.
-        m.d.sync += pop.eq(taken["TOKEN_OUT"] & read["TOKEN_OUT"][31])
+        if self.parameters.spread:
+            # The FIFO does not wait for the decoded address; a token that comes in the meantime was not read.
+            m.d.sync += pop.eq(taken["TOKEN_OUT"] & read["TOKEN_OUT"][31])
+        else:
+            m.d.comb += pop.eq(taken["TOKEN_OUT"])
         for name in ("CYCLES", "WEIGHT_BEATS"):
             with m.If(taken[f"{name}_LOW"]):
                 m.d.sync += read[f"{name}_HIGH"].eq(read[f"{name}_NOW"][32:])

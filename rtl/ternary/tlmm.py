@@ -446,7 +446,6 @@ class TernaryMatmul(wiring.Component):
             m.d.sync += turn.eq(finished & now.upper)
             with m.If(finished & now.upper):
                 m.d.sync += step.eq(bases[now.group * turns + 1] + now.place)
-        memories, share_bits = -(-p.turn_lanes // shared), (shared - 1).bit_length()
         lane, group = Signal(max(1, p.lane_bits)), Signal(max(1, p.group_bits))
         m.d.comb += [lane.eq(self.acc_read.slot[: p.lane_bits]), group.eq(self.acc_read.slot[p.lane_bits :])]
         upper, column = Signal(), Signal(index_shape(p.turn_lanes))
@@ -455,20 +454,16 @@ class TernaryMatmul(wiring.Component):
         else:
             m.d.comb += column.eq(lane)
         address_bases = Array([part * p.steps * p.rows_per_cycle // p.vector_lanes for part in range(p.groups * turns)])
-        # One of the read's two cycles is spent in a register: behind block RAMs, but before UltraRAMs, whose columns are far away.
-        asked = Signal(data.StructLayout({
-            "en": 1, "memory": index_shape(memories), "lane": index_shape(shared), "part": self.acc_read.part.shape(),
-            "address": range(p.groups * turns * p.steps * p.rows_per_cycle // p.vector_lanes)}))
-        read = Signal(asked.shape())
-        m.d.comb += [
-            asked.en.eq(self.acc_read.en), asked.memory.eq(column >> share_bits if memories > 1 else 0),
-            asked.lane.eq(column[:share_bits] if shared > 1 else 0), asked.part.eq(self.acc_read.part),
-            asked.address.eq(address_bases[group * turns + upper] + self.acc_read.addr),
-        ]
-        m.d["sync" if p.ultra else "comb"] += read.eq(asked)
-        chosen = Signal(index_shape(memories))
-        m.d.sync += chosen.eq(read.memory)
-        found = []
+        address = Signal(range(p.groups * turns * p.steps * p.rows_per_cycle // p.vector_lanes))
+        m.d.comb += address.eq(address_bases[group * turns + upper] + self.acc_read.addr)
+        memories = -(-p.turn_lanes // shared)
+        chosen, s1_chosen = Signal(index_shape(memories)), Signal(index_shape(memories))
+        m.d.comb += chosen.eq(column >> (shared - 1).bit_length() if memories > 1 else 0)
+        enable, memory_of, lane_of, word, part = self.acc_read.en, chosen, column, address, self.acc_read.part
+        if p.ultra:  # their columns are far away: the read's second cycle is spent on the way there, not behind them
+            enable, memory_of, lane_of, word, part = (self._later(m, value) for value in (enable, memory_of, lane_of, word, part))
+        m.d.sync += s1_chosen.eq(memory_of)
+        read = []
         for n, first in enumerate(range(0, p.turn_lanes, shared)):
             mine = list(range(first, min(first + shared, p.turn_lanes)))
             store = ResultMemory(lanes=len(mine), rows_per_cycle=p.rows_per_cycle, vector_lanes=p.vector_lanes, acc_bits=p.acc_bits,
@@ -476,8 +471,8 @@ class TernaryMatmul(wiring.Component):
             m.submodules[f"results_{n}"] = store
             m.d.comb += [
                 store.write.eq(finished | turn), store.write_step.eq(step),
-                store.read.eq(read.en & (read.memory == n)), store.lane.eq(read.lane), store.address.eq(read.address),
-                store.part.eq(read.part),
+                store.read.eq(enable & (memory_of == n)), store.lane.eq(lane_of[: (shared - 1).bit_length()] if shared > 1 else 0),
+                store.address.eq(word), store.part.eq(part),
             ]
             for i, number in enumerate(mine):
                 sums, later = results[number], number + p.turn_lanes
@@ -487,8 +482,14 @@ class TernaryMatmul(wiring.Component):
                     m.d.sync += held.eq(results[later])
                     with m.If(turn):
                         m.d.comb += store.write_data[i].eq(held)
-            found.append(store.data)
-        with m.Switch(chosen):
-            for i, word in enumerate(found):
-                with m.Case(i) if i + 1 < len(found) else m.Default():
+            read.append(store.data)
+        with m.Switch(s1_chosen):
+            for i, word in enumerate(read):
+                with m.Case(i) if i + 1 < len(read) else m.Default():
                     m.d["comb" if p.ultra else "sync"] += self.acc_read.data.eq(word)
+
+    def _later(self, m, value):
+        """The same a cycle later."""
+        later = Signal.like(value)
+        m.d.sync += later.eq(value)
+        return later

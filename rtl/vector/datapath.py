@@ -43,10 +43,9 @@ class Datapath:
         # Zero for the operations that add to nothing: a register with a reset spares a gate a bit.
         self.addend = Signal(data.ArrayLayout(signed(32), lanes))
         self.accumulators = Signal(data.ArrayLayout(signed(p.acc_bits), lanes), name="acc", reset_less=True)
-        # Of `accumulators`: those that the matrices' results give now, and whether the word is of these; those kept for a second pass.
-        self._given, self._again = (Signal(data.ArrayLayout(signed(p.acc_bits), lanes), name=name, reset_less=True)
-                                    for name in ("given", "again"))
-        self._fresh = Signal()
+        # From UltraRAMs, far away, accumulators come late: the lanes choose the results that are read now (`_late`, where `_fresh`) last of
+        # all, after what is `_early`.
+        self._late, self._early, self._fresh = [], [], Signal(name="fresh")
         self.work = Signal(data.ArrayLayout(WORK, lanes), reset_less=True)
         self.codes = [Signal(data.ArrayLayout(signed(8), lanes), name=f"codes{i}", reset_less=True) for i in (1, 2)]
         self.raw = [Signal(signed(ALIGNER_BITS), name=f"raw{k}", reset_less=True) for k in range(lanes)]
@@ -74,20 +73,23 @@ class Datapath:
 
     def _take_results(self, m, result, kept_place):
         """Accumulators from the matrices; those that come in parts are kept for a head's second pass."""
-        p, is_qkv = self._p, self.current.is_op(VectorOp.QKV)
-        given, again = Value.cast(self._given), Value.cast(self._again)
+        p = self._p
+        given = Signal(p.vector_lanes * p.acc_bits)
         m.d["sync" if p.acc_read_latency == 1 else "comb"] += given.eq(result)
-        of_results = self.current.is_op(VectorOp.RESID, VectorOp.QKV, VectorOp.GLU)
+        if p.ultra:
+            self._late = [given.word_select(k, p.acc_bits).as_signed() for k in range(p.vector_lanes)]
+        of_results = self.current.is_op(VectorOp.RESID, VectorOp.QKV, VectorOp.GLU) if p.ultra else None
         if p.acc_parts == 1:
-            m.d.sync += self._fresh.eq(of_results)
             m.d.comb += Value.cast(self.accumulators).eq(given)
+            if of_results is not None:
+                m.d.sync += self._fresh.eq(of_results)
             return
         m.submodules.kept = kept = Memory(shape=p.vector_lanes * p.acc_bits, depth=1 << len(kept_place), init=[])
         kept_write, kept_read = kept.write_port(), kept.read_port()
         s1_place, s2_place = Signal.like(kept_place), Signal.like(kept_place)
-        second = self.stage[2].second & is_qkv
-        m.d.sync += [s1_place.eq(kept_place), s2_place.eq(s1_place), again.eq(kept_read.data),
-                     self._fresh.eq(of_results & ~(self.stage[1].second & is_qkv))]
+        again = Signal.like(given)
+        second = self.stage[2].second & self.current.is_op(VectorOp.QKV)
+        m.d.sync += [s1_place.eq(kept_place), s2_place.eq(s1_place), again.eq(kept_read.data)]
         m.d.comb += [
             kept_write.en.eq(self.stage[2].valid & ~second),
             kept_write.addr.eq(s2_place),
@@ -95,6 +97,9 @@ class Datapath:
             kept_read.addr.eq(kept_place),
             Value.cast(self.accumulators).eq(Mux(second, again, given)),
         ]
+        if of_results is not None:
+            self._early = [again.word_select(k, p.acc_bits).as_signed() for k in range(p.vector_lanes)]
+            m.d.sync += self._fresh.eq(of_results & ~(self.stage[1].second & self.current.is_op(VectorOp.QKV)))
 
     def multiply(self, m, coefficients, *, left, top, multiplier, squares):
         """Stage 3: one word for the aligning shifter. Stage 4: operands, 24 bits. Stage 5: products. Stage 6: y.
@@ -129,22 +134,25 @@ class Datapath:
 
     def _align(self, m, k, is_norm, left, top):
         """A lane's element, accumulator or code, and its right shift."""
-        work, raw = self.work[k], self.raw[k]
+        work, raw, acc_bits = self.work[k], self.raw[k], self._p.acc_bits
         amount, distance = Signal(5, name=f"amount{k}", reset_less=True), Signal(9, name=f"distance{k}")
         m.d.comb += distance.eq(sign_extend(top, 9) - sign_extend(work.e, 9))
-        # Results come late, from far memories: they are chosen last.
-        with m.If(self._fresh):
-            m.d.sync += [raw.eq(sign_extend(self._given[k], ALIGNER_BITS)), amount.eq(0)]
-        with m.Elif(is_norm & ~self.current.command.source):
+        with m.If(is_norm & ~self.current.command.source):
             operand, shift = Norm.residual_operand(self.residual[k], left)
             m.d.sync += [raw.eq(operand), amount.eq(shift)]
         with m.Elif(is_norm):
             operand, shift = Norm.work_operand(work.m, distance)
             m.d.sync += [raw.eq(operand), amount.eq(shift)]
-        with m.Elif(self.current.is_op(VectorOp.EMBED) if self._p.acc_parts > 1 else C(1, 1)):
-            m.d.sync += [raw.eq(sign_extend(self.codes[1][k], ALIGNER_BITS)), amount.eq(0)]
         with m.Else():
-            m.d.sync += [raw.eq(sign_extend(self._again[k], ALIGNER_BITS)), amount.eq(0)]
+            code = sign_extend(self.codes[1][k], acc_bits)
+            early = self._early[k] if self._early else code if self._late else self.accumulators[k]
+            m.d.sync += [
+                raw.eq(sign_extend(Mux(self.current.is_op(VectorOp.EMBED), code, early), ALIGNER_BITS)),
+                amount.eq(0),
+            ]
+        if self._late:
+            with m.If(self._fresh):
+                m.d.sync += raw.eq(sign_extend(self._late[k], ALIGNER_BITS))
         aligned = Signal(signed(ACTIVATION_BITS), name=f"aligned{k}")
         m.d.comb += aligned.eq(shift_right(m, raw, amount, ACTIVATION_BITS, f"align{k}"))
         return aligned

@@ -22,7 +22,7 @@ class RegisterProperties(Elaboratable):
     """A bank with its AXI4-Lite master; what else it is connected to does anything."""
 
     def __init__(self, code):
-        self.dut = dut = code.ControlRegisters(RegisterParameters(mem_bytes=4, mem_ports=1, program_words=2, digest=1))
+        self.dut = dut = code.ControlRegisters(RegisterParameters(mem_bytes=4, mem_ports=1, program_words=2, digest=1, spread=True))
         self.master = AxiLiteMaster(dut, write_cycles=SMALL["WRITE_CYCLES"] + 4, read_cycles=3)
         self.mark, self.token = Signal(), Signal(2)
         self.ports = [*self.master.ports, self.mark, self.token, dut.running, dut.memory_busy, dut.memory_error, dut.memory_write.ready,

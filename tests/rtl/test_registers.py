@@ -325,15 +325,20 @@ async def gives_up(dut):
     assert await read(dut, "MEMORY_ADDRESS") == 0x40
 
 
-def run(testcase, mem_bytes=32, mem_ports=2):
+def run(testcase, mem_bytes=32, mem_ports=2, spread=False):
     dut = harness.unit(ControlRegisters, RegisterParameters(
-        mem_bytes=mem_bytes, mem_ports=mem_ports, program_words=64, digest=DIGEST))
+        mem_bytes=mem_bytes, mem_ports=mem_ports, program_words=64, digest=DIGEST, spread=spread))
     harness.run(dut, "csr", __name__, testcase=testcase, parameters={"ports": mem_ports, "mem_bytes": mem_bytes})
 
 
 @pytest.mark.parametrize("testcase", ["registers", "tokens", "tokens_while_read", "control", "errors", "resets", "gives_up"])
 def test_bank(testcase):
     run(testcase)
+
+
+@pytest.mark.parametrize("testcase", ["tokens", "tokens_while_read"])
+def test_a_token_is_read_once_in_a_machine_that_is_spread(testcase):
+    run(testcase, spread=True)
 
 
 def test_narrow_memory():

@@ -65,14 +65,14 @@ def configuration(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "stall", "acc_latency", "acc_parts"),
-    [("wide", "random", 1, 1), ("narrow", "none", 2, 1), ("silu", "random", 2, 1), ("square", "periodic", 1, 1), ("wide", "random", 2, 2),
-     ("silu", "none", 2, 2)],
+    ("name", "stall", "acc_latency", "acc_parts", "ultra"),
+    [("wide", "random", 1, 1, False), ("narrow", "none", 2, 1, False), ("silu", "random", 2, 1, True), ("square", "periodic", 1, 1, False),
+     ("wide", "random", 2, 2, True), ("silu", "none", 2, 2, False)],
 )
-def test_programs(name, stall, acc_latency, acc_parts):
+def test_programs(name, stall, acc_latency, acc_parts, ultra):
     config = configuration(name)
     parameters = {"config": config.to_dict(), "acc_latency": acc_latency, "acc_parts": acc_parts, "stall": stall, "forms": FORMS}
-    vector = replace(VectorParameters.of(config), acc_read_latency=acc_latency, acc_parts=acc_parts)
+    vector = replace(VectorParameters.of(config), acc_read_latency=acc_latency, acc_parts=acc_parts, ultra=ultra)
     if name == WIDEST:
         vector = replace(vector, acc_bits=ACTIVATION_BITS)
     unit = harness.unit(VectorUnit, vector)
