@@ -219,7 +219,7 @@ def test_fit_speaks_to_people(tritloom, tmp_path):
     assert re.search(r"of 512\.0 KiB: 182%; the board has 4,096\.0 MiB of DRAM, .* 0x00001000 to 0x00080fff", out) and "bound by" not in out
     assert "a context of 256, at 256 positions" in out and "--context 256" in out and re.search(r"^fits on .*kv260, ", out, re.M)
     out = tritloom("fit", "--model", "bitnet_b1_58-large", "--board", "kv260", "--context", 256, "--set", "sequences=8")[1]
-    assert "slack +1.09 ns, 22%" in out and re.search(r"^projected at 128 positions +150 MHz +200 MHz +250 MHz$", out, re.M)
+    assert re.search(r"slack \+0\.4\d ns, 1\d%", out) and re.search(r"^projected at 128 positions +150 MHz +200 MHz +250 MHz$", out, re.M)
     assert "warning" not in out
     assert re.search(r"^more of one thing, at 256 positions +one text +4 texts +first token +LUTs +how$", out, re.M)
     assert "--set lanes=4 --set attention_lanes=4 --set clock_hz=200000000: does not fit, " in out
