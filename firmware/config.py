@@ -58,6 +58,12 @@ MOST_HEAD_BLOCKS = 1 << 14
 STEP_LIMIT = 1 << 16
 """Rows of a block over `rows_per_cycle` are fewer: what the matmul instruction counts."""
 
+GROUP_SIZES = (0, 64, 128)
+"""Inputs that share a scale; 0: one scale a matrix."""
+
+SHAPE_NEUTRAL = {"group_size": 0, "head_norms": False, "ternary_head": False}
+"""Fields of a shape that came later, and what they are in models from before."""
+
 SHAPE_LIMITS = {"hidden": 1 << 17, "ffn": 1 << 17, "layers": 4096, "heads": 1 << 16, "kv_heads": 1 << 16, "head_dim": 1 << 16,
                 "vocab": 1 << 20, "context": 1 << 24}
 """Most of each dimension of a model: several times what any published model has."""
@@ -123,6 +129,8 @@ class ModelShape:
 
     `hidden`, `ffn`: widths; `heads`/`kv_heads`: query and key/value heads of `head_dim`;
     `context`: most positions the KV cache holds; `sub_norms`: norms before o_proj and down_proj.
+    `group_size`: consecutive inputs of a row of a ternary matrix that share a scale, 0 for one scale a matrix; `head_norms`: RMS norms
+    of each query and key head before rotation; `ternary_head`: embedding and head are ternary by groups too.
     """
 
     hidden: int
@@ -135,14 +143,30 @@ class ModelShape:
     context: int
     activation: str
     sub_norms: bool
+    group_size: int = 0
+    head_norms: bool = False
+    ternary_head: bool = False
 
     def __post_init__(self) -> None:
         for name, most in SHAPE_LIMITS.items():
             _require_number(f"shape.{name}", getattr(self, name), 1, most)
         _require(self.activation in ACTIVATIONS, f"shape.activation must be one of {', '.join(ACTIVATIONS)}, not {_shown(self.activation)}")
-        _require(isinstance(self.sub_norms, bool), f"shape.sub_norms must be true or false, not {_shown(self.sub_norms)}")
+        for name in ("sub_norms", "head_norms", "ternary_head"):
+            _require(isinstance(getattr(self, name), bool), f"shape.{name} must be true or false, not {_shown(getattr(self, name))}")
         _require(self.heads % self.kv_heads == 0, f"shape.heads ({self.heads}) must be a multiple of shape.kv_heads ({self.kv_heads})")
         _require(self.head_dim % 2 == 0, f"shape.head_dim must be even for rotary embedding, not {self.head_dim}")
+        _require(type(self.group_size) is int and self.group_size in GROUP_SIZES,
+                 f"shape.group_size must be one of {', '.join(map(str, GROUP_SIZES))}, not {_shown(self.group_size)}")
+        if self.group_size:
+            for name in ("hidden", "q_size", "ffn"):
+                _require(getattr(self, name) % self.group_size == 0,
+                         f"shape.{name} ({getattr(self, name)}) must be a multiple of shape.group_size ({self.group_size})")
+        _require(not self.ternary_head or self.group_size > 0, "shape.ternary_head is by groups: give shape.group_size, or leave it out")
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, without fields of SHAPE_NEUTRAL that say nothing: results, images and digests of machines from before there were
+        such fields stay what they were."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if SHAPE_NEUTRAL.get(name, ...) != value}
 
     @property
     def group(self) -> int:
@@ -462,7 +486,7 @@ class BuildConfig:
     # JSON and digest ------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        return dataclasses.asdict(self) | {"shape": self.shape.to_dict()}
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict() | {"digest": f"{self.digest:08x}"}, indent=2) + "\n"
@@ -497,6 +521,9 @@ class BuildConfig:
 
     @property
     def digest(self) -> int:
-        """32-bit digest of every field: stands in a CSR, in the image and beside the Verilog."""
+        """32-bit digest of every field: stands in a CSR, in the image and beside the Verilog.
+
+        Fields of SHAPE_NEUTRAL that say nothing are left out (`ModelShape.to_dict`), so that machines from before keep their digest.
+        """
         canonical = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
         return int.from_bytes(hashlib.sha256(canonical.encode()).digest()[:4], "little")

@@ -15,7 +15,7 @@ GOOD: dict[str, Any] = dict(shape=TINY, lanes=1, tables=5, rows_per_cycle=4, vec
 
 def test_every_number_has_limits():
     assert set(LIMITS) == set(NUMBERS)
-    assert set(SHAPE_LIMITS) == {field.name for field in dataclasses.fields(ModelShape) if field.type == "int"}
+    assert {*SHAPE_LIMITS, "group_size"} == {field.name for field in dataclasses.fields(ModelShape) if field.type == "int"}
 
 
 @pytest.mark.parametrize("name", NUMBERS)
@@ -29,6 +29,7 @@ def test_numbers_out_of_range_are_named(name):
 
 @pytest.mark.parametrize("name, values", [
     ("vocab", (10**9, 1 << 20_000, 0)), ("hidden", (10**7,)), ("layers", (10**6,)), ("context", (10**9,)), ("ffn", (10**7, True)),
+    ("group_size", (32, True, "64", -64)), ("head_norms", (1,)), ("ternary_head", (None,)),
     ("heads", (10**6, 1.0)), ("head_dim", (10**6, "64")), ("kv_heads", (10**6, 0)), ("sub_norms", (1,)), ("activation", (["silu"],)),
 ])
 def test_models_of_absurd_size_are_refused(name, values):
@@ -55,3 +56,25 @@ def test_what_is_no_configuration_is_said(text):
     with pytest.raises(ConfigError):
         BuildConfig.from_json(text)
     assert BuildConfig.from_json(json.dumps(BuildConfig(**GOOD).to_dict())) == BuildConfig(**GOOD)
+
+
+def test_a_shape_s_later_fields_change_no_machine_from_before():
+    plain = BuildConfig(**GOOD)
+    assert f"{plain.digest:08x}" == "50d3180c"  # what it was before there were such fields
+    assert not {"group_size", "head_norms", "ternary_head"} & set(plain.to_dict()["shape"]) and plain.to_dict()["shape"] == TINY.to_dict()
+    wide = dataclasses.replace(TINY, hidden=64, heads=8, ffn=128, group_size=64, head_norms=True)
+    grouped = BuildConfig(**GOOD | {"shape": wide})
+    assert grouped.to_dict()["shape"].items() >= {"group_size": 64, "head_norms": True}.items()
+    assert BuildConfig.from_json(grouped.to_json()) == grouped
+    others = [dataclasses.replace(wide, **change) for change in ({"group_size": 0}, {"head_norms": False}, {"ternary_head": True})]
+    assert len({grouped.digest, *(BuildConfig(**GOOD | {"shape": shape}).digest for shape in others)}) == 4
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"group_size": 64}, "shape.hidden .32. must be a multiple of shape.group_size .64."),
+    ({"group_size": 128, "hidden": 128, "head_dim": 16, "ffn": 128}, "shape.q_size .64. must be a multiple"),
+    ({"ternary_head": True}, "ternary_head is by groups"),
+])
+def test_groups_are_whole(changes, words):
+    with pytest.raises(ConfigError, match=words):
+        dataclasses.replace(TINY, **changes)
