@@ -124,10 +124,11 @@ def _quantise_layer(checkpoint: Checkpoint, index: int) -> Layer:
 def quantise(checkpoint: Checkpoint, context: int | None = None) -> QuantisedModel:
     """The integers of a checkpoint, with the binary points of `gen.scaling`; of a large one layers are read whenever they are used.
 
-    `context` shortens the KV cache. Raises CheckpointError for numbers that no binary point carries.
+    `context` shortens the KV cache. Raises CheckpointError for numbers that no binary point carries, ConfigError for a model that no
+    machine computes.
     """
     checkpoint = checkpoint.with_context(context)
-    spec = checkpoint.spec
+    spec = checkpoint.spec.require_machine()
     embedding = _quantise_table(checkpoint, checkpoint.embedding_name)
     head = embedding if spec.tied_embeddings else _quantise_table(checkpoint, checkpoint.head_table)
     cos, sin = rotary_tables(spec)

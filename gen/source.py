@@ -81,13 +81,15 @@ class Source:
         return self.published or (self.path.is_dir() and (self.path / "config.json").is_file() and without_weights(self.path))
 
     def open(self, context: int | None = None) -> Checkpoint:
-        """The checkpoint, with a cache of `context` positions."""
+        """The checkpoint, with a cache of `context` positions. Raises `ConfigError` for a model that no machine computes."""
         from tritloom.gen.models import open_checkpoint
 
         self.refuse_missing()
         if self.published:
             raise InputError(f"{self.path} is a shape without weights, which are needed here: give a model folder or .gguf file")
-        return open_checkpoint(self.path, context=context, **self.said)
+        checkpoint = open_checkpoint(self.path, context=context, **self.said)
+        checkpoint.spec.require_machine()
+        return checkpoint
 
     def check(self, *, need_tokenizer: bool = True, progress: Callable[[int, int], None] | None = None) -> CheckReport:
         """Everything that is wrong with the checkpoint."""
@@ -96,7 +98,12 @@ class Source:
         return check(self.path, need_tokenizer=need_tokenizer, progress=progress, **self.said)
 
     def spec(self, context: int | None = None) -> ModelSpec:
-        """The model's dimensions, of a checkpoint or of a published shape: enough where neither weights nor tokenizer are needed."""
+        """The model's dimensions, of a checkpoint or of a published shape: enough where neither weights nor tokenizer are needed. Raises
+        `ConfigError` for a model that no machine computes."""
+        return self.described(context).require_machine()
+
+    def described(self, context: int | None = None) -> ModelSpec:
+        """The same, whether or not a machine computes the model."""
         from tritloom.gen.models import open_shape
         from tritloom.gen.models.shapes import published
 

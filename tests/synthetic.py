@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ import pytest
 from numpy.typing import NDArray
 
 from tritloom.firmware.config import ModelShape
-from tritloom.gen.models.checkpoint import MATRICES, NORMS, SUB_NORMS
+from tritloom.gen.models import Problem, check
+from tritloom.gen.models.checkpoint import MATRICES, NORMS, SUB_NORMS, matrix_shape, norm_length, norms_of
+from tritloom.gen.models.groups import Grouped
 from tritloom.sim.check.synthetic import (  # noqa: F401  what tests take from here
     TINY,
     Weights,
@@ -27,12 +30,22 @@ LLAMA = ModelShape(
     hidden=256, ffn=512, layers=1, heads=4, kv_heads=2, head_dim=64, vocab=40, context=64, activation="silu", sub_norms=False
 )
 
+def assert_problem(path: Path, subject: str, cause: str, **options: Any) -> Problem:
+    """`check` reports it in one line, and `open_checkpoint` or reading raises the like."""
+    report = check(path, **options)
+    assert not report.ok
+    found = [p for p in report.problems if subject in p.subject and cause in p.cause]
+    assert found, report.problems
+    assert found[0].fix and "\n" not in str(found[0])
+    return found[0]
+
+
 # GGUF --------------------------------------------------------------------------------------------
 
 GGUF_NAMES = {
     "q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output", "gate_proj": "ffn_gate", "up_proj": "ffn_up",
     "down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
-    "attn_sub_norm": "attn_sub_norm", "ffn_sub_norm": "ffn_sub_norm",
+    "attn_sub_norm": "attn_sub_norm", "ffn_sub_norm": "ffn_sub_norm", "q_norm": "attn_q_norm", "k_norm": "attn_k_norm",
 }  # fmt: skip
 
 
@@ -99,17 +112,6 @@ def i2s_bytes(trits: NDArray[np.int8], scale: float, block: int) -> bytes:
 
 def gguf_i2s(path: Path, shape: ModelShape, w: Weights, *, block: int, architecture: str = "bitnet-b1.58") -> Path:
     """A GGUF file with I2_S matrices, written by hand: the gguf package does not know the type."""
-
-    def text(s: str) -> bytes:
-        return struct.pack("<Q", len(s)) + s.encode()
-
-    numbers = {
-        "context_length": shape.context, "embedding_length": shape.hidden, "block_count": shape.layers, "feed_forward_length": shape.ffn,
-        "attention.head_count": shape.heads, "attention.head_count_kv": shape.kv_heads,
-    }  # fmt: skip
-    values = [text("general.architecture") + struct.pack("<I", 8) + text(architecture)]
-    values += [text(f"{architecture}.{k}") + struct.pack("<II", 4, v) for k, v in numbers.items()]
-    values += [text(f"{architecture}.attention.layer_norm_rms_epsilon") + struct.pack("<If", 6, 1e-5)]
     tensors = [
         ("token_embd.weight", w["embedding"].shape, 0, w["embedding"].tobytes()),
         ("output_norm.weight", w["norm"].shape, 0, w["norm"].tobytes()),
@@ -120,12 +122,211 @@ def gguf_i2s(path: Path, shape: ModelShape, w: Weights, *, block: int, architect
             tensors.append((f"blk.{layer}.{GGUF_NAMES[name]}.weight", trits.shape, 36, i2s_bytes(trits, scale, block)))
         for name in NORMS:
             tensors.append((f"blk.{layer}.{GGUF_NAMES[name]}.weight", w[layer, name].shape, 0, w[layer, name].tobytes()))
-    infos, data = b"", b""
-    for name, dims, kind, content in tensors:
-        infos += text(name) + struct.pack("<I", len(dims)) + b"".join(struct.pack("<Q", d) for d in reversed(dims))
-        infos += struct.pack("<IQ", kind, len(data))
-        data += content + bytes(-len(content) % 32)
-    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(values)) + b"".join(values) + infos
-    path.write_bytes(head + bytes(-len(head) % 32) + data)
+    write_gguf(path, gguf_values(shape, architecture), tensors)
     write_tokenizer(path.parent, shape.vocab)
     return path
+
+
+def gguf_values(shape: ModelShape, architecture: str, eps: float = 1e-5) -> dict[str, Any]:
+    """Metadata that every file has."""
+    numbers = {
+        "context_length": shape.context, "embedding_length": shape.hidden, "block_count": shape.layers, "feed_forward_length": shape.ffn,
+        "attention.head_count": shape.heads, "attention.head_count_kv": shape.kv_heads, "attention.layer_norm_rms_epsilon": eps,
+    }  # fmt: skip
+    return {"general.architecture": architecture} | {f"{architecture}.{name}": value for name, value in numbers.items()}
+
+
+GgufTensor = tuple[str, tuple[int, ...], int, bytes]
+"""Name, shape with rows first, type number, bytes."""
+
+
+def write_gguf(path: Path, values: dict[str, Any], tensors: list[GgufTensor]) -> Path:
+    """A GGUF file of any types: integers are uint32, floats float32."""
+
+    def text(s: str) -> bytes:
+        return struct.pack("<Q", len(s.encode())) + s.encode()
+
+    def value(v: Any) -> bytes:
+        if isinstance(v, list):
+            kind = struct.unpack("<I", value(v[0])[:4])[0]
+            return struct.pack("<IIQ", 9, kind, len(v)) + b"".join(value(item)[4:] for item in v)
+        if isinstance(v, str):
+            return struct.pack("<I", 8) + text(v)
+        if isinstance(v, bool):
+            return struct.pack("<I?", 7, v)
+        return struct.pack("<If", 6, v) if isinstance(v, float) else struct.pack("<II", 4, v)
+
+    infos, data = b"", []
+    at = 0
+    for name, dims, kind, content in tensors:
+        infos += text(name) + struct.pack("<I", len(dims)) + b"".join(struct.pack("<Q", d) for d in reversed(dims))
+        infos += struct.pack("<IQ", kind, at)
+        data.append(content + bytes(-len(content) % 32))
+        at += len(data[-1])
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(values)) + b"".join(text(k) + value(v) for k, v in values.items()) + infos
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(head + bytes(-len(head) % 32) + b"".join(data))
+    return path
+
+
+# Ternary by groups ---------------------------------------------------------------------------------
+
+GROUPED = ModelShape(hidden=256, ffn=384, layers=2, heads=4, kv_heads=2, head_dim=64, vocab=70, context=64, activation="silu",
+                     sub_norms=False, group_size=128, head_norms=True, ternary_head=True)  # fmt: skip
+
+
+def grouped_weights(shape: ModelShape = GROUPED, seed: int = 0) -> Weights:
+    """As `weights`, with `Grouped` matrices, embedding and head; scales are values of float16 and bfloat16; some groups are zeros."""
+    rng = np.random.default_rng(seed)
+
+    def matrix(rows: int, inputs: int) -> Grouped:
+        trits = rng.integers(-1, 2, (rows, inputs)).astype(np.int8)
+        groups = trits.reshape(rows, -1, shape.group_size)
+        groups[rng.random(groups.shape[:2]) < 0.02] = 0
+        scales = rng.integers(0x3C80, 0x3D80, groups.shape[:2]).astype(np.uint32) << 16  # bfloat16, 1/64 to 1/16
+        scales = scales.view(np.float32).astype(np.float16)
+        return Grouped(trits, np.where(groups.any(-1), scales, np.float16(0)))
+
+    out: Weights = {"embedding": matrix(shape.vocab, shape.hidden), "head": matrix(shape.vocab, shape.hidden)}
+    out["norm"] = rng.uniform(0.5, 2, shape.hidden).astype(np.float32)
+    for layer in range(shape.layers):
+        out |= {(layer, name): matrix(*matrix_shape(shape, name)) for name in MATRICES}
+        out |= {(layer, name): rng.uniform(0.5, 2, norm_length(shape, name)).astype(np.float32) for name in norms_of(shape)}
+    return out
+
+
+def bfloat16(values: NDArray[np.floating]) -> NDArray[np.uint16]:
+    """The bits of values that bfloat16 holds."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    assert not (bits & 0xFFFF).any()
+    return (bits >> 16).astype(np.uint16)
+
+
+def qwen3_names(shape: ModelShape, w: Weights, *, tied: bool = True) -> dict[str, Any]:
+    """Hugging Face's names: `Grouped` matrices and tables, and float32 norms."""
+    out = {"model.embed_tokens.weight": w["embedding"], "model.norm.weight": w["norm"]} | ({} if tied else {"lm_head.weight": w["head"]})
+    for layer in range(shape.layers):
+        for name in (*MATRICES, *norms_of(shape)):
+            place = "self_attn." if name[0] in "qkvo" else "mlp." if name in MATRICES else ""
+            out[f"model.layers.{layer}.{place}{name}.weight"] = w[layer, name]
+    return out
+
+
+def qwen3_config(shape: ModelShape, tied: bool, **changes: Any) -> dict[str, Any]:
+    config = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "quantization_config": None, "attention_bias": False,
+              "tie_word_embeddings": tied, "rope_theta": 1e6, "rms_norm_eps": 1e-6}  # fmt: skip
+    return config_json(shape, **(config | changes))
+
+
+def save(folder: Path, tensors: dict[str, NDArray[Any]], config: dict[str, Any], shards: int = 1) -> Path:
+    """A model folder; uint16 tensors are bfloat16 ones."""
+    folder.mkdir(parents=True, exist_ok=True)
+    kinds = {"uint16": "BF16", "float16": "F16", "float32": "F32", "uint32": "U32", "uint8": "U8", "int8": "I8"}
+    index, names = {}, list(tensors)
+    for number in range(shards):
+        file = "model.safetensors" if shards == 1 else f"model-{number + 1:05d}-of-{shards:05d}.safetensors"
+        header, data = {}, b""
+        for name in names[number::shards]:
+            content = np.ascontiguousarray(tensors[name]).tobytes()
+            header[name] = {"dtype": kinds[str(tensors[name].dtype)], "shape": list(tensors[name].shape),
+                            "data_offsets": [len(data), len(data) + len(content)]}  # fmt: skip
+            data += content
+            index[name] = file
+        text = json.dumps(header).encode()
+        (folder / file).write_bytes(struct.pack("<Q", len(text)) + text + data)
+    if shards > 1:
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    (folder / "config.json").write_text(json.dumps(config))
+    write_tokenizer(folder, config["vocab_size"])
+    return folder
+
+
+def unpacked(folder: Path, shape: ModelShape = GROUPED, w: Weights | None = None, *, tied: bool = True, dtype: str = "float16",
+             config: dict[str, Any] | None = None, tensors: dict[str, NDArray[Any]] | None = None, shards: int = 1) -> Path:  # fmt: skip
+    """An ordinary Qwen3 folder whose values are scale · trit; `config` and `tensors` change entries."""
+    content: dict[str, Any] = {}
+    for name, value in qwen3_names(shape, w or grouped_weights(shape), tied=tied).items():
+        values = value.floats() if isinstance(value, Grouped) else value.astype(np.float16).astype(np.float32)
+        if dtype == "bfloat16":
+            content[name] = bfloat16(values) if isinstance(value, Grouped) else values
+        else:
+            content[name] = values.astype(dtype)
+    return save(folder, content | (tensors or {}), qwen3_config(shape, tied, **(config or {})), shards)
+
+
+def mlx(folder: Path, shape: ModelShape = GROUPED, w: Weights | None = None, *, tied: bool = True, flipped: bool = False,
+        tensors: dict[str, NDArray[Any]] | None = None, config: dict[str, Any] | None = None) -> Path:  # fmt: skip
+    """A folder as MLX writes it: scale · code + bias. `flipped`: codes count down, with scales below 0."""
+    content: dict[str, Any] = {}
+    for name, value in qwen3_names(shape, w or grouped_weights(shape), tied=tied).items():
+        if not isinstance(value, Grouped):
+            content[name] = value.astype(np.float16)
+            continue
+        codes = ((-value.trits if flipped else value.trits) + 1).astype(np.uint32).reshape(len(value.trits), -1, 16)
+        content[name] = (codes << np.arange(0, 32, 2, dtype=np.uint32)).sum(-1, dtype=np.uint32)
+        scales = -value.scales if flipped else value.scales
+        content[name.replace(".weight", ".scales")], content[name.replace(".weight", ".biases")] = scales, -scales
+    record = {"group_size": shape.group_size, "bits": 2}
+    changes = {"quantization": record, "quantization_config": record} | (config or {})
+    return save(folder, content | (tensors or {}), qwen3_config(shape, tied, **changes))
+
+
+def two_bits(matrix: Grouped, size: int) -> bytes:
+    """Blocks of `size`: the scale, then four codes a byte, the first in the low bits."""
+    groups = matrix.in_groups("", size)
+    codes = (groups.trits + 1).astype(np.uint8).reshape(-1, size // 4, 4)
+    packed = codes[..., 0] | codes[..., 1] << 2 | codes[..., 2] << 4 | codes[..., 3] << 6
+    return np.concatenate([groups.scales.reshape(-1, 1).view(np.uint8), packed], 1).tobytes()
+
+
+def base_3(matrix: Grouped) -> bytes:
+    """PTQ1_0's blocks, element by element as the format says."""
+    digits = (matrix.in_groups("", 128).trits + 1).astype(np.int64).reshape(-1, 128)
+    numbers = np.zeros((len(digits), 26), np.int64)
+    for e in range(128):
+        first, start, width = next(part for part in ((120, 24, 2), (80, 16, 8), (0, 0, 16)) if e >= part[0])
+        byte, digit = start + (e - first) % width, (e - first) // width
+        numbers[:, byte] += digits[:, e] * 3 ** (4 - digit)
+    stored = -(-numbers * 256 // 243)
+    return np.concatenate([stored.astype(np.uint8), matrix.in_groups("", 128).scales.reshape(-1, 1).view(np.uint8)], 1).tobytes()
+
+
+def _as_float(number: int, dtype: Any) -> tuple[int, Any]:
+    return number, lambda matrix: (bfloat16(matrix.floats()) if dtype is None else matrix.floats().astype(dtype)).tobytes()
+
+
+GGUF_FORMS: dict[str, tuple[int, Any]] = {
+    "Q2_0": (42, lambda matrix: two_bits(matrix, 64)), "PQ2_0": (142, lambda matrix: two_bits(matrix, 128)), "PTQ1_0": (143, base_3),
+    "F32": _as_float(0, np.float32), "F16": _as_float(1, np.float16), "BF16": _as_float(30, None),
+    "old Q2_0": (42, lambda matrix: two_bits(matrix, 128)),
+}  # fmt: skip
+"""Type number, and what makes bytes of a `Grouped`."""
+
+
+def grouped_gguf(path: Path, shape: ModelShape = GROUPED, w: Weights | None = None, *, form: str = "PQ2_0", tied: bool = True,
+                 forms: dict[str, str] | None = None, values: dict[str, Any] | None = None, architecture: str = "qwen3",
+                 tensors: dict[str, GgufTensor | None] | None = None, vocabulary: bool = False) -> Path:  # fmt: skip
+    """A GGUF file of `form`; `forms` are other ones of single tensors, `values` more metadata, `tensors` change entries (None removes)."""
+    w = w or grouped_weights(shape)
+    names = {"token_embd": w["embedding"], "output_norm": w["norm"]} | ({} if tied else {"output": w["head"]})
+    heads = {"q_proj": shape.heads, "k_proj": shape.kv_heads}
+    for layer in range(shape.layers):
+        for name in (*MATRICES, *norms_of(shape)):
+            value = w[layer, name]
+            if architecture == "llama" and name in heads:
+                value = Grouped(interleaved(value.trits, heads[name]), interleaved(value.scales, heads[name]))
+            names[f"blk.{layer}.{GGUF_NAMES[name]}"] = value
+    entries: dict[str, GgufTensor | None] = {}
+    for name, value in names.items():
+        if isinstance(value, Grouped):
+            number, encode = GGUF_FORMS[(forms or {}).get(name, form)]
+            entries[name] = (f"{name}.weight", value.trits.shape, number, encode(value))
+        else:
+            entries[name] = (f"{name}.weight", value.shape, 0, np.asarray(value, np.float32).tobytes())
+    metadata = gguf_values(shape, architecture, 1e-6) | {f"{architecture}.rope.freq_base": 1e6}
+    metadata |= {f"{architecture}.attention.{kind}_length": shape.head_dim for kind in ("key", "value")}
+    if not vocabulary:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_tokenizer(path.parent, shape.vocab)
+    found = [entry for entry in (entries | (tensors or {})).values() if entry is not None]
+    return write_gguf(path, metadata | {"tokenizer.ggml.eos_token_id": 2} | (values or {}), found)

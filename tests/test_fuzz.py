@@ -1,13 +1,19 @@
 """Mutated files in the suite: a few hundred by number, some by hypothesis, and whether the stored long run is of these readers."""
 
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import fuzz
+import synthetic
+from tritloom.gen.models import check, open_checkpoint
+from tritloom.gen.models.checkpoint import MATRICES
 
 pytestmark = pytest.mark.slow
 
@@ -37,6 +43,32 @@ def test_what_is_wrong_is_seen(corpus, monkeypatch):
     monkeypatch.setattr(GgufCheckpoint, "ternary", lambda self, *what: (-right(self, *what)[0], right(self, *what)[1]))
     with pytest.raises(fuzz.Wrong, match="holds other weights"):
         corpus.outcome("GGUF TQ2_0", [])
+
+
+def test_models_with_groups_end_in_a_reading_or_a_refusal(tmp_path):
+    """Edits of files in every form that is ternary by groups: what is accepted is ternary; all else is a line."""
+    shape = dataclasses.replace(synthetic.GROUPED, hidden=128, ffn=128, heads=2, kv_heads=1, layers=1, vocab=40)
+    for form in ("Q2_0", "PQ2_0", "PTQ1_0", "F16", "old Q2_0"):
+        synthetic.grouped_gguf(tmp_path / form / "m.gguf", shape, form=form, tied=False)
+    synthetic.mlx(tmp_path / "mlx", shape)
+    synthetic.unpacked(tmp_path / "unpacked", shape, shards=2)
+    sources = [{file.name: file.read_bytes() for file in folder.iterdir()} for folder in sorted(tmp_path.iterdir())]
+    accepted, case = 0, tmp_path / "case"
+    for number in range(700):
+        case.mkdir()
+        for name, data in fuzz.edited(sources[number % len(sources)], fuzz.random_edits(number)).items():
+            (case / name).write_bytes(data)
+        path = case / "m.gguf" if "m.gguf" in sources[number % len(sources)] else case
+        report = check(path)
+        for problem in report.problems:
+            fuzz.one_line(str(problem))
+        if report.ok:
+            checkpoint, accepted = open_checkpoint(path), accepted + 1
+            for name in MATRICES if checkpoint.spec.shape.group_size else ():
+                found = checkpoint.grouped(0, name)
+                assert np.isin(found.trits, (-1, 0, 1)).all() and np.isfinite(found.scales).all() and (found.scales >= 0).all()
+        shutil.rmtree(case)
+    assert 20 < accepted < 300
 
 
 def test_the_stored_run_is_of_these_readers(corpus):

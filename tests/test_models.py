@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 MODELS = Path(__file__).resolve().parent.parent / "models"
 
 
-TOKENS = {"stories-260k": 49_205, "stories-1m": 37_192, "stories-4m": 29_911, "stories-27m": 29_911}
+TOKENS = {"stories-260k": 49_205, "stories-1m": 37_192, "stories-4m": 29_911, "stories-4m-g128": 29_911, "stories-27m": 29_911}
 
 
 @pytest.mark.parametrize("model, tokens", TOKENS.items())

@@ -444,7 +444,7 @@ def fit(spec: ModelSpec, board: Board | str, *, at: int | None = None, fill: flo
     Raises ConfigError when no configuration exists at all, BoardError for an unknown board.
     """
     board = load(board) if isinstance(board, str) else board
-    s = spec.shape
+    s = spec.require_machine().shape
     if at is not None and not 1 <= at <= s.context:
         raise ConfigError(f"speeds can be predicted at 1 to {s.context} positions of this cache, not at {at}")
     given = {k: v for k, v in overrides.items() if v is not None}

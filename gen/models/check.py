@@ -13,10 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tritloom.gen.models.checkpoint import INCOMPLETE, MATRICES, NORMS, SUB_NORMS, Checkpoint, matrix_shape, norm_length
+from tritloom.gen.models.checkpoint import INCOMPLETE, MATRICES, Checkpoint, matrix_shape, norm_length, norms_of
 from tritloom.gen.models.gguf import I2S_BLOCKS, GgufCheckpoint, gguf_spec
 from tritloom.gen.models.gguf_file import read_gguf
-from tritloom.gen.models.huggingface import HuggingFaceCheckpoint, hugging_face_spec
+from tritloom.gen.models.huggingface import HuggingFaceCheckpoint, MlxCheckpoint, hugging_face_spec
+from tritloom.gen.models.others import tensor_of
 from tritloom.gen.models.problems import Problem, Problems
 from tritloom.gen.models.safetensors import read_safetensors_folder, without_weights
 from tritloom.gen.models.spec import ModelSpec
@@ -43,42 +44,60 @@ class CheckReport:
             "ok": self.ok,
             "problems": [dataclasses.asdict(p) for p in self.problems],
             "spec": self.spec.to_dict() if self.spec else None,
+            "no_machine": self.spec.no_machine if self.spec else None,
         }
+
+
+def expected_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of all tensors that the description asks for."""
+    s = checkpoint.spec.shape
+    table, found = (s.vocab, s.hidden), {checkpoint.final_norm_name: (s.hidden,)}
+    found |= {checkpoint.embedding_name: table, checkpoint.head_table: table}
+    for layer in range(s.layers):
+        found |= {checkpoint.norm_name(layer, n): (norm_length(s, n),) for n in norms_of(s)}
+        found |= {checkpoint.matrix_name(layer, n): matrix_shape(s, n) for n in MATRICES}
+        found |= {checkpoint.bias_name(layer, n): matrix_shape(s, n)[:1] for n in checkpoint.spec.biases}
+    return found | checkpoint.companions()
+
+
+def unsound(checkpoint: Checkpoint) -> dict[str, tuple[tuple[int, ...] | None, tuple[int, ...]]]:
+    """Tensors that are missing (None) or of another shape than the description gives them: what is stored, and what should be."""
+    s, found = checkpoint.spec.shape, {}
+    tables = {checkpoint.embedding_name, checkpoint.head_table}
+    matrices = {checkpoint.matrix_name(layer, n) for layer in range(s.layers) for n in MATRICES}
+    for name, shape in expected_shapes(checkpoint).items():
+        tensor = checkpoint.tensors.get(name)
+        stored = None if tensor is None else (
+            checkpoint.stored_table_shape(tensor) if name in tables
+            else checkpoint.stored_matrix_shape(tensor) if name in matrices else tensor.shape)  # fmt: skip
+        if stored != shape:
+            found[name] = stored, shape
+    return found
 
 
 def check_shapes(checkpoint: Checkpoint, problems: Problems) -> None:
     """Every expected tensor is there with the shape that the description gives it, and no other."""
-    s = checkpoint.spec.shape
-    expected: dict[str, tuple[int, ...]] = {
-        checkpoint.embedding_name: (s.vocab, s.hidden),
-        checkpoint.final_norm_name: (s.hidden,),
-        checkpoint.head_table: (s.vocab, s.hidden),
-    }
-    matrices: dict[str, tuple[int, int]] = {}
-    for layer in range(s.layers):
-        expected |= {checkpoint.norm_name(layer, n): (norm_length(s, n),) for n in NORMS if s.sub_norms or n not in SUB_NORMS}
-        matrices |= {checkpoint.matrix_name(layer, n): matrix_shape(s, n) for n in MATRICES}
-    missing = [name for name in (*expected, *matrices) if name not in checkpoint.tensors]
+    wrong = unsound(checkpoint)
+    missing = [name for name, (stored, _) in wrong.items() if stored is None]
     if missing:
         others = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         problems.add(missing[0], f"missing{others}", INCOMPLETE)
-    for name, shape in (expected | matrices).items():
-        if name not in checkpoint.tensors:
-            continue
-        stored = checkpoint.tensors[name].shape if name in expected else checkpoint.stored_matrix_shape(checkpoint.tensors[name])
-        if stored != shape:
+    for name, (stored, shape) in wrong.items():
+        if stored is not None:
             problems.add(
                 name,
                 f"has shape {list(stored)}, but the model's description says {list(shape)}",
                 "config and weights are of different models: take both from one place",
             )
-    strange = [name for name in checkpoint.tensors if name not in expected and name not in matrices and not checkpoint.known(name)]
+    expected = expected_shapes(checkpoint)
+    strange = [name for name in checkpoint.tensors if name not in expected and not checkpoint.known(name)]
     if strange:
         others = f" (and {len(strange) - 1} more)" if len(strange) > 1 else ""
+        name, other = next(((name, other) for name in strange if (other := tensor_of(name)) is not None), (strange[0], None))
         problems.add(
-            strange[0],
-            f"not part of a supported model{others}",
-            "biases, adapters, experts and extra norms cannot be built: use a model without them",
+            name,
+            f"not part of a supported model{f': it is of {other.what}' if other else ''}{others}",
+            other.fix if other else "biases, adapters, experts and extra norms cannot be built: use a model without them",
         )
 
 
@@ -91,19 +110,27 @@ def check_tokenizer(checkpoint: Checkpoint, problems: Problems) -> Checkpoint:
 
 
 def check_values(checkpoint: Checkpoint, problems: Problems, progress: Callable[[int, int], None] | None = None) -> None:
-    """Read everything once; one problem a tensor."""
-    s = checkpoint.spec.shape
+    """Read everything once that has the right shape; one problem a tensor."""
+    s, wrong = checkpoint.spec.shape, unsound(checkpoint)
+
+    def read(name: str, action: Callable[[], Any]) -> None:
+        if name not in wrong and not any(other in wrong for other in checkpoint.companions_of(name)):
+            problems.catch(action)
+
+    matrix = checkpoint.grouped if s.group_size else checkpoint.ternary
     for layer in range(s.layers):
         for name in MATRICES:
-            problems.catch(partial(checkpoint.ternary, layer, name))
-        for name in NORMS:
-            if s.sub_norms or name not in SUB_NORMS:
-                problems.catch(partial(checkpoint.norm, layer, name))
+            read(checkpoint.matrix_name(layer, name), partial(matrix, layer, name))
+        for name in norms_of(s):
+            read(checkpoint.norm_name(layer, name), partial(checkpoint.norm, layer, name))
+        for name in checkpoint.spec.biases:
+            read(checkpoint.bias_name(layer, name), partial(checkpoint.bias, layer, name))
         if progress:
             progress(layer + 1, s.layers + 1)
-    problems.catch(checkpoint.final_norm)
+    read(checkpoint.final_norm_name, checkpoint.final_norm)
+    blocks = checkpoint.grouped_blocks if s.ternary_head else checkpoint.blocks
     for table in {checkpoint.embedding_name, checkpoint.head_table}:
-        problems.catch(lambda t=table: [None for _ in checkpoint.blocks(t)])
+        read(table, lambda t=table: [None for _ in blocks(t)])
     if progress:
         progress(s.layers + 1, s.layers + 1)
 
@@ -143,7 +170,8 @@ def _hugging_face(
     spec = hugging_face_spec(folder, tensors, activation, problems)
     if spec is None or tensors is None:
         return spec, None
-    return spec, HuggingFaceCheckpoint(spec, tensors, partial(of_folder, folder, tokenizer, spec.shape.vocab, spec.bos_id))
+    kind = MlxCheckpoint if spec.scale_rule == "stored" else HuggingFaceCheckpoint
+    return spec, kind(spec, tensors, partial(of_folder, folder, tokenizer, spec.shape.vocab, spec.bos_id))
 
 
 def _gguf(
@@ -266,8 +294,8 @@ def check(
         if need_tokenizer:
             checkpoint = check_tokenizer(checkpoint, problems)
         spec = checkpoint.spec
-        if values and not problems.found:
+        if values:
             check_values(checkpoint, problems, progress)
-        if values and not problems.found:
+        if values and not problems.found and spec.no_machine is None:
             spec = problems.catch(partial(check_numbers, checkpoint)) or spec
     return CheckReport(problems.found, spec)

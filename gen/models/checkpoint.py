@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from tritloom.firmware.config import ConfigError, ModelShape
 from tritloom.gen.models.files import Tensor
+from tritloom.gen.models.groups import Grouped
 from tritloom.gen.models.problems import CheckpointError, Problems, shown
 from tritloom.gen.models.spec import ModelSpec
 from tritloom.gen.models.vocabulary import UNREAD, Vocabulary
@@ -22,6 +23,7 @@ Floats = NDArray[np.float32]
 
 MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 SUB_NORMS = ("attn_sub_norm", "ffn_sub_norm")
+HEAD_NORMS = ("q_norm", "k_norm")
 NORMS = ("input_layernorm", "attn_sub_norm", "post_attention_layernorm", "ffn_sub_norm")
 ABSMEAN_MIN = 1e-5
 ROW_BLOCK = 8192
@@ -46,7 +48,14 @@ def matrix_shape(shape: ModelShape, name: str) -> tuple[int, int]:
 
 
 def norm_length(shape: ModelShape, name: str) -> int:
-    return {"attn_sub_norm": shape.q_size, "ffn_sub_norm": shape.ffn}.get(name, shape.hidden)
+    """Gains of a norm; those of HEAD_NORMS serve every head."""
+    own = {"attn_sub_norm": shape.q_size, "ffn_sub_norm": shape.ffn, "q_norm": shape.head_dim, "k_norm": shape.head_dim}
+    return own.get(name, shape.hidden)
+
+
+def norms_of(shape: ModelShape) -> tuple[str, ...]:
+    """Norms of a layer of this model."""
+    return (*(n for n in NORMS if shape.sub_norms or n not in SUB_NORMS), *(HEAD_NORMS if shape.head_norms else ()))
 
 
 def shape_of(problems: Problems, place: str, **values: Any) -> ModelShape | None:
@@ -147,7 +156,52 @@ class Checkpoint:
     def floats(self, tensor: Tensor) -> Floats:
         return tensor.floats()
 
+    def bias_name(self, layer: int, name: str) -> str:
+        return self.matrix_name(layer, name).removesuffix("weight") + "bias"
+
+    def stored_table_shape(self, tensor: Tensor) -> tuple[int, ...]:
+        """(rows, inputs) of the embedding or the head as the stored tensor has it."""
+        return tensor.shape
+
+    def companions(self) -> dict[str, tuple[int, ...]]:
+        """Tensors that belong to others, by name, with the shapes that they must have."""
+        return {}
+
+    def companions_of(self, name: str) -> tuple[str, ...]:
+        """Tensors without which this one cannot be read."""
+        return ()
+
+    def _groups(self, name: str, start: int, stop: int) -> Grouped:
+        """Rows start..stop-1, as far as there are any, of a matrix or table that is ternary by groups."""
+        raise NotImplementedError
+
+    def _in_order(self, name: str, rows: NDArray[Any]) -> NDArray[Any]:
+        """Rows of a matrix, or of what belongs to them, in Hugging Face order."""
+        return rows
+
+    def _rows(self, name: str, start: int, stop: int) -> Floats:
+        """Rows start..stop-1, as far as there are any, of the embedding or the head."""
+        return self.floats(self.tensor(name).rows(start, stop))
+
     # Tensors -------------------------------------------------------------------------------------
+
+    def grouped(self, layer: int, name: str) -> Grouped:
+        """A matrix whose groups of inputs have scales of their own (`spec.shape.group_size`), rows in Hugging Face order."""
+        tensor = self.tensor(self.matrix_name(layer, name))
+        found = self._groups(tensor.name, 0, matrix_shape(self.spec.shape, name)[0])
+        tensor.let_go()
+        return Grouped(self._in_order(name, found.trits), self._in_order(name, found.scales))
+
+    def grouped_blocks(self, name: str) -> Iterator[tuple[int, Grouped]]:
+        """(first row, rows) of an embedding or head that is ternary by groups (`spec.shape.ternary_head`), ROW_BLOCK rows at a time."""
+        for start in range(0, self.spec.shape.vocab, ROW_BLOCK):
+            yield start, self._groups(name, start, start + ROW_BLOCK)
+            self.tensor(name).rows(start, start + ROW_BLOCK).let_go()
+
+    def bias(self, layer: int, name: str) -> Floats:
+        """What is added to each row's product of a matrix, one of `spec.biases`."""
+        tensor = self.tensor(self.bias_name(layer, name))
+        return self._in_order(name, self._finite(tensor.name, self.floats(tensor))[:, None])[:, 0]
 
     def tensor(self, name: str) -> Tensor:
         if name not in self.tensors:
@@ -160,7 +214,7 @@ class Checkpoint:
         return values
 
     def norm(self, layer: int, name: str) -> Floats:
-        """Gains of one of NORMS."""
+        """Gains of one of NORMS or HEAD_NORMS."""
         tensor = self.tensor(self.norm_name(layer, name))
         return self._finite(tensor.name, self.floats(tensor))
 
@@ -171,7 +225,7 @@ class Checkpoint:
         """(first row, rows) of a large table, ROW_BLOCK rows at a time."""
         tensor = self.tensor(name)
         for start in range(0, tensor.shape[0], ROW_BLOCK):
-            yield start, self._finite(name, self.floats(tensor.rows(start, start + ROW_BLOCK)))
+            yield start, self._finite(name, self._rows(name, start, start + ROW_BLOCK))
 
     def embedding(self) -> Floats:
         """Embedding table [vocab, hidden]."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import mmap
 import os
 import re
 from collections import Counter
@@ -73,6 +74,17 @@ class Tensor:
         """Rows start..stop-1 alone, as far as there are any (whole bytes a row)."""
         size, stop = len(self.data) // self.shape[0], min(stop, self.shape[0])
         return Tensor(self.name, self.dtype, (stop - start, *self.shape[1:]), self.data[start * size : stop * size])
+
+    def let_go(self) -> None:
+        """The file's pages that hold this tensor need not stay in memory: they come back when they are used. So reading a file takes no
+        more memory than its largest tensor, however large the file is."""
+        mapping = getattr(self.data, "_mmap", None)
+        if mapping is None or not hasattr(mmap, "MADV_DONTNEED") or not len(self.data):
+            return
+        start = self.data.ctypes.data - np.frombuffer(mapping, np.uint8).ctypes.data
+        first, last = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, (start + len(self.data)) // mmap.PAGESIZE * mmap.PAGESIZE
+        if first < last:
+            mapping.madvise(mmap.MADV_DONTNEED, first, last - first)
 
     @property
     def floating(self) -> bool:

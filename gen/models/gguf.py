@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
+from tritloom.firmware.config import ModelShape
 from tritloom.gen.models.checkpoint import (
     MATRICES,
     Checkpoint,
     Floats,
     Trits,
     activation_of,
+    matrix_shape,
     other_activations,
     scale_of,
     shape_of,
@@ -22,9 +29,12 @@ from tritloom.gen.models.checkpoint import (
 )
 from tritloom.gen.models.files import AGAIN, Tensor
 from tritloom.gen.models.gguf_file import Metadata, gguf_floats, i2s_trits, tq_trits
+from tritloom.gen.models.groups import BLOCKS, Grouped, common_size, float_size, of_blocks, of_floats
+from tritloom.gen.models.others import ROTATED, ROTATION, known_as
 from tritloom.gen.models.problems import CheckpointError, Problems, shown
 from tritloom.gen.models.records import Context, Id, Layers, Record, Size, VocabularySize, read_record
 from tritloom.gen.models.rope import GgufRope, gguf_rope
+from tritloom.gen.models.sampling import float_fits, group_size, sampled
 from tritloom.gen.models.spec import ModelSpec
 from tritloom.gen.models.vocabulary import Vocabulary
 
@@ -32,18 +42,35 @@ I2S_BLOCKS = {"x86": 128, "arm": 64}
 _GGUF_NAMES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 GGUF_MATRICES: dict[str, str] = dict(zip(MATRICES, _GGUF_NAMES, strict=True))
 GGUF_NORMS = {
+    "q_norm": "attn_q_norm",
+    "k_norm": "attn_k_norm",
     "input_layernorm": "attn_norm",
     "post_attention_layernorm": "ffn_norm",
     "attn_sub_norm": "attn_sub_norm",
     "ffn_sub_norm": "ffn_sub_norm",
 }
-GGUF_ARCHITECTURES: dict[str, tuple[str | None, bool, bool]] = {
-    "llama": ("silu", False, True),
-    "bitnet": (None, True, False),
-    "bitnet-b1.58": ("relu2", True, False),
-    "bitnet-25": ("relu2", True, False),
+@dataclass(frozen=True)
+class GgufFamily:
+    """An architecture: the activation where the file names none (None: that leaves it open), whether it has sub-norms and norms of heads,
+    whether q and k rows are permuted for interleaved rotary pairs, whether matrices may have biases, and whether it was trained with
+    activations rounded to int8."""
+
+    activation: str | None = "silu"
+    sub_norms: bool = False
+    head_norms: bool = False
+    permuted: bool = False
+    biases: bool = True
+    int8: bool = False
+
+
+GGUF_ARCHITECTURES = {
+    "llama": GgufFamily(permuted=True),
+    "bitnet": GgufFamily(None, sub_norms=True, biases=False, int8=True),
+    "bitnet-b1.58": GgufFamily("relu2", sub_norms=True, biases=False, int8=True),
+    "bitnet-25": GgufFamily("relu2", sub_norms=True, biases=False, int8=True),
+    "qwen2": GgufFamily(),
+    "qwen3": GgufFamily(head_norms=True),
 }
-"""Activation where the file names none (None: that leaves it open), sub-norms, q and k rows permuted for interleaved rotary pairs."""
 
 
 class GgufCheckpoint(Checkpoint):
@@ -54,7 +81,7 @@ class GgufCheckpoint(Checkpoint):
     ) -> None:
         super().__init__(spec, tensors, find_tokenizer)
         self.architecture, self.i2s_block = architecture, i2s_block
-        self.permuted = GGUF_ARCHITECTURES[architecture][2]
+        self.permuted = GGUF_ARCHITECTURES[architecture].permuted
 
     def matrix_name(self, layer: int, name: str) -> str:
         return f"blk.{layer}.{GGUF_MATRICES[name]}.weight"
@@ -64,7 +91,7 @@ class GgufCheckpoint(Checkpoint):
 
     @property
     def quantises_activations(self) -> bool:
-        return self.architecture != "llama"
+        return GGUF_ARCHITECTURES[self.architecture].int8
 
     def known(self, name: str) -> bool:
         matrix = name.removesuffix(".scale")
@@ -84,10 +111,22 @@ class GgufCheckpoint(Checkpoint):
             if len(factors) != 1:
                 raise CheckpointError(extra, f"{len(factors)} scales for one matrix", "use a model with a scale per tensor")
             scale = scale_of(extra, scale * float(factors[0]))
+        return self._in_order(name, trits), scale
+
+    def _in_order(self, name: str, rows: NDArray[Any]) -> NDArray[Any]:
         if self.permuted and name in ("q_proj", "k_proj"):
-            s = self.spec.shape
-            trits = trits.reshape(-1, s.head_dim // 2, 2, s.hidden).swapaxes(1, 2).reshape(-1, s.hidden)
-        return np.ascontiguousarray(trits), scale
+            width = rows.shape[1]
+            rows = rows.reshape(-1, self.spec.shape.head_dim // 2, 2, width).swapaxes(1, 2).reshape(-1, width)
+        return np.ascontiguousarray(rows)
+
+    def _groups(self, name: str, start: int, stop: int) -> Grouped:
+        tensor, size = self.tensor(name).rows(start, stop), self.spec.shape.group_size
+        if tensor.dtype in BLOCKS:
+            return of_blocks(tensor).in_groups(name, size)
+        if tensor.floating or tensor.dtype == "Q8_0":
+            return of_floats(tensor if tensor.floating else decoded(tensor), size)
+        raise CheckpointError(name, f"stored as {tensor.dtype}, beside matrices that are ternary in groups of {size}",
+                              f"supported there are {', '.join(BLOCKS)} and unpacked ternary floats")  # fmt: skip
 
     def _ternary(self, tensor: Tensor) -> tuple[Trits, float]:
         if tensor.dtype == "I2_S":
@@ -103,7 +142,7 @@ class GgufCheckpoint(Checkpoint):
             raise CheckpointError(
                 tensor.name,
                 f"stored as {tensor.dtype}, which is not ternary",
-                "supported are TQ1_0, TQ2_0, I2_S and unpacked ternary floats",
+                "supported are TQ1_0, TQ2_0, I2_S, Q2_0, PQ2_0, PTQ1_0 and unpacked ternary floats",
             )
         if (trits > 1).any():
             raise CheckpointError(tensor.name, "not ternary: holds code 3", "the file is damaged or laid out another way: convert it again")
@@ -181,11 +220,57 @@ def _rope_factors(tensors: dict[str, Tensor], architecture: str, problems: Probl
     return [] if factors is None else factors.astype(float).tolist()
 
 
+def decoded(tensor: Tensor) -> Tensor:
+    """The same values as float32."""
+    values = np.ascontiguousarray(gguf_floats(tensor), "<f4")
+    return Tensor(tensor.name, "F32", tensor.shape, values.reshape(-1).view(np.uint8))
+
+
+def _grouping(tensors: dict[str, Tensor], shape: ModelShape, problems: Problems) -> tuple[int, bool]:
+    """Inputs that share a scale (0: all of a matrix), and whether embedding and head are ternary so too, by a few rows of them.
+
+    Files of groups of 64 (Q2_0) have models of 128 too, each scale twice: then these are the groups.
+    """
+    quiet = Problems()
+
+    def samples(name: str, rows: int, inputs: int) -> list[Grouped]:
+        tensor = tensors.get(name)
+        if tensor is None or tensor.shape != (rows, inputs) or tensor.dtype not in BLOCKS:
+            return []
+        return [found for part in sampled(tensor) if (found := quiet.catch(partial(of_blocks, part))) is not None]
+
+    layers = sorted({0, shape.layers - 1})
+    names = [(f"blk.{layer}.{GGUF_MATRICES[name]}.weight", *matrix_shape(shape, name)) for layer in layers for name in MATRICES]
+    known = [found for name, rows, inputs in names for found in samples(name, rows, inputs)]
+    floating = [t for name, *size in names if (t := tensors.get(name)) is not None and t.floating and t.shape == tuple(size)]
+    if known:
+        sizes = [size for tensor in floating for part in sampled(tensor) if (size := float_size([part])) is not None]
+        size = min([common_size(known) or 0, *sizes])
+        if not size:
+            problems.add(names[0][0], "has inputs that are no whole groups of 64", "the file is damaged: convert the model again")
+    else:
+        problems.found += quiet.found[:1]
+        size = group_size(floating, problems) if len(floating) == len(names) else 0
+    if not size:
+        return 0, False
+    tables = [tensors[name] for name in (GgufCheckpoint.embedding_name, GgufCheckpoint.head_name) if name in tensors]
+    ternary = [
+        all(found.fits(size) for found in samples(table.name, shape.vocab, shape.hidden)) if table.dtype in BLOCKS
+        else table.floating and float_fits(table, size) for table in tables
+    ]  # fmt: skip
+    return size, bool(tables) and all(ternary)
+
+
 def gguf_architecture(metadata: Metadata, problems: Problems) -> str | None:
     """The architecture, if it is a supported one."""
     architecture = metadata.get("general.architecture")
+    if (key := next((key for key in metadata if key.startswith(ROTATION)), None)) is not None:
+        problems.add(key, f"{shown(architecture)} has {ROTATED.what}", ROTATED.fix)
+        return None
     if not isinstance(architecture, str) or architecture not in GGUF_ARCHITECTURES:
-        problems.add("general.architecture", f"{shown(architecture)} is not supported", f"supported are {', '.join(GGUF_ARCHITECTURES)}")
+        other = known_as(architecture) if isinstance(architecture, str) else None
+        why, fix = (f": it has {other.what}", other.fix) if other else ("", f"supported are {', '.join(GGUF_ARCHITECTURES)}")
+        problems.add("general.architecture", f"{shown(architecture)} is not supported{why}", fix)
         return None
     return architecture
 
@@ -197,7 +282,7 @@ def gguf_spec(
     architecture = gguf_architecture(metadata, problems)
     if architecture is None:
         return None
-    default, sub_norms, _ = GGUF_ARCHITECTURES[architecture]
+    family = GGUF_ARCHITECTURES[architecture]
     keys = {k.removeprefix(architecture + "."): v for k, v in metadata.items() if k.startswith(architecture + ".")}
     fields, tokens = read_record(Fields, keys, problems, path.name), read_record(Tokens, metadata, problems, path.name)
     if fields is None or tokens is None:
@@ -205,11 +290,16 @@ def gguf_spec(
     _check_fields(keys, problems)
     named = {"hidden_activation": fields.hidden_activation, "hidden_act": fields.hidden_act}
     named |= other_activations(metadata, *(f"{architecture}.{name}" for name in named))
-    gate = activation_of(named, activation, default, problems)
-    if bias := next((name for name in tensors if name.endswith(".bias")), None):
+    gate = activation_of(named, activation, family.activation, problems)
+    biases = tuple(name for name in MATRICES if f"blk.0.{GGUF_MATRICES[name]}.bias" in tensors)
+    if not family.biases and (bias := next((name for name in tensors if name.endswith(".bias")), None)):
         problems.add(bias, "biases are not supported", "use a model without biases")
     embedding = tensors.get(GgufCheckpoint.embedding_name)
-    vocab = fields.vocab or (embedding.shape[0] if embedding else None)
+    vocab, notes = fields.vocab or (embedding.shape[0] if embedding else None), []
+    tokens_listed = metadata.get("tokenizer.ggml.tokens")
+    if embedding is not None and vocab != (rows := embedding.shape[0]) and isinstance(tokens_listed, list) and len(tokens_listed) == rows:
+        notes.append(f"the file says {vocab:,} tokens, but it lists {rows:,} and has as many rows: these count, as in llama.cpp")
+        vocab = rows
     if vocab is None:
         problems.add(GgufCheckpoint.embedding_name, "missing", AGAIN)
         return None
@@ -225,7 +315,8 @@ def gguf_spec(
         vocab=vocab,
         context=fields.context,
         activation=gate,
-        sub_norms=sub_norms,
+        sub_norms=family.sub_norms,
+        head_norms=family.head_norms,
     )
     if shape is None:
         return None
@@ -235,14 +326,20 @@ def gguf_spec(
     theta, scaling = gguf_rope(fields, factors, shape.context, shape.head_dim, problems, path.name)
     if problems.found:
         return None
-    q_proj = tensors.get(f"blk.0.{GGUF_MATRICES['q_proj']}.weight")
-    dtype = q_proj.dtype if q_proj else "unknown"
-    notes = ["block scales are fp16"] if dtype in ("TQ1_0", "TQ2_0") else []
-    if architecture == "llama":
+    size, ternary_head = _grouping(tensors, shape, problems)
+    if size:
+        shape = shape_of(problems, path.name, **(dataclasses.asdict(shape) | {"group_size": size, "ternary_head": ternary_head}))
+    if problems.found or shape is None:
+        return None
+    ends = tuple(f".{name}.weight" for name in GGUF_MATRICES.values())
+    kinds = Counter(tensor.dtype for name, tensor in tensors.items() if name.endswith(ends))
+    dtype = kinds.most_common(1)[0][0] if kinds else "unknown"
+    notes += ["block scales are fp16"] if dtype in ("TQ1_0", "TQ2_0") else []
+    if not family.int8 and not size:
         notes.append("the file names no activation quantisation: this machine quantises activations to int8 per token")
     return ModelSpec(
         name=path.stem,
-        source=f"GGUF {architecture}, {dtype}",
+        source=f"GGUF {architecture}, {dtype}{f', ternary in groups of {size}' if size else ''}",
         shape=shape,
         rms_eps=fields.eps,
         rope_theta=theta,
@@ -252,4 +349,5 @@ def gguf_spec(
         eos_ids=() if tokens.eos is None else (tokens.eos,),
         scale_rule="stored",
         notes=tuple(notes),
+        biases=biases,
     )

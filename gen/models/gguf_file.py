@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from tritloom.gen.models.files import AGAIN, Tensor, map_file, other_file, there, truncated
+from tritloom.gen.models.groups import BLOCKS, of_blocks
 from tritloom.gen.models.problems import CheckpointError, Problems, shown
 from tritloom.gen.models.records import Record, read_record
 
@@ -21,6 +22,15 @@ UINT32, STRING, ARRAY = 4, 8, 9
 I2_S = 36
 """bitnet.cpp's type number, unknown to the gguf package: 2-bit codes, then a 32-byte tail with the scale."""
 I2_S_TAIL = 32
+GROUPS = {42: "Q2_0", 142: "PQ2_0", 143: "PTQ1_0"}
+"""Type numbers of ternary weights with a scale a group (`groups.BLOCKS`), which the gguf package may not know."""
+Q2_0 = 42
+OTHERS_AS_Q2_0 = (
+    (128, 34, "weights in groups of 128, as old files have them under type 42, where Q2_0 has groups of 64",
+     "take the model's PQ2_0 file (type 142), or its Q2_0 file of today"),
+    (256, 42, "STQ1_0 weights under type 42, which is Q2_0's", "take the model's TQ2_0 file"),
+)  # fmt: skip
+"""What some files have under Q2_0's number: weights and bytes of a block, what it is, and what to do."""
 ENTRIES = 1 << 14
 """Most tensors, and most metadata values, of a file."""
 ITEMS = 1 << 22
@@ -117,13 +127,27 @@ def _size(name: str, kind: int, shape: tuple[int, ...]) -> tuple[str, int]:
             raise CheckpointError(name, f"{prod(shape)} weights are not whole bytes of I2_S", AGAIN)
         return "I2_S", prod(shape) // 4 + I2_S_TAIL
     try:
-        dtype = GGMLQuantizationType(kind)
-        block, block_bytes = GGML_QUANT_SIZES[dtype]
+        dtype = GROUPS[kind] if kind in GROUPS else GGMLQuantizationType(kind).name
+        block, block_bytes = BLOCKS[dtype] if kind in GROUPS else GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
     except (ValueError, KeyError):
         raise CheckpointError(name, f"tensor type number {kind} is unknown", "convert the model to TQ2_0") from None
     if shape[-1] % block:
-        raise CheckpointError(name, f"rows of {shape[-1]} are not whole {dtype.name} blocks of {block}", AGAIN)
-    return dtype.name, prod(shape) // block * block_bytes
+        raise CheckpointError(name, f"rows of {shape[-1]} are not whole {dtype} blocks of {block}", AGAIN)
+    return dtype, prod(shape) // block * block_bytes
+
+
+def _other_q2_0(entries: list[tuple[int, int, str, str, tuple[int, ...]]], end: int, alignment: int) -> None:
+    """Raise CheckpointError for a Q2_0 tensor that has room for another format's blocks alone. `entries`: offset, bytes, name, type and
+    shape of each tensor; `end`: bytes of the data."""
+    entries = sorted(entries)
+    for index, (offset, size, name, dtype, shape) in enumerate(entries):
+        room = (entries[index + 1][0] if index + 1 < len(entries) else end) - offset
+        if dtype != "Q2_0" or room >= size:
+            continue
+        for block, block_bytes, what, fix in OTHERS_AS_Q2_0:
+            other = prod(shape) // block * block_bytes
+            if shape[-1] % block == 0 and other <= room < other + alignment:
+                raise CheckpointError(name, f"{room} bytes for {prod(shape)} weights: {what}", fix)
 
 
 def _read_part(path: Path) -> tuple[Metadata, dict[str, Tensor]]:
@@ -162,6 +186,7 @@ def _read_part(path: Path) -> tuple[Metadata, dict[str, Tensor]]:
     if not isinstance(alignment, int) or not 1 <= alignment <= 1 << 20 or alignment & alignment - 1:
         raise CheckpointError("general.alignment", f"must be a power of two, not {shown(alignment)}", AGAIN)
     base, end = -(-cursor.at // alignment) * alignment, 0
+    _other_q2_0(entries, len(file) - base, alignment)
     tensors: dict[str, Tensor] = {}
     for offset, size, name, dtype, shape in sorted(entries):
         if name in tensors:
@@ -230,6 +255,9 @@ def gguf_floats(tensor: Tensor) -> NDArray[np.float32]:
     """float32 values of any GGUF tensor whose type the gguf package decodes."""
     if tensor.floating:
         return tensor.floats()
+    if tensor.dtype in BLOCKS:
+        rows = Tensor(tensor.name, tensor.dtype, (prod(tensor.shape[:-1]), tensor.shape[-1]), tensor.data)
+        return of_blocks(rows).floats().reshape(tensor.shape)
     from gguf import GGMLQuantizationType
     from gguf.quants import dequantize
 

@@ -6,6 +6,7 @@ How many cycles a machine takes does not depend on what the weights are, so one 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,11 +36,16 @@ PIECE_BYTES = 16 << 20
 
 
 def _spec(name: str, source: str, hidden: int, layers: int, heads: tuple[int, int, int], ffn: int, vocab: int, theta: float,
-          activation: str, sub_norms: bool, context: int, tied: bool) -> ModelSpec:
+          activation: str, sub_norms: bool, context: int, tied: bool, **more: Any) -> ModelSpec:
+    """`more`: further fields of the shape."""
     shape = ModelShape(hidden=hidden, ffn=ffn, layers=layers, heads=heads[0], kv_heads=heads[1], head_dim=heads[2], vocab=vocab,
-                       context=context, activation=activation, sub_norms=sub_norms)
+                       context=context, activation=activation, sub_norms=sub_norms, **more)
     return ModelSpec(name=name, source=f"dimensions of {source}, random weights", shape=shape, rms_eps=1e-5, rope_theta=theta,
                      tied_embeddings=tied, scale_rule="stored", notes=("random weights: for measuring speed only",))
+
+
+_BONSAI: dict[str, Any] = {"group_size": 128, "head_norms": True, "ternary_head": True}
+"""Qwen3 with a scale for each 128 inputs, in embedding and head too."""
 
 
 SHAPES: dict[str, ModelSpec] = {
@@ -53,6 +59,12 @@ SHAPES: dict[str, ModelSpec] = {
         _spec("Llama3-8B-1.58", "HF1BitLLM/Llama3-8B-1.58-100B-tokens", 4096, 32, (32, 8, 128), 14336, 128256, 5e5, "silu", False, 8192,
               False),
         _spec("TriLM-99M", "SpectraSuite/TriLM_99M_Unpacked", 512, 16, (8, 8, 64), 1280, 50304, 1e4, "silu", False, 2048, False),
+        _spec("Ternary-Bonsai-1.7B", "prism-ml/Ternary-Bonsai-1.7B-unpacked", 2048, 28, (16, 8, 128), 6144, 151936, 1e6, "silu", False,
+              32768, True, **_BONSAI),
+        _spec("Ternary-Bonsai-4B", "prism-ml/Ternary-Bonsai-4B-unpacked", 2560, 36, (32, 8, 128), 9728, 151936, 1e6, "silu", False,
+              32768, True, **_BONSAI),
+        _spec("Ternary-Bonsai-8B", "prism-ml/Ternary-Bonsai-8B-unpacked", 4096, 36, (32, 8, 128), 12288, 151936, 1e6, "silu", False,
+              65536, False, **_BONSAI),
     )
 }
 """By name, with the longest context that each was trained for."""

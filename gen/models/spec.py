@@ -13,7 +13,7 @@ from tritloom.gen.models.rope import KINDS, scaling_of
 
 SCALE_RULES = ("multiply", "divide", "absmean", "ternary", "stored")
 """How a matrix gets its scale: its weight_scale multiplies or divides; mean|W| of master weights; the one
-magnitude of weights that are ternary already; stored beside the trits (GGUF)."""
+magnitude of weights that are ternary already (one a group, where the shape has groups); stored beside the trits (GGUF, MLX)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,8 @@ class ModelSpec:
 
     `source`: the container and weight format, for people; `rope_scaling`: None, or the record of one of
     gen/models/rope.py's kinds; `bos_id`: None when prompts get no start token; `eos_ids`: every
-    token that ends a text; `notes`: what a reader of the numbers should know.
+    token that ends a text; `notes`: what a reader of the numbers should know; `biases`: matrices (q_proj, ...) that have a bias, which is
+    added to their product.
     """
 
     name: str
@@ -36,6 +37,7 @@ class ModelSpec:
     eos_ids: tuple[int, ...] = ()
     scale_rule: str = "multiply"
     notes: tuple[str, ...] = ()
+    biases: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 < self.rms_eps < 1:
@@ -49,6 +51,25 @@ class ModelSpec:
         except ValueError:
             raise ConfigError(f"spec.rope_scaling must be a whole record of {', '.join(KINDS)}, not {shown(self.rope_scaling)}") from None
 
+    @property
+    def no_machine(self) -> str | None:
+        """Why no machine of today computes this model, with what to do, in one line; None where one can be built."""
+        s = self.shape
+        lacking = [
+            *([f"scales for groups of {s.group_size} inputs"] if s.group_size else []),
+            *(["norms of query and key heads"] if s.head_norms else []),
+            *([f"biases ({', '.join(self.biases)})"] if self.biases else []),
+        ]
+        if not lacking:
+            return None
+        return f"{self.name} has {' and '.join(lacking)}, which no machine computes yet: take another model of `tritloom models`"
+
+    def require_machine(self) -> ModelSpec:
+        """This description, of whose model a machine can be built. Raises `ConfigError` with `no_machine`: the one place that refuses."""
+        if self.no_machine is not None:
+            raise ConfigError(self.no_machine)
+        return self
+
     def with_context(self, context: int | None) -> ModelSpec:
         """The same model with a shorter KV cache."""
         if context is None or context == self.shape.context:
@@ -58,7 +79,9 @@ class ModelSpec:
         return dataclasses.replace(self, shape=dataclasses.replace(self.shape, context=context))
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """For JSON; what later versions added is left out where it says nothing, as in the shape's."""
+        data = dataclasses.asdict(self) | {"shape": self.shape.to_dict()}
+        return data if self.biases else {name: value for name, value in data.items() if name != "biases"}
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=2) + "\n"
@@ -76,6 +99,7 @@ class ModelSpec:
                         "shape": ModelShape(**data["shape"]),
                         "eos_ids": tuple(data.get("eos_ids", ())),
                         "notes": tuple(data.get("notes", ())),
+                        "biases": tuple(data.get("biases", ())),
                     }
                 )
             )

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from synthetic import LLAMA, TINY, gguf, gguf_i2s, hugging_face, hugging_face_tensors, weights, write_tokenizer
+from synthetic import LLAMA, TINY, assert_problem, gguf, gguf_i2s, hugging_face, hugging_face_tensors, weights, write_tokenizer
 from tritloom.firmware.config import ConfigError
 from tritloom.gen.models import CheckpointError, ModelSpec, check, open_checkpoint, open_shape
 from tritloom.gen.models.checkpoint import MATRICES, NORMS, SUB_NORMS
@@ -140,23 +140,13 @@ def test_gguf_truncated_anywhere(tmp_path):
         assert len(report.problems) == 1 and "m.gguf" in report.problems[0].subject, (size, report.problems)
 
 
-def assert_problem(path, subject, cause, **options):
-    """`check` reports it in one line, and `open_checkpoint` or reading raises the like."""
-    report = check(path, **options)
-    assert not report.ok
-    found = [p for p in report.problems if subject in p.subject and cause in p.cause]
-    assert found, report.problems
-    assert found[0].fix and "\n" not in str(found[0])
-    return found[0]
-
-
 CONFIGS = {
     "architecture": ({"architectures": ["GPT2LMHeadModel"]}, "architectures", "'GPT2LMHeadModel' is not supported"),
     "no architecture": ({"architectures": None}, "architectures", "missing"),
     "activation": ({"hidden_act": "gelu"}, "hidden_act", "'gelu' is not supported"),
     "odd head": ({"head_dim": 7}, "head_dim", "odd"),
     "heads": ({"num_key_value_heads": 3}, "num_key_value_heads", "does not divide"),
-    "bias": ({"attention_bias": True}, "attention_bias", "biases"),
+    "bias": ({"attention_bias": True}, "self_attn.q_proj.bias", "missing (and 7 more)"),
     "missing size": ({"hidden_size": None}, "hidden_size", "missing"),
     "negative size": ({"intermediate_size": -1}, "intermediate_size", "greater than 0, not -1"),
     "longrope": ({"rope_scaling": {"rope_type": "longrope", "factor": 4}}, "rope_scaling", "'longrope' is not supported"),

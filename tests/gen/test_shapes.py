@@ -33,10 +33,21 @@ def test_sizes(name, megabytes):
     assert round(weights * 1.6 / 8e6, 1) == megabytes
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", [name for name, spec in SHAPES.items() if spec.no_machine is None])
 def test_every_shape_has_a_machine_for_the_kv260(name):
     config = fit(published(name, 256), "kv260").config
     assert config.shape.context == 256 and config.shape.layers == SHAPES[name].shape.layers
+
+
+@pytest.mark.parametrize("name, megabytes", [("Ternary-Bonsai-1.7B", 370.9), ("Ternary-Bonsai-4B", 867), ("Ternary-Bonsai-8B", 1632)])
+def test_shapes_with_groups_are_described_and_refused(name, megabytes):
+    spec = published(name)
+    s = spec.shape
+    assert s.group_size == 128 and s.head_norms and s.ternary_head
+    weights = s.layers * s.hidden * (s.qkv_rows + s.q_size + 3 * s.ffn) + s.vocab * s.hidden
+    assert weights * (1.6 + 16 / 128) / 8e6 == pytest.approx(megabytes, rel=6e-3)  # a token's, embedding row aside
+    with pytest.raises(ConfigError, match=f"{name} has scales for groups of 128 inputs and norms of query and key heads, which no machine"):
+        fit(spec, "kv260")
 
 
 def test_unknown_models_contexts_and_shapes_are_refused():

@@ -78,6 +78,29 @@ def test_models_that_are_none(capsys, place, verb):
             assert name in refused(capsys, place, verb, MODEL, "--tokenizer", place / name)
 
 
+@pytest.mark.parametrize("verb", [verb for verb in NEEDED if verb != "check"])
+def test_models_that_no_machine_computes(capsys, place, verb):
+    """One line, the same from every verb; nothing is packed, fitted or built."""
+    line = "has scales for groups of 128 inputs and norms of query and key heads, which no machine computes yet: take another model of"
+    assert f"stories-4m-g128 {line}" in refused(capsys, place, verb, "--model", MODEL.with_name("stories-4m-g128"))
+    if verb in ("fit", "generate", "build", "bench"):
+        assert f"Ternary-Bonsai-1.7B {line}" in refused(capsys, place, verb, "--model", "Ternary-Bonsai-1.7B")
+
+
+def test_models_that_no_machine_computes_are_checked(capsys):
+    for model, result in ((MODEL.with_name("stories-4m-g128"), "no machine computes it yet"), ("Ternary-Bonsai-8B", "description alone")):
+        assert main(["check", str(model)]) == 0
+        out = capsys.readouterr().out
+        assert "one for 128 inputs of a row, also in embedding and head" in out and "which no machine computes yet" in out and result in out
+        assert main(["check", str(model), "--json"]) == 0
+        data = json.loads(capsys.readouterr().out)
+        assert data["ok"] and not data["problems"] and data["no_machine"].endswith("take another model of `tritloom models`")
+        assert data["spec"]["shape"]["group_size"] == 128
+    assert main(["check", str(MODEL), "--json"]) == 0
+    plain = json.loads(capsys.readouterr().out)
+    assert plain["no_machine"] is None and "group_size" not in plain["spec"]["shape"] and "biases" not in plain["spec"]
+
+
 @pytest.mark.parametrize("verb, option", NUMBERS)
 def test_numbers_that_are_none(capsys, place, verb, option):
     whole = "int" in str(OPTIONS[verb][option].type_descriptor.annotation)
