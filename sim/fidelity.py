@@ -82,7 +82,7 @@ def _transformers_class(folder: Path) -> str:
     return architecture
 
 
-TRANSFORMERS = {"BitNetForCausalLM": "bitnet", "LlamaForCausalLM": "llama"}
+TRANSFORMERS = {"BitNetForCausalLM": "bitnet", "LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3"}
 """transformers' classes and the model_type by which it chooses them."""
 
 

@@ -1,4 +1,4 @@
-"""The float model that a checkpoint describes, in PyTorch, from the published formulas of BitNet b1.58 and of Llama.
+"""The float model that a checkpoint describes, in PyTorch, from the published formulas of BitNet b1.58, of Llama and of Qwen2 and Qwen3.
 
 It serves where transformers has no model of its own: 1bitLLM's architecture, GGUF files, master weights that name no quantisation.
 Weights come from the checkpoint's reader; what is computed with them shares no code with the integer model.
@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tritloom.gen.models import Checkpoint
-from tritloom.gen.models.checkpoint import MATRICES, NORMS, SUB_NORMS
+from tritloom.gen.models.checkpoint import MATRICES, norms_of
+from tritloom.gen.models.groups import Grouped
 from tritloom.gen.models.rope import attention_factor, frequencies
 
 LEAST = 1e-5
@@ -36,22 +37,28 @@ class PaperModel:
         for index in range(shape.layers):
             layer: dict[str, Any] = {}
             for name in MATRICES:
-                trits, scale = checkpoint.ternary(index, name)
-                layer[name] = torch.from_numpy(trits), scale
-            for name in NORMS:
-                if shape.sub_norms or name not in SUB_NORMS:
-                    layer[name] = table(checkpoint.norm(index, name))
+                if shape.group_size:
+                    layer[name] = checkpoint.grouped(index, name)
+                else:
+                    trits, scale = checkpoint.ternary(index, name)
+                    layer[name] = torch.from_numpy(trits), scale
+            layer |= {f"{name}.bias": table(checkpoint.bias(index, name)) for name in checkpoint.spec.biases}
+            layer |= {name: table(checkpoint.norm(index, name)) for name in norms_of(shape)}
             self._layers.append(layer)
         self._norm, self._embedding = table(checkpoint.final_norm()), table(checkpoint.embedding())
         self._head = self._embedding if checkpoint.spec.tied_embeddings else table(checkpoint.head())
         self.name = f"float32 PyTorch {torch.__version__.partition('+')[0]} model of the published formulas"
 
     def _linear(self, layer: dict[str, Any], name: str, x: Any) -> Any:
-        trits, scale = layer[name]
         if self._int8:
             s = 127 / x.abs().amax(-1, keepdim=True).clamp(min=LEAST)
             x = (x * s).round().clamp(-128, 127) / s
-        return x @ trits.float().T * scale
+        if isinstance(layer[name], Grouped):
+            y = x @ self._torch.from_numpy(layer[name].floats()).T
+        else:
+            trits, scale = layer[name]
+            y = x @ trits.float().T * scale
+        return y + layer[f"{name}.bias"] if f"{name}.bias" in layer else y
 
     def _rms(self, x: Any, gains: Any) -> Any:
         return x * self._torch.rsqrt(x.square().mean(-1, keepdim=True) + self.spec.rms_eps) * gains
@@ -68,6 +75,8 @@ class PaperModel:
             return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
 
         q, k, v = heads("q_proj", s.heads), heads("k_proj", s.kv_heads), heads("v_proj", s.kv_heads)
+        if s.head_norms:
+            q, k = self._rms(q, layer["q_norm"]), self._rms(k, layer["k_norm"])
         q, k = rotated(q), rotated(k)
         k, v = (y.repeat_interleave(s.group, 0) for y in (k, v))
         scores = q @ k.transpose(1, 2) * s.head_dim**-0.5

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from synthetic import LLAMA, TINY, gguf, hugging_face, weights
+from synthetic import GROUPED, LLAMA, TINY, gguf, hugging_face, unpacked, weights
 from tritloom.gen.models import open_checkpoint
 from tritloom.gen.pack import quantise
 from tritloom.host.cli import main
@@ -53,6 +53,41 @@ def test_the_formulas_are_transformers_on_llama(tmp_path, kind, scaling):
     assert_close(PaperModel(checkpoint).logits(IDS), expected)
     integer, scale = IntegerModel(quantise(checkpoint)).forward(IDS)
     assert_close(integer * scale.value()[:, None], expected, 0.99)
+
+
+@pytest.mark.needs("torch", "transformers")
+def test_the_formulas_are_transformers_on_a_trained_qwen3():
+    """A hundred tokens of a model that is ternary by groups: logits of up to 23 differ by 1.2e-5 at most."""
+    path = MODELS / "stories-4m-g128"
+    checkpoint = open_checkpoint(path)
+    text = (MODELS / "validation.txt").read_text("ascii")[:600]
+    ids = Tokenizer.from_file(checkpoint.tokenizer, checkpoint.spec.bos_id).encode(text)[:100]
+    reference = float_reference(checkpoint, path)
+    assert isinstance(reference, FloatReference) and "Qwen3ForCausalLM" in reference.name
+    got, expected = PaperModel(checkpoint).logits(ids), reference.logits(ids)
+    assert np.abs(expected).max() > 20 and np.abs(got - expected).max() < 1e-4
+    assert (got.argmax(-1) == expected.argmax(-1)).all()
+
+
+BIASES = {"Qwen3ForCausalLM": ("q_proj", "k_proj", "v_proj", "o_proj"), "Qwen2ForCausalLM": ("q_proj", "k_proj", "v_proj")}
+
+
+@pytest.mark.needs("torch", "transformers")
+@pytest.mark.parametrize("architecture", BIASES)
+def test_the_formulas_are_transformers_with_biases(tmp_path, architecture):
+    shape = dataclasses.replace(GROUPED, head_norms=architecture.startswith("Qwen3"))
+    rng = np.random.default_rng(0)
+    lengths = {"q_proj": shape.q_size, "k_proj": shape.kv_size, "v_proj": shape.kv_size, "o_proj": shape.hidden}
+    tensors = {f"model.layers.{layer}.self_attn.{name}.bias": rng.normal(size=lengths[name]).astype(np.float16)
+               for layer in range(shape.layers) for name in BIASES[architecture]}  # fmt: skip
+    config = {"architectures": [architecture], "model_type": architecture[:5].lower(), "attention_bias": True}
+    path = unpacked(tmp_path, shape, config=config, tensors=tensors)
+    checkpoint = open_checkpoint(path)
+    assert checkpoint.spec.shape == shape and checkpoint.spec.biases == BIASES[architecture]
+    reference = float_reference(checkpoint, path)
+    assert isinstance(reference, FloatReference)
+    got, expected = PaperModel(checkpoint).logits(IDS), reference.logits(IDS)
+    assert np.abs(got - expected).max() < 1e-4 * np.abs(expected).max()
 
 
 @pytest.mark.needs("torch", "transformers")
