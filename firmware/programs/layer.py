@@ -70,13 +70,15 @@ class Layer:
         """The first row of the results of a piece of gate and up."""
         return piece % RESULT_BLOCKS * self.config.gate_up_blocks[0]
 
-    def glu(self, slot: str, count: str, pieces: range, follow: int = 0) -> str:
-        """Activate some pieces."""
+    def glu(self, slot: str, count: str, pieces: range, commanded: int = 0, complete: int = 0) -> str:
+        """Activate some pieces; of so many that have been `commanded`, and nothing behind them, those from `complete` on may be under
+        way."""
         pairs = 2 * self.config.vector_lanes
         rows, text = self.config.gate_up_blocks, ""
         while pieces:
             # Pieces whose results lie one behind the other are activated together.
             some = pieces[: RESULT_BLOCKS - pieces[0] % RESULT_BLOCKS]
+            follow = min(MOST_FOLLOWED, commanded - some[-1]) if commanded and some[-1] >= complete else 0
             text += f"""
         li      word, {sum(rows[: some[0]]) // pairs}
         li      row, {self._place(some[0]) // self.config.vector_lanes}
@@ -184,7 +186,7 @@ class Layer:
     def gate_up_and_follow(self, slot: str, count: str) -> str:
         """The matrix, piece by piece, and the activation, which follows it."""
         pieces = (range(n, n + 1) for n in range(len(self.config.gate_up_blocks)))
-        text = "".join(f"\n{self.gate_up(slot, count, piece)}{self.glu(slot, count, piece, follow=1)}" for piece in pieces)
+        text = "".join(f"\n{self.gate_up(slot, count, piece)}{self.glu(slot, count, piece, piece.stop)}" for piece in pieces)
         return f"""{text}
         {self.activated(slot, count)}"""
 
@@ -238,16 +240,16 @@ def two_groups_assembly(config: BuildConfig) -> str:
         wait            vector
         {p.gate_up(*a, range(ahead))}"""
     # Beside the second group's o and what follows it: the first group's other pieces, and what of the others must have been activated.
-    text, activated, streamed = "", 0, ahead
+    text, activated, streamed, complete = "", 0, ahead, ahead
     beside = p.gate(*b)
     while True:
         some = range(streamed, min(end, streamed + max(1, RESULT_BLOCKS - 1)))
         room = max(activated, some.stop - RESULT_BLOCKS)
-        text += f"""{p.glu(*a, range(activated, room))}
+        text += f"""{p.glu(*a, range(activated, room), streamed, complete)}
         {done}
         {p.gate_up(*a, some)}
         {beside}"""
-        beside, activated, streamed = "", room, some.stop
+        beside, activated, complete, streamed = "", room, streamed, some.stop
         if streamed == end:
             break
     layers = f"""
