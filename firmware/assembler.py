@@ -113,7 +113,7 @@ def _operands(command: commands.Command, *first: str) -> tuple[Operand, ...]:
 
 
 _VECTOR = _operands(commands.VECTOR, "slot", "count", "a", "b", "length")
-_MATMUL = _operands(commands.MATMUL)
+_MATMUL = _operands(commands.MATMUL_PADDED)
 _DOT = _operands(commands.DOT)
 _SAMPLE = _operands(commands.SAMPLE)
 _VECTOR_DOC = {
@@ -160,8 +160,9 @@ FORMS: tuple[Form, ...] = (
     Form("flush", Op.FLUSH, (), "drop prefetched weights and queued descriptors; waits until done"),
     *(Form(f"vector.{op.name.lower()}", Op.VECTOR | op << 24, _VECTOR, _VECTOR_DOC[op], True, 0xFF | 7 << 24) for op in VectorOp),
     Form("matmul", Op.MATMUL, _MATMUL,
-         "ternary matrix times the codes of `count` slots from `slot`: `inputs` inputs, `steps` row steps, which become the results from "
-         "step `at` on; up to four wait their turn", True),
+         "ternary matrix times the codes of `count` slots from `slot`: `inputs` inputs, `steps` row steps, of whose last one "
+         "`rest` rows are padding (0 where rows a cycle are a power of two); they become the results from step `at` on; up to four wait "
+         "their turn", True),
     *(Form(f"dot.{op.name.lower()}", Op.DOT | op << 24, _DOT, _DOT_DOC[op], True, 0xFF | 3 << 24) for op in DotOp),
     Form("sample", Op.SAMPLE, _SAMPLE,
          "choose a token for `slot` from the logits of the dot.head to come; one for each of its slots, in order, before it", True),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from tritloom.firmware.isa import Instruction
 
-__all__ = ["DOT", "MATMUL", "SAMPLE", "SCAN", "VECTOR", "Command", "Field"]
+__all__ = ["DOT", "MATMUL", "MATMUL_PADDED", "SAMPLE", "SCAN", "VECTOR", "Command", "Field"]
 
 REGISTER_FIELDS = {"rd": 8, "rs": 12, "rt": 16, "ru": 20}
 """Lowest bit of the register numbers in an instruction word."""
@@ -58,6 +58,8 @@ VECTOR = Command((
 MATMUL = Command((
     Field("inputs", 16, "imm"), Field("steps", 16, "imm", 16), Field("slot", 8, "rd"), Field("count", 8, "ru"), Field("at", 16, "rs"),
 ))
+MATMUL_PADDED = Command((*MATMUL.fields, Field("rest", 6, "flags")))
+"""Of machines whose rows a cycle are no power of two: `rest` of the last step's rows are none of the matrix."""
 DOT = Command((
     Field("op", 2, "flags"), Field("slot", 8, "rd"), Field("count", 8, "ru"), Field("position", 32, "rs"), Field("kv_base", 32, "rt"),
 ))

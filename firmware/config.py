@@ -17,6 +17,7 @@ from typing import Any
 
 from tritloom.firmware.errors import InputError
 from tritloom.firmware.names import unknown
+from tritloom.firmware.packing import SCALE_BITS, group_beats, grouped_word_bytes, result_bits, scale_drop, tile_inputs
 
 TRITS = 3
 """Trits per table index (G)."""
@@ -192,9 +193,19 @@ class ModelShape:
         return max(self.hidden, self.q_size, self.ffn)
 
     @property
+    def head_gains(self) -> int:
+        """Gains of the norms of a query head and of a key head, which stand behind those of the norm before them."""
+        return 2 * self.head_dim if self.head_norms else 0
+
+    @property
     def max_rows(self) -> int:
         """Most rows of one ternary matrix (gate and up are interleaved into one)."""
         return max(self.qkv_rows, self.hidden, 2 * self.ffn)
+
+    @property
+    def scale_drop(self) -> int:
+        """Low bits of the matrices' results that are rounded off where groups of inputs have scales. Part of the numerics."""
+        return scale_drop(self.max_inputs) if self.group_size else 0
 
     @property
     def chunks(self) -> int:
@@ -254,8 +265,13 @@ class BuildConfig:
         s = self.shape
         for name, (least, most) in LIMITS.items():
             _require_number(name, getattr(self, name), least, most)
-        for name in ("rows_per_cycle", "vector_lanes", "attention_macs", "attention_rows", "mem_bytes", "mem_ports", "weight_fifo_beats",
-                     "read_fifo_beats", "program_words"):
+        q, odd = self.rows_per_cycle, self.rows_per_cycle - 1
+        _require(_power_of_two(q) or (s.group_size > 0 and _power_of_two(odd)),
+                 f"rows_per_cycle must be a power of two{', or one more' if s.group_size else ''}, not {q}")
+        _require(_power_of_two(q) or self.result_turns == 1,
+                 f"rows_per_cycle ({q}) takes results a turn already, between its steps: give result_turns=1")
+        for name in ("vector_lanes", "attention_macs", "attention_rows", "mem_bytes", "mem_ports", "weight_fifo_beats", "read_fifo_beats",
+                     "program_words"):
             _require(_power_of_two(getattr(self, name)), f"{name} must be a power of two, not {getattr(self, name)}")
         for name, known in (("table_form", TABLE_FORMS), ("packing", PACKINGS), ("memory", MEMORIES)):
             _require(getattr(self, name) in known, f"{name} must be one of {', '.join(known)}, not {_shown(getattr(self, name))}")
@@ -264,8 +280,8 @@ class BuildConfig:
         _require(self.result_turns <= self.lanes, "results of one lane are written in one turn: give lanes=2, or result_turns=1")
         _require(isinstance(self.ultra_ram, bool), f"ultra_ram must be true or false, not {_shown(self.ultra_ram)}")
         _require(self.attention_lanes <= self.lanes, f"attention_lanes ({self.attention_lanes}) must not exceed lanes ({self.lanes})")
-        _require(self.block_rows % self.rows_per_cycle == 0,
-                 f"block_rows ({self.block_rows}) must be a multiple of rows_per_cycle ({self.rows_per_cycle})")
+        _require(self.block_rows % self.result_step == 0,
+                 f"block_rows ({self.block_rows}) must be a multiple of rows_per_cycle ({self.result_step})")
         word = self.attention_macs // self.attention_rows
         _require(self.vector_lanes <= word,
                  f"vector_lanes must be from 1 to attention_macs/attention_rows ({word}), not {self.vector_lanes}")
@@ -280,8 +296,8 @@ class BuildConfig:
         _require(self.word_bytes <= self.mem_bytes,
                  f"tables*rows_per_cycle = {self.indices_per_word} indices need {self.word_bytes} bytes a cycle as {self.packing}, "
                  f"but mem_bytes is {self.mem_bytes}: lower tables or rows_per_cycle")
-        _require(s.q_size % self.rows_per_cycle == 0,
-                 f"rows_per_cycle ({self.rows_per_cycle}) must divide the queries' rows ({s.q_size})")
+        _require(s.q_size % self.result_step == 0,
+                 f"rows_per_cycle ({self.result_step}) must divide the queries' rows ({s.q_size})")
         _require(s.head_dim % word == 0,
                  f"attention_macs/attention_rows ({word}) must divide head_dim ({s.head_dim}): raise attention_rows")
         _require(self.attention_rows == 1 or 4 * self.attention_rows <= min(self.mem_bytes, 4 * CHUNK),
@@ -302,6 +318,10 @@ class BuildConfig:
         _require(127 * 127 * s.hidden * 65535 < 1 << (LOGIT_BITS - 1),
                  f"hidden ({s.hidden}) is too wide: its logits could overflow the head's {LOGIT_BITS} bits")
         k = self.shortlist
+        _require(not (k and s.ternary_head), "a head that is ternary by groups needs no short-list: leave shortlist out")
+        if s.group_size or s.head_norms:
+            _require(not self.serial,
+                     "vector_lanes 1 takes models with one scale a matrix and no norms of heads: give vector_lanes=2 or more")
         _require(k == 0 or (k >= 2 and _power_of_two(k)), f"shortlist must be 0 (int8 head) or a power of two from 2, not {k}")
         _require(k <= s.vocab, f"shortlist ({k}) must not exceed the vocabulary ({s.vocab})")
         _require(ceil(self.longest_block / self.rows_per_cycle) < STEP_LIMIT,
@@ -310,7 +330,10 @@ class BuildConfig:
         blocks = ceil(s.max_rows / self.longest_block)
         _require(blocks <= MOST_BLOCKS,
                  f"block_rows ({self.block_rows}) cuts {s.max_rows} rows into {blocks} blocks: at most {MOST_BLOCKS}")
-        blocks = ceil(s.vocab / self.head_block_rows) if k else 0
+        whole_head = k > 0 or s.ternary_head
+        _require(not whole_head or self.head_block_rows <= self.longest_block,
+                 f"block_rows ({self.block_rows}) must be at least vector_lanes ({self.vector_lanes}) where the head is ternary")
+        blocks = ceil(s.vocab / self.head_block_rows) if whole_head else 0
         _require(blocks <= MOST_HEAD_BLOCKS, f"block_rows ({self.block_rows}) cuts the head's {s.vocab} rows into {blocks} blocks: "
                                              f"at most {MOST_HEAD_BLOCKS}")
         _require(self.memory == "onchip" or not self.onchip_bytes,
@@ -347,14 +370,16 @@ class BuildConfig:
     def word_bytes(self) -> int:
         """Bytes of a packed weight word; each word travels in one memory beat of mem_bytes."""
         n = self.indices_per_word
+        if self.shape.group_size:
+            return grouped_word_bytes(self.tables, self.rows_per_cycle, self.shape.group_size, self.packing)
         if self.packing == "index5":
             return ceil(5 * n / 8)
         return 3 * (n // 5) + min(n % 5, 3)
 
     @property
     def acc_bits(self) -> int:
-        """Signed accumulator width: holds 127 * max_inputs."""
-        return (127 * self.shape.max_inputs).bit_length() + 1
+        """Signed accumulator width: holds 127 * max_inputs, or the rounded sums of groups times their scales."""
+        return result_bits(self.shape.max_inputs, self.shape.group_size, self.shape.scale_drop)
 
     @property
     def dot_lanes(self) -> int:
@@ -374,7 +399,12 @@ class BuildConfig:
     @property
     def banks(self) -> int:
         """Banks of the results."""
-        return max(1, self.vector_lanes // self.rows_per_cycle // self.result_parts)
+        return max(1, self.vector_lanes // self.result_step // self.result_parts)
+
+    @property
+    def result_step(self) -> int:
+        """Rows of the results that are written at once: `rows_per_cycle`, or the power of two that is one less."""
+        return 1 << (self.rows_per_cycle.bit_length() - 1)
 
     @property
     def result_lanes(self) -> int:
@@ -394,6 +424,13 @@ class BuildConfig:
     def group_slots(self) -> int:
         """Distance between the slots of two groups: slot = group * group_slots + lane."""
         return 1 << (self.lanes - 1).bit_length()
+
+    def matrix_beats(self, steps: int, inputs: int) -> int:
+        """Beats of a block of a ternary matrix of so many steps of rows: its words, and the scales of its groups."""
+        tiles = ceil(inputs / tile_inputs(self.tables, self.shape.group_size))
+        if not self.shape.group_size:
+            return tiles * steps
+        return tiles * steps + inputs // self.shape.group_size * group_beats(steps, self.rows_per_cycle, self.mem_bytes)
 
     def blocks(self, rows: int) -> list[int]:
         """Rows of the blocks of a matrix of `rows` rows."""
@@ -427,6 +464,22 @@ class BuildConfig:
         return self.mem_bytes + self.group_rows * self.head_row_bytes
 
     @property
+    def embedding_piece_bits(self) -> int:
+        """Of a row of a ternary embedding by groups: its bits come in pieces of V trits of two bits."""
+        return 2 * self.vector_lanes
+
+    @property
+    def embedding_scale_pieces(self) -> int:
+        """Pieces that a group's scale takes, before those of its trits."""
+        return ceil(SCALE_BITS / self.embedding_piece_bits)
+
+    @property
+    def embedding_row_bytes(self) -> int:
+        """Bytes of a row of a ternary embedding by groups, padded to a beat."""
+        group = self.embedding_scale_pieces * self.embedding_piece_bits + 2 * self.shape.group_size
+        return round_up(ceil(self.shape.hidden // self.shape.group_size * group / 8), self.mem_bytes)
+
+    @property
     def shortlist_bytes(self) -> int:
         """Bytes of the row scales and int8 rows that the head reads again for each token."""
         return self.shortlist * (self.mem_bytes + self.head_row_bytes)
@@ -434,7 +487,7 @@ class BuildConfig:
     @property
     def head_block_rows(self) -> int:
         """Rows of a block of the ternary head: whole words of V results and whole steps."""
-        whole = max(self.vector_lanes, self.rows_per_cycle)
+        whole = max(self.vector_lanes, self.result_step)
         return max(whole, min(self.longest_block, self.result_rows // 2) // whole * whole)
 
     @property

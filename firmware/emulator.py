@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tritloom.firmware import commands, integer
-from tritloom.firmware.config import CHUNK, KV_SCALE_BYTES, PARAM_HEADER_BYTES, TRITS, BuildConfig, round_up
+from tritloom.firmware.config import CHUNK, KV_SCALE_BYTES, PARAM_HEADER_BYTES, BuildConfig, round_up
 from tritloom.firmware.errors import TritloomError
 from tritloom.firmware.integer import UF_ONE, AttentionState, Int, Sampling, Saturations, UFloat, uf_mul, uf_unpack
 from tritloom.firmware.isa import (
@@ -29,7 +29,7 @@ from tritloom.firmware.isa import (
     VectorOp,
 )
 from tritloom.firmware.layout import cache_rows
-from tritloom.firmware.packing import unpack_matrix
+from tritloom.firmware.packing import SCALE_BITS, unpack_grouped, unpack_matrix
 
 MASK32 = 0xFFFFFFFF
 
@@ -69,6 +69,8 @@ class _Parameters:
     scales: list[UFloat]
     gain_exponent: int
     gains: Int
+    head_exponents: tuple[int, int]
+    head_eps: UFloat
 
 
 @dataclass
@@ -104,8 +106,8 @@ class Emulator:
         self._activations = np.zeros((c.lanes, max(s.q_size, s.hidden)), np.int64)
         self._q_scale: list[UFloat] = [UF_ONE] * c.lanes
         self._rope = np.zeros((slots, 2, s.head_dim // 2), np.int64)
-        steps = ceil(c.result_rows / c.rows_per_cycle)
-        self._accumulators = np.zeros((slots, steps * c.rows_per_cycle), np.int64)
+        steps = ceil(c.result_rows / c.result_step)
+        self._accumulators = np.zeros((slots, steps * c.result_step), np.int64)
         self._banks: list[_Parameters | None] = [None] * len(STAGES)
         self._layer_of_bank = [-1] * len(STAGES)
         self._layer = -1
@@ -117,9 +119,10 @@ class Emulator:
         self._samples: deque[tuple[int, Sampling, int]] = deque()
         self._logits: dict[int, tuple[Int, Int | None]] = {}
         self._ternary_logits: list[Int] = []
-        self._matrices: dict[tuple[int, int, int], NDArray[np.float32]] = {}
+        self._matrices: dict[tuple[int, int, int], NDArray[np.float32] | NDArray[np.float64]] = {}
         self._head: tuple[NDArray[np.float64], Int] | None = None
         self._cache_rows = cache_rows(c)
+        self._inverse_head = uf_unpack(integer.uf_pack(integer.uf_from_float(1 / s.head_dim)))
 
     # Program flow ---------------------------------------------------------------------------
 
@@ -176,7 +179,7 @@ class Emulator:
             elif i.op == Op.VECTOR:
                 self._vector(**commands.VECTOR.values(i, r))
             elif i.op == Op.MATMUL:
-                self._matmul(**commands.MATMUL.values(i, r))
+                self._matmul(**commands.MATMUL_PADDED.values(i, r))
             elif i.op == Op.DOT:
                 self._dot(**commands.DOT.values(i, r))
             elif i.op == Op.SCAN:
@@ -249,25 +252,28 @@ class Emulator:
 
     # Units ------------------------------------------------------------------------------------
 
-    def _matmul(self, inputs: int, steps: int, slot: int, count: int, at: int) -> None:
+    def _matmul(self, inputs: int, steps: int, slot: int, count: int, at: int, rest: int) -> None:
         c = self.config
-        beats = ceil(inputs / (TRITS * c.tables)) * steps
+        group_size, rows = c.shape.group_size, steps * c.rows_per_cycle - rest
+        beats = c.matrix_beats(steps, inputs)
         address, data = self._take(Destination.MATMUL, beats)
         key = (address, inputs, steps)
         if key not in self._matrices:
-            self._matrices[key] = unpack_matrix(
-                data.reshape(beats, c.mem_bytes), steps * c.rows_per_cycle, inputs, c.tables, c.rows_per_cycle, c.packing,
-            ).astype(np.float32)
+            words, layout = data.reshape(beats, c.mem_bytes), (c.tables, c.rows_per_cycle, c.packing)
+            self._matrices[key] = (integer.grouped_weights(*unpack_grouped(words, rows, inputs, group_size, *layout)) if group_size
+                                   else unpack_matrix(words, rows, inputs, *layout).astype(np.float32))
         matrix = self._matrices[key]
         if steps * c.rows_per_cycle > c.longest_block + -c.longest_block % c.rows_per_cycle:
             raise EmulatorError(f"a block of {steps} steps is longer than the machine's {c.longest_block} rows")
-        first = at * c.rows_per_cycle
+        first = at * c.result_step
         if first + len(matrix) > self._accumulators.shape[1]:
             raise EmulatorError(f"results of steps {at} to {at + steps - 1}, but a slot holds {c.result_rows} rows")
         for s in range(slot, slot + count):
             if len(self._codes[s]) < inputs:
                 raise EmulatorError(f"slot {s} has {len(self._codes[s])} codes, the matrix {inputs} inputs")
-            self._accumulators[s, first: first + len(matrix)] = integer.ternary_matmul(self._codes[s][:inputs], matrix)
+            codes = self._codes[s][:inputs]
+            self._accumulators[s, first: first + len(matrix)] = (
+                integer.grouped_matmul(codes, matrix, c.shape.scale_drop) if group_size else integer.ternary_matmul(codes, matrix))
 
     def _dot(self, op: int, slot: int, count: int, position: int, kv_base: int) -> None:
         if op == DotOp.SHARE:
@@ -324,20 +330,35 @@ class Emulator:
         words = data[:PARAM_HEADER_BYTES].view(np.uint32)
         self._banks[bank] = _Parameters(
             uf_unpack(words[0]), uf_unpack(words[1]), [uf_unpack(words[j]) for j in (2, 3, 4)],
-            int(data[20:24].view(np.int16)[1]), data[header: header + 2 * length].view(np.int16).astype(np.int64))
+            int(data[20:24].view(np.int16)[1]), data[header: header + 2 * length].view(np.int16).astype(np.int64),
+            (int(data[20:24].view(np.int16)[0]), int(data[28:32].view(np.int16)[0])), uf_unpack(words[6]))
 
     def _embed(self, slot: int, token: int, base: int, parameters: _Parameters, bank: int) -> None:
         c = self.config
         if token >= c.shape.vocab:
             raise EmulatorError(f"token {token} is outside the vocabulary of {c.shape.vocab}")
+        self._layer = self._layer_of_bank[bank] = -1
+        self._layer_of_bank[0] = 0
+        if c.shape.ternary_head:
+            self._x[slot] = integer.embed_groups(self._grouped_row(token, base), parameters.scales[0], self.saturations)
+            self._emit("residual", slot, self._x[slot], bank)
+            return
         group, index = divmod(token, c.group_rows)
         address = base + group * c.head_group_bytes
         row_scale = self._read(address + 2 * index, 2).view(np.uint16).astype(np.int64)[0]
         codes = self._read(address + c.mem_bytes + index * c.head_row_bytes, c.shape.hidden).view(np.int8).astype(np.int64)
-        self._layer = self._layer_of_bank[bank] = -1
-        self._layer_of_bank[0] = 0
         self._x[slot] = integer.embed(codes, row_scale, parameters.scales[0], self.saturations)
         self._emit("residual", slot, self._x[slot], bank)
+
+    def _grouped_row(self, token: int, base: int) -> Int:
+        """The embedding's trits times their groups' scales."""
+        c, s = self.config, self.config.shape
+        row = np.unpackbits(self._read(base + token * c.embedding_row_bytes, c.embedding_row_bytes), bitorder="little")
+        size = c.embedding_scale_pieces * c.embedding_piece_bits + 2 * s.group_size
+        fields = row[: s.hidden // s.group_size * size].reshape(-1, size).astype(np.int64)
+        scales = (fields[:, :SCALE_BITS] << np.arange(SCALE_BITS)).sum(-1)
+        bits = fields[:, -2 * s.group_size :]
+        return ((bits[:, 0::2] - 2 * bits[:, 1::2]) * scales[:, None]).reshape(-1)
 
     def _norm_quantise(self, slot: int, length: int, p: _Parameters, bank: int, *, source: int, norm: int, dest: int) -> None:
         if source == 0:
@@ -371,8 +392,14 @@ class Emulator:
             y = integer.rotate(y, cos, sin) if rotated else y << integer.ROPE_BITS
             return integer.quantise_heads(y.reshape(-1), s.head_dim, scale)
 
+        def normed(acc: Int, scale: UFloat, which: int) -> tuple[Int, UFloat]:
+            acc, place = acc.reshape(-1, s.head_dim), s.hidden + which * s.head_dim
+            y = integer.rotate_gained(acc, parameters.gains[place : place + s.head_dim], cos, sin)
+            codes, scale = integer.normed_heads(acc, y, scale, parameters.head_exponents[which], self._inverse_head, parameters.head_eps)
+            return codes.reshape(-1), scale
+
         if dest != 2:
-            codes, scale = heads(q, scales[0], rotated=True)
+            codes, scale = normed(q, scales[0], 0) if s.head_norms else heads(q, scales[0], rotated=True)
             self._activations[self._lane(slot), : s.q_size] = codes
             self._q_scale[self._lane(slot)] = _ten_bits(scale)
             self._emit("activations", slot, codes, bank)
@@ -380,7 +407,8 @@ class Emulator:
             return
         chunk, row = divmod(position, CHUNK)
         for half, (values, rotated) in enumerate(((k, True), (v, False))):
-            codes, scale = heads(values, scales[1 + half], rotated=rotated)
+            codes, scale = (normed(values, scales[1 + half], 1) if s.head_norms and rotated
+                            else heads(values, scales[1 + half], rotated=rotated))
             words = integer.uf_pack(_ten_bits(scale))
             for h in range(s.kv_heads):
                 address = base + h * c.kv_head_bytes + (2 * chunk + half) * c.kv_half_bytes
@@ -473,12 +501,20 @@ class Emulator:
             self._emit("logits", n, logits)  # of bank 0: the final norm's
 
     def _scan(self, slot: int, rows: int, first: int, at: int) -> None:
-        if not self.config.shortlist:
+        c, begin = self.config, at * self.config.result_step
+        results = self._accumulators[slot, begin: begin + rows].copy()
+        if c.shape.ternary_head:
+            lane = self._lane(slot)
+            before = [] if first else [self._logits[lane][0]]
+            self._logits[lane] = np.concatenate([*before, integer.grouped_logits(results)]), None
+            if len(self._logits[lane][0]) == c.shape.vocab:
+                self._emit("logits", lane, self._logits[lane][0])
+            return
+        if not c.shortlist:
             raise EmulatorError("SCAN on a machine without a short-list")
         if first:
             self._ternary_logits = []
-        begin = at * self.config.rows_per_cycle
-        self._ternary_logits.append(self._accumulators[slot, begin: begin + rows].copy())
+        self._ternary_logits.append(results)
 
     def _short_list_rows(self, slot: int, count: int, base: int) -> None:
         c, s = self.config, self.config.shape

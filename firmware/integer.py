@@ -32,6 +32,8 @@ PROBABILITY_BITS = 15
 WEIGHT_DROP = 14
 """Bits dropped from probability * value-scale before it multiplies value codes."""
 LOGIT_DROP = 8
+GROUPED_LOGIT_BITS = 16
+"""How far the results of a ternary head by groups are shifted left to be logits."""
 SILU_BITS = 16
 LOG2_BITS = 32
 LOG2_TABLE_BITS = 20
@@ -229,10 +231,22 @@ def norm_quantise(a: Int, exponent: Int, scale: UFloat, gains: Int | None, gain_
 # Linear layers and what follows them ------------------------------------------------------------
 
 
-def ternary_matmul(codes: Int, trits: NDArray[np.int8] | NDArray[np.float32]) -> Int:
+def ternary_matmul(codes: Int, trits: NDArray[np.int8] | NDArray[np.floating]) -> Int:
     """Accumulators codes [..., inputs] x trits [rows, inputs] -> [..., rows]; float32 products are exact below 2**24."""
     assert trits.shape[-1] * 128 < 1 << 24
     return (codes.astype(np.float32) @ trits.astype(np.float32, copy=False).T).astype(np.int64)
+
+
+def grouped_weights(trits: NDArray[np.int8], scales: NDArray[np.uint16]) -> NDArray[np.float64]:
+    """Trits [rows, inputs] times their groups' scales [rows, inputs/group_size]: what `grouped_matmul` takes."""
+    return trits * scales.astype(np.float64).repeat(trits.shape[-1] // scales.shape[-1], -1)
+
+
+def grouped_matmul(codes: Int, weights: NDArray[np.floating], drop: int) -> Int:
+    """Results codes [..., inputs] x weights [rows, inputs] -> [..., rows] without their `drop` low bits, rounded half up; float64 sums are
+    exact below 2**53, and these below 2**45."""
+    assert weights.shape[-1] < 1 << 22
+    return ((codes.astype(np.float64) @ weights.T).astype(np.int64) + (1 << drop >> 1)) >> drop
 
 
 def residual_add(x: Int, acc: Int, s: UFloat, seen: Saturations | None = None) -> Int:
@@ -246,10 +260,41 @@ def embed(codes: Int, row_scale: Int, embedding_scale: UFloat, seen: Saturations
     return residual_add(np.zeros_like(codes), codes, uf_mul(uf_norm(row_scale), embedding_scale), seen)
 
 
+def embed_groups(codes: Int, embedding_scale: UFloat, seen: Saturations | None = None) -> Int:
+    """Residual from the embedding's trits times their groups' scales [..., n]."""
+    return residual_add(np.zeros_like(codes), codes, uf_mul(UF_ONE, embedding_scale), seen)
+
+
 def rotate(acc: Int, cos: Int, sin: Int) -> Int:
     """Rotary embedding of interleaved pairs: acc [..., head_dim], cos/sin [..., head_dim/2] Q1.14."""
     a, b = acc[..., 0::2], acc[..., 1::2]
     return np.stack([a * cos - b * sin, b * cos + a * sin], -1).reshape(acc.shape)
+
+
+def gained(table: Int, gains: Int) -> Int:
+    """Cosines or sines Q1.14 [..., head_dim/2], each times both gains int16 of its pair [head_dim]: [..., head_dim/2, 2], rounded half
+    up."""
+    return (table[..., None] * gains.reshape(-1, 2) + (1 << (ROPE_BITS - 1))) >> ROPE_BITS
+
+
+def rotate_gained(acc: Int, gains: Int, cos: Int, sin: Int) -> Int:
+    """`rotate` of acc [..., head_dim] times gains [head_dim], which cosines and sines take: in units of the gains, no fraction bits
+    more."""
+    a, b = acc[..., 0::2], acc[..., 1::2]
+    c, s = gained(cos, gains), gained(sin, gains)
+    return np.stack([a * c[..., 0] - b * s[..., 1], b * c[..., 1] + a * s[..., 0]], -1).reshape(acc.shape)
+
+
+def normed_heads(acc: Int, y: Int, s: UFloat, exponent: int, inverse_count: UFloat, eps: UFloat) -> tuple[Int, UFloat]:
+    """Codes and scales per head of y [..., heads, head_dim] times 2**exponent / rms, with rms**2 = mean of (acc * s)**2, plus eps.
+
+    `s` [...] is the scale of the accumulators acc [..., heads, head_dim]. The sum of their squares is exact.
+    """
+    codes, t = quantise(y, y.shape[-1])
+    t = UFloat(t.m[..., 0], t.e[..., 0] + np.where(t.m[..., 0] == 0, 0, exponent))
+    s = UFloat(s.m[..., None], s.e[..., None])
+    mean = uf_add(uf_mul(uf_mul(uf_norm((acc * acc).sum(-1)), inverse_count), uf_mul(s, s)), eps)
+    return codes, uf_mul(uf_mul(t, s), uf_recip(uf_sqrt(mean)))
 
 
 def quantise_heads(y: Int, head_dim: int, s: UFloat) -> tuple[Int, UFloat]:
@@ -268,9 +313,15 @@ def work_norm(v: Int, e: Int | int) -> tuple[Int, Int]:
 
 
 def gated_relu2(gate: Int, up: Int) -> tuple[Int, Int]:
-    """relu(gate)**2 * up as work elements; their token scale is (s*w_gate)**2 * (s*w_up)."""
+    """relu(gate)**2 * up as work elements; their token scale is (s*w_gate)**2 * (s*w_up). Exact also beyond 62 bits, which only results of
+    more than 20 bits reach."""
     g = np.maximum(gate, 0)
-    return work_norm(g * g * up, 0)
+    m, e = work_norm(g * g * up, 0)
+    for i in zip(*np.nonzero(2 * bit_length(g) + bit_length(np.abs(up)) > 62), strict=True):
+        v = int(g[i]) ** 2 * int(up[i])
+        drop = (v if v >= 0 else ~v).bit_length() - MANTISSA_BITS
+        m[i], e[i] = v >> drop, drop
+    return m, e
 
 
 def _silu_tail() -> Int:
@@ -381,6 +432,11 @@ def attention(q: Int, q_scale: UFloat, k: Int, k_scale: UFloat, v: Int, v_scale:
 def head_logits(codes: Int, rows: NDArray[np.int8] | NDArray[np.float64], row_scale: Int) -> Int:
     """Integer logits [..., vocab] of codes [..., hidden]: dot product with int8 rows times the row's u16 scale."""
     return (codes.astype(np.float64) @ rows.astype(np.float64, copy=False).T).astype(np.int64) * row_scale
+
+
+def grouped_logits(results: Int) -> Int:
+    """Integer logits of a ternary head's results by groups, which have fewer bits than those of int8 rows."""
+    return results << GROUPED_LOGIT_BITS
 
 
 def short_list(logits: Int, count: int) -> Int:

@@ -12,7 +12,8 @@ because with two groups the first one's attention ends while the second one's qu
 streams during attention. Parameter blocks and matrices are whole beats; a matrix of many rows is a row of blocks. A pass of two groups
 of tokens reads each matrix twice before the next, except that the first group takes some pieces of gate and up before the second takes o.
 Of the last layer, a prompt's pass reads qkv only; the pass with the prompt's last token reads the rest once, for that token. With a
-short-list the ternary head, in blocks of rows, takes the place of the head groups; the int8 table then has a region of its own.
+short-list the ternary head, in blocks of rows, takes the place of the head groups; the int8 table then has a region of its own. So
+does a head that is ternary by groups, whose embedding, row after row, always has a region of its own.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tritloom.firmware.config import CHUNK, PARAM_HEADER_BYTES, TRITS, BuildConfig, ConfigError, round_up
+from tritloom.firmware.config import CHUNK, PARAM_HEADER_BYTES, BuildConfig, ConfigError, round_up
 from tritloom.firmware.isa import Descriptor, DescriptorOp, Destination
 
 REGION_ALIGN = 4096
@@ -39,7 +40,7 @@ DESCRIPTOR_LIMIT = 256
 
 def matrix_beats(config: BuildConfig, rows: int, inputs: int) -> int:
     """Weight words of a ternary matrix."""
-    return sum(ceil(inputs / (TRITS * config.tables)) * ceil(block / config.rows_per_cycle) for block in config.blocks(rows))
+    return sum(config.matrix_beats(ceil(block / config.rows_per_cycle), inputs) for block in config.blocks(rows))
 
 
 def parameter_beats(config: BuildConfig, gains: int) -> int:
@@ -56,10 +57,10 @@ def head_row_blocks(config: BuildConfig) -> list[int]:
     """Rows of each block in which the ternary head is multiplied and scanned: half of what the results hold, so that one is scanned
     while the next streams.
 
-    The first has no more than the queue before the heap holds: the heap fills while the second streams.
+    With a short-list the first has no more than the queue before the heap holds: the heap fills while the second streams.
     """
     vocab, most = config.shape.vocab, config.head_block_rows
-    first = min(config.shortlist_queue, most, vocab)
+    first = min(config.shortlist_queue or most, most, vocab)
     full, rest = divmod(vocab - first, most)
     return [first, *[most] * full, *([rest] if rest else [])]
 
@@ -105,13 +106,13 @@ def stream_blocks(config: BuildConfig) -> tuple[list[Block], list[Block], list[B
         parameters("down_parameters", s.ffn if s.sub_norms else 0),
         matrix("o", s.hidden, s.q_size),
         matrix("gate_up", 2 * s.ffn, s.hidden),
-        parameters("next_parameters", s.hidden),
+        parameters("next_parameters", s.hidden + s.head_gains),
         matrix("down", s.hidden, s.ffn),
     ]
     head = [Block("head", Destination.DOT, table_beats(config), rows=s.vocab, inputs=s.hidden)]
-    if config.shortlist:
+    if config.shortlist or s.ternary_head:
         head = [matrix(f"ternary_head_{i}", rows, s.hidden) for i, rows in enumerate(head_row_blocks(config))]
-    return [parameters("embedding_parameters", 0), parameters("qkv_parameters", s.hidden)], layer, head
+    return [parameters("embedding_parameters", 0), parameters("qkv_parameters", s.hidden + s.head_gains)], layer, head
 
 
 @dataclass(frozen=True)
@@ -274,9 +275,12 @@ def memory_map(config: BuildConfig, *, tied: bool = True, limit: int | None = AD
         return base
 
     weights = place("weights", (prologue_beats + s.layers * layer_beats + epilogue_beats) * config.mem_bytes)
-    table = table_beats(config) * config.mem_bytes
-    head = place("head", table) if config.shortlist else regions["weights"].end - table
-    embedding = head if tied else place("embedding", table)
+    if s.ternary_head:  # the head is in the stream of weights
+        head, embedding = 0, place("embedding", s.vocab * config.embedding_row_bytes)
+    else:
+        table = table_beats(config) * config.mem_bytes
+        head = place("head", table) if config.shortlist else regions["weights"].end - table
+        embedding = head if tied else place("embedding", table)
     place("rope", s.context * config.rope_row_bytes)
     place("kv", config.sequences * config.kv_sequence_bytes, loaded=False)
     total = regions["kv"].end

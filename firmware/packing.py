@@ -22,12 +22,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
-    "SERPENTINE", "TRIPLES", "decode_codes", "encode_triples", "pack_codes", "pack_matrix", "unpack_codes",
-    "unpack_matrix", "word_bytes",
+    "SCALE_BITS", "SERPENTINE", "TRIPLES", "TRITS_A_BYTE", "decode_codes", "encode_triples", "group_beats", "grouped_word_bytes",
+    "pack_codes", "pack_grouped", "pack_matrix", "result_bits", "scale_drop", "scale_steps", "scaled_sum_bits", "tile_inputs",
+    "unpack_codes", "unpack_grouped", "unpack_matrix", "word_bytes",
 ]
 
 Trits = NDArray[np.int8]
 Bytes = NDArray[np.uint8]
+Scales = NDArray[np.uint16]
+
+SCALE_BITS = 16
+"""Bits of a group's scale."""
+TRITS_A_BYTE = 5
+RESULT_BITS = 23
+"""Width of a row's result where its groups have scales: what the vector unit takes."""
 
 SERPENTINE: tuple[tuple[int, int, int], ...] = (
     (0, 0, 0), (0, 0, 1), (0, 1, 1), (0, 1, 0), (0, 1, -1), (1, 1, -1), (1, 1, 0),
@@ -64,6 +72,7 @@ def _code_of_key() -> Bytes:
 
 _CODE_OF_KEY = _code_of_key()
 _DIGIT = np.array([0, 1, 2], np.uint8)  # indexed by trit: 0, +1 and (from the end) -1
+_POWERS = 3 ** np.arange(5)
 _PAIR_TRITS = np.array([(a, b) for a in (0, 1, -1) for b in (0, 1, -1)] + [(0, 0)] * 7, np.int8)
 # Pair number (0..8) of a code's trits (0, 1) and (1, 2), and the digits needed to join two codes.
 _DIGITS_OF_CODE = _DIGIT[TRIPLES]
@@ -95,6 +104,52 @@ def word_bytes(codes: int, packing: str) -> int:
     """Bytes of a packed word of `codes` codes."""
     _check_packing(packing)
     return -(-5 * codes // 8) if packing == "index5" else 3 * (codes // 5) + min(codes % 5, 3)
+
+
+def tile_inputs(tables: int, group_size: int) -> int:
+    """Inputs of a tile: one to a place, or, with groups, as many of a group as there are places for, halved until they fit."""
+    while group_size > 3 * tables:
+        group_size //= 2
+    return group_size or 3 * tables
+
+
+def scaled_sum_bits(inputs: int) -> int:
+    """Signed width of a sum of `inputs` codes, each times a trit and a scale."""
+    return (127 * (2**SCALE_BITS - 1) * inputs).bit_length() + 1
+
+
+def scale_drop(inputs: int) -> int:
+    """Low bits that are rounded off a row's scaled sum of at most `inputs` codes, so that RESULT_BITS hold any result."""
+    most, drop = 127 * (2**SCALE_BITS - 1) * inputs, 0
+    while most + (1 << drop >> 1) >> drop >= 1 << (RESULT_BITS - 1):
+        drop += 1
+    return drop
+
+
+def result_bits(inputs: int, group_size: int, drop: int) -> int:
+    """Signed width of a row's result: of a sum of `inputs` codes, or of their scaled sum without its `drop` low bits."""
+    most = 127 * inputs if not group_size else 127 * (2**SCALE_BITS - 1) * inputs + (1 << drop >> 1) >> drop
+    return most.bit_length() + 1
+
+
+def scale_steps(rows_per_cycle: int, mem_bytes: int) -> int:
+    """Steps whose scales a beat has room for; 1 if a step's scales take several beats."""
+    return max(1, 8 * mem_bytes // (SCALE_BITS * rows_per_cycle))
+
+
+def grouped_word_bytes(tables: int, rows_per_cycle: int, group_size: int, packing: str) -> int:
+    """Bytes of a weight word of a matrix with groups: whole triples as codes; trit5 has what is left of the rows, one or two trits of
+    each, as five trits a byte behind them."""
+    whole, rest = divmod(tile_inputs(tables, group_size), 3)
+    if packing == "trit5" and rest:
+        return word_bytes(whole * rows_per_cycle, packing) + -(-rest * rows_per_cycle // TRITS_A_BYTE)
+    return word_bytes((whole + (rest > 0)) * rows_per_cycle, packing)
+
+
+def group_beats(steps: int, rows_per_cycle: int, mem_bytes: int) -> int:
+    """Beats of a group's scales for `steps` steps of rows."""
+    parts = -(-SCALE_BITS * rows_per_cycle // (8 * mem_bytes))
+    return -(-steps // scale_steps(rows_per_cycle, mem_bytes)) * parts
 
 
 def encode_triples(trits: NDArray[np.integer]) -> Bytes:
@@ -185,3 +240,81 @@ def unpack_matrix(beats: Bytes, rows: int, inputs: int, tables: int, rows_per_cy
     codes = unpack_codes(beats, tables * rows_per_cycle, packing)
     trits = decode_codes(codes).reshape(tiles, steps * rows_per_cycle, tables * 3)
     return np.ascontiguousarray(trits.transpose(1, 0, 2).reshape(steps * rows_per_cycle, -1)[:rows, :inputs])
+
+
+def pack_grouped(trits: NDArray[np.integer], scales: Scales, group_size: int, tables: int, rows_per_cycle: int, packing: str,
+                 mem_bytes: int) -> Bytes:
+    """Beats [beats, mem_bytes] of a matrix [rows, inputs] with scales [rows, inputs/group_size], as the TLMM engine consumes them.
+
+    Group after group: the scales of all steps, those of `scale_steps` steps side by side in a beat; then the group's tiles of `tile_inputs`
+    inputs, a word a step: whole triples row by row as codes, and behind them what is left of the rows. Rows are padded with zeros.
+    """
+    rows, inputs = trits.shape
+    if inputs % group_size or scales.shape != (rows, inputs // group_size):
+        raise ValueError(f"scales {scales.shape} are not those of a matrix of {rows}x{inputs} by groups of {group_size}")
+    tile, steps = tile_inputs(tables, group_size), -(-rows // rows_per_cycle)
+    parts = []
+    for group in range(inputs // group_size):
+        parts.append(_pack_scales(scales[:, group], steps, rows_per_cycle, mem_bytes))
+        for start in range(group * group_size, (group + 1) * group_size, tile):
+            block = np.zeros((steps * rows_per_cycle, tile), np.int8)
+            block[:rows] = trits[:, start : start + tile]
+            words = _pack_tile(block.reshape(steps, rows_per_cycle, tile), packing)
+            parts.append(np.pad(words, ((0, 0), (0, mem_bytes - words.shape[-1]))))
+    return np.concatenate(parts)
+
+
+def _pack_tile(trits: Trits, packing: str) -> Bytes:
+    """Words [steps, bytes] of a tile [steps, rows, inputs]."""
+    steps, rows, inputs = trits.shape
+    rest = inputs % 3
+    if packing != "trit5" or not rest:
+        padded = np.pad(trits, ((0, 0), (0, 0), (0, -inputs % 3)))
+        return pack_codes(encode_triples(padded.reshape(steps, -1, 3)), packing)
+    codes = encode_triples(trits[..., : inputs - rest].reshape(steps, -1, 3))
+    digits = _DIGIT[trits[..., inputs - rest :].reshape(steps, -1)]
+    digits = np.pad(digits, ((0, 0), (0, -digits.shape[-1] % TRITS_A_BYTE))).reshape(steps, -1, TRITS_A_BYTE)
+    return np.concatenate([pack_codes(codes, packing), (digits * _POWERS).sum(-1, dtype=np.uint8)], -1)
+
+
+def _unpack_tile(words: Bytes, rows: int, inputs: int, packing: str) -> Trits:
+    """A tile [steps, rows, inputs] of its words."""
+    steps, rest, whole = len(words), inputs % 3, inputs // 3
+    if packing != "trit5" or not rest:
+        whole += rest > 0
+        return decode_codes(unpack_codes(words, rows * whole, packing)).reshape(steps, rows, -1)[..., :inputs]
+    size = word_bytes(rows * whole, packing)
+    trits = decode_codes(unpack_codes(words[:, :size], rows * whole, packing)).reshape(steps, rows, -1)
+    bytes_ = words[:, size : size + -(-rest * rows // TRITS_A_BYTE), None].astype(int)
+    digits = (bytes_ // _POWERS % 3).reshape(steps, -1)[:, : rest * rows].reshape(steps, rows, rest)
+    return np.concatenate([trits, np.array([0, 1, -1], np.int8)[digits]], -1)
+
+
+def _pack_scales(scales: Scales, steps: int, rows_per_cycle: int, mem_bytes: int) -> Bytes:
+    """Beats of one group's scales [rows]."""
+    together = scale_steps(rows_per_cycle, mem_bytes)
+    words = np.zeros((-(-steps // together) * together * rows_per_cycle,), "<u2")
+    words[: len(scales)] = scales
+    size = together * rows_per_cycle * SCALE_BITS // 8
+    out = np.zeros((len(words) * 2 // size, -(-size // mem_bytes) * mem_bytes), np.uint8)
+    out[:, :size] = words.view(np.uint8).reshape(-1, size)
+    return out.reshape(-1, mem_bytes)
+
+
+def unpack_grouped(beats: Bytes, rows: int, inputs: int, group_size: int, tables: int, rows_per_cycle: int,
+                   packing: str) -> tuple[Trits, Scales]:
+    """Matrix [rows, inputs] and scales [rows, inputs/group_size] of the beats that `pack_grouped` made of them."""
+    tile, steps, mem_bytes = tile_inputs(tables, group_size), -(-rows // rows_per_cycle), beats.shape[-1]
+    size = scale_steps(rows_per_cycle, mem_bytes) * rows_per_cycle * SCALE_BITS // 8
+    ahead, tiles, groups = group_beats(steps, rows_per_cycle, mem_bytes), group_size // tile, inputs // group_size
+    if len(beats) != groups * (ahead + tiles * steps):
+        raise ValueError(f"a matrix of {rows}x{inputs} has {groups * (ahead + tiles * steps)} beats, not {len(beats)}")
+    trits, scales = np.empty((rows, inputs), np.int8), np.empty((rows, groups), np.uint16)
+    for group, part in enumerate(beats.reshape(groups, -1, mem_bytes)):
+        words = part[:ahead].reshape(-1, -(-size // mem_bytes) * mem_bytes)[:, :size]
+        scales[:, group] = np.ascontiguousarray(words).view("<u2").reshape(-1)[:rows]
+        for n in range(tiles):
+            start = group * group_size + n * tile
+            words = part[ahead + n * steps : ahead + (n + 1) * steps]
+            trits[:, start : start + tile] = _unpack_tile(words, rows_per_cycle, tile, packing).reshape(-1, tile)[:rows]
+    return trits, scales

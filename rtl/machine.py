@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from tritloom.firmware.config import BuildConfig
 from tritloom.rtl.attention.parameters import AttentionParameters
 from tritloom.rtl.control.parameters import RegisterParameters, SequencerParameters
-from tritloom.rtl.head.parameters import SamplerParameters, ShortListParameters
+from tritloom.rtl.head.parameters import HeadReaderParameters, SamplerParameters, ShortListParameters
 from tritloom.rtl.memory.parameters import AxiParameters, OnChipParameters, RoutingParameters, memory_parameters
 from tritloom.rtl.parameters import MemoryUse
 from tritloom.rtl.serial.parameters import SerialParameters
@@ -30,6 +30,7 @@ class MachineParameters:
     sampler: SamplerParameters | None
     serial: SerialParameters | None
     shortlist: ShortListParameters | None
+    reader: HeadReaderParameters | None
     memory: AxiParameters | OnChipParameters
     sequencer: SequencerParameters
     registers: RegisterParameters
@@ -42,7 +43,8 @@ class MachineParameters:
         return cls(matmul=TernaryParameters.of(config), vector=VectorParameters.of(config) if several else None,
                    dot=AttentionParameters.of(config) if several else None, sampler=SamplerParameters.of(config) if several else None,
                    serial=SerialParameters.of(config) if config.serial else None,
-                   shortlist=ShortListParameters.of(config) if config.shortlist else None, memory=memory_parameters(config),
+                   shortlist=ShortListParameters.of(config) if config.shortlist else None,
+                   reader=HeadReaderParameters.of(config) if config.shape.ternary_head else None, memory=memory_parameters(config),
                    sequencer=SequencerParameters.of(config), registers=RegisterParameters.of(config),
                    routing=RoutingParameters.of(config) if several else None)
 

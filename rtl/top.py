@@ -13,7 +13,8 @@ from tritloom.rtl.attention.unit import DotEngine
 from tritloom.rtl.control.parameters import RegisterParameters, SequencerParameters
 from tritloom.rtl.control.registers import ControlRegisters, axi_lite_members
 from tritloom.rtl.control.sequencer import Sequencer
-from tritloom.rtl.head.parameters import SamplerParameters, ShortListParameters
+from tritloom.rtl.head.parameters import HeadReaderParameters, SamplerParameters, ShortListParameters
+from tritloom.rtl.head.reader import HeadReader
 from tritloom.rtl.head.sampler import Sampler
 from tritloom.rtl.head.shortlist import ShortList
 from tritloom.rtl.memory.axi import axi_members
@@ -119,15 +120,23 @@ class Accelerator(wiring.Component):
         if c.serial:
             self._join_serial(m, memory, matmul, sequencer, registers)
         else:
-            scanning = self._short_list(m, matmul, vector, dot, sequencer) if c.shortlist else 0
+            scanning, logits_o = 0, dot.logits_o
+            if c.shortlist:
+                scanning = self._short_list(m, matmul, vector, dot, sequencer)
+            elif c.shape.ternary_head:
+                m.submodules.reader = reader = HeadReader(HeadReaderParameters.of(c))
+                wiring.connect(m, sequencer.scan, reader.cmd)
+                self._join_scan(m, reader, matmul, vector)
+                m.d.comb += dot.logits_o.ready.eq(1)
+                scanning, logits_o = reader.busy, reader.logits_o
             self._join_memory(m, memory, matmul, vector, dot, registers)
-            self._join_units(m, matmul, vector, dot, sampler)
+            self._join_units(m, matmul, vector, dot, sampler, logits_o)
             commands = {"vector": vector.cmd, "matmul": matmul.cmd, "dot": dot.cmd, "sampler": sampler.cmd}
             self._join_control(m, memory, sequencer, registers, commands, token=sampler.token_o, abandon=(sampler.abandon, dot.abandon),
                                busy=(vector.busy, matmul.busy | scanning, dot.busy, sampler.busy), writing=vector.writing,
                                saturated=vector.saturated + dot.saturated)
             if self._observed:
-                self._trace(m, vector, dot)
+                self._trace(m, vector, dot, logits_o)
         if not self._observed:
             m.d.comb += [self.running.eq(sequencer.running), self.failed.eq(registers.fault)]
         return m
@@ -164,11 +173,14 @@ class Accelerator(wiring.Component):
         m.submodules.shortlist = unit = ShortList(ShortListParameters.of(self.config))
         wiring.connect(m, sequencer.scan, unit.cmd)
         wiring.connect(m, unit.ids_o, dot.candidates_i)
+        self._join_scan(m, unit, matmul, vector)
+        return unit.busy
+
+    def _join_scan(self, m, unit, matmul, vector):
+        """A unit that scans results of the matrices, which then the vector unit does not read."""
         m.d.comb += unit.acc_read.data.eq(matmul.acc_read.data)
-        # The vector unit never reads while a scan is under way.
         for name in ("en", "slot", "addr", "part"):
             m.d.comb += getattr(matmul.acc_read, name).eq(Mux(unit.busy, getattr(unit.acc_read, name), getattr(vector.acc_read, name)))
-        return unit.busy
 
     def _memory(self):
         parameters = memory_parameters(self.config)
@@ -223,7 +235,7 @@ class Accelerator(wiring.Component):
             source, sink = (inside, self) if member.flow == Out else (self, inside)
             m.d.comb += getattr(sink, name).eq(getattr(source, name))
 
-    def _join_units(self, m, matmul, vector, dot, sampler):
+    def _join_units(self, m, matmul, vector, dot, sampler, logits_o):
         """Codes, accumulators, attention outputs and logits between the units."""
         for source, sink in ((vector.code_write, matmul.code_write), (vector.activation_write, dot.activation_write),
                              (vector.q_scale_write, dot.q_scale_write), (dot.work_write, vector.work_write),
@@ -232,11 +244,11 @@ class Accelerator(wiring.Component):
         m.d.comb += vector.acc_read.data.eq(matmul.acc_read.data)
         _drive(m, matmul.progress, vector.matrices)
         m.d.sync += vector.work_clear.eq(dot.work_clear)  # long before the outputs
-        if not self.config.shortlist:
+        if not self.config.shortlist and not self.config.shape.ternary_head:
             m.d.comb += [getattr(matmul.acc_read, name).eq(getattr(vector.acc_read, name)) for name in ("en", "slot", "addr", "part")]
         # What the sampler is ready for depends on the logit's slot.
-        m.submodules.logits = logits = Slice(dot.logits_o.payload.shape())
-        wiring.connect(m, dot.logits_o, logits.i)
+        m.submodules.logits = logits = Slice(logits_o.payload.shape())
+        wiring.connect(m, logits_o, logits.i)
         wiring.connect(m, logits.o, sampler.logits_i)
 
     def _join_control(self, m, memory, sequencer, registers, commands, *, token, abandon, busy, writing, saturated):
@@ -282,13 +294,13 @@ class Accelerator(wiring.Component):
         ]
         m.d.comb += [sequencer.args[i].eq(registers.args[i]) for i in range(len(registers.args))]
 
-    def _trace(self, m, vector, dot):
+    def _trace(self, m, vector, dot, logit):
         v = self.config.vector_lanes
 
         def words(value, width):
             return Cat(*(_extend(value.word_select(i, width)) for i in range(v)))
 
-        logit, codes, activations = dot.logits_o, vector.code_write, vector.activation_write
+        codes, activations = vector.code_write, vector.activation_write
         for unit, valid, slot, index, data in (
             (TraceUnit.RESIDUAL, vector.x_trace.valid, vector.x_trace.slot, vector.x_trace.addr, vector.x_trace.data),
             (TraceUnit.CODES, codes.valid, codes.slot, codes.addr, words(codes.data, 8)),

@@ -16,6 +16,13 @@ def routine(name: str, writes: str, text: str) -> str:
     return f"\n.routine {name} {writes}\n{text.strip()}\n.end\n"
 
 
+def steps_of(config: BuildConfig, rows: int) -> str:
+    """Operands of matmul that say how many rows there are."""
+    steps = ceil(rows / config.rows_per_cycle)
+    rest = steps * config.rows_per_cycle - rows if config.rows_per_cycle != config.result_step else 0
+    return f"steps={steps}" + (f" rest={rest}" if rest else "")
+
+
 class Layer:
     """Pieces of a layer as assembly text, for `count` tokens from `slot` (both registers).
 
@@ -31,23 +38,22 @@ class Layer:
     def parameters(self, bank: int) -> str:
         """Load what stands before the matrix that is next in the stream."""
         s = self.shape
-        gains = (s.hidden, s.q_size * self.sub, s.hidden, s.ffn * self.sub)[bank]
+        gains = (s.hidden + s.head_gains, s.q_size * self.sub, s.hidden, s.ffn * self.sub)[bank]
         return f"vector.param bank={bank} length={gains}"
 
     def matrix(self, rows: int, inputs: int, slot: str, count: str, at: int = 0) -> str:
         """Command all blocks of a matrix, whose results begin at step `at`."""
         lines = []
         for block in self.config.blocks(rows):
-            steps = ceil(block / self.config.rows_per_cycle)
             if at:
                 lines.append(f"li step, {at}")
-            lines.append(f"matmul inputs={inputs} steps={steps} slot={slot} count={count}" + (" at=step" if at else ""))
-            at += steps
+            lines.append(f"matmul inputs={inputs} {steps_of(self.config, block)} slot={slot} count={count}" + (" at=step" if at else ""))
+            at += ceil(block / self.config.result_step)
         return routine("matrix", "step=r15", "\n".join(lines))
 
     def kv(self, slot: str, count: str) -> str:
         """Keys and values, whose results stand behind those of the queries."""
-        return self.matrix(2 * self.shape.kv_size, self.shape.hidden, slot, count, self.shape.q_size // self.config.rows_per_cycle)
+        return self.matrix(2 * self.shape.kv_size, self.shape.hidden, slot, count, self.shape.q_size // self.config.result_step)
 
     def q(self, slot: str, count: str) -> str:
         return self.matrix(self.shape.q_size, self.shape.hidden, slot, count)
@@ -63,7 +69,7 @@ class Layer:
     def gate_up(self, slot: str, count: str, pieces: range) -> str:
         """Some pieces of the matrix (`BuildConfig.gate_up_blocks`); they take the places of those RESULT_BLOCKS before."""
         rows = self.config.gate_up_blocks
-        at = [ceil(self._place(piece) / self.config.rows_per_cycle) for piece in pieces]
+        at = [ceil(self._place(piece) / self.config.result_step) for piece in pieces]
         return "\n".join(self.matrix(rows[piece], self.shape.hidden, slot, count, first) for piece, first in zip(pieces, at, strict=True))
 
     def _place(self, piece: int) -> int:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from tritloom.firmware.config import BuildConfig
 from tritloom.firmware.layout import MemoryMap
 from tritloom.firmware.programs.convention import JOINS, SEGMENT_WORDS, SLOT_WORDS
-from tritloom.firmware.programs.head import begin_assembly, embed_token
-from tritloom.firmware.programs.layer import Layer, layer_assembly
+from tritloom.firmware.programs.head import begin_assembly, embed_token, grouped_head_assembly
+from tritloom.firmware.programs.layer import Layer, layer_assembly, routine
 
 REGISTERS = (
     "position=r1 address=r2 run=r3 slot_address=r3 answers_end=r3 count=r4 slot=r5 layers_left=r6 end=r6 answers=r6 "
@@ -89,6 +89,19 @@ def passes_assembly(config: BuildConfig, layout: MemoryMap) -> str:
         {p.ffn_parameters}
         wait    dot
         {normalise}"""
+
+    def scans(rows: int, first: bool, name: str) -> str:
+        return f"""
+        addi    slot, answer, 0
+    scan_{name}:
+        scan    slot=slot rows={rows} first={int(first)} at=complete
+        addi    slot, slot, 1
+        bne     slot, answers_end, scan_{name}"""
+
+    head = "dot.head slot=answer count=answers"
+    if s.ternary_head:
+        text = grouped_head_assembly(config, "answer", "answers", scans)
+        head = routine("grouped_head", "slot left=r7 complete=r9 half=r10 streams=r12", text)
     return f"""
     ; position: of the next token; address: in the scratch memory; run: a segment's tokens; count: those of the pass; slot: of a group the
     ; first; next_slot: after the segment; group_tokens: of the group before; layer_at: the layer's place in a cache; answer: slot to answer
@@ -150,11 +163,11 @@ def passes_assembly(config: BuildConfig, layout: MemoryMap) -> str:
         addi    address, address, {slots_at}
     answers:
         sub     answers, count, answer
-        li      lanes, {config.dot_lanes}
+        li      lanes, {config.lanes if s.ternary_head else config.dot_lanes}
         blt     answers, lanes, some
         addi    answers, lanes, 0
     some:
-        vector.normq slot=answer count=answers length={s.hidden} norm=1 dest=1
+        vector.normq slot=answer count=answers length={s.hidden} norm=1 dest={2 if s.ternary_head else 1}
         add     answers_end, answer, answers
         addi    slot, answer, 0
     choice:
@@ -166,7 +179,7 @@ def passes_assembly(config: BuildConfig, layout: MemoryMap) -> str:
         addi    address, address, {SLOT_WORDS}
         addi    slot, slot, 1
         bne     slot, answers_end, choice
-        dot.head slot=answer count=answers
+        {head.strip()}
         beq     answers_end, count, last_answers
         stream  {layout.entry_head}
     answer:

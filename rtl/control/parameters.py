@@ -9,6 +9,7 @@ from tritloom.firmware.config import BuildConfig
 from tritloom.firmware.isa import SCRATCH_WORDS
 from tritloom.firmware.registers import FIFO_DEPTH, PORTS
 from tritloom.rtl.parameters import MemoryUse, require, require_positive, require_power_of_two
+from tritloom.rtl.ternary.parameters import TernaryParameters
 
 __all__ = ["RegisterParameters", "SequencerParameters"]
 
@@ -23,11 +24,14 @@ class SequencerParameters:
         P: the scratch memory has SCRATCH_WORDS words for each.
     short_list : bool
         There is a unit for SCAN; else SCAN is no instruction.
+    padded : bool
+        MATMUL says how many rows of the last step are padding.
     """
 
     program_words: int
     lanes: int
     short_list: bool = False
+    padded: bool = False
 
     latency = 4
     """Cycles from `start` to the first instruction's command."""
@@ -39,7 +43,8 @@ class SequencerParameters:
     @classmethod
     def of(cls, config: BuildConfig) -> SequencerParameters:
         """Those of a configuration's machine."""
-        return cls(program_words=config.program_words, lanes=config.lanes, short_list=config.shortlist > 0)
+        return cls(program_words=config.program_words, lanes=config.lanes, short_list=config.shortlist > 0 or config.shape.ternary_head,
+                   padded=TernaryParameters.of(config).padded)
 
     @property
     def address_bits(self) -> int:

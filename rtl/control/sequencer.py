@@ -7,7 +7,7 @@ from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from tritloom.firmware.assembler import ARGUMENTS, REGISTERS
-from tritloom.firmware.commands import DOT, MATMUL, SAMPLE, SCAN, VECTOR
+from tritloom.firmware.commands import DOT, MATMUL, MATMUL_PADDED, SAMPLE, SCAN, VECTOR
 from tritloom.firmware.isa import Op, Unit
 from tritloom.firmware.registers import MEMORY_FAILED, UNKNOWN_INSTRUCTION
 from tritloom.rtl.commands import command_layout
@@ -75,6 +75,7 @@ class Sequencer(wiring.Component):
 
     def __init__(self, parameters: SequencerParameters):
         self.parameters, bits = parameters, parameters.address_bits
+        self._commands = COMMANDS | ({"matmul": MATMUL_PADDED} if parameters.padded else {})
         super().__init__({
             "program": In(loader_signature(bits)),
             "start": In(1), "entry": In(bits), "stop": In(1), "fault": In(1),
@@ -83,7 +84,7 @@ class Sequencer(wiring.Component):
             "args": In(data.ArrayLayout(32, ARGUMENTS)),
             "prompt_i": In(stream.Signature(32)),
             "token_o": Out(stream.Signature(32)),
-            **{unit: Out(stream.Signature(command_layout(command))) for unit, command in COMMANDS.items()},
+            **{unit: Out(stream.Signature(command_layout(command))) for unit, command in self._commands.items()},
             "token_i": In(stream.Signature(32)),
             "stream_start": Out(stream.Signature(8)),
             "flush": Out(1), "flushing": In(1),
@@ -180,7 +181,7 @@ class Sequencer(wiring.Component):
 
     def _payloads(self, m: Module, instruction, operand) -> None:
         """Commands made of the instruction and its registers."""
-        for unit, command in COMMANDS.items():
+        for unit, command in self._commands.items():
             payload = getattr(self, unit).payload
             # The vector unit's registers come last: only the order of the emitted assignments depends on it.
             fields = sorted(command.fields, key=lambda field: field.in_register) if command is VECTOR else command.fields

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import log
+from math import ceil, log
 
 from tritloom.firmware.config import LOGIT_BITS, BuildConfig
-from tritloom.firmware.integer import LOGIT_DROP, NOISE_BITS, PROBABILITY_BITS, SCORE_BITS
+from tritloom.firmware.integer import GROUPED_LOGIT_BITS, LOGIT_DROP, NOISE_BITS, PROBABILITY_BITS, SCORE_BITS
 from tritloom.rtl.parameters import MemoryUse, index_bits, require, require_positive, require_power_of_two
 from tritloom.rtl.ternary.parameters import TernaryParameters
 
-__all__ = ["FIXED_BITS", "LOG2_LATENCY", "MIX_LATENCY", "NOISE_LATENCY", "SCALE_LATENCY", "SamplerParameters", "ShortListParameters"]
+__all__ = ["FIXED_BITS", "LOG2_LATENCY", "MIX_LATENCY", "NOISE_LATENCY", "SCALE_LATENCY", "HeadReaderParameters", "SamplerParameters",
+           "ShortListParameters"]
 
 FIXED_BITS = LOGIT_BITS - LOGIT_DROP + 23
 """Base-2 logits: the product with a 16-bit mantissa, shifted left by 7 at most."""
@@ -90,6 +91,39 @@ class SamplerParameters:
             MemoryUse(name="exp2", width=PROBABILITY_BITS + 1, depth=1 << SCORE_BITS, kind="rom"),
             *(MemoryUse(name=f"{name}.table", width=32, depth=512, kind="rom") for name in ("inner", "outer")),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadReaderParameters:
+    """Parameters of `rtl.head.reader.HeadReader`.
+
+    vocab : int
+        Rows in all.
+    ternary : TernaryParameters
+        The matmul whose results are read.
+    """
+
+    vocab: int
+    ternary: TernaryParameters
+
+    def __post_init__(self) -> None:
+        require_positive(self, ("vocab",))
+        most = LOGIT_BITS - GROUPED_LOGIT_BITS
+        require(self.ternary.acc_bits <= most, f"acc_bits must be {most} or less, not {self.ternary.acc_bits}")
+
+    @classmethod
+    def of(cls, config: BuildConfig) -> HeadReaderParameters:
+        """Those of a configuration's machine, whose head is ternary by groups."""
+        return cls(vocab=config.shape.vocab, ternary=TernaryParameters.of(config))
+
+    def cycles(self, rows: int) -> int:
+        """Cycles to hand out `rows` results of a slot, if the sampler takes them at once."""
+        t = self.ternary
+        return ceil(rows / t.vector_lanes) * max(t.vector_lanes, t.result_reads + t.acc_read_latency + 2) + t.acc_read_latency + 4
+
+    def memories(self) -> tuple[MemoryUse, ...]:
+        """What the unit instantiates."""
+        return (MemoryUse(name="ids", width=self.vocab.bit_length(), depth=max(2, self.ternary.lanes), kind="async"),)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from amaranth import C, Cat, Module, Mux, Signal, Value
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
-from tritloom.firmware.packing import TRIPLES, encode_triples, word_bytes
+from tritloom.firmware.packing import TRIPLES, TRITS_A_BYTE, encode_triples, grouped_word_bytes, tile_inputs, word_bytes
 from tritloom.rtl.ternary.parameters import RECODE_LATENCY, SELECT_BITS, Reduction
 
 __all__ = ["Recoder"]
@@ -47,6 +47,8 @@ class Recoder(wiring.Component):
         What the lanes are made of.
     packing : "index5" or "trit5"
         Layout of a word.
+    group_size : int
+        Inputs that share a scale; 0: there are none, and words are whole codes.
 
     Members
     -------
@@ -61,12 +63,19 @@ class Recoder(wiring.Component):
 
     latency = RECODE_LATENCY
 
-    def __init__(self, *, tables: int, rows_per_cycle: int, table_form: str, packing: str):
+    def __init__(self, *, tables: int, rows_per_cycle: int, table_form: str, packing: str, group_size: int = 0):
         self._tables, self._rows = tables, rows_per_cycle
         self._form, self._packing = table_form, packing
+        inputs = tile_inputs(tables, group_size)
+        self._whole, self._rest = (inputs // 3, inputs % 3) if group_size and packing == "trit5" else (tables, 0)
+        if group_size and packing != "trit5":
+            self._whole = -(-inputs // 3)
+        size = word_bytes(tables * rows_per_cycle, packing)
+        if group_size:
+            size = grouped_word_bytes(tables, rows_per_cycle, group_size, packing)
         self._reduction = Reduction(table_form, tables)
         super().__init__({
-            "word": In(8 * word_bytes(tables * rows_per_cycle, packing)),
+            "word": In(8 * size),
             "enable": In(1),
             "select": Out(data.ArrayLayout(SELECT_BITS[table_form], rows_per_cycle * tables)),
             "negate": Out(data.ArrayLayout(self._reduction.leaves, rows_per_cycle)),
@@ -82,6 +91,8 @@ class Recoder(wiring.Component):
         # Cycle 2: codes.
         codes = [Signal(5, name=f"code_{i}", reset_less=True) for i in range(self._rows * self._tables)]
         unpacked = self._index5(word) if self._packing == "index5" else self._trit5(m, word)
+        if self._whole != self._tables:
+            unpacked = self._rows_of(m, word, unpacked)
         m.d.sync += [code.eq(value) for code, value in zip(codes, unpacked, strict=True)]
 
         # Cycle 3: selections and signs.
@@ -112,15 +123,31 @@ class Recoder(wiring.Component):
                 bit = delayed
             m.d.comb += negate[leaf].eq(bit)
 
+    def _rows_of(self, m, word, whole):
+        """The codes of all tables, row by row: of whole triples, of what is left of a row, and none for tables without inputs."""
+        codes, size = [], word_bytes(self._rows * self._whole, self._packing)
+        for row in range(self._rows):
+            codes += whole[row * self._whole : (row + 1) * self._whole]
+            if self._rest:
+                digits = []
+                for n in range(row * self._rest, (row + 1) * self._rest):
+                    byte = word[8 * (size + n // TRITS_A_BYTE) :][:8]
+                    digits.append(_lookup(m, "left_digit", [v // 3 ** (n % TRITS_A_BYTE) % 3 for v in range(256)], 2, byte))
+                combined = [_code(*(v >> 2 * k & 3 for k in range(self._rest)), *[0] * (3 - self._rest))
+                            if all(v >> 2 * k & 3 < 3 for k in range(self._rest)) else 0 for v in range(1 << 2 * self._rest)]
+                codes.append(_lookup(m, "left", combined, 5, Cat(digits)))
+            codes += [C(0, 5)] * ((row + 1) * self._tables - len(codes))
+        return codes
+
     def _index5(self, word):
-        return [word[5 * i : 5 * i + 5] for i in range(self._rows * self._tables)]
+        return [word[5 * i : 5 * i + 5] for i in range(self._rows * self._whole)]
 
     def _trit5(self, m, word):
         """Three codes stand in their bytes; two more in the pairs of trits above them."""
         codes = []
-        remaining = self._rows * self._tables
-        for start in range(0, len(word), 24):
-            group = word[start : start + 24]
+        remaining = self._rows * self._whole
+        for start in range(0, 8 * word_bytes(remaining, self._packing), 24):
+            group = word[start : min(start + 24, 8 * word_bytes(self._rows * self._whole, self._packing))]
             pairs = []
             for b in range(0, len(group), 8):
                 low, high = group[b : b + 5], group[b + 5 : b + 8]

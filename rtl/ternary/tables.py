@@ -7,7 +7,7 @@ from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 
 from tritloom.rtl.once import once
-from tritloom.rtl.ternary.parameters import ENTRY_BITS, SELECT_BITS, Reduction, table_address_bits
+from tritloom.rtl.ternary.parameters import ENTRY_BITS, SCALE_LATENCY, SELECT_BITS, Reduction, table_address_bits
 
 __all__ = ["LookupLane", "PartialMemory", "ResultMemory", "TableBuilder", "entry_layout"]
 
@@ -104,11 +104,12 @@ class LookupLane(wiring.Component):
     """Look up one token's partial sums and add them to its accumulators.
 
     Every cycle each of `rows_per_cycle` rows selects one entry from every table, and their sum, with
-    the deferred signs spent in the adders, is added to the row's partial sum. Tables have two halves:
-    one is written while the other is read. For addsub, `table_write` loads the activation registers.
+    the deferred signs spent in the adders, is added to the row's partial sum, times the row's scale if there are scales. Tables have
+    two halves: one is written while the other is read. For addsub, `table_write` loads the activation registers.
 
     Latency: `latency` cycles from `select` to `result`; `partial` is due `partial_latency` cycles after
-    `select`; a `negate` bit is due when its adder works (`Recoder` delays it so). `half` goes with `select`.
+    `select`, `scale` SCALE_LATENCY before it; a `negate` bit is due when its adder works (`Recoder` delays it so). `half` goes with
+    `select`.
 
     Throughput: one look-up of every row and table per cycle.
 
@@ -118,6 +119,8 @@ class LookupLane(wiring.Component):
     table_form : "symmetric14", "full27" or "addsub"
     acc_bits : int
         Width of an accumulator.
+    scale_bits : int
+        Width of a row's scale; 0: there are none.
 
     Members
     -------
@@ -127,14 +130,16 @@ class LookupLane(wiring.Component):
         As `Recoder` makes them.
     half : In(1)
         Half of the tables to read.
+    scale : In(array of rows_per_cycle scales)
     partial : In(array of rows_per_cycle accumulators)
     result : Out(array of rows_per_cycle accumulators)
     """
 
-    def __init__(self, *, tables: int, rows_per_cycle: int, table_form: str, acc_bits: int):
+    def __init__(self, *, tables: int, rows_per_cycle: int, table_form: str, acc_bits: int, scale_bits: int = 0):
         self._tables, self._rows, self._form, self._acc_bits = tables, rows_per_cycle, table_form, acc_bits
+        self._scale_bits = scale_bits
         self._reduction = reduction = Reduction(table_form, tables)
-        self.partial_latency = reduction.total_latency
+        self.partial_latency = reduction.total_latency + (SCALE_LATENCY if scale_bits else 0)
         self.latency = self.partial_latency + 1
         sums = data.ArrayLayout(signed(acc_bits), rows_per_cycle)
         super().__init__({
@@ -148,16 +153,26 @@ class LookupLane(wiring.Component):
             "half": In(1),
             "partial": In(sums),
             "result": Out(sums),
-        })
+        } | ({"scale": In(data.ArrayLayout(scale_bits, rows_per_cycle))} if scale_bits else {}))
 
     def elaborate(self, platform):
         m = Module()
         leaves = self._activations(m) if self._form == "addsub" else self._table_reads(m)
         for row in range(self._rows):
-            total = self._sum(m, row, leaves[row])
-            m.d.sync += self.result[row].eq(
-                self._add(self.partial[row], total, self.negate[row][0], self._acc_bits).as_signed())
+            total, negate = self._sum(m, row, leaves[row]), self.negate[row][0]
+            if self._scale_bits:
+                total, negate = self._scaled(m, row, total, negate)
+            m.d.sync += self.result[row].eq(self._add(self.partial[row], total, negate, self._acc_bits).as_signed())
         return m
+
+    def _scaled(self, m, row, total, negate):
+        """The row's sum times its scale, SCALE_LATENCY cycles later, and whether that is subtracted: a multiplier's two registers."""
+        for cycle in range(SCALE_LATENCY):
+            product = Signal(signed(len(total) + self._scale_bits * (cycle == 0)), name=f"product_{row}_{cycle}", reset_less=True)
+            later = Signal(name=f"product_negate_{row}_{cycle}", reset_less=True)
+            m.d.sync += [product.eq(total if cycle else total * self.scale[row]), later.eq(negate)]
+            total, negate = product, later
+        return total, negate
 
     def _table_reads(self, m):
         """Leaves from memories with a read port per row; the entry is there in the cycle after its selection."""
@@ -226,18 +241,21 @@ class PartialMemory(wiring.Component):
         Q.
     acc_bits, block_rows : int
         Width of a sum; rows of the longest block.
+    start : int
+        What sums begin with.
 
     Members
     -------
     read : In(1), read_step : In, fresh : In(1)
-        Fetch the partial sums of a step; zeros if `fresh`.
+        Fetch the partial sums of a step; `start` if `fresh`.
     partial : Out(array of Q)
     write : In(1), write_step : In, write_data : In(array of Q)
     """
 
-    def __init__(self, *, rows_per_cycle: int, acc_bits: int, block_rows: int):
+    def __init__(self, *, rows_per_cycle: int, acc_bits: int, block_rows: int, start: int = 0):
         self.steps = -(-block_rows // rows_per_cycle)
         self._width = rows_per_cycle * acc_bits
+        self._start = sum(start << acc_bits * row for row in range(rows_per_cycle))
         sums, step = data.ArrayLayout(signed(acc_bits), rows_per_cycle), range(max(2, self.steps))
         super().__init__({
             "read": In(1), "read_step": In(step), "fresh": In(1), "partial": Out(sums),
@@ -255,7 +273,7 @@ class PartialMemory(wiring.Component):
         ]
         m.d.sync += [fresh.eq(self.fresh), self.partial.eq(read.data)]
         with m.If(fresh):
-            m.d.sync += self.partial.eq(0)
+            m.d.sync += self.partial.eq(self._start)
         return m
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from amaranth import Array, C, Cat, Module, Mux, Signal, unsigned
 from amaranth.hdl import Assert
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
-from amaranth.utils import bits_for
+from amaranth.utils import bits_for, exact_log2
 
-from tritloom.firmware.commands import MATMUL
 from tritloom.firmware.config import RESULT_LANES
-from tritloom.firmware.packing import SERPENTINE
+from tritloom.firmware.packing import SCALE_BITS, SERPENTINE
 from tritloom.rtl.arith import index_shape
 from tritloom.rtl.commands import command_layout
 from tritloom.rtl.stream import Fifo
@@ -95,7 +96,7 @@ class TableControl(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        p, span = self._p, self._p.span
+        p, span, inputs = self._p, self._p.span, self._p.tile_inputs
         left, word = Signal(self.cmd.payload.inputs.shape()), Signal(index_shape(p.load_cycles))
         first_slot, last_slot, slot = (Signal.like(self.cmd.payload.slot, name=name) for name in ("first_slot", "last_slot", "slot"))
         lane = slot[: p.lane_bits]
@@ -109,8 +110,8 @@ class TableControl(wiring.Component):
 
         def next_tile():
             m.d.comb += self.prepared.eq(1)
-            m.d.sync += [left.eq(left - span), Cat(turn, tile_word).eq(Cat(turn, tile_word) + span)]
-            with m.If(left <= span):
+            m.d.sync += [left.eq(left - inputs), Cat(turn, tile_word).eq(Cat(turn, tile_word) + inputs)]
+            with m.If(left <= inputs):
                 m.next = "IDLE"
             with m.Else():
                 m.next = first
@@ -200,9 +201,11 @@ class WordControl(wiring.Component):
     step of the tile before. Tiles of fewer steps therefore wait after their last step, however the words of either come:
     the steps of a tile are at least a cycle apart, so that the first one's wait covers them all.
 
+    With groups, the beats of a group's scales come before its words, and are taken whether its tables are ready or not.
+
     Latency: none; `words[n]` is what was taken n cycles before.
 
-    Throughput: a word a cycle; between commands a cycle is lost.
+    Throughput: a word or a beat of scales a cycle; between commands a cycle is lost.
 
     Parameters
     ----------
@@ -212,6 +215,8 @@ class WordControl(wiring.Component):
     -------
     cmd : In(stream of {inputs, steps, slot, count, at})
         As TernaryMatmul's.
+    scales : {en, row, part}
+        With groups: what is taken is a beat of scales, not a word: `part` of those in row `row` of their memory.
     prepared : In(1)
         A tile's tables may be read from the second cycle after this one.
     valid : In(1), ready : Out(1)
@@ -225,18 +230,20 @@ class WordControl(wiring.Component):
         self._p = p = parameters
         flags = ("valid", "first_step", "last_step", "first_tile", "last_tile", "upper")
         self.word = data.StructLayout({name: 1 for name in flags} | {
-            "step": p.command_bits["steps"], "place": p.command_bits["at"], "group": bits_for(p.groups - 1)})
+            "step": p.command_bits["steps"], "place": p.command_bits["at"], "group": bits_for(p.groups - 1),
+            **({"rest": p.command_bits["rest"]} if p.padded else {})})
         super().__init__({
-            "cmd": In(stream.Signature(command_layout(MATMUL, **p.command_bits))),
+            "cmd": In(stream.Signature(command_layout(p.command, **p.command_bits))),
             "prepared": In(1),
             "valid": In(1),
             "ready": Out(1),
             "words": Out(data.ArrayLayout(self.word, p.written + 1)),
-        })
+        } | ({"scales": Out(wiring.Signature({
+            "en": Out(1), "row": Out(index_shape(p.scale_rows)), "part": Out(index_shape(p.scale_parts))}))} if p.group_size else {}))
 
     def elaborate(self, platform):
         m = Module()
-        command = self.cmd.payload
+        command, p = self.cmd.payload, self._p
         steps, step, inputs = (Signal.like(command.steps, name="steps"), Signal.like(command.steps, name="step"),
                                Signal.like(command.inputs, name="inputs"))
         place, at = Signal.like(command.at, name="place"), Signal.like(command.at, name="at")
@@ -246,34 +253,44 @@ class WordControl(wiring.Component):
         first_step, first_tile, last_tile = Signal(init=1), Signal(), Signal()
         upper, pause = Signal(), Signal()
         taken, last_step = Signal(), Signal()
+        rest = Signal.like(command.rest, name="rest") if p.padded else None
         m.d.comb += [
             self.ready.eq(active & ~pause & (~first_step | ((ready_tiles != 0) & (spacing == 0)))),
             taken.eq(self.valid & self.ready),
-            last_step.eq(step == steps), last_tile.eq(inputs <= self._p.span),
+            last_step.eq(step == steps), last_tile.eq(inputs <= p.tile_inputs),
             self.cmd.ready.eq(~active),
         ]
+        if p.group_size:
+            scales = self._scales(m, active & ~pause, steps, inputs, taken & last_step, begins=self.cmd.valid & self.cmd.ready)
+            with m.If(scales):
+                m.d.comb += [self.ready.eq(active & ~pause), taken.eq(0)]
         m.d.sync += ready_tiles.eq(ready_tiles + self.prepared - (taken & first_step))
         with m.If(spacing != 0):
             m.d.sync += spacing.eq(spacing - 1)
         with m.If(self.cmd.valid & self.cmd.ready):
             m.d.sync += [
                 active.eq(1), steps.eq(command.steps - 1), step.eq(0), inputs.eq(command.inputs), at.eq(command.at), place.eq(command.at),
-                group.eq(command.slot[self._p.lane_bits :]), first_step.eq(1), first_tile.eq(1),
+                group.eq(command.slot[p.lane_bits :]), first_step.eq(1), first_tile.eq(1),
                 wait.eq(Mux(command.steps < ROW_RETURNS_AFTER, ROW_RETURNS_AFTER - command.steps, 0)),
             ]
-            if self._p.result_turns > 1:
-                m.d.sync += upper.eq(command.slot[: self._p.lane_bits] + command.count > self._p.turn_lanes)
-        m.d.sync += pause.eq(taken & last_tile & upper)
+            if rest is not None:
+                m.d.sync += rest.eq(command.rest)
+            if p.result_turns > 1:
+                m.d.sync += upper.eq(command.slot[: p.lane_bits] + command.count > p.turn_lanes)
+        if p.padded:
+            m.d.sync += pause.eq(self._turns(m, taken & last_tile, last_step, rest))
+        else:
+            m.d.sync += pause.eq(taken & last_tile & upper)
         with m.If(taken):
             m.d.sync += [step.eq(step + 1), place.eq(place + 1), first_step.eq(last_step)]
             with m.If(last_step):
-                m.d.sync += [step.eq(0), place.eq(at), inputs.eq(inputs - self._p.span), first_tile.eq(0), active.eq(~last_tile),
+                m.d.sync += [step.eq(0), place.eq(at), inputs.eq(inputs - p.tile_inputs), first_tile.eq(0), active.eq(~last_tile),
                              spacing.eq(wait)]
 
         words = [Signal(self.word, name=f"word_{i}", reset_less=i > 0) for i in range(len(self.words))]
         m.d.comb += [words[0][name].eq(value) for name, value in (
             ("valid", taken), ("first_step", first_step), ("last_step", last_step), ("first_tile", first_tile), ("last_tile", last_tile),
-            ("upper", upper), ("step", step), ("place", place), ("group", group))]
+            ("upper", upper), ("step", step), ("place", place), ("group", group), *([("rest", rest)] if rest is not None else []))]
         for before, after in zip(words, words[1:], strict=False):
             m.d.sync += after.eq(before)
         m.d.comb += [out.eq(word) for out, word in zip(self.words, words, strict=True)]
@@ -283,14 +300,50 @@ class WordControl(wiring.Component):
                              Assert(wait == Mux(steps < ROW_RETURNS_AFTER - 1, ROW_RETURNS_AFTER - 1 - steps, 0))]
         return m
 
+    def _scales(self, m, going, steps, inputs, tile_ends, begins):
+        """Whether what comes is a beat of scales. `inputs`: those left, the present tile's among them."""
+        p = self._p
+        due, left = Signal(init=1), Signal.like(steps)  # `left`: steps whose scales are to come, less one
+        row, part = Signal.like(self.scales.row), Signal.like(self.scales.part)
+        m.d.comb += [self.scales.en.eq(going & due & self.valid), self.scales.row.eq(row), self.scales.part.eq(part)]
+        with m.If(self.scales.en):
+            m.d.sync += part.eq(part + 1)
+            with m.If(part == p.scale_parts - 1):
+                m.d.sync += [part.eq(0), row.eq(row + 1), left.eq(left - p.scale_steps)]
+                with m.If(left < p.scale_steps):
+                    m.d.sync += [row.eq(0), left.eq(steps), due.eq(0)]
+        with m.If(begins):
+            m.d.sync += left.eq(self.cmd.payload.steps - 1)
+        with m.If(tile_ends & (inputs[: exact_log2(p.group_size)] == p.tile_inputs % p.group_size)):
+            m.d.sync += due.eq(1)
+        return due
+
+    def _turns(self, m, finished, last_step, rest):
+        """Whether the results of a cycle without a word are due: of each word a row is left over, and so many make a step."""
+        place = Signal(range(self._p.result_step))
+        with m.If(finished):
+            m.d.sync += place.eq(Mux(last_step, 0, place + 1))
+        return finished & (place == self._p.result_step - 1)
+
+
+class _Narrowed(NamedTuple):
+    """A step of results: whether one is written, whether it is its command's last, its place, and of each lane its rows."""
+
+    write: Signal
+    complete: Signal
+    place: Signal
+    rows: list[Signal]
+
 
 class TernaryMatmul(wiring.Component):
     """Multiply a ternary matrix, streamed as packed words, by the int8 activations of all lanes.
 
-    A command takes ceil(inputs / (3*tables)) * steps words: for each tile of 3*tables inputs, `steps` words of
-    `rows_per_cycle` rows (firmware/packing.py makes them). Its rows are a block of a matrix: they become the results of
+    A command takes ceil(inputs / tile_inputs) * steps words: for each tile of inputs, 3*tables or with groups no more than one has,
+    `steps` words of `rows_per_cycle` rows, and before each group the beats of its scales (firmware/packing.py makes them). Its rows are a
+    block of a matrix: they become the results of
     rows from `at` on of `count` slots from `slot`. A slot's result is the sum over the inputs of
-    trit[row] * code[slot], and stays until it is written again; partial sums are kept apart, so that results may be read and
+    trit[row] * code[slot], with groups times each one's scale, without `scale_drop` low bits (rounded half up), and stays until it is
+    written again; partial sums are kept apart, so that results may be read and
     the activations of other slots written while a command runs. Padding rows and inputs must have zero trits; codes
     beyond `inputs` may be anything.
 
@@ -327,7 +380,7 @@ class TernaryMatmul(wiring.Component):
         self.parameters = p = parameters
         slot, address = unsigned(p.slot_bits), index_shape(p.result_words)
         super().__init__({
-            "cmd": In(stream.Signature(command_layout(MATMUL, **p.command_bits))),
+            "cmd": In(stream.Signature(command_layout(p.command, **p.command_bits))),
             "busy": Out(1),
             "progress": Out(progress_signature(p.result_words)),
             "weights_i": In(stream.Signature(8 * p.mem_bytes)),
@@ -341,7 +394,8 @@ class TernaryMatmul(wiring.Component):
     def elaborate(self, platform):
         m, p = Module(), self.parameters
         m.submodules.recoder = recoder = Recoder(
-            tables=p.tables, rows_per_cycle=p.rows_per_cycle, table_form=p.table_form, packing=p.packing)
+            tables=p.tables, rows_per_cycle=p.rows_per_cycle, table_form=p.table_form, packing=p.packing,
+            **({"group_size": p.group_size} if p.group_size else {}))
         order = {slot: n for n, slot in enumerate(p.slots)}
         bases = [p.code_words * order.get(slot, 0) for slot in range(max(order) + 1)]
         m.submodules.table_control = control = TableControl(p, bases=bases)
@@ -377,20 +431,24 @@ class TernaryMatmul(wiring.Component):
             m.d.comb += control.release.eq(selecting.valid & selecting.last_step)
 
         fetching, writing, written = flags[p.partial_fetch], flags[p.partial_write], flags[p.written]
-        m.d.comb += done.eq(written.valid & written.last_step & written.last_tile)
+        if not p.padded:
+            m.d.comb += done.eq(written.valid & written.last_step & written.last_tile)
         after = Signal(len(written.place) + 1)
-        m.d.comb += self.progress.words.eq(after * p.rows_per_cycle // p.vector_lanes)
-        with m.If(written.valid & written.last_tile):
-            m.d.sync += [after.eq(written.place + 1), self.progress.begun.eq(~done)]
-        turned = self._codes(m, control, bases)
+        m.d.comb += self.progress.words.eq(after * p.result_step // p.vector_lanes)
+        if not p.padded:
+            with m.If(written.valid & written.last_tile):
+                m.d.sync += [after.eq(written.place + 1), self.progress.begun.eq(~done)]
+        turned, scales = self._codes(m, control, bases), self._scales(m, words)
         results = []
         for lane_number in range(p.lanes):
             m.submodules[f"builder_{lane_number}"] = builder = TableBuilder(
                 tables=p.tables, table_form=p.table_form, vector_lanes=p.vector_lanes)
             m.submodules[f"lane_{lane_number}"] = lane = LookupLane(
-                tables=p.tables, rows_per_cycle=p.rows_per_cycle, table_form=p.table_form, acc_bits=p.acc_bits)
+                tables=p.tables, rows_per_cycle=p.rows_per_cycle, table_form=p.table_form, acc_bits=p.sum_bits,
+                **({"scale_bits": SCALE_BITS} if p.group_size else {}))
             m.submodules[f"partial_{lane_number}"] = partial = PartialMemory(
-                rows_per_cycle=p.rows_per_cycle, acc_bits=p.acc_bits, block_rows=p.block_rows)
+                rows_per_cycle=p.rows_per_cycle, acc_bits=p.sum_bits, block_rows=p.block_rows,
+                **({"start": 1 << p.scale_drop >> 1} if p.group_size else {}))
             m.d.comb += [
                 builder.load.eq(control.load[lane_number]),
                 builder.places.eq(control.places),
@@ -412,9 +470,45 @@ class TernaryMatmul(wiring.Component):
                 partial.write_step.eq(writing.step),
                 partial.write_data.eq(lane.result),
             ]
+            if p.group_size:
+                m.d.comb += lane.scale.eq(scales)
             results.append(lane.result)
-        self._results(m, [flags[n] for n in range(p.partial_write - 1, p.written + 1)], results)
+        last_words = [flags[n] for n in range(p.partial_write - 1, p.written + 1)]
+        narrow = self._results(m, last_words, results)
+        if narrow is not None:
+            m.d.comb += done.eq(narrow.complete)
+            with m.If(narrow.write):
+                m.d.sync += [after.eq(narrow.place + 1), self.progress.begun.eq(~done)]
         return m
+
+    def _scales(self, m, words):
+        """A step's scales, as they meet its sums: read as its word is taken, so that the next group's may follow at once."""
+        p = self.parameters
+        if not p.group_size:
+            return None
+        taken, given, size = words.words[0], words.scales, min(p.scale_steps * p.scale_word, 8 * p.mem_bytes)
+        # Where the scales of the step that is taken are: steps come one after the other.
+        row, within, s1_within = Signal.like(given.row), Signal(index_shape(p.scale_steps)), Signal(index_shape(p.scale_steps))
+        m.d.sync += s1_within.eq(within)
+        with m.If(taken.valid):
+            m.d.sync += within.eq(within + 1)
+            with m.If(taken.last_step | (within == p.scale_steps - 1)):
+                m.d.sync += [within.eq(0), row.eq(Mux(taken.last_step, 0, row + 1))]
+        found = []
+        for n in range(p.scale_parts):
+            store = memory.Memory(shape=size, depth=max(2, p.scale_rows), init=[])
+            m.submodules["scales" if p.scale_parts == 1 else f"scales_{n}"] = store
+            write, read = store.write_port(), store.read_port()
+            m.d.comb += [write.en.eq(given.en & (given.part == n)), write.addr.eq(given.row), write.data.eq(self.weights_i.payload),
+                         read.addr.eq(row)]
+            found.append(read.data)
+        together = Cat(found)[: p.scale_steps * p.scale_word]
+        due = together.word_select(s1_within, p.scale_word) if p.scale_steps > 1 else together
+        for n in range(p.scales_due - 1):
+            later = Signal(p.scale_word, name=f"scales_{n + 2}", reset_less=True)
+            m.d.sync += later.eq(due)
+            due = later
+        return due
 
     def _codes(self, m, control, bases):
         """The activations of all slots; returns the word of V that the tables' control reads, turned, two cycles after its address."""
@@ -440,8 +534,11 @@ class TernaryMatmul(wiring.Component):
         bases = Array([part * p.steps for part in range(p.groups * turns)])
         step, turn = Signal(range(p.groups * turns * p.steps)), Signal()
         before, now, *_ = words
-        finished = now.valid & now.last_tile
-        m.d.sync += step.eq(bases[before.group * turns] + before.place)
+        finished, narrow = now.valid & now.last_tile, None
+        if p.padded:
+            narrow = self._narrow(m, before, now, finished, bases, step, results)
+        else:
+            m.d.sync += step.eq(bases[before.group * turns] + before.place)
         if turns > 1:  # no word follows one for the upper half at once
             m.d.sync += turn.eq(finished & now.upper)
             with m.If(finished & now.upper):
@@ -453,8 +550,8 @@ class TernaryMatmul(wiring.Component):
             m.d.comb += [upper.eq(lane >= p.turn_lanes), column.eq(lane - Mux(upper, p.turn_lanes, 0))]
         else:
             m.d.comb += column.eq(lane)
-        address_bases = Array([part * p.steps * p.rows_per_cycle // p.vector_lanes for part in range(p.groups * turns)])
-        address = Signal(range(p.groups * turns * p.steps * p.rows_per_cycle // p.vector_lanes))
+        address_bases = Array([part * p.steps * p.result_step // p.vector_lanes for part in range(p.groups * turns)])
+        address = Signal(range(p.groups * turns * p.steps * p.result_step // p.vector_lanes))
         m.d.comb += address.eq(address_bases[group * turns + upper] + self.acc_read.addr)
         memories = -(-p.turn_lanes // shared)
         chosen, s1_chosen = Signal(index_shape(memories)), Signal(index_shape(memories))
@@ -466,20 +563,21 @@ class TernaryMatmul(wiring.Component):
         read = []
         for n, first in enumerate(range(0, p.turn_lanes, shared)):
             mine = list(range(first, min(first + shared, p.turn_lanes)))
-            store = ResultMemory(lanes=len(mine), rows_per_cycle=p.rows_per_cycle, vector_lanes=p.vector_lanes, acc_bits=p.acc_bits,
+            store = ResultMemory(lanes=len(mine), rows_per_cycle=p.result_step, vector_lanes=p.vector_lanes, acc_bits=p.acc_bits,
                                  steps=p.groups * turns * p.steps, banks=p.result_banks, ultra=p.ultra)
             m.submodules[f"results_{n}"] = store
             m.d.comb += [
-                store.write.eq(finished | turn), store.write_step.eq(step),
+                store.write.eq(finished | turn if narrow is None else narrow.write), store.write_step.eq(step),
                 store.read.eq(enable & (memory_of == n)), store.lane.eq(lane_of[: (shared - 1).bit_length()] if shared > 1 else 0),
                 store.address.eq(word), store.part.eq(part),
             ]
             for i, number in enumerate(mine):
-                sums, later = results[number], number + p.turn_lanes
+                sums = self._rounded(results[number]) if narrow is None else narrow.rows[number]
+                later = number + p.turn_lanes
                 m.d.comb += store.write_data[i].eq(sums)
                 if later < p.lanes:
-                    held = Signal.like(sums.as_value(), name=f"held_{later}", reset_less=True)
-                    m.d.sync += held.eq(results[later])
+                    held = Signal(len(sums), name=f"held_{later}", reset_less=True)
+                    m.d.sync += held.eq(self._rounded(results[later]))
                     with m.If(turn):
                         m.d.comb += store.write_data[i].eq(held)
             read.append(store.data)
@@ -487,6 +585,47 @@ class TernaryMatmul(wiring.Component):
             for i, word in enumerate(read):
                 with m.Case(i) if i + 1 < len(read) else m.Default():
                     m.d["comb" if p.ultra else "sync"] += self.acc_read.data.eq(word)
+        return narrow
+
+    def _narrow(self, m, before, now, finished, bases, step, results):
+        """Words of Q rows become steps of Q-1: a row of each word is held, until there are enough for a step of their own, in a cycle
+        without a word. `before`: the word before `now`; `step`: to be driven, where a step goes."""
+        p = self.parameters
+        most, bits = p.result_step, p.acc_bits
+        held, flush, ending, place = Signal(range(most)), Signal(), Signal(), Signal(range(p.steps))
+        full = held == most - 1
+        due = Mux(now.last_step, held + 1 > now.rest, full)  # rows are left over, for which there is no other word
+        write, complete = Signal(), Signal()
+        m.d.comb += [write.eq(finished | flush), complete.eq(Mux(flush, ending, finished & now.last_step & ~due))]
+        m.d.sync += [flush.eq(finished & due), ending.eq(now.last_step)]
+        with m.If(finished):
+            m.d.sync += held.eq(Mux(now.last_step | full, 0, held + 1))
+        with m.If(write):
+            m.d.sync += [step.eq(step + 1), place.eq(place + 1)]
+        with m.If(before.valid & before.last_tile & before.first_step):
+            m.d.sync += [step.eq(bases[before.group] + before.place), place.eq(before.place)]
+        rows = []
+        for number, sums in enumerate(results):
+            given, kept = self._rounded(sums), Signal(most * bits, name=f"kept_{number}", reset_less=True)
+            out, rest = Signal(most * bits, name=f"step_{number}"), Signal(most * bits, name=f"rest_{number}")
+            with m.Switch(held):
+                for n in range(most):
+                    with m.Case(n):
+                        together = Cat(kept[: n * bits], given)
+                        m.d.comb += [out.eq(together[: most * bits]), rest.eq(together[most * bits :])]
+            with m.If(finished):
+                m.d.sync += kept.eq(rest)
+            with m.If(flush):
+                m.d.comb += out.eq(kept)
+            rows.append(out)
+        return _Narrowed(write, complete, place, rows)
+
+    def _rounded(self, sums):
+        """Results of a step's sums: all of them, or with groups what `scale_drop` leaves; they began with half of what it takes."""
+        p = self.parameters
+        if not p.group_size:
+            return sums.as_value()
+        return Cat(sums[row][p.scale_drop :][: p.acc_bits] for row in range(p.rows_per_cycle))
 
     def _later(self, m, value):
         """The same a cycle later."""

@@ -6,7 +6,7 @@ from amaranth import Array, Signal, Value, signed
 from amaranth.lib import data
 from amaranth.lib.memory import Memory
 
-from tritloom.rtl.vector.parameters import GAIN_EXPONENT_BITS, HEADER, VectorParameters
+from tritloom.rtl.vector.parameters import GAIN_EXPONENT_BITS, HEAD_HEADER, HEADER, VectorParameters
 from tritloom.rtl.vector.scales import INNER
 
 __all__ = ["Coefficients"]
@@ -15,7 +15,8 @@ __all__ = ["Coefficients"]
 class Coefficients:
     """Memories of scales, one word a bank, and of coefficients, V a word: gains by bank, then each slot's cosines and sines.
 
-    `scales`: those of the command's bank, and the exponent of its gains (`gain_exponent`). `write`: a beat of coefficients for the
+    `scales`: those of the command's bank, and the exponent of its gains (`gain_exponent`); with norms of heads also `head_exponents` of the
+    gains of queries and keys. `write`: a beat of coefficients for the
     next cycle, of which `mask` says which halves of its words are written. `address`: the word to read, whose coefficients are
     in `read` three cycles later. `bank_base`: first word of each bank of gains.
     """
@@ -25,6 +26,10 @@ class Coefficients:
         self.bank_base, self.address = Array(p.bank_bases), Signal(p.coefficient_bits)
         self.scales = {name: Signal(INNER, name=name) for name in HEADER}
         self.gain_exponent = Signal(signed(GAIN_EXPONENT_BITS))
+        self.head_exponents = []
+        if p.head_norms:
+            self.scales[HEAD_HEADER] = Signal(INNER, name=HEAD_HEADER)
+            self.head_exponents = [Signal(signed(GAIN_EXPONENT_BITS), name=f"{kind}_exponent") for kind in ("query", "key")]
         self.write = Signal(
             data.StructLayout({"mask": 2, "addr": p.coefficient_bits, "data": 16 * p.vector_lanes * p.beat_words}),
             name="coefficient_write")
@@ -37,14 +42,19 @@ class Coefficients:
 
     def _scales(self, m, bank, header, header_beat, weights):
         """Take each scale from its place in a header; the bank's are read all the time."""
-        p = self._p
-        for index, (name, value) in enumerate([*self.scales.items(), ("gain_exponent", self.gain_exponent)]):
+        p, exponent_at = self._p, len(HEADER)
+        placed = [(index, 0, name, self.scales[name]) for index, name in enumerate(HEADER)]
+        placed.append((exponent_at, 16, "gain_exponent", self.gain_exponent))
+        if p.head_norms:
+            placed.append((exponent_at + 1, 0, HEAD_HEADER, self.scales[HEAD_HEADER]))
+            placed += [(exponent_at + 2 * n, 0, value.name, value) for n, value in enumerate(self.head_exponents)]
+        for index, low, name, value in placed:
             m.submodules[name] = banks = Memory(shape=len(Value.cast(value)), depth=len(p.bank_bases), init=[])
             bank_write, bank_read = banks.write_port(), banks.read_port()
             word = weights.payload[index * 32 % (8 * p.mem_bytes) :][:32]
             given = Signal.like(value, name=f"given_{name}")
-            if name == "gain_exponent":
-                m.d.comb += given.eq(word[16:])
+            if "exponent" in name:
+                m.d.comb += given.eq(word[low : low + 16])
             else:
                 m.d.comb += [given.m.eq(word[:16]), given.e.eq(word[16:])]
             m.d.comb += [

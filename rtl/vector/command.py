@@ -36,7 +36,7 @@ class Current:
         self.operation = {op: Signal(init=op == 0, name=f"is_{op.name.lower()}") for op in VectorOp}
         self.slot, self.remaining = Signal(vector.slot_bits), Signal(8)
         self.position, self.address, self.step = Signal(32), Signal(32), Signal(32)
-        self.words = Signal(range(vector.max_inputs // vector.vector_lanes + 1))
+        self.words = Signal(range(max(vector.max_inputs, vector.hidden + vector.head_gains) // vector.vector_lanes + 1))
         self.lane = self.slot[: vector.token_bits] if vector.token_bits else C(0, 1)
         self.idle = Signal(init=1)
 

@@ -12,6 +12,7 @@ from tritloom.rtl.arith import sign_extend
 from tritloom.rtl.ufloat import shift_right
 from tritloom.rtl.vector.command import Current
 from tritloom.rtl.vector.glu import WORK
+from tritloom.rtl.vector.head_norms import exact_square
 from tritloom.rtl.vector.norm import Norm
 from tritloom.rtl.vector.parameters import ACTIVATION_BITS, ALIGNER_BITS, VectorParameters
 from tritloom.rtl.vector.qkv import Qkv
@@ -47,7 +48,7 @@ class Datapath:
         # all, after what is `_early`.
         self._late, self._early, self._fresh = [], [], Signal(name="fresh")
         self.work = Signal(data.ArrayLayout(WORK, lanes), reset_less=True)
-        self.codes = [Signal(data.ArrayLayout(signed(8), lanes), name=f"codes{i}", reset_less=True) for i in (1, 2)]
+        self.codes = [Signal(data.ArrayLayout(signed(p.code_bits), lanes), name=f"codes{i}", reset_less=True) for i in (1, 2)]
         self.raw = [Signal(signed(ALIGNER_BITS), name=f"raw{k}", reset_less=True) for k in range(lanes)]
         self.product = [Signal(signed(ACTIVATION_BITS + FACTOR_BITS - 1), name=f"product{k}", reset_less=True) for k in range(lanes)]
         self.y = Signal(data.ArrayLayout(signed(Y_BITS), lanes), reset_less=True)
@@ -101,7 +102,7 @@ class Datapath:
             self._early = [again.word_select(k, p.acc_bits).as_signed() for k in range(p.vector_lanes)]
             m.d.sync += self._fresh.eq(of_results & ~(self.stage[1].second & self.current.is_op(VectorOp.QKV)))
 
-    def multiply(self, m, coefficients, *, left, top, multiplier, squares):
+    def multiply(self, m, coefficients, qkv: Qkv, *, left, top, multiplier, squares):
         """Stage 3: one word for the aligning shifter. Stage 4: operands, 24 bits. Stage 5: products. Stage 6: y.
 
         `left`, `top`: how the slot's elements stand in memory; `multiplier`: mantissa of RESID's, EMBED's and GLU's scale; `squares`: of
@@ -121,7 +122,7 @@ class Datapath:
                 factor, squared = Norm.factors(aligned, coefficients[k], self.current.command.norm)
                 m.d.sync += [c.eq(factor), v.eq(sign_extend(squared, ACTIVATION_BITS)), d.eq(squared)]
             with m.Elif(is_qkv):
-                cos, sin = Qkv.factors(unrotated, coefficients[k & ~1], coefficients[k | 1])
+                cos, sin = qkv.factors(unrotated, k, coefficients)
                 m.d.sync += [c.eq(cos), v.eq(self.raw[k ^ 1]), d.eq(sin)]
             with m.Else():
                 m.d.sync += c.eq(multiplier)
@@ -130,7 +131,11 @@ class Datapath:
             second_products.append(second)
             turned = Mux(is_qkv, second, 0)
             m.d.sync += self.y[k].eq(self.product[k] + turned if k & 1 else self.product[k] - turned)
-        m.d.comb += [squares[k].eq(second_products[k][:SQUARE_BITS]) for k in range(self._p.vector_lanes)]
+        for k in range(self._p.vector_lanes):
+            square = second_products[k][:SQUARE_BITS]
+            if self._p.head_norms:
+                square = Mux(is_qkv, exact_square(m, self.raw[k][: self._p.acc_bits].as_signed(), f"square{k}"), square)
+            m.d.comb += squares[k].eq(square)
 
     def _align(self, m, k, is_norm, left, top):
         """A lane's element, accumulator or code, and its right shift."""

@@ -59,6 +59,8 @@ class Dispatch:
             self._take_slot(m)
             self.norm.states(m)
             self.residual.states(m)
+            if qkv.head_norms is not None:
+                qkv.head_norms.states(m)
             qkv.states(m)
             self.gating.states(m)
             self._drain(m)
@@ -86,7 +88,8 @@ class Dispatch:
                         m.d.sync += loads.header.eq(1)
                         m.next = "HEADER"
                     with m.Case(VectorOp.EMBED):
-                        m.d.sync += [loads.factor.eq(given.a >> loads.id_bits), loads.addend.eq(p.head_group_bytes),
+                        m.d.sync += [loads.factor.eq(given.a >> loads.id_bits),
+                                     loads.addend.eq(p.embedding_row_bytes if p.embedding_group else p.head_group_bytes),
                                      current.words.eq(p.residual_words)]
                         m.next = "ADDRESS"
                     with m.Case(VectorOp.ROPE):
@@ -125,7 +128,7 @@ class Dispatch:
                 self.residual.begin_slot(m)
             with m.Elif(current.is_op(VectorOp.QKV)):
                 m.d.comb += self.qkv.writer.begin.eq(1)
-                m.next = "QKV"
+                m.next = "QKV" if self.qkv.head_norms is None else "HEAD GAINS"
             with m.Else():
                 self.gating.begin_slot(m)
         with m.State("NEXT SLOT"):

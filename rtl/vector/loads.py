@@ -6,6 +6,7 @@ from amaranth import C, Cat, Mux, Signal
 
 from tritloom.firmware.config import PARAM_HEADER_BYTES
 from tritloom.firmware.isa import VectorOp
+from tritloom.firmware.packing import SCALE_BITS as GROUP_SCALE_BITS
 from tritloom.rtl.vector.coefficients import Coefficients
 from tritloom.rtl.vector.command import Current, Words, slot_bases
 from tritloom.rtl.vector.parameters import VectorParameters
@@ -32,12 +33,13 @@ class Loads:
         self.factor, self.addend = Signal(32), Signal(32, name="addend")
         self.rope = Signal(p.coefficient_bits)
         self.rope_base = slot_bases(p, p.whole_beats(p.head_words))
-        self.id_bits = (p.group_rows - 1).bit_length()
+        self.id_bits = 0 if p.embedding_group else (p.group_rows - 1).bit_length()
         self.row_of_group = current.command.a[: self.id_bits] if self.id_bits else C(0, 1)
         # The row itself is read; before, its scale is.
         self.embed_row = Signal()
         # A beat, and how many of its pieces of V codes are left; registers that say whether none is, or one.
-        self.pieces = p.mem_bytes // p.vector_lanes
+        self.piece_bits = (2 if p.embedding_group else 8) * p.vector_lanes
+        self.pieces = 8 * p.mem_bytes // self.piece_bits
         self.beat, self.none_left = Signal(8 * p.mem_bytes, reset_less=True), Signal(init=1)
         self.one_left = Signal()
         self.left = Signal(range(self.pieces + 1))
@@ -48,19 +50,25 @@ class Loads:
         self.from_weights, self.load = Signal(), Signal()
         self.take = Signal()
         self.skip = Signal(range(self.pieces))
+        # Of a ternary embedding: the scale of the present group, and how many pieces of the next one's, or words of V trits, are to come.
+        self.group_scale, self.scale_pieces = Signal(GROUP_SCALE_BITS), Signal(range(p.embedding_scale_pieces + 1))
+        self.group_words = Signal(range(p.embedding_group // p.vector_lanes + 1))
         self.loaded = Signal()
         self.header_beats = -(-PARAM_HEADER_BYTES // p.mem_bytes)
         self.header_beat = Signal(range(self.header_beats)) if self.header_beats > 1 else C(0, 1)
         # Which half of a word of coefficients a beat brings, where it takes two.
         self.wide = p.mem_bytes >= 2 * p.vector_lanes
         self.half = Signal()
-        self.codes = Signal(8 * p.vector_lanes, name="code_in")
+        self.codes = Signal(p.code_bits * p.vector_lanes, name="code_in")
         self.scale_read, self.beats = Signal(), Signal(16)
 
     @property
     def row_scale(self):
-        """The 16 bits of the embedding row's scale, when the pieces before it have been skipped."""
+        """The 16 bits of the embedding row's scale, when the pieces before it have been skipped; one for a ternary embedding, whose groups
+        have their own."""
         p = self._p
+        if p.embedding_group:
+            return C(1, 16)
         index = self.current.command.a[: max(1, p.lane_bits - 1)] if p.vector_lanes > 2 and p.group_rows > 1 else C(0, 1)
         return self.beat[: 8 * p.vector_lanes].word_select(index, 16)
 
@@ -71,7 +79,8 @@ class Loads:
             self.left.eq(0),
             self.none_left.eq(1),
             self.one_left.eq(0),
-            self.embed_row.eq(0),
+            self.embed_row.eq(1 if self._p.embedding_group else 0),
+            *([self.scale_pieces.eq(self._p.embedding_scale_pieces)] if self._p.embedding_group else []),
         ]
 
     def take_beats(self, m):
@@ -83,24 +92,31 @@ class Loads:
             self.take.eq((self.embedding & ~self.none_left) | (self.skipping & (self.skip != 0))),
             weights.ready.eq(self.header | (self.writing & self.from_weights)),
             read.ready.eq((self.writing & ~self.from_weights) | self.load),
-            self.codes.eq(beat[: 8 * p.vector_lanes]),
+            self.codes.eq(Cat(self._scaled(k) for k in range(p.vector_lanes)) if p.embedding_group else beat[: 8 * p.vector_lanes]),
         ]
         self.beat_written = self.writing & Mux(self.from_weights, weights.valid, read.valid)
         m.d.comb += self.loaded.eq(self.load & read.valid)
         with m.If(self.loaded | self.beat_written):
             m.d.sync += beat.eq(Mux(self.from_weights, weights.payload, read.payload))
         with m.Elif(self.take):
-            m.d.sync += beat.eq(beat >> 8 * p.vector_lanes)
+            m.d.sync += beat.eq(beat >> self.piece_bits)
         with m.If(self.loaded):
             m.d.sync += [self.left.eq(self.pieces), self.none_left.eq(0), self.one_left.eq(self.pieces == 1)]
         with m.Elif(self.take):
             m.d.sync += [self.left.eq(self.left - 1), self.none_left.eq(self.one_left), self.one_left.eq(self.left == 2)]
 
+    def _scaled(self, k):
+        """The trit of lane k times its group's scale."""
+        trit, scale = self.beat[2 * k : 2 * k + 2], self.group_scale
+        width = len(scale) + 1
+        return (Mux(trit[1], -scale, scale) & trit[0].replicate(width))[:width]
+
     def request_read(self, m):
         """Request what `address` says. Registers: the lengths stand when a read is requested."""
         p, current = self._p, self.current
         of_scale = current.is_op(VectorOp.EMBED) & ~self.embed_row
-        row_beats = Mux(current.is_op(VectorOp.EMBED), p.head_row_bytes // p.mem_bytes, p.rope_row_bytes // p.mem_bytes)
+        embedding_row = p.embedding_row_bytes or p.head_row_bytes
+        row_beats = Mux(current.is_op(VectorOp.EMBED), embedding_row // p.mem_bytes, p.rope_row_bytes // p.mem_bytes)
         m.d.sync += [self.scale_read.eq(of_scale), self.beats.eq(Mux(of_scale, 1, row_beats))]
         m.d.comb += [self.request.valid.eq(self.requesting), self.request.payload.addr.eq(current.address),
                      self.request.payload.beats.eq(self.beats)]
@@ -173,7 +189,7 @@ class Loads:
         """EMBED: the row's scale and with it the multiplier of the codes, then the codes."""
         p, scales = self._p, self.scales
         with m.State("ROW SCALE"):
-            m.d.sync += self.skip.eq(self.row_of_group << 1 >> p.lane_bits)
+            m.d.sync += self.skip.eq(0 if p.embedding_group else self.row_of_group << 1 >> p.lane_bits)
             with m.If(~self.none_left):
                 m.d.sync += [self.fetching.eq(0), self.skipping.eq(1)]
                 m.next = "SKIP"
@@ -187,11 +203,32 @@ class Loads:
         with m.State("EMBED SCALE"):
             m.d.sync += self.words.place.eq(slot_bases(p, p.residual_words)[self.current.slot])
             with m.If(scales.done):
-                m.d.sync += [self.left.eq(0), self.none_left.eq(1), self.one_left.eq(0), self.embedding.eq(1)]
+                if not p.embedding_group:  # the beat of the row's scale has been used; of a ternary embedding it is the row's first
+                    m.d.sync += [self.left.eq(0), self.none_left.eq(1), self.one_left.eq(0)]
+                m.d.sync += self.embedding.eq(1)
                 m.next = "EMBED"
         with m.State("EMBED"):
-            with m.If(self.take):
-                self.words.issue(m)
-                with m.If(self.words.at_last):
-                    m.d.sync += self.embedding.eq(0)
-                    m.next = "DRAIN"
+            if p.embedding_group:
+                self._embed_groups(m)
+            else:
+                with m.If(self.take):
+                    self._embed_word(m)
+
+    def _embed_word(self, m):
+        self.words.issue(m)
+        with m.If(self.words.at_last):
+            m.d.sync += self.embedding.eq(0)
+            m.next = "DRAIN"
+
+    def _embed_groups(self, m):
+        """Piece after piece: those of a group's scale, then its trits."""
+        p = self._p
+        with m.If(self.take & (self.scale_pieces != 0)):
+            piece = self.beat[: min(self.piece_bits, GROUP_SCALE_BITS)]
+            m.d.sync += [self.group_scale.eq(Cat(self.group_scale, piece)[-GROUP_SCALE_BITS:]),
+                         self.scale_pieces.eq(self.scale_pieces - 1), self.group_words.eq(p.embedding_group // p.vector_lanes)]
+        with m.Elif(self.take):
+            m.d.sync += self.group_words.eq(self.group_words - 1)
+            with m.If(self.group_words == 1):
+                m.d.sync += self.scale_pieces.eq(p.embedding_scale_pieces)
+            self._embed_word(m)

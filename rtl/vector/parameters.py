@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from tritloom.firmware.config import ACTIVATIONS, KEPT_BITS, PARAM_HEADER_BYTES, BuildConfig
 from tritloom.firmware.integer import SILU_TAIL
 from tritloom.firmware.isa import VectorOp
+from tritloom.firmware.packing import SCALE_BITS as GROUP_SCALE_BITS
 from tritloom.rtl.parameters import MemoryUse, index_bits, require, require_positive, require_power_of_two
 from tritloom.rtl.ternary.parameters import TernaryParameters
 
-__all__ = ["ACTIVATION_BITS", "ALIGNER_BITS", "GAIN_EXPONENT_BITS", "HEADER", "LEFT_BITS", "SCALE_BITS", "TAIL_BITS",
+__all__ = ["ACTIVATION_BITS", "ALIGNER_BITS", "GAIN_EXPONENT_BITS", "HEADER", "HEAD_HEADER", "LEFT_BITS", "SCALE_BITS", "TAIL_BITS",
            "TAIL_STEP_BITS", "VectorParameters"]
 
 ACTIVATION_BITS = 24
@@ -24,6 +25,9 @@ LEFT_BITS = 5
 """Bits of how far a residual stream is shifted left."""
 HEADER = ("inverse_count", "eps", "scale0", "scale1", "scale2")
 """Scales of a parameter block's header, in their order; the gains' exponent comes behind them."""
+HEAD_HEADER = "head_eps"
+"""Behind HEADER and the gains' exponent, with norms of heads: their eps. The exponents of their gains stand in the low halves of the words
+around it."""
 GAIN_EXPONENT_BITS = 12
 """Signed bits of the exponent of a bank of gains."""
 TAIL_BITS, TAIL_STEP_BITS = 15, 12
@@ -68,6 +72,12 @@ class VectorParameters:
         Beats of them.
     ultra : bool
         Keep residual streams and work vectors in UltraRAM.
+    head_norms : bool
+        Whether query and key heads are normed before they are rotated.
+    embedding_group : int
+        0: the embedding has int8 rows; else they are ternary, and so many consecutive elements share a scale.
+    embedding_row_bytes, embedding_scale_pieces : int
+        Of a ternary embedding: bytes of a row, pieces of V trits that a group's scale takes.
     """
 
     lanes: int
@@ -96,6 +106,10 @@ class VectorParameters:
     kv_write_rows: int
     write_fifo_beats: int
     ultra: bool = False
+    head_norms: bool = False
+    embedding_group: int = 0
+    embedding_row_bytes: int = 0
+    embedding_scale_pieces: int = 0
 
     @classmethod
     def of(cls, config: BuildConfig) -> VectorParameters:
@@ -108,7 +122,9 @@ class VectorParameters:
             attention_macs=c.attention_macs, attention_rows=c.attention_rows, group_rows=c.group_rows, head_row_bytes=c.head_row_bytes,
             head_group_bytes=c.head_group_bytes, rope_row_bytes=c.rope_row_bytes, kv_scale_block_bytes=c.kv_scale_block_bytes,
             kv_half_bytes=c.kv_half_bytes, kv_head_bytes=c.kv_head_bytes, kv_write_rows=c.kv_write_rows,
-            write_fifo_beats=c.write_fifo_beats, ultra=c.ultra_units)
+            write_fifo_beats=c.write_fifo_beats, ultra=c.ultra_units, head_norms=s.head_norms,
+            **({"embedding_group": s.group_size, "embedding_row_bytes": c.embedding_row_bytes,
+                "embedding_scale_pieces": c.embedding_scale_pieces} if s.ternary_head else {}))
 
     def __post_init__(self) -> None:
         require_positive(self, ("lanes", "groups", "hidden", "ffn", "heads", "kv_heads", "head_dim", "kv_write_rows", "write_fifo_beats"))
@@ -183,8 +199,8 @@ class VectorParameters:
 
     @property
     def word_bits(self) -> int:
-        """Bits of the index of a word of V results or elements."""
-        return index_bits(self.max_rows // self.vector_lanes)
+        """Bits of the index of a word of V results, elements or gains of a bank."""
+        return index_bits(max(self.max_rows, self.hidden + self.head_gains) // self.vector_lanes)
 
     @property
     def place_bits(self) -> int:
@@ -206,8 +222,18 @@ class VectorParameters:
     @property
     def bank_words(self) -> list[int]:
         """Words of each bank of gains: of the inputs of qkv, o, gate and up, and down."""
-        lengths = (self.hidden, self.q_size if self.sub_norms else 0, self.hidden, self.ffn if self.sub_norms else 0)
+        lengths = (self.hidden + self.head_gains, self.q_size if self.sub_norms else 0, self.hidden, self.ffn if self.sub_norms else 0)
         return [self.whole_beats(length // self.vector_lanes) for length in lengths]
+
+    @property
+    def code_bits(self) -> int:
+        """Signed bits of an element of the embedding: a code, or a trit times its group's scale."""
+        return 8 if not self.embedding_group else GROUP_SCALE_BITS + 1
+
+    @property
+    def head_gains(self) -> int:
+        """Gains of the norms of a query head and of a key head, behind those of qkv's inputs."""
+        return 2 * self.head_dim if self.head_norms else 0
 
     @property
     def bank_bases(self) -> list[int]:
@@ -238,7 +264,7 @@ class VectorParameters:
     @property
     def head_cycles(self) -> int:
         """Cycles that QKV takes for each head, at most."""
-        return max(25, 2 * self.acc_parts * self.head_words + 10)
+        return max(95 if self.head_norms else 25, 2 * self.acc_parts * self.head_words + 10)
 
     def cycles(self, op: VectorOp, *, length: int = 0, heads: int = 0, norm: bool = False) -> int:
         """Cycles that an operation takes at most, of each slot, if no stream stalls.
@@ -256,7 +282,7 @@ class VectorParameters:
         if op == VectorOp.GLU:
             return 2 * self.acc_parts * words + 20
         if op == VectorOp.QKV:
-            return heads * self.head_cycles + 50
+            return heads * self.head_cycles + 50 + (3 * self.head_words + 8 if self.head_norms else 0)
         raise ValueError(f"the cycles of {op.name} are the memory's")
 
     # Memories ---------------------------------------------------------------------------------------
@@ -279,6 +305,10 @@ class VectorParameters:
         ]
         if self.acc_parts > 1:
             found.append(MemoryUse(name="kept", width=self.vector_lanes * self.acc_bits, depth=1 << (KEPT_BITS + self.head_word_bits)))
+        if self.head_norms:
+            found += [MemoryUse(name=HEAD_HEADER, width=SCALE_BITS, depth=banks),
+                      *(MemoryUse(name=f"{name}_exponent", width=GAIN_EXPONENT_BITS, depth=banks) for name in ("query", "key")),
+                      MemoryUse(name="turned", width=32 * self.vector_lanes, depth=2 * self.head_words)]
         if self.silu:
             found.append(MemoryUse(name="gated.tail", width=TAIL_BITS + TAIL_STEP_BITS, depth=len(SILU_TAIL) - 1,
                                    read_ports=self.vector_lanes // 2, kind="rom"))

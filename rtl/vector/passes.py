@@ -11,7 +11,7 @@ from tritloom.rtl.vector.command import Current
 from tritloom.rtl.vector.kv_writer import KvWriter
 from tritloom.rtl.vector.parameters import VectorParameters
 from tritloom.rtl.vector.quantise import Quantiser
-from tritloom.rtl.vector.scales import INNER, Program, ScaleUnit
+from tritloom.rtl.vector.scales import HEAD_NORM, INNER, Program, ScaleUnit
 from tritloom.rtl.vector.stages import CODE, Kind, Stages, Y
 
 __all__ = ["TwoPasses"]
@@ -32,31 +32,47 @@ class TwoPasses:
         self.found, self.dividing, self.pending = Signal(), Signal(), Signal()
         self.pending_length, self.pending_reciprocal, self.pending_scale = Signal(6), Signal(17), Signal(INNER)
         self.outstanding, self.first_kind = Signal(), Signal(2)
-        self.program = Signal(Program)
+        self.program = Signal(range(HEAD_NORM + 1) if vector.head_norms else Program)
         self.head_kind = Signal(2)
         self.start_segment = Signal()
+        # With norms of heads: the program under way is one of theirs.
+        self.waits = Signal()
         # Reciprocal of the maximum for the word in stage Y.
         self.reciprocal_of_y = Signal(17)
 
     def compute_scales(self, m):
         """Start the scale program of a maximum, and keep its quotient."""
         scales, start = self.scales, self.start_segment
-        m.d.comb += start.eq(self.found & ~scales.busy & ~self.dividing & ~self.pending)
+        may = self.found & ~scales.busy & ~self.dividing & ~self.pending
+        m.d.comb += start.eq(may & ~self.waits if self._p.head_norms else may)
         with m.If(self.quantiser.found):
             m.d.sync += self.found.eq(1)
         of_vector = Mux(self.current.command.norm, Program.NORM, Program.QUANTISE)
-        m.d.sync += self.program.eq(Mux(self.current.is_op(VectorOp.QKV), Program.HEAD, of_vector))
+        of_head = Mux(self.first_kind == Kind.VALUE, Program.HEAD, HEAD_NORM) if self._p.head_norms else Program.HEAD
+        m.d.sync += self.program.eq(Mux(self.current.is_op(VectorOp.QKV), of_head, of_vector))
+        if self._p.head_norms:
+            self._wait_for_norm(m)
         with m.If(start):
             m.d.sync += [self.found.eq(0), self.dividing.eq(1), self.outstanding.eq(0), self.head_kind.eq(self.first_kind)]
             m.d.comb += [scales.start.eq(1), scales.program.eq(self.program)]
         with m.If(scales.divided):
             m.d.sync += [
                 self.dividing.eq(0),
-                self.pending.eq(1),
+                self.pending.eq(~self.waits if self._p.head_norms else 1),
                 self.pending_length.eq(scales.length),
                 self.pending_reciprocal.eq(scales.reciprocal),
                 self.pending_scale.eq(scales.t),
             ]
+
+    def _wait_for_norm(self, m):
+        """The scale of a head that is normed is known only at the end of its program, long after the quotient, of which the divider does
+        not keep anything."""
+        scales, normed = self.scales, Signal()
+        with m.If(self.start_segment):
+            m.d.sync += normed.eq(self.program == HEAD_NORM)
+        m.d.comb += self.waits.eq(normed)
+        with m.If(scales.done & normed):
+            m.d.sync += [self.pending.eq(1), self.pending_scale.eq(scales.t), normed.eq(0)]
 
     def connect(self, m, y, *, code_write, activation_write, q_scale_write, kv: KvWriter):
         """Quantise `y`, stages Y to CODE, and send the codes on."""

@@ -9,6 +9,7 @@ from tritloom.firmware import integer
 from tritloom.firmware.config import KEPT_BITS
 from tritloom.rtl.vector.coefficients import Coefficients
 from tritloom.rtl.vector.command import Current
+from tritloom.rtl.vector.head_norms import HeadNorms
 from tritloom.rtl.vector.kv_writer import KvWriter
 from tritloom.rtl.vector.loads import Loads
 from tritloom.rtl.vector.parameters import VectorParameters
@@ -27,10 +28,10 @@ class Qkv:
     """
 
     def __init__(self, vector: VectorParameters, current: Current, stages: Stages, results: Results, coefficients: Coefficients,
-                 loads: Loads, passes: TwoPasses):
+                 loads: Loads, passes: TwoPasses, head_norms: HeadNorms | None):
         self._p = p = vector
         self.current, self.stages, self.results, self.coefficients = current, stages, results, coefficients
-        self.loads, self.passes = loads, passes
+        self.loads, self.passes, self.head_norms = loads, passes, head_norms
         self.writer = KvWriter(p)
         self.total = p.heads + 2 * p.kv_heads
         self.queries_only, self.others_only = current.command.dest[0], current.command.dest[1]
@@ -92,6 +93,8 @@ class Qkv:
             self.coefficients.address.eq(self.loads.rope + head_word),
             self.kept_place.eq(Cat(head_word, head[:KEPT_BITS])),
         ]
+        if self.head_norms is not None:
+            m.d.comb += self.head_norms.address.eq(self.head_norms.place(self.kind_of(head), head_word))
         with m.If(complete):
             m.d.sync += [running.eq(running + 1), head_word.eq(head_word + 1)]
             with m.If(head_word == self._p.head_words - 1):
@@ -101,7 +104,8 @@ class Qkv:
 
     # Operands of the lanes -------------------------------------------------------------------------
 
-    @staticmethod
-    def factors(unrotated, cos, sin):
-        """What an element and its pair's partner are multiplied by; values are not rotated."""
+    def factors(self, unrotated, k, coefficients):
+        """What the element of lane k and its pair's partner are multiplied by; values are not rotated."""
+        norms = self.head_norms
+        cos, sin = (norms.cosines[k], norms.sines[k]) if norms is not None else (coefficients[k & ~1], coefficients[k | 1])
         return Mux(unrotated, 1 << integer.ROPE_BITS, cos), Mux(unrotated, 0, sin)

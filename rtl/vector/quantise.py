@@ -34,6 +34,8 @@ class Quantiser(wiring.Component):
         Elements per word, a power of two.
     max_elements : int
         Longest segment.
+    head_squares : tuple
+        Bits of a square of a head's elements, and their number; zeros where heads have no sum of squares.
 
     Members
     -------
@@ -44,9 +46,11 @@ class Quantiser(wiring.Component):
     normal_delay = 2
     latency = normal_delay + 2
 
-    def __init__(self, *, vector_lanes: int, max_elements: int):
+    def __init__(self, *, vector_lanes: int, max_elements: int, head_squares: tuple[int, int] = (0, 0)):
         self._lanes = vector_lanes
-        self.total_bits = SQUARE_BITS - 1 + max_elements.bit_length()
+        head_bits, head_elements = head_squares
+        square_bits = max(SQUARE_BITS, head_bits)
+        self.total_bits = max(SQUARE_BITS - 1 + max_elements.bit_length(), head_bits + head_elements.bit_length())
         self.found_latency = 3 + (vector_lanes - 1).bit_length()
         super().__init__(
             {
@@ -55,7 +59,7 @@ class Quantiser(wiring.Component):
                 "last": In(1),
                 "second": In(1),
                 "y": In(data.ArrayLayout(signed(Y_BITS), vector_lanes)),
-                "squares": In(data.ArrayLayout(SQUARE_BITS, vector_lanes)),
+                "squares": In(data.ArrayLayout(square_bits, vector_lanes)),
                 "normal": In(data.ArrayLayout(signed(NORMAL_BITS), vector_lanes)),
                 "reciprocal": In(17),
                 "found": Out(1),

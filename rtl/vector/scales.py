@@ -13,7 +13,7 @@ from tritloom.firmware import integer
 from tritloom.rtl.ufloat import MANTISSA_BITS, SerialDivider, SerialSqrt, bit_length, shift_right
 from tritloom.rtl.vector.parameters import SCALE_BITS
 
-__all__ = ["INNER", "ONE", "Program", "ScaleUnit"]
+__all__ = ["HEAD_NORM", "INNER", "ONE", "Program", "ScaleUnit"]
 
 INNER = data.StructLayout({"m": unsigned(MANTISSA_BITS), "e": signed(SCALE_BITS - MANTISSA_BITS)})
 """A scale with headroom in its exponent, as it stands inside the vector unit."""
@@ -37,6 +37,10 @@ class Program(IntEnum):
     EMBED = 4
     RELU2 = 5
     SILU = 6
+
+
+HEAD_NORM = len(Program)
+"""One more program, of machines that norm query and key heads."""
 
 
 class _Op(IntEnum):
@@ -78,12 +82,28 @@ _PROGRAMS = {
 }
 
 
+# The squares first: the next head's come soon.
+_HEAD_NORM = [
+    (_Op.NORMALISE, "squares", None, "u"),
+    (_Op.MULTIPLY, "u", "head_inverse", "u"),
+    *_SCALE_OF_MAXIMUM,
+    (_Op.MULTIPLY, "code", "head_scale", "w"),
+    (_Op.MULTIPLY, "t", "w", "t"),
+    (_Op.MULTIPLY, "w", "w", "w"),
+    (_Op.MULTIPLY, "u", "w", "u"),
+    (_Op.ADD, "u", "head_eps", "u"),
+    (_Op.SQRT, "u", None, "u"),
+    (_Op.RECIPROCAL, "u", None, "u"),
+    (_Op.MULTIPLY, "t", "u", "t"),
+]
+
+
 class _Step(NamedTuple):
     """The present step: its `number` in the table (`first`: of each program), its operation, whether it is its program's `final` one, and
     its operands; `destination`: which of `registers` takes the result."""
 
     number: Signal
-    first: dict[Program, int]
+    first: dict[int, int]
     op: Any
     final: Signal
     is_top: Signal
@@ -130,20 +150,22 @@ class ScaleUnit(wiring.Component):
     A program starts with `start` while not `busy`; its operands stay until `done`. A multiplication
     takes 3 cycles, a normalisation 3, an addition 6, a root or reciprocal about 22.
 
-    Results: `t` and `w` (QUANTISE, NORM: t the code scale, w = t * scale0; HEAD: t the head's scale;
+    Results: `t` and `w` (QUANTISE, NORM: t the code scale, w = t * scale0; HEAD, HEAD_NORM: t the head's scale;
     RESIDUAL, EMBED: t the multiplier of the residual; RELU2: w the work scale; SILU: t the gate scale,
-    w the work scale). QUANTISE, NORM and HEAD also divide: after `divided`, `reciprocal` and
+    w the work scale). QUANTISE, NORM, HEAD and HEAD_NORM also divide: after `divided`, `reciprocal` and
     `length` (bits of `top`) stand until the next program.
 
     Parameters
     ----------
     squares_bits : int
         Bits of the sum of squares.
+    head_dim : int
+        Elements of a head that HEAD_NORM norms; 0: there is no such program, nor `head_eps`.
 
     Members
     -------
     start, program, top, squares, squares_exponent, row, exponent_y : In
-    code, work, scale0, scale1, head_scale, inverse_count, eps : In(INNER)
+    code, work, scale0, scale1, head_scale, head_eps, inverse_count, eps : In(INNER)
     busy, done, t, w, divided, reciprocal, length : Out
         `done` and `divided` are high for one cycle.
     """
@@ -152,14 +174,14 @@ class ScaleUnit(wiring.Component):
     ALIGNED_BITS = 23
     RECIPROCAL_BITS = 17
 
-    def __init__(self, *, squares_bits: int):
+    def __init__(self, *, squares_bits: int, head_dim: int = 0):
         if squares_bits < 1:
             raise ValueError(f"squares_bits must be positive, not {squares_bits}")
-        self._width = max(self.TOP_BITS, squares_bits)
+        self._width, self._head_dim = max(self.TOP_BITS, squares_bits), head_dim
         super().__init__(
-            {
+            ({"head_eps": In(INNER)} if head_dim else {}) | {
                 "start": In(1),
-                "program": In(range(len(Program))),
+                "program": In(range(len(Program) + bool(head_dim))),
                 "top": In(self.TOP_BITS),
                 "squares": In(squares_bits),
                 "squares_exponent": In(signed(12)),
@@ -197,7 +219,7 @@ class ScaleUnit(wiring.Component):
     def _decode(self, m):
         """The programs as a table of steps, and what the present step is."""
         first, table = {}, []
-        for program, steps in _PROGRAMS.items():
+        for program, steps in (_PROGRAMS | ({HEAD_NORM: _HEAD_NORM} if self._head_dim else {})).items():
             first[program] = len(table)
             table += [(*step, i == len(steps) - 1) for i, step in enumerate(steps)]
         step = Signal(range(len(table)))
@@ -220,6 +242,8 @@ class ScaleUnit(wiring.Component):
             "eps": self.eps,
             "inv127": _inner(integer.UF_INV127),
         }
+        if self._head_dim:
+            operands |= {"head_eps": self.head_eps, "head_inverse": _inner(integer.uf_from_float(1 / self._head_dim))}
         m.d.comb += integer_operand.eq(self.top)
         with m.Switch(step):
             for index, (operation, one, other, to, last) in enumerate(table):

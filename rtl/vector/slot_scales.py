@@ -9,7 +9,7 @@ from tritloom.firmware import integer
 from tritloom.firmware.isa import VectorOp
 from tritloom.rtl.vector.coefficients import Coefficients
 from tritloom.rtl.vector.command import Current
-from tritloom.rtl.vector.parameters import LEFT_BITS, VectorParameters
+from tritloom.rtl.vector.parameters import HEAD_HEADER, LEFT_BITS, VectorParameters
 from tritloom.rtl.vector.quantise import Quantiser
 from tritloom.rtl.vector.scales import INNER, ONE, ScaleUnit
 from tritloom.rtl.vector.stages import Kind
@@ -40,7 +40,7 @@ class SlotScales:
         """`head_kind`: of the head whose scale is computed; `row_scale`: of the embedding's row."""
         m.submodules.scales = self.scales
         self._memories(m, logit_scale_write)
-        is_one = self._exponents(m, work, coefficients)
+        is_one = self._exponents(m, work, coefficients, head_kind)
         self._operands(m, coefficients, quantiser, is_one, head_kind, row_scale)
 
     def _memories(self, m, logit_scale_write):
@@ -61,7 +61,7 @@ class SlotScales:
             logit_scale_write.scale.m.eq(scales.w.m), logit_scale_write.scale.e.eq(scales.w.e),
         ]
 
-    def _exponents(self, m, work, coefficients):
+    def _exponents(self, m, work, coefficients, head_kind):
         """Exponents of the squares and of y; returns whether the work vector's scale is one."""
         current, scales = self.current, self.scales
         exponent = Signal(signed(10))
@@ -75,6 +75,11 @@ class SlotScales:
         ]
         with m.If(current.is_op(VectorOp.QKV)):
             m.d.sync += scales.exponent_y.eq(-integer.ROPE_BITS)
+            for kind, value in zip((Kind.QUERY, Kind.KEY), coefficients.head_exponents, strict=False):
+                with m.If(head_kind == kind):
+                    m.d.sync += scales.exponent_y.eq(value)
+            if coefficients.head_exponents:
+                m.d.sync += scales.squares_exponent.eq(0)
         with m.Else():
             m.d.sync += scales.exponent_y.eq(exponent + Mux(current.command.norm, coefficients.gain_exponent, -integer.GAIN_ONE))
         return is_one
@@ -97,3 +102,5 @@ class SlotScales:
             scales.squares.eq(quantiser.total),
             scales.row.eq(row_scale),
         ]
+        if HEAD_HEADER in given:
+            m.d.comb += scales.head_eps.eq(given[HEAD_HEADER])

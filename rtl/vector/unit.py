@@ -24,6 +24,7 @@ from tritloom.rtl.vector.datapath import Datapath
 from tritloom.rtl.vector.dispatch import Dispatch
 from tritloom.rtl.vector.gating import Gating
 from tritloom.rtl.vector.glu import WORK, GatedUnit
+from tritloom.rtl.vector.head_norms import HeadNorms
 from tritloom.rtl.vector.loads import Loads
 from tritloom.rtl.vector.norm import Norm
 from tritloom.rtl.vector.parameters import VectorParameters
@@ -113,8 +114,9 @@ class VectorUnit(wiring.Component):
         m = Module()
         p = self._p
         gated = GatedUnit(vector_lanes=p.vector_lanes, activation=p.activation, acc_bits=p.acc_bits)
-        quantiser = Quantiser(vector_lanes=p.vector_lanes, max_elements=p.max_inputs)
-        scales = ScaleUnit(squares_bits=quantiser.total_bits)
+        quantiser = Quantiser(vector_lanes=p.vector_lanes, max_elements=p.max_inputs,
+                              head_squares=(2 * p.acc_bits - 1, p.head_dim) if p.head_norms else (0, 0))
+        scales = ScaleUnit(squares_bits=quantiser.total_bits, head_dim=p.head_dim if p.head_norms else 0)
 
         current, stages, coefficients = Current(p), Stages(p, gated, quantiser), Coefficients(p)
         words, results = Words(p, current, stages, coefficients), Results(p, current, self.acc_read, self.matrices)
@@ -122,18 +124,21 @@ class VectorUnit(wiring.Component):
         loads = Loads(p, current, words, coefficients, scales, weights=self.weights_i, request=self.read_request, read=self.read_data)
         work, datapath, norm = WorkVector(p, current), Datapath(p, current, stages), Norm(stages, words, passes, scales)
         residual = Residual(p, current, stages, words, results, scales)
-        qkv = Qkv(p, current, stages, results, coefficients, loads, passes)
+        head_norms = HeadNorms(p, current, coefficients, loads) if p.head_norms else None
+        qkv = Qkv(p, current, stages, results, coefficients, loads, passes, head_norms)
         gating = Gating(p, current, stages, words, results, scales, gated)
         dispatch = Dispatch(p, current=current, stages=stages, words=words, results=results, passes=passes, scales=scales, work=work,
                             loads=loads, norm=norm, residual=residual, qkv=qkv, gating=gating)
 
         dispatch.connect(m, cmd=self.cmd, busy=self.busy, kv_write=self.kv_write, writing=self.writing)
+        if head_norms is not None:
+            head_norms.connect(m)
         slot_scales.connect(m, work, coefficients, quantiser, head_kind=passes.head_kind, row_scale=loads.row_scale,
                             logit_scale_write=self.logit_scale_write)
         coefficients.connect(m, bank=current.command.bank, beat=loads.beat, header=loads.header, header_beat=loads.header_beat,
                              weights=self.weights_i)
         datapath.fetch(m, residual, work, code=loads.codes, result=self.acc_read.data, kept_place=qkv.kept_place)
-        datapath.multiply(m, coefficients.read, left=slot_scales.left, top=slot_scales.top, multiplier=scales.t.m,
+        datapath.multiply(m, coefficients.read, qkv, left=slot_scales.left, top=slot_scales.top, multiplier=scales.t.m,
                           squares=quantiser.squares)
         datapath.shift(m, scales, quantiser, passes.pending_length)
         residual.add(m, datapath.shifted, datapath.addend, datapath.beyond, saturated=self.saturated, left_write=slot_scales.left_write,

@@ -97,6 +97,52 @@ def test_word_size_agrees_with_configuration(form, tables, rows):
     assert packing.word_bytes(tables * rows, form) == config.word_bytes
 
 
+@given(st.integers(1, 40), st.integers(1, 4), st.sampled_from([64, 128]), st.integers(1, 50), st.sampled_from([1, 2, 4, 5, 8]),
+       st.sampled_from(["index5", "trit5"]), st.sampled_from([8, 16, 64, 256]), st.integers(0, 2**32 - 1))
+@settings(max_examples=100, deadline=None)
+def test_grouped_round_trip(rows, groups, group_size, tables, rows_per_cycle, form, mem_bytes, seed):
+    tables = max(1, min(tables, 8 * mem_bytes // (5 * rows_per_cycle) // 2))
+    trits = random_trits(seed, rows, groups * group_size)
+    scales = np.random.default_rng(seed).integers(0, 1 << 16, (rows, groups)).astype(np.uint16)
+    layout = (group_size, tables, rows_per_cycle, form)
+    beats = packing.pack_grouped(trits, scales, *layout, mem_bytes)
+    steps, tile = -(-rows // rows_per_cycle), packing.tile_inputs(tables, group_size)
+    assert tile <= 3 * tables and group_size % tile == 0 and (tile == group_size or 2 * tile > 3 * tables)
+    assert beats.shape == (groups * (packing.group_beats(steps, rows_per_cycle, mem_bytes) + group_size // tile * steps), mem_bytes)
+    got, found = packing.unpack_grouped(beats, rows, groups * group_size, *layout)
+    assert (got == trits).all() and (found == scales).all()
+    with pytest.raises(ValueError, match="beats, not"):
+        packing.unpack_grouped(np.tile(beats, (groups + 1, 1))[: groups * (len(beats) // groups + 1)], rows, groups * group_size, *layout)
+
+
+@pytest.mark.parametrize("steps, rows_per_cycle, mem_bytes, together, beats", [
+    (1, 4, 32, 4, 1), (4, 4, 32, 4, 1), (5, 4, 32, 4, 2), (100, 1, 8, 4, 25), (10, 2, 4, 1, 10), (3, 8, 8, 1, 6), (3, 5, 16, 1, 3),
+    (13, 5, 64, 6, 3), (7, 5, 8, 1, 14),
+])
+def test_beats_of_scales(steps, rows_per_cycle, mem_bytes, together, beats):
+    """As many steps' scales side by side as fit, or a step's in several beats."""
+    assert packing.scale_steps(rows_per_cycle, mem_bytes) == together
+    assert packing.group_beats(steps, rows_per_cycle, mem_bytes) == beats
+
+
+def test_order_of_groups():
+    """A group's scales, then its tiles; then the next group's."""
+    trits, scales = np.zeros((5, 256), np.int8), np.arange(1, 11, dtype=np.uint16).reshape(5, 2)
+    trits[3, 130] = 1
+    beats = packing.pack_grouped(trits, scales, 128, 22, 2, "index5", 32)  # 64 inputs a tile, two tiles a group, three steps
+    assert len(beats) == 2 * (1 + 2 * 3)
+    assert beats[0].view("<u2")[:6].tolist() == [1, 3, 5, 7, 9, 0] and beats[7].view("<u2")[:6].tolist() == [2, 4, 6, 8, 10, 0]
+    assert np.nonzero(beats.any(-1))[0].tolist() == [0, 7, 9]  # row 3 is in the second step, column 130 in the first tile
+    codes = packing.unpack_codes(beats[9], 44, "index5")
+    assert np.nonzero(codes)[0].tolist() == [22] and packing.decode_codes(codes[22]).tolist() == [0, 0, 1]
+
+
+def test_scales_of_another_matrix_are_refused():
+    for inputs, shape in ((100, (4, 1)), (128, (4, 1)), (128, (3, 2))):
+        with pytest.raises(ValueError, match="are not those of a matrix"):
+            packing.pack_grouped(random_trits(0, 4, inputs), np.ones(shape, np.uint16), 64, 5, 2, "trit5", 16)
+
+
 def test_too_wide_a_word_is_refused():
     with pytest.raises(ValueError, match="does not fit mem_bytes 16"):
         packing.pack_matrix(random_trits(0, 4, 4), 13, 4, "trit5", 16)

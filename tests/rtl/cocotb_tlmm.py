@@ -20,7 +20,7 @@ async def multiplies(dut):
     if p["queued"]:
         for job in reversed(p["jobs"]):  # a slot's longest vector, which comes first, is written last
             await write_codes(dut, job["slot"], job["codes"], p["code_words"], p["vector_lanes"], garbage)
-        commands = streams.send(dut, "cmd", [command_of(job) for job in p["jobs"]])
+        commands = streams.send(dut, "cmd", [command_of(job, p) for job in p["jobs"]])
         words = streams.send(dut, "weights_i", [int(beat, 16) for job in p["jobs"] for beat in job["beats"]], stall="rare")
         await commands
         await words
@@ -31,7 +31,7 @@ async def multiplies(dut):
         return
     for job in p["jobs"]:
         await write_codes(dut, job["slot"], job["codes"], p["code_words"], p["vector_lanes"], garbage)
-        command = streams.send(dut, "cmd", [command_of(job)])
+        command = streams.send(dut, "cmd", [command_of(job, p)])
         words = streams.send(dut, "weights_i", [int(beat, 16) for beat in job["beats"]], stall=job["stall"])
         followed = await follow(dut, job, p) if p["follow"] else None
         accepted, taken = await command, await words
@@ -46,8 +46,9 @@ async def multiplies(dut):
     streams.report(results=results)
 
 
-def command_of(job):
-    return {"inputs": job["inputs"], "steps": job["steps"], "slot": job["slot"], "count": len(job["codes"]), "at": job["at"]}
+def command_of(job, p):
+    command = {"inputs": job["inputs"], "steps": job["steps"], "slot": job["slot"], "count": len(job["codes"]), "at": job["at"]}
+    return command | ({"rest": job["rest"]} if p["padded"] else {})
 
 
 async def write_codes(dut, first, lanes, words, width, garbage):

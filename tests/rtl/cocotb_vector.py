@@ -12,6 +12,9 @@ from tritloom.firmware.config import CHUNK, BuildConfig
 from tritloom.firmware.integer import UFloat
 from tritloom.firmware.isa import VectorOp
 from tritloom.firmware.layout import cache_rows
+from tritloom.firmware.packing import SCALE_BITS
+from tritloom.gen.pack import grouped_table_bytes
+from tritloom.gen.quantised import GroupedTable
 
 TABLE, ROPE, CACHE = 0x1000, 0x80000, 0x100000
 VOCAB = 45
@@ -30,6 +33,8 @@ class Machine:
         # Of the configuration's accumulators, or all that those of a unit with wider ones may hold.
         widened = self.acc_bits > config.acc_bits
         self.most = (1 << self.acc_bits - 1) - 1 if widened else 127 * config.shape.max_inputs
+        if config.shape.group_size:
+            self.most = 127 * ((1 << SCALE_BITS) - 1) * config.shape.max_inputs >> config.shape.scale_drop
         self.acc_latency, self.acc_parts = acc_latency, acc_parts
         s = config.shape
         lanes, slots = config.lanes, (config.groups - 1) * config.group_slots + config.lanes
@@ -43,8 +48,14 @@ class Machine:
         self.memory = rng.integers(0, 256, CACHE, dtype=np.uint8)
         rows = self.memory[ROPE : ROPE + 64 * config.rope_row_bytes].reshape(64, -1)
         rows[:, : 2 * s.head_dim] = rng.integers(-16384, 16385, (64, s.head_dim)).astype("<i2").view(np.uint8)
-        codes = self.memory[TABLE:ROPE].view(np.int8)
-        codes[codes == -128] = 0
+        if s.ternary_head:
+            self.table = GroupedTable(rng.integers(-1, 2, (VOCAB, s.hidden), np.int8),
+                                      rng.integers(0, 1 << SCALE_BITS, (VOCAB, s.hidden // s.group_size), np.uint16), integer.UF_ONE)
+            table = grouped_table_bytes(self.table.trits, self.table.scales, config)
+            self.memory[TABLE : TABLE + len(table)] = table
+        else:
+            codes = self.memory[TABLE:ROPE].view(np.int8)
+            codes[codes == -128] = 0
         self.cycles = {}
         self.seen, self.counted = integer.Saturations(), 0
         self.follows = True
@@ -192,12 +203,25 @@ class Machine:
         header = np.zeros(8, "<u4")
         header[:5] = [integer.uf_pack(known[name]) for name in names]
         header[5] = (gain_exponent & 0xFFFF) << 16
+        if self.config.shape.head_norms and bank == 0 and len(gains):
+            # Of a normed vector whose greatest element is some three times the others, times accumulators of an eighth of the greatest.
+            step = 3 * float(np.abs(gains).max()) * 2.0**gain_exponent / 127 * float(known["scale0"].value())
+            gains = self._head_norms(header, gains, (self.most / 8 * step) ** 2)
         size = self.config.mem_bytes
         blob = b"".join(part + bytes(-len(part) % size) for part in (header.tobytes(), gains.astype("<i2").tobytes()))
         beats = [int.from_bytes(blob[i : i + size], "little") for i in range(0, len(blob), size)]
         sender = streams.send(self.dut, "weights_i", beats, self.stall)
         await self.command(VectorOp.PARAM, length=len(gains), bank=bank)
         assert sender.finished
+
+    def _head_norms(self, header, gains, mean):
+        """Random norms of heads into a header of bank 0, with an epsilon near their `mean` square; its gains with theirs."""
+        heads = self.rng.integers(-32767, 32768, (2, self.config.shape.head_dim)) >> self.rng.integers(0, 15, (2, 1))
+        exponents, eps = self.rng.integers(-20, -8, 2), integer.uf_from_float(mean * 2.0 ** int(self.rng.integers(-8, 4)) or 1.0)
+        self.banks[0] |= {"gain_heads": heads, "gain_head_exponents": exponents, "head_eps": eps}
+        header[5] |= int(exponents[0]) & 0xFFFF
+        header[6], header[7] = integer.uf_pack(eps), int(exponents[1]) & 0xFFFF
+        return np.concatenate([gains, heads.reshape(-1)])
 
     async def _read(self, count):
         requests = await streams.receive(self.dut, "read_request", count, self.stall)
@@ -210,6 +234,13 @@ class Machine:
 
     async def embed(self, slot, token, row_scale, bank):
         c = self.config
+        if c.shape.ternary_head:
+            elements = self.table.rows([token])[0]
+            await self.command(VectorOp.EMBED, self._read(1), slot=slot, a=token, b=TABLE, bank=bank)
+            self.x[slot] = integer.embed_groups(elements, self.of(bank)["scale0"], self.seen)
+            self.expect("x", 32, {slot: self.x[slot]})
+            self.record("embed", slot, bank, codes=elements, row_scale=1, got=self.x[slot])
+            return
         base = TABLE + token // c.group_rows * c.head_group_bytes
         at = base + token % c.group_rows * 2
         self.memory[at : at + 2] = np.array([row_scale], "<u2").view(np.uint8)
@@ -328,8 +359,11 @@ class Machine:
             for kind, (part, multiplier) in enumerate(zip(parts, multipliers, strict=True)):
                 if dest == (1 if kind else 2):
                     continue
-                y = integer.rotate(part, self.cos[i], self.sin[i]) if kind < 2 else part << integer.ROPE_BITS
-                codes, t = integer.quantise_heads(y.reshape(-1), s.head_dim, multiplier)
+                if s.head_norms and kind < 2:
+                    codes, t = self._normed(part, multiplier, kind, i, bank)
+                else:
+                    y = integer.rotate(part, self.cos[i], self.sin[i]) if kind < 2 else part << integer.ROPE_BITS
+                    codes, t = integer.quantise_heads(y.reshape(-1), s.head_dim, multiplier)
                 self.record("qkv", i, bank, kind=kind, acc=part, cos=self.cos[i], sin=self.sin[i], codes=codes.reshape(part.shape),
                             scale=integer.uf_pack(t))
                 if kind == 0:
@@ -353,6 +387,13 @@ class Machine:
         self.out["scale"].clear()
         assert found == scales, f"query scales: got {found}, expected {scales}"
         assert got == memory, f"cache: got {sorted(got.items() ^ memory.items())[:8]}"
+
+    def _normed(self, heads, multiplier, kind, slot, bank):
+        """Codes and scales of normed query (`kind` 0) or key heads."""
+        p, inverse = self.of(bank), integer.uf_unpack(integer.uf_pack(integer.uf_from_float(1 / self.config.shape.head_dim)))
+        y = integer.rotate_gained(heads, p["gain_heads"][kind], self.cos[slot], self.sin[slot])
+        codes, t = integer.normed_heads(heads, y, multiplier, int(p["gain_head_exponents"][kind]), inverse, p["head_eps"])
+        return codes.reshape(-1), t
 
     async def _cache(self, memory, got):
         size = self.config.mem_bytes

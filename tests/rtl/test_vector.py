@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 import torch.nn.functional as F
 from amaranth.sim import Simulator
 
@@ -52,8 +53,27 @@ CONFIGS = {
         packing="index5",
         shape=dict(hidden=64, ffn=32, heads=2, kv_heads=2, head_dim=32, activation="relu2"),
     ),
+    "groups": dict(
+        lanes=2,
+        groups=2,
+        vector_lanes=4,
+        attention_macs=8,
+        mem_bytes=16,
+        shape=dict(hidden=128, ffn=64, heads=4, kv_heads=2, head_dim=16, activation="silu", group_size=64, head_norms=True,
+                   ternary_head=True),
+    ),
+    "heads": dict(
+        lanes=3,
+        vector_lanes=16,
+        attention_macs=16,
+        mem_bytes=16,
+        shape=dict(hidden=64, ffn=128, heads=2, kv_heads=2, head_dim=32, activation="relu2", group_size=64, head_norms=True,
+                   ternary_head=True),
+    ),
 }
 
+FAR = {("silu", "random"), ("wide", "random"), ("groups", "none")}
+"""Programs of these run with memories in UltraRAM; "wide" both with results that come at once and in parts."""
 WIDEST = "silu"
 """Programs of this one run with the widest accumulators that a unit may have; configurations have up to 23 bits."""
 
@@ -65,24 +85,27 @@ def configuration(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "stall", "acc_latency", "acc_parts", "ultra"),
-    [("wide", "random", 1, 1, False), ("narrow", "none", 2, 1, False), ("silu", "random", 2, 1, True), ("square", "periodic", 1, 1, False),
-     ("wide", "random", 2, 2, True), ("silu", "none", 2, 2, False)],
+    ("name", "stall", "acc_latency", "acc_parts"),
+    [("wide", "random", 1, 1), ("narrow", "none", 2, 1), ("silu", "random", 2, 1), ("square", "periodic", 1, 1), ("wide", "random", 2, 2),
+     ("silu", "none", 2, 2), ("groups", "random", 2, 1), ("groups", "none", 2, 2), ("heads", "periodic", 1, 1)],
 )
-def test_programs(name, stall, acc_latency, acc_parts, ultra):
+def test_programs(name, stall, acc_latency, acc_parts):
     config = configuration(name)
     parameters = {"config": config.to_dict(), "acc_latency": acc_latency, "acc_parts": acc_parts, "stall": stall, "forms": FORMS}
-    vector = replace(VectorParameters.of(config), acc_read_latency=acc_latency, acc_parts=acc_parts, ultra=ultra)
+    vector = replace(VectorParameters.of(config), acc_read_latency=acc_latency, acc_parts=acc_parts, ultra=(name, stall) in FAR)
     if name == WIDEST:
         vector = replace(vector, acc_bits=ACTIVATION_BITS)
     unit = harness.unit(VectorUnit, vector)
     records = harness.run(unit, f"vector_{name}", "cocotb_vector", parameters=parameters)["records"]
-    golden.check(lambda: compared(records, config), WRONG | WRONG_GATES[config.shape.activation])
+    wrong = WRONG | WRONG_GATES[config.shape.activation] | (WRONG_HEADS if config.shape.head_norms else WRONG_ROTATIONS)
+    golden.check(lambda: compared(records, config), wrong)
 
 
 WRONG = {
     "no epsilon": ("RMSNorm and scale", "rms_norm", lambda x, weight, eps: F.rms_norm(x, x.shape, weight, eps / 1e9)),
     "no gains": ("RMSNorm", "rms_norm", lambda x, weight, eps: F.rms_norm(x, x.shape, None, eps)),
+}
+WRONG_ROTATIONS = {
     "the sine's sign": ("rotary", "rotary", lambda x, cos, sin, right=golden.rotary: right(x, cos, -sin)),
     "pairs half a head apart": ("rotary", "rotary", lambda x, cos, sin, right=golden.rotary: right(
         x.unflatten(-1, (2, -1)).mT.flatten(-2), cos, sin).unflatten(-1, (-1, 2)).mT.flatten(-2)),
@@ -92,6 +115,13 @@ WRONG_GATES = {
              "GELU by a sigmoid": ("SwiGLU", "swiglu", lambda gate, up: gate * (1.702 * gate).sigmoid() * up)},
     "relu2": {"no square": ("gated ReLU2", "gated_relu2", lambda gate, up: F.relu(gate) * up),
               "no gate": ("gated ReLU2", "gated_relu2", lambda gate, up: up)},
+}
+WRONG_HEADS = {f"{name}, of normed heads": ("norms of heads", *change[1:]) for name, change in WRONG_ROTATIONS.items()} | {
+    "heads that are not normed": ("norms of heads", "head_norm", lambda x, weight, eps: x * weight),
+    "no gains of heads": ("norms of heads", "head_norm", lambda x, weight, eps: F.rms_norm(x, x.shape[-1:], None, eps)),
+    "no epsilon of heads": ("norms of heads", "head_norm", lambda x, weight, eps: F.rms_norm(x, x.shape[-1:], weight, eps / 1e9)),
+    "gains behind the rotation": ("norms of heads", "normed_and_turned", lambda x, weight, eps, cos, sin: golden.rotary(
+        golden.head_norm(x, torch.ones_like(weight), eps), cos, sin) * weight),
 }
 """Errors that the comparison with PyTorch must see (golden.check)."""
 
@@ -129,6 +159,13 @@ def compared(records, config):
         else:
             scale = steps[slot].times(value(r[f"scale{r['kind']}"]))
             acc, cos, sin = tensor(r["acc"]) * scale.value, tensor(r["cos"]) / 2**14, tensor(r["sin"]) / 2**14
+            if config.shape.head_norms and r["kind"] < 2:
+                gains, unit = tensor(r["gain_heads"][r["kind"]]), 2.0 ** r["gain_head_exponents"][r["kind"]]
+                for x, codes, step in zip(acc, r["codes"], r["scale"], strict=True):
+                    y, relative = golden.normed_head(x, scale.error, gains * unit, unit, value(r["head_eps"]), cos, sin)
+                    near, _ = golden.quantise(y, relative)
+                    shares.compare("norms of heads", tensor(codes) * value(step), near)
+                continue
             for y, codes, step in zip(golden.rotary(acc, cos, sin) if r["kind"] < 2 else acc, r["codes"], r["scale"], strict=True):
                 near, _ = golden.quantise(golden.Near(y, y * 0), scale.error + golden.U)
                 shares.compare("rotary" if r["kind"] < 2 else "values", tensor(codes) * value(step), near)
@@ -180,7 +217,7 @@ def test_gated_unit(activation, acc_bits):
     lanes, words = 4, 60
     dut = GatedUnit(vector_lanes=lanes, activation=activation, acc_bits=acc_bits)
     gate_bits = 32 if activation == "silu" else acc_bits
-    limit = min(acc_bits, 21) - 1  # the integer functions hold 62 bits; a hidden vector that configurations allow gives hardly more
+    limit = acc_bits - 1
     gates = rng.integers(-(1 << gate_bits - 1), 1 << gate_bits - 1, (words, lanes)) >> rng.integers(0, gate_bits, (words, lanes))
     ups = rng.integers(-(1 << limit), 1 << limit, (words, lanes)) >> rng.integers(0, limit, (words, lanes))
     if activation == "silu":
