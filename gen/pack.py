@@ -11,28 +11,32 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import frexp, log2
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tritloom.firmware.config import PARAM_HEADER_BYTES, BuildConfig, ConfigError, round_up
-from tritloom.firmware.integer import ROPE_BITS, UFloat, uf_from_float, uf_pack, uf_unpack
+from tritloom.firmware.integer import GROUPED_LOGIT_BITS, ROPE_BITS, UFloat, uf_from_float, uf_pack, uf_unpack
 from tritloom.firmware.layout import Block, MemoryMap, memory_map, stream_blocks
-from tritloom.firmware.packing import pack_matrix
+from tritloom.firmware.packing import SCALE_BITS, pack_grouped, pack_matrix
 from tritloom.firmware.programs import machine_program
-from tritloom.gen.models.checkpoint import SUB_NORMS, Checkpoint
+from tritloom.gen.models.checkpoint import MATRICES, SUB_NORMS, Checkpoint
 from tritloom.gen.models.problems import CheckpointError
 from tritloom.gen.models.rope import attention_factor, frequencies
 from tritloom.gen.models.spec import ModelSpec
-from tritloom.gen.quantised import Layer, Layers, Parameters, QuantisedModel, Table, Trits
+from tritloom.gen.quantised import GroupedTable, HeadNorms, Layer, Layers, Parameters, QuantisedModel, Scales, Table, Trits
 from tritloom.gen.scaling import choose, measure, rescaled
 
 Bytes = NDArray[np.uint8]
 Progress = Callable[[int, int], None]
+Item = TypeVar("Item", bound=np.generic)
 
 LOG2_E = log2(np.e)
 TABLE_ERROR = 0.1
 """How wrong int8 codes may be for half of a table's rows: a row's sum of errors over its sum of magnitudes. 0.01 is usual."""
+TABLE_PIECE = 1 << 22
+"""Trits of a table that are laid out at once."""
 ROPE_ROWS = 1 << 14
 """Positions whose rotary rows are made at once."""
 CACHE_WEIGHTS = 1 << 29
@@ -54,10 +58,10 @@ def quantise_gains(gains: NDArray[np.float32]) -> tuple[NDArray[np.int16], int]:
     return np.clip(np.rint(np.ldexp(gains.astype(np.float64), -exponent)), -32767, 32767).astype(np.int16), exponent
 
 
-def adjacent_pairs(trits: Trits, head_dim: int) -> Trits:
+def adjacent_pairs(rows: NDArray[Item], head_dim: int) -> NDArray[Item]:
     """Rows of whole heads reordered so that rotary pairs (i, i + head_dim/2) become (2i, 2i+1)."""
-    inputs = trits.shape[-1]
-    return trits.reshape(-1, 2, head_dim // 2, inputs).swapaxes(1, 2).reshape(-1, inputs)
+    inputs = rows.shape[-1]
+    return rows.reshape(-1, 2, head_dim // 2, inputs).swapaxes(1, 2).reshape(-1, inputs)
 
 
 def rotary_tables(spec: ModelSpec) -> tuple[NDArray[np.int16], NDArray[np.int16]]:
@@ -93,6 +97,33 @@ def _quantise_table(checkpoint: Checkpoint, name: str) -> Table:
     return Table(codes, row_scale.astype(np.uint16), scale)
 
 
+def group_codes(scales: NDArray[np.float16]) -> tuple[NDArray[np.uint16], float]:
+    """Scales of groups as u16 multiples of a power of two, and that: the greatest has 16 bits, and what is no less than 1/32 of it, being
+    fp16 with 11, is exact."""
+    top = float(scales.max(initial=0))
+    unit = 2.0 ** (frexp(top)[1] - SCALE_BITS) if top else 1.0
+    return np.rint(scales.astype(np.float64) / unit).astype(np.uint16), unit
+
+
+def _grouped_table(checkpoint: Checkpoint, name: str) -> GroupedTable:
+    """The embedding or head of a model that is ternary by groups."""
+    parts = [rows for _, rows in checkpoint.grouped_blocks(name)]
+    codes, unit = group_codes(np.concatenate([rows.scales for rows in parts]))
+    return GroupedTable(np.concatenate([rows.trits for rows in parts]), codes, _scalar(unit))
+
+
+def _table(checkpoint: Checkpoint, name: str) -> Table | GroupedTable:
+    return _grouped_table(checkpoint, name) if checkpoint.spec.shape.ternary_head else _quantise_table(checkpoint, name)
+
+
+def _head_norms(checkpoint: Checkpoint, index: int, factor: float) -> HeadNorms:
+    """Norms of a layer's queries, times `factor`, and keys."""
+    spec = checkpoint.spec
+    gains = [adjacent_pairs(checkpoint.norm(index, name)[:, None], spec.shape.head_dim)[:, 0] for name in ("q_norm", "k_norm")]
+    (q, q_exponent), (k, k_exponent) = quantise_gains(gains[0] * np.float32(factor)), quantise_gains(gains[1])
+    return HeadNorms(np.stack([q, k]), (q_exponent, k_exponent), _scalar(1 / spec.shape.head_dim), _scalar(spec.rms_eps))
+
+
 def _parameters(spec: ModelSpec, count: int, gains: NDArray[np.float32] | None, *scales: float) -> Parameters:
     codes, exponent = (None, 0) if gains is None else quantise_gains(gains)
     return Parameters(tuple(_scalar(x) for x in scales), codes, exponent, _scalar(1 / count), _scalar(spec.rms_eps))
@@ -101,19 +132,34 @@ def _parameters(spec: ModelSpec, count: int, gains: NDArray[np.float32] | None, 
 def _quantise_layer(checkpoint: Checkpoint, index: int) -> Layer:
     spec = checkpoint.spec
     s = spec.shape
+    found, codes = {}, {}
+    for name in MATRICES:
+        if s.group_size:
+            matrix = checkpoint.grouped(index, name)
+            codes[name], unit = group_codes(matrix.scales)
+            found[name] = matrix.trits, unit * 2.0**s.scale_drop
+        else:
+            found[name] = checkpoint.ternary(index, name)
     (q, q_scale), (k, k_scale), (v, v_scale), (o, o_scale), (gate, gate_scale), (up, up_scale), (down, down_scale) = (
-        checkpoint.ternary(index, name) for name in ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+        found[name] for name in MATRICES
     )
-    score_scale = q_scale * s.head_dim**-0.5 * LOG2_E * attention_factor(spec.rope_scaling) ** 2  # of queries and of keys
+    score_factor = s.head_dim**-0.5 * LOG2_E * attention_factor(spec.rope_scaling) ** 2  # of queries and of keys
+    head_norms = _head_norms(checkpoint, index, score_factor) if s.head_norms else None
+    score_scale = q_scale if head_norms else q_scale * score_factor
     attention_norm, ffn_norm = (checkpoint.norm(index, name) if s.sub_norms else None for name in SUB_NORMS)
+    group_scales = {}
+    if s.group_size:
+        group_scales = {name.removesuffix("_proj"): codes[name] for name in ("o_proj", "gate_proj", "up_proj", "down_proj")}
+        group_scales["qkv"] = np.concatenate([*(adjacent_pairs(codes[name], s.head_dim) for name in ("q_proj", "k_proj")), codes["v_proj"]])
     return Layer(
+        group_scales=group_scales,
         qkv=np.concatenate([adjacent_pairs(q, s.head_dim), adjacent_pairs(k, s.head_dim), v]),
         o=o,
         gate=gate,
         up=up,
         down=down,
-        qkv_parameters=_parameters(
-            spec, s.hidden, checkpoint.norm(index, "input_layernorm"), score_scale, k_scale, v_scale
+        qkv_parameters=dataclasses.replace(
+            _parameters(spec, s.hidden, checkpoint.norm(index, "input_layernorm"), score_scale, k_scale, v_scale), heads=head_norms
         ),
         o_parameters=_parameters(spec, s.q_size, attention_norm, o_scale),
         gate_up_parameters=_parameters(spec, s.hidden, checkpoint.norm(index, "post_attention_layernorm"), gate_scale, up_scale),
@@ -129,8 +175,11 @@ def quantise(checkpoint: Checkpoint, context: int | None = None) -> QuantisedMod
     """
     checkpoint = checkpoint.with_context(context)
     spec = checkpoint.spec.require_machine()
-    embedding = _quantise_table(checkpoint, checkpoint.embedding_name)
-    head = embedding if spec.tied_embeddings else _quantise_table(checkpoint, checkpoint.head_table)
+    embedding = _table(checkpoint, checkpoint.embedding_name)
+    head = embedding if spec.tied_embeddings else _table(checkpoint, checkpoint.head_table)
+    head_scale = head.scale
+    if isinstance(head, GroupedTable):  # of the results' units, as logits have them
+        head_scale = UFloat(head.scale.m, head.scale.e + (spec.shape.scale_drop - GROUPED_LOGIT_BITS))
     cos, sin = rotary_tables(spec)
     zero = _scalar(0)
     s = spec.shape
@@ -142,7 +191,7 @@ def quantise(checkpoint: Checkpoint, context: int | None = None) -> QuantisedMod
         head=head,
         embedding_parameters=Parameters((embedding.scale,), None, 0, zero, zero),
         head_parameters=Parameters(
-            (head.scale,), *quantise_gains(checkpoint.final_norm()), _scalar(1 / spec.shape.hidden), _scalar(spec.rms_eps)
+            (head_scale,), *quantise_gains(checkpoint.final_norm()), _scalar(1 / spec.shape.hidden), _scalar(spec.rms_eps)
         ),
         cos=cos,
         sin=sin,
@@ -171,30 +220,51 @@ class Packed:
         return [(address, data) for _, data, address in self.sections if address is not None]
 
 
-def parameter_bytes(p: Parameters, mem_bytes: int) -> Bytes:
-    """A parameter block in whole beats."""
+def parameter_bytes(p: Parameters, mem_bytes: int, length: int = 0) -> Bytes:
+    """A parameter block in whole beats, with room for `length` gains."""
     header = np.zeros(round_up(PARAM_HEADER_BYTES, mem_bytes) // 4, "<u4")
     header[0], header[1] = uf_pack(p.inverse_count), uf_pack(p.eps)
     for i, scale in enumerate(p.scales):
         header[2 + i] = uf_pack(scale)
     header[5] = (p.gain_exponent & 0xFFFF) << 16
-    gains = np.zeros(round_up(2 * p.length, mem_bytes) // 2, "<i2")
-    if p.gains is not None:
-        gains[: p.length] = p.gains
+    if p.heads is not None:
+        header[5] |= p.heads.exponents[0] & 0xFFFF
+        header[6], header[7] = uf_pack(p.heads.eps), (p.heads.exponents[1] & 0xFFFF)
+    stored = p.stored_gains
+    gains = np.zeros(round_up(2 * max(length, len(stored)), mem_bytes) // 2, "<i2")
+    gains[: len(stored)] = stored
     return np.concatenate([header.view(np.uint8), gains.view(np.uint8)])
 
 
-def interleave(gate: Trits, up: Trits, block: int) -> Trits:
+def interleave(gate: NDArray[Item], up: NDArray[Item], block: int) -> NDArray[Item]:
     """Rows in turns of `block` gate rows and `block` up rows."""
     inputs = gate.shape[-1]
     return np.stack([gate.reshape(-1, block, inputs), up.reshape(-1, block, inputs)], 1).reshape(-1, inputs)
 
 
-def matrix_bytes(trits: Trits, config: BuildConfig) -> Bytes:
-    """A matrix [rows, inputs] as the ternary engine consumes it, block after block."""
-    ends = np.cumsum(config.blocks(len(trits)))[:-1]
-    return np.concatenate([pack_matrix(block, config.tables, config.rows_per_cycle, config.packing, config.mem_bytes).reshape(-1)
-                           for block in np.split(trits, ends)])
+def matrix_bytes(trits: Trits, config: BuildConfig, scales: Scales | None = None) -> Bytes:
+    """A matrix [rows, inputs] as the ternary engine consumes it, block after block; `scales` [rows, groups] of its groups."""
+    ends, layout = np.cumsum(config.blocks(len(trits)))[:-1], (config.tables, config.rows_per_cycle, config.packing, config.mem_bytes)
+    blocks = np.split(trits, ends)
+    if scales is None:
+        return np.concatenate([pack_matrix(block, *layout).reshape(-1) for block in blocks])
+    return np.concatenate([pack_grouped(block, part, config.shape.group_size, *layout).reshape(-1)
+                           for block, part in zip(blocks, np.split(scales, ends), strict=True)])
+
+
+def grouped_table_bytes(trits: Trits, scales: Scales, config: BuildConfig) -> Bytes:
+    """Rows of an embedding that is ternary by groups: of each group its scale, then its trits of two bits (0, 1, 3 for -1), in pieces of V
+    trits; padded to beats."""
+    rows, groups = scales.shape
+    fields = np.zeros((rows, groups, config.embedding_scale_pieces * config.embedding_piece_bits + 2 * config.shape.group_size), np.uint8)
+    fields[..., :SCALE_BITS] = scales[..., None] >> np.arange(SCALE_BITS, dtype=np.uint16) & 1
+    codes = (trits & 3).astype(np.uint8).reshape(rows, groups, -1)
+    fields[..., -2 * config.shape.group_size :: 2] = codes & 1
+    fields[..., 1 - 2 * config.shape.group_size :: 2] = codes >> 1
+    out = np.zeros((rows, config.embedding_row_bytes), np.uint8)
+    packed = np.packbits(fields.reshape(rows, -1), axis=-1, bitorder="little")
+    out[:, : packed.shape[-1]] = packed
+    return out.reshape(-1)
 
 
 def table_bytes(table: Table, config: BuildConfig) -> Bytes:
@@ -215,6 +285,14 @@ def table_bytes(table: Table, config: BuildConfig) -> Bytes:
     return out.reshape(-1)
 
 
+def _table_bytes(table: Table | GroupedTable, config: BuildConfig) -> Bytes:
+    if isinstance(table, Table):
+        return table_bytes(table, config)
+    step = max(1, TABLE_PIECE // table.trits.shape[-1])
+    return np.concatenate([grouped_table_bytes(table.trits[i : i + step], table.scales[i : i + step], config)
+                           for i in range(0, len(table.trits), step)])
+
+
 def rope_bytes(model: QuantisedModel, config: BuildConfig) -> Bytes:
     """Rotary rows: (cos, sin) pairs, padded to beats."""
     out = np.zeros((model.shape.context, config.rope_row_bytes), np.uint8)
@@ -232,29 +310,47 @@ def _stream(model: QuantisedModel, config: BuildConfig) -> Iterator[tuple[Block,
     yield prologue[0], parameter_bytes(model.embedding_parameters, config.mem_bytes)
     yield prologue[1], parameter_bytes(layer.qkv_parameters, config.mem_bytes)
     while layer:
+        q_size, scales = model.shape.q_size, layer.group_scales
         matrices = {
-            "kv": layer.qkv[model.shape.q_size :],
-            "q": layer.qkv[: model.shape.q_size],
+            "kv": layer.qkv[q_size :],
+            "q": layer.qkv[:q_size],
             "o": layer.o,
             "gate_up": interleave(layer.gate, layer.up, config.vector_lanes),
             "down": layer.down,
         }
+        if scales:
+            scales = scales | {"kv": scales["qkv"][q_size:], "q": scales["qkv"][:q_size],
+                               "gate_up": interleave(scales["gate"], scales["up"], config.vector_lanes)}
         after = next(layers, None)
         for block in layer_blocks:
             if block.name in matrices:
-                yield block, matrix_bytes(matrices[block.name], config)
+                yield block, matrix_bytes(matrices[block.name], config, scales.get(block.name))
             elif block.name == "next_parameters":
-                yield block, parameter_bytes(after.qkv_parameters if after else model.head_parameters, config.mem_bytes)
+                yield block, parameter_bytes(after.qkv_parameters if after else model.head_parameters, config.mem_bytes, block.gains)
             else:
                 yield block, parameter_bytes(getattr(layer, block.name), config.mem_bytes)
         layer = after
-    if not config.shortlist:
+    if isinstance(model.head, Table) and not config.shortlist:
         yield epilogue[0], table_bytes(model.head, config)
         return
     start = 0
     for block in epilogue:
-        yield block, matrix_bytes(model.ternary_head[start : start + block.rows], config)
+        rows = slice(start, start + block.rows)
+        if isinstance(model.head, GroupedTable):
+            yield block, matrix_bytes(model.head.trits[rows], config, model.head.scales[rows])
+        else:
+            yield block, matrix_bytes(model.ternary_head[rows], config, _no_scales(config, block))
         start += block.rows
+
+
+def _no_scales(config: BuildConfig, block: Block) -> Scales | None:
+    """Scales with which results are the plain sums, where an engine for scales by groups takes a short-list's head."""
+    s = config.shape
+    if not s.group_size:
+        return None
+    if s.scale_drop >= SCALE_BITS:
+        raise ConfigError(f"a short-list beside scales by groups takes shorter vectors than {s.max_inputs}: leave shortlist out")
+    return np.full((block.rows, block.inputs // s.group_size), 1 << s.scale_drop, np.uint16)
 
 
 def _weights(model: QuantisedModel, config: BuildConfig, length: int, progress: Progress | None) -> Bytes:
@@ -302,10 +398,8 @@ def pack(
         "weights": lambda: _weights(model, config, layout.regions["weights"].length, progress),
         "rope": lambda: rope_bytes(model, config),
     }
-    if config.shortlist:
-        contents["head"] = lambda: table_bytes(model.head, config)
-    if not spec.tied_embeddings:
-        contents["embedding"] = lambda: table_bytes(model.embedding, config)
+    contents["head"] = lambda: _table_bytes(model.head, config)
+    contents["embedding"] = lambda: _table_bytes(model.embedding, config)
     sections: list[tuple[str, Bytes, int | None]] = []
     for name, region in layout.regions.items():
         if region.loaded:

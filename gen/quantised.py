@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import overload
 
@@ -11,25 +11,39 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tritloom.firmware.config import ModelShape
-from tritloom.firmware.integer import UFloat
+from tritloom.firmware.integer import UFloat, grouped_weights
 from tritloom.gen.models.spec import ModelSpec
 
 Trits = NDArray[np.int8]
+Scales = NDArray[np.uint16]
+
+
+@dataclass(frozen=True)
+class HeadNorms:
+    """Norms of queries and keys: gains [2, head_dim], rotary pairs adjacent, their exponents, and what every head's norm takes besides."""
+
+    gains: NDArray[np.int16]
+    exponents: tuple[int, int]
+    inverse_count: UFloat
+    eps: UFloat
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """A parameter block: `scales` are scale0 to scale2; `gains` is None without a norm."""
+    """A parameter block: `scales` are scale0 to scale2; `gains` is None without a norm; `heads`: of queries and keys, before qkv."""
 
     scales: tuple[UFloat, ...]
     gains: NDArray[np.int16] | None
     gain_exponent: int
     inverse_count: UFloat
     eps: UFloat
+    heads: HeadNorms | None = None
 
     @property
-    def length(self) -> int:
-        return 0 if self.gains is None else len(self.gains)
+    def stored_gains(self) -> NDArray[np.int16]:
+        """All gains in the order in which they are stored."""
+        parts = ([] if self.gains is None else [self.gains]) + ([] if self.heads is None else [self.heads.gains.reshape(-1)])
+        return np.concatenate([np.zeros(0, np.int16), *parts])
 
 
 @dataclass(frozen=True)
@@ -40,13 +54,41 @@ class Table:
     row_scale: NDArray[np.uint16]
     scale: UFloat
 
+    @cached_property
+    def tops(self) -> NDArray[np.int64]:
+        """Greatest magnitude of each row, in units of `scale`."""
+        return self.row_scale.astype(np.int64) * np.abs(self.codes).max(-1)
+
+    def rows(self, ids: Sequence[int]) -> NDArray[np.int64]:
+        """Rows [n, hidden] in units of `scale`."""
+        return self.codes[ids].astype(np.int64) * self.row_scale[ids].astype(np.int64)[:, None]
+
+
+@dataclass(frozen=True)
+class GroupedTable:
+    """An embedding or head that is ternary by groups: value = trits[id] * its group's scales[id, group] * scale."""
+
+    trits: Trits
+    scales: Scales
+    scale: UFloat
+
+    @cached_property
+    def tops(self) -> NDArray[np.int64]:
+        """Greatest magnitude of each row, in units of `scale`."""
+        used = self.trits.reshape(*self.scales.shape, -1).any(-1)
+        return (self.scales * used).max(-1).astype(np.int64)
+
+    def rows(self, ids: Sequence[int]) -> NDArray[np.int64]:
+        """Rows [n, hidden] in units of `scale`."""
+        return grouped_weights(self.trits[ids], self.scales[ids]).astype(np.int64)
+
 
 @dataclass(frozen=True)
 class Layer:
     """One layer's matrices [rows, inputs] and the parameter block before each.
 
     `qkv` is fused; rows of its q and k heads are ordered so that rotary pairs are adjacent. `gate` and `up`
-    are apart: how they interleave is the configuration's.
+    are apart: how they interleave is the configuration's. `group_scales`: of each matrix, [rows, groups], where they have any.
     """
 
     qkv: Trits
@@ -58,6 +100,12 @@ class Layer:
     o_parameters: Parameters
     gate_up_parameters: Parameters
     down_parameters: Parameters
+    group_scales: dict[str, Scales] = field(default_factory=dict)
+
+    def weights(self, name: str) -> NDArray[np.float32] | NDArray[np.float64]:
+        """A matrix as `integer.ternary_matmul` takes it, or with groups `integer.grouped_matmul`."""
+        trits: Trits = getattr(self, name)
+        return grouped_weights(trits, self.group_scales[name]) if self.group_scales else trits.astype(np.float32)
 
 
 class Layers(Sequence[Layer]):
@@ -95,8 +143,8 @@ class QuantisedModel:
 
     spec: ModelSpec
     layers: Layers
-    embedding: Table
-    head: Table
+    embedding: Table | GroupedTable
+    head: Table | GroupedTable
     embedding_parameters: Parameters
     head_parameters: Parameters
     cos: NDArray[np.int16]
@@ -110,6 +158,7 @@ class QuantisedModel:
     @cached_property
     def ternary_head(self) -> Trits:
         """Trits [vocab, hidden] of the head for a short-list."""
+        assert isinstance(self.head, Table)
         return ternary_rows(self.head)
 
 

@@ -7,7 +7,8 @@ residual    everything that writes the stream (embedding, o_proj, down_proj) tim
             times 2**-2k, so the factor ends there, exactly.
 gates       a layer's gate_proj times 2**-j and its up_proj times 2**j, where SiLU is nearly homogeneous: with gates in the thousands
             but for 0.3 * 2**j, with gates in the thousandths but for a factor of 1 + z/2.
-scores      a layer's q_proj times 2**-j, where the scores are so large that attention sees one position only, which it still does.
+scores      a layer's q_proj, or the gains of its queries' norm, times 2**-j, where the scores are so large that attention sees one position
+            only, which it still does.
 
 How large they are, `measure` finds with a few tokens, in floating point, with the machine's codes. Ordinary models keep
 their binary points.
@@ -28,9 +29,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from tritloom.firmware.integer import RESIDUAL_BITS, UFloat, ternary_matmul
+from tritloom.firmware.integer import RESIDUAL_BITS, UFloat, grouped_matmul, ternary_matmul
 from tritloom.gen.models.problems import CheckpointError
-from tritloom.gen.quantised import Layer, Layers, Parameters, QuantisedModel
+from tritloom.gen.quantised import HeadNorms, Layer, Layers, Parameters, QuantisedModel
 
 Floats = NDArray[np.float64]
 
@@ -109,7 +110,7 @@ def _times(scale: UFloat, power: int) -> UFloat:
 
 def _tokens(model: QuantisedModel) -> list[int]:
     """Ids to try: TOKENS of them, or all."""
-    rows = model.embedding.row_scale.astype(np.int64) * np.abs(model.embedding.codes).max(-1)
+    rows = model.embedding.tops
     order = np.argsort(-rows, kind="stable")
     order = order[rows[order] > 0]
     between = np.linspace(0, len(rows) - 1, TOKENS // 2).astype(int)
@@ -129,11 +130,21 @@ def _norm(x: Floats, p: Parameters) -> Floats:
     return x / np.sqrt((x * x).mean(-1, keepdims=True) + float(p.eps.value())) * np.ldexp(p.gains.astype(np.float64), p.gain_exponent)
 
 
-def _linear(y: Floats, trits: NDArray[np.int8], *scales: tuple[UFloat, int]) -> Floats:
+def _head_norm(y: Floats, p: HeadNorms, which: int) -> Floats:
+    """Queries (`which` 0) or keys [n, heads * head_dim], each head normed."""
+    x = y.reshape(len(y), -1, p.gains.shape[-1])
+    gains = np.ldexp(p.gains[which].astype(np.float64), p.exponents[which])
+    return (x / np.sqrt((x * x).mean(-1, keepdims=True) + float(p.eps.value())) * gains).reshape(y.shape)
+
+
+def _linear(y: Floats, layer: Layer, name: str, drop: int, *scales: tuple[UFloat, int]) -> Floats:
     """Codes of y times a matrix, whose rows have as many scales as (scale, rows) say."""
     codes, step = _codes(y)
     of_rows = np.repeat([float(s.value()) for s, _ in scales], [rows for _, rows in scales])
-    return ternary_matmul(codes.astype(np.int64), trits) * step * of_rows
+    weights, ints = layer.weights(name), codes.astype(np.int64)
+    if layer.group_scales:
+        return grouped_matmul(ints, weights.astype(np.float64), drop) * step * of_rows
+    return ternary_matmul(ints, weights.astype(np.float32)) * step * of_rows
 
 
 def _attention(q: Floats, k: Floats, v: Floats, group: int) -> tuple[Floats, float]:
@@ -156,8 +167,8 @@ def measure(model: QuantisedModel) -> Ranges:
     angles = [table[:n, None].astype(np.float64) / (1 << 14) for table in (model.cos, model.sin)]
     table = model.embedding
     unit = float(model.embedding_parameters.scales[0].value())
-    x = table.codes[ids].astype(np.float64) * table.row_scale[ids, None] * unit
-    found.residual = float((np.abs(table.codes).max(-1) * table.row_scale.astype(np.float64)).max() * unit)
+    x = table.rows(ids).astype(np.float64) * unit
+    found.residual = float(table.tops.max() * unit)
 
     def rotated(y: Floats) -> Floats:
         y = y.reshape(n, -1, s.head_dim)
@@ -168,24 +179,26 @@ def measure(model: QuantisedModel) -> Ranges:
         found.read(x, f"what layer {index}'s attention reads")
         normed = [x]
         p = layer.qkv_parameters
-        qkv = _linear(_norm(x, p), layer.qkv, *zip(p.scales, (s.q_size, s.kv_size, s.kv_size), strict=True))
+        qkv = _linear(_norm(x, p), layer, "qkv", s.scale_drop, *zip(p.scales, (s.q_size, s.kv_size, s.kv_size), strict=True))
         q, k, v = np.split(qkv, [s.q_size, s.q_size + s.kv_size], -1)
+        if p.heads is not None:
+            q, k = (_head_norm(y, p.heads, which) for which, y in enumerate((q, k)))
         y, top = _attention(rotated(q), rotated(k), v.reshape(n, -1, s.head_dim), s.group)
         found.scores.append(top)
         found.values.append(float(np.abs(v).max()))
         normed.append(y)
-        x = x + _linear(_norm(y, layer.o_parameters), layer.o, (layer.o_parameters.scales[0], s.hidden))
+        x = x + _linear(_norm(y, layer.o_parameters), layer, "o", s.scale_drop, (layer.o_parameters.scales[0], s.hidden))
         found.residual = max(found.residual, float(np.abs(x).max()))
         found.read(x, f"what layer {index}'s gates read")
         normed.append(x)
         p = layer.gate_up_parameters
         y = _norm(x, p)
-        gate, up = _linear(y, layer.gate, (p.scales[0], s.ffn)), _linear(y, layer.up, (p.scales[1], s.ffn))
+        gate, up = (_linear(y, layer, name, s.scale_drop, (p.scales[i], s.ffn)) for i, name in enumerate(("gate", "up")))
         found.gates.append(float(np.abs(gate).max()))
         silu = gate / (1 + np.exp(-np.maximum(gate, -700)))
         y = (silu if s.activation == "silu" else np.maximum(gate, 0) ** 2) * up
         normed.append(y)
-        x = x + _linear(_norm(y, layer.down_parameters), layer.down, (layer.down_parameters.scales[0], s.hidden))
+        x = x + _linear(_norm(y, layer.down_parameters), layer, "down", s.scale_drop, (layer.down_parameters.scales[0], s.hidden))
         found.residual = max(found.residual, float(np.abs(x).max()))
         found.normed.append(max(float(np.abs(each).max()) for each in normed))
         found.work.append(_work_bits(p, s.activation, s.hidden))
@@ -265,9 +278,15 @@ def rescaled(model: QuantisedModel, scaling: Scaling) -> QuantisedModel:
     def of_layer(index: int) -> Layer:
         layer = model.layers[index]
         i, j = scaling.scores[index], scaling.gates[index]
+        heads = layer.qkv_parameters.heads
+        if heads is None:
+            qkv = of(layer.qkv_parameters, -i, reads=True)
+        else:  # queries are normed: their gains take it
+            heads = dataclasses.replace(heads, exponents=(heads.exponents[0] - i, heads.exponents[1]))
+            qkv = dataclasses.replace(of(layer.qkv_parameters, reads=True), heads=heads)
         return dataclasses.replace(
             layer,
-            qkv_parameters=of(layer.qkv_parameters, -i, reads=True),
+            qkv_parameters=qkv,
             o_parameters=of(layer.o_parameters, -k),
             gate_up_parameters=of(layer.gate_up_parameters, -j, j, reads=True),
             down_parameters=of(layer.down_parameters, -k),

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tritloom.firmware import integer
 from tritloom.firmware.integer import UF_ONE, Int, Sampling, Saturations, UFloat, uf_mul
-from tritloom.gen.quantised import Parameters, QuantisedModel
+from tritloom.gen.quantised import GroupedTable, Parameters, QuantisedModel
 
 
 def _norm_quantise(aligned: tuple[Int, Int], scale: UFloat, p: Parameters) -> tuple[Int, UFloat]:
@@ -54,7 +54,7 @@ class IntegerModel:
     position: int = 0
     saturations: Saturations = field(default_factory=Saturations)
     _cache: list[_LayerCache] = field(default_factory=list)
-    _matrices: list[dict[str, NDArray[np.float32]]] = field(default_factory=list)
+    _matrices: list[dict[str, NDArray[np.float32] | NDArray[np.float64]]] = field(default_factory=list)
     _head: NDArray[np.float64] | None = None
     _ternary_head: NDArray[np.float32] | None = None
 
@@ -63,16 +63,18 @@ class IntegerModel:
         self.position = 0
         self._cache = [_LayerCache() for _ in range(self.model.shape.layers)]
 
-    def _matrix(self, layer: int, name: str) -> NDArray[np.float32]:
-        """float32 copy, made once."""
+    def _matrix(self, layer: int, name: str) -> NDArray[np.float32] | NDArray[np.float64]:
+        """In floating point, made once."""
         while len(self._matrices) <= layer:
             self._matrices.append({})
         kept = self._matrices[layer]
         if name not in kept:
-            kept[name] = getattr(self.model.layers[layer], name).astype(np.float32)
+            kept[name] = self.model.layers[layer].weights(name)
         return kept[name]
 
     def _linear(self, codes: Int, layer: int, name: str) -> Int:
+        if self.model.shape.group_size:
+            return integer.grouped_matmul(codes, self._matrix(layer, name), self.model.shape.scale_drop)
         return integer.ternary_matmul(codes, self._matrix(layer, name))
 
     def forward(self, tokens: NDArray[np.integer] | list[int], last_only: bool = False) -> tuple[Int, UFloat]:
@@ -93,17 +95,24 @@ class IntegerModel:
             raise ValueError(f"{self.position} + {n} positions exceed the context of {s.context}")
         positions = self.position + np.arange(n)
         table, unit = self.model.embedding, self.model.embedding_parameters.scales[0]
-        x = integer.embed(table.codes[ids].astype(np.int64), table.row_scale[ids].astype(np.int64), unit, self.saturations)
+        if isinstance(table, GroupedTable):
+            x = integer.embed_groups(table.rows(tokens), unit, self.saturations)
+        else:
+            x = integer.embed(table.codes[ids].astype(np.int64), table.row_scale[ids].astype(np.int64), unit, self.saturations)
         for index in range(s.layers):
             x = self._layer(index, x, positions)
         self.position += n
         if last_only:
             x = x[-1:]
         codes, scale = _norm_quantise(integer.align_residual(x), UF_ONE, self.model.head_parameters)
-        return codes, uf_mul(scale, self.model.head.scale)
+        return codes, uf_mul(scale, self.model.head_parameters.scales[0])
 
     def logits(self, codes: Int) -> Int:
-        """Integer logits [n, vocab] of the int8 head."""
+        """Integer logits [n, vocab] of the int8 head, or of one that is ternary by groups."""
+        if isinstance(self.model.head, GroupedTable):
+            if self._head is None:
+                self._head = integer.grouped_weights(self.model.head.trits, self.model.head.scales)
+            return integer.grouped_logits(integer.grouped_matmul(codes, self._head, self.model.shape.scale_drop))
         if self._head is None:
             self._head = self.model.head.codes.astype(np.float64)
         return integer.head_logits(codes, self._head, self.model.head.row_scale.astype(np.int64))
@@ -136,8 +145,18 @@ class IntegerModel:
             c, t = integer.quantise_heads(y.reshape(n, -1), s.head_dim, uf_mul(scale, w))
             return c.reshape(n, -1, s.head_dim), t
 
+        def normed(acc: Int, w: UFloat, which: int) -> tuple[Int, UFloat]:
+            norms = layer.qkv_parameters.heads
+            assert norms is not None
+            acc, gains = acc.reshape(n, -1, s.head_dim), norms.gains[which].astype(np.int64)
+            y = integer.rotate_gained(acc, gains, cos, sin)
+            return integer.normed_heads(acc, y, uf_mul(scale, w), norms.exponents[which], norms.inverse_count, norms.eps)
+
         w_q, w_k, w_v = layer.qkv_parameters.scales
-        (qc, qs), (kc, ks), (vc, vs) = heads(q, w_q, True), heads(k, w_k, True), heads(v, w_v, False)
+        if s.head_norms:
+            (qc, qs), (kc, ks), (vc, vs) = normed(q, w_q, 0), normed(k, w_k, 1), heads(v, w_v, False)
+        else:
+            (qc, qs), (kc, ks), (vc, vs) = heads(q, w_q, True), heads(k, w_k, True), heads(v, w_v, False)
         cache = self._cache[index]
         cache.append(kc.swapaxes(0, 1), UFloat(ks.m.T, ks.e.T), vc.swapaxes(0, 1), UFloat(vs.m.T, vs.e.T))
         assert cache.keys is not None and cache.values is not None and cache.key_scale is not None and cache.value_scale is not None

@@ -27,6 +27,16 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return F.rms_norm(x, x.shape[-1:], weight, eps)
 
 
+def head_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Of a query or key head; Qwen3 has the same norm there."""
+    return rms_norm(x, weight, eps)
+
+
+def normed_and_turned(x: Tensor, weight: Tensor, eps: float, cos: Tensor, sin: Tensor) -> Tensor:
+    """Normed, and rotated then."""
+    return rotary(head_norm(x, weight, eps), cos, sin)
+
+
 def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """transformers' form x * cos + rotate_half(x) * sin, whose pairs lie half a head apart, of interleaved pairs [..., head_dim]."""
     halves = torch.cat([x[..., 0::2], x[..., 1::2]], -1)
@@ -164,10 +174,19 @@ def norm(x: Near, relative: float, gains: Tensor | None, eps: float) -> tuple[Ne
     if gains is None:
         return Near(x.value, each), relative + U
     part = _share(float((each + SQUARE * top).norm()), float(x.value.norm()))
-    mean = 5 * U + 2.0**-16 + 2.0**-31 + 2 * part + part**2
+    mean = 5 * U + 2.0**-16 + 2.0**-31 + 2 * part + part * part
     root = (1 - mean) ** -0.5 - 1 if mean < 1 else float("inf")
     factor = float((x.value.square().mean() + eps).rsqrt())
     return Near(rms_norm(x.value, gains, eps), each * gains.abs() * factor), relative + root + 4 * U
+
+
+def normed_head(x: Tensor, relative: float, gains: Tensor, unit: float, eps: float, cos: Tensor, sin: Tensor) -> tuple[Near, float]:
+    """A query or key head x (exact but for a `relative` error in common) normed with gains of steps of `unit`, and rotated: the vector that
+    is quantised, and the relative error of its scale. Cosine times gain is rounded to a step."""
+    factor = float((x.square().mean() + eps).rsqrt())
+    each = (x[0::2].abs() + x[1::2].abs()).repeat_interleave(2) * factor * unit / 2
+    mean = 5 * U + 2.0**-16 + 2.0**-31 + 2 * relative + relative * relative
+    return Near(normed_and_turned(x, gains, eps, cos, sin), each), relative + (1 - mean) ** -0.5 - 1 + 4 * U
 
 
 def gate(gates: Tensor, ups: Tensor, activation: str, gate_scale: Scale, up_scale: Scale) -> tuple[Near, float]:

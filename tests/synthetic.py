@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import struct
 from pathlib import Path
 from typing import Any
@@ -13,15 +12,22 @@ from numpy.typing import NDArray
 
 from tritloom.firmware.config import ModelShape
 from tritloom.gen.models import Problem, check
-from tritloom.gen.models.checkpoint import MATRICES, NORMS, SUB_NORMS, matrix_shape, norm_length, norms_of
+from tritloom.gen.models.checkpoint import MATRICES, NORMS, SUB_NORMS, norms_of
 from tritloom.gen.models.groups import Grouped
 from tritloom.sim.check.synthetic import (  # noqa: F401  what tests take from here
+    GROUPED,
     TINY,
     Weights,
+    bfloat16,
     config_json,
+    grouped_weights,
     hugging_face,
     hugging_face_tensors,
     packed_rows,
+    qwen3_config,
+    qwen3_names,
+    save,
+    unpacked,
     weights,
     write_tokenizer,
 )
@@ -170,89 +176,6 @@ def write_gguf(path: Path, values: dict[str, Any], tensors: list[GgufTensor]) ->
 
 
 # Ternary by groups ---------------------------------------------------------------------------------
-
-GROUPED = ModelShape(hidden=256, ffn=384, layers=2, heads=4, kv_heads=2, head_dim=64, vocab=70, context=64, activation="silu",
-                     sub_norms=False, group_size=128, head_norms=True, ternary_head=True)  # fmt: skip
-
-
-def grouped_weights(shape: ModelShape = GROUPED, seed: int = 0) -> Weights:
-    """As `weights`, with `Grouped` matrices, embedding and head; scales are values of float16 and bfloat16; some groups are zeros."""
-    rng = np.random.default_rng(seed)
-
-    def matrix(rows: int, inputs: int) -> Grouped:
-        trits = rng.integers(-1, 2, (rows, inputs)).astype(np.int8)
-        groups = trits.reshape(rows, -1, shape.group_size)
-        groups[rng.random(groups.shape[:2]) < 0.02] = 0
-        scales = rng.integers(0x3C80, 0x3D80, groups.shape[:2]).astype(np.uint32) << 16  # bfloat16, 1/64 to 1/16
-        scales = scales.view(np.float32).astype(np.float16)
-        return Grouped(trits, np.where(groups.any(-1), scales, np.float16(0)))
-
-    out: Weights = {"embedding": matrix(shape.vocab, shape.hidden), "head": matrix(shape.vocab, shape.hidden)}
-    out["norm"] = rng.uniform(0.5, 2, shape.hidden).astype(np.float32)
-    for layer in range(shape.layers):
-        out |= {(layer, name): matrix(*matrix_shape(shape, name)) for name in MATRICES}
-        out |= {(layer, name): rng.uniform(0.5, 2, norm_length(shape, name)).astype(np.float32) for name in norms_of(shape)}
-    return out
-
-
-def bfloat16(values: NDArray[np.floating]) -> NDArray[np.uint16]:
-    """The bits of values that bfloat16 holds."""
-    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-    assert not (bits & 0xFFFF).any()
-    return (bits >> 16).astype(np.uint16)
-
-
-def qwen3_names(shape: ModelShape, w: Weights, *, tied: bool = True) -> dict[str, Any]:
-    """Hugging Face's names: `Grouped` matrices and tables, and float32 norms."""
-    out = {"model.embed_tokens.weight": w["embedding"], "model.norm.weight": w["norm"]} | ({} if tied else {"lm_head.weight": w["head"]})
-    for layer in range(shape.layers):
-        for name in (*MATRICES, *norms_of(shape)):
-            place = "self_attn." if name[0] in "qkvo" else "mlp." if name in MATRICES else ""
-            out[f"model.layers.{layer}.{place}{name}.weight"] = w[layer, name]
-    return out
-
-
-def qwen3_config(shape: ModelShape, tied: bool, **changes: Any) -> dict[str, Any]:
-    config = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "quantization_config": None, "attention_bias": False,
-              "tie_word_embeddings": tied, "rope_theta": 1e6, "rms_norm_eps": 1e-6}  # fmt: skip
-    return config_json(shape, **(config | changes))
-
-
-def save(folder: Path, tensors: dict[str, NDArray[Any]], config: dict[str, Any], shards: int = 1) -> Path:
-    """A model folder; uint16 tensors are bfloat16 ones."""
-    folder.mkdir(parents=True, exist_ok=True)
-    kinds = {"uint16": "BF16", "float16": "F16", "float32": "F32", "uint32": "U32", "uint8": "U8", "int8": "I8"}
-    index, names = {}, list(tensors)
-    for number in range(shards):
-        file = "model.safetensors" if shards == 1 else f"model-{number + 1:05d}-of-{shards:05d}.safetensors"
-        header, data = {}, b""
-        for name in names[number::shards]:
-            content = np.ascontiguousarray(tensors[name]).tobytes()
-            header[name] = {"dtype": kinds[str(tensors[name].dtype)], "shape": list(tensors[name].shape),
-                            "data_offsets": [len(data), len(data) + len(content)]}  # fmt: skip
-            data += content
-            index[name] = file
-        text = json.dumps(header).encode()
-        (folder / file).write_bytes(struct.pack("<Q", len(text)) + text + data)
-    if shards > 1:
-        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
-    (folder / "config.json").write_text(json.dumps(config))
-    write_tokenizer(folder, config["vocab_size"])
-    return folder
-
-
-def unpacked(folder: Path, shape: ModelShape = GROUPED, w: Weights | None = None, *, tied: bool = True, dtype: str = "float16",
-             config: dict[str, Any] | None = None, tensors: dict[str, NDArray[Any]] | None = None, shards: int = 1) -> Path:  # fmt: skip
-    """An ordinary Qwen3 folder whose values are scale · trit; `config` and `tensors` change entries."""
-    content: dict[str, Any] = {}
-    for name, value in qwen3_names(shape, w or grouped_weights(shape), tied=tied).items():
-        values = value.floats() if isinstance(value, Grouped) else value.astype(np.float16).astype(np.float32)
-        if dtype == "bfloat16":
-            content[name] = bfloat16(values) if isinstance(value, Grouped) else values
-        else:
-            content[name] = values.astype(dtype)
-    return save(folder, content | (tensors or {}), qwen3_config(shape, tied, **(config or {})), shards)
-
 
 def mlx(folder: Path, shape: ModelShape = GROUPED, w: Weights | None = None, *, tied: bool = True, flipped: bool = False,
         tensors: dict[str, NDArray[Any]] | None = None, config: dict[str, Any] | None = None) -> Path:  # fmt: skip

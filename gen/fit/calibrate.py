@@ -83,6 +83,8 @@ CONFIGURATIONS = (
                   {"lanes": 2, "mem_bytes": 32, "mem_ports": 2, "vector_lanes": 8}),
     Configuration("4m, 16 bytes", "xcup", "stories-4m", "sim", 512, {"lanes": 1, "mem_bytes": 16}),
     Configuration("large, short-list", "xcup", "bitnet_b1_58-large", "kv260", 2048, {"lanes": 16, "shortlist": 256}),
+    Configuration("1.7B by groups", "xcup", "Ternary-Bonsai-1.7B", "kv260", 1024, {"lanes": 6, "attention_lanes": 2, "vector_lanes": 16}),
+    Configuration("4m by groups, 16 bytes", "xcup", "stories-4m-g128", "sim", 512, {"lanes": 1, "mem_bytes": 16}),
     Configuration("4m, 16 bytes, short-list", "xcup", "stories-4m", "sim", 512, {"lanes": 1, "mem_bytes": 16, "shortlist": 64}),
     Configuration("4m, 16 bytes", "xc7", "stories-4m", "sim", 512, {"lanes": 1, "mem_bytes": 16}),
     Configuration("1m, 4 bytes", "xc7", "stories-1m", "sim", 512, {"lanes": 1, "mem_bytes": 4, **_TINY}),

@@ -118,7 +118,7 @@ def memory_cost(family: str, memory: MemoryUse) -> Stored:
     return Stored(bram=n * need)
 
 
-UNIT_OF = {"sequencer": "control", "registers": "control", "routing": "control"}
+UNIT_OF = {"reader": "control", "sequencer": "control", "registers": "control", "routing": "control"}
 """Units that count together, by submodule of the top; the others count alone."""
 
 
@@ -136,14 +136,16 @@ def terms(config: BuildConfig) -> dict[str, dict[str, float]]:
     c = config
     p, t, q, v, a, m, d = c.lanes, c.tables, c.rows_per_cycle, c.vector_lanes, c.attention_macs, c.mem_bytes, c.dot_lanes
     parallel = int(not c.serial)
+    # Rows whose sums meet a scale, elements of heads that are normed, results that a ternary head's reader holds.
+    scaled, normed, read = (int(bool(each)) for each in (c.shape.group_size, c.shape.head_norms, c.shape.ternary_head))
     found = {
-        "matmul": {"lookup": p * t * q, "table": p * t, "code": t * q, "row": p * max(q, v), "one": 1},
-        "vector": {"element": v, "slot": p, "beat": m, "one": 1},
+        "matmul": {"lookup": p * t * q, "table": p * t, "code": t * q, "row": p * max(q, v), "scaled": p * q * scaled, "one": 1},
+        "vector": {"element": v, "slot": p, "beat": m, "normed": v * normed, "one": 1},
         "dot": {"mac": d * a, "accumulator": d * a / c.attention_rows, "element": v, "slot": d, "beat": m, "one": 1},
         "sampler": {"candidate": c.sampler_candidates, "one": 1},
         "serial": {"beat": m, "one": 1},
         "memory": {"beat": m, "port": c.mem_ports if c.memory == "axi" else 0, "kibit": c.onchip_bytes / 128, "one": 1},
-        "control": {"beat": m, "one": 1},
+        "control": {"beat": m, "read": v * read, "one": 1},
         "shortlist": {"element": v, "one": 1},
     }
     there = {"vector": parallel, "dot": parallel, "sampler": parallel, "serial": 1 - parallel, "shortlist": c.shortlist > 0}

@@ -22,15 +22,16 @@ from typing import Any, NamedTuple
 
 from tritloom.boards.board import Board, load
 from tritloom.firmware.assembler import AssemblyError
-from tritloom.firmware.config import CHUNK, LIMITS, BuildConfig, ConfigError, ModelShape
+from tritloom.firmware.config import CHUNK, LIMITS, TRITS, BuildConfig, ConfigError, ModelShape
 from tritloom.firmware.isa import DotOp, VectorOp
 from tritloom.firmware.layout import ADDRESS_LIMIT, MemoryMap, head_row_blocks, memory_map
+from tritloom.firmware.packing import grouped_word_bytes
 from tritloom.firmware.programs import machine_program
 from tritloom.gen.fit.cost import BLOCK_KIBIT, SLOWEST_PATH_NS, ULTRA_KIBIT, board_resources
 from tritloom.gen.models import ModelSpec
 from tritloom.gen.tools.synthesis import SMALL
 from tritloom.rtl.attention.parameters import AttentionParameters
-from tritloom.rtl.head.parameters import ShortListParameters
+from tritloom.rtl.head.parameters import HeadReaderParameters, ShortListParameters
 from tritloom.rtl.memory.parameters import WRITE_CYCLES
 from tritloom.rtl.serial.parameters import SerialParameters
 from tritloom.rtl.ternary.parameters import TernaryParameters
@@ -44,6 +45,8 @@ MEMORY_EFFICIENCY = {"sdr16": 0.24, "sdr32": 0.97, "ddr16": 0.45, "ddr": 0.95, "
 sdr32, with beats of 32; of ddr16, half, in which 16 bits make a beat of 128, less what refreshes and rows are assumed to take."""
 LANES = (16, 12, 8, 4, 2, 1)
 """Numbers of lanes that are tried, from what the board prescribes (4 if it does not) down."""
+LANES_OF_GROUPS = (16, 12, 8, 6, 4, 2, 1)
+"""The same for models with scales by groups, whose defaults no measured machine fixes yet."""
 NEAR = 1.01
 """Cycles of the engine shapes that are as good as the fastest one, as a multiple of its cycles."""
 WORTH = 1.02
@@ -195,7 +198,7 @@ def cycles_per_pass(config: BuildConfig, context: int, tokens: int, *, answers: 
 
     matrices = _matrices(s)
     sub = int(s.sub_norms)
-    parameters = [vector.cycles(VectorOp.PARAM, length=n) for n in (s.q_size * sub, s.hidden, s.ffn * sub, s.hidden)]
+    parameters = [vector.cycles(VectorOp.PARAM, length=n) for n in (s.q_size * sub, s.hidden, s.ffn * sub, s.hidden + s.head_gains)]
     # Texts attend apart where that is quicker: the dot engine's lanes take heads of one then.
     apart = shared is not None and attend(c.dot_lanes) > c.dot_lanes * attend(1)
     together = 1 if apart else c.dot_lanes
@@ -239,7 +242,12 @@ def cycles_per_pass(config: BuildConfig, context: int, tokens: int, *, answers: 
             result["vector"] += sum(parameters) + 2 * (resid + norm[s.hidden]) + norm[s.q_size]
             result["vector"] += vector.cycles(VectorOp.GLU, length=s.ffn) + norm[s.ffn]
             result["attention"] += attend(1)
-    if answers and not c.shortlist:
+    if answers and s.ternary_head:
+        # The sampler takes a block's logits while the next streams; those of the last block come behind.
+        blocks, reader = Counter(head_row_blocks(c)), HeadReaderParameters.of(c)
+        result["head"] = sum(n * max(matmul(rows, s.hidden, min(answers, c.lanes)), min(answers, c.lanes) * reader.cycles(rows))
+                             for rows, n in blocks.items()) * ceil(answers / c.lanes) + reader.cycles(head_row_blocks(c)[-1])
+    elif answers and not c.shortlist:
         # The head's rows are streamed for as many tokens as the dot engine has lanes; logits leave one by one.
         sets = [min(c.dot_lanes, answers - start) for start in range(0, answers, c.dot_lanes)]
         result["head"] = sum(dot.cycles(DotOp.HEAD, tokens=count) for count in sets)
@@ -376,9 +384,13 @@ def _largest_power(limit: int, *multiples: int) -> int:
     return value
 
 
-def _engine_shapes(packing: str, mem_bytes: int) -> list[tuple[int, int]]:
-    """(tables, rows_per_cycle) pairs whose word fits a beat, none dominated by one more table."""
+def _engine_shapes(packing: str, mem_bytes: int, group_size: int) -> list[tuple[int, int]]:
+    """(tables, rows_per_cycle) pairs whose word fits a beat; with groups, those with just enough tables for a group or a half of a half."""
     pairs = []
+    if group_size:
+        tiles = [group_size >> n for n in range(group_size.bit_length() - 1)]
+        return [(tables, rows) for rows in (1, 2, 3, 4, 5, 8, 9, 16, 17) for tables in (ceil(tile / TRITS) for tile in tiles)
+                if grouped_word_bytes(tables, rows, group_size, packing) <= mem_bytes]
     for rows in (1, 2, 4, 8, 16):
         best = 0
         for tables in range(1, 65):
@@ -477,7 +489,8 @@ def fit(spec: ModelSpec, board: Board | str, *, at: int | None = None, fill: flo
         fixed.setdefault("read_fifo_beats", 16)
         fixed.setdefault("sampler_candidates", 16)
     packing = str(fixed.setdefault("packing", "trit5"))
-    pairs = [(t, q) for t, q in _engine_shapes(packing, mem) if fixed.get("tables", t) == t and fixed.get("rows_per_cycle", q) == q]
+    pairs = [(t, q) for t, q in _engine_shapes(packing, mem, s.group_size)
+             if fixed.get("tables", t) == t and fixed.get("rows_per_cycle", q) == q]
     if not pairs:
         pairs = [(fixed.get("tables", 1), fixed.get("rows_per_cycle", 1))]
 
@@ -526,13 +539,18 @@ def fit(spec: ModelSpec, board: Board | str, *, at: int | None = None, fill: flo
         """At the cache's end, so that the choice is one for all contexts at which speeds are asked for."""
         return predict(result.config, result.memory_map, board, s.context)[0].get("batch_tokens_per_s", 0)
 
-    lanes = [most] if "lanes" in given else [most, *(n for n in LANES if n < most)]
+    lanes = [most] if "lanes" in given else [most, *(n for n in (LANES_OF_GROUPS if s.group_size else LANES) if n < most)]
     attending = [(n, attention if "attention_lanes" in given else min(attention, n)) for n in lanes]
     result = _first_that_fits(partial(machine, *pair) for pair in attending)
     halved = "vector_lanes" not in given | board.parameters and fixed["vector_lanes"] > 2
     narrower = {"vector_lanes": fixed["vector_lanes"] // 2} if halved else {}
     if narrower and "lanes" not in given and (result.config.lanes < most or not _suits(result)):
         result = _better(result, _first_that_fits(partial(machine, *pair, **narrower) for pair in attending), board)
+    if s.group_size and attention > 1 and "attention_lanes" not in given:
+        # Lanes of the matrices cost less than those of attention, and bring a long prompt's first token earlier.
+        for more in ({}, narrower) if narrower else ({},):
+            fewer = [(n, min(attention // 2, n)) for n in lanes]
+            result = _better(result, _first_that_fits(partial(machine, *pair, **more) for pair in fewer), board)
     texts = fixed.get("sequences", 1)
     enough = [n for n in lanes if n <= min((n for n in LANES if n >= texts), default=most)]
     if texts > 1 and attention and enough and "attention_lanes" not in given:
@@ -581,7 +599,8 @@ def _engine(values: dict[str, Any], pairs: list[tuple[int, int]], spec: ModelSpe
     # Whatever the engine: the head's rows, the caches, and weights at their entropy. Where these find no room, none is looked for.
     s, anyone = spec.shape, found[0][1]
     weights = s.layers * s.hidden * (s.qkv_rows + s.q_size + 3 * s.ffn)
-    least = weights * log2(3) / 8 + s.vocab * s.hidden + anyone.sequences * anyone.kv_sequence_bytes
+    tables = s.vocab * s.hidden * ((log2(3) + 2) / 8 if s.ternary_head else 1)
+    least = weights * log2(3) / 8 + tables + anyone.sequences * anyone.kv_sequence_bytes
     left = [entry for entry in found if key(entry[1]) not in sizes]
     while left:
         fewest = min(cycles for cycles, _ in left)

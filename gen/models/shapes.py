@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tritloom.firmware.config import CHUNK, KV_SCALE_BYTES, BuildConfig, ConfigError, ModelShape
-from tritloom.firmware.integer import UFloat, uf_from_float, uf_pack, uf_unpack
+from tritloom.firmware.integer import GROUPED_LOGIT_BITS, UFloat, uf_from_float, uf_pack, uf_unpack
 from tritloom.firmware.layout import MemoryMap, stream_blocks
 from tritloom.firmware.names import unknown
 from tritloom.gen.models import ModelSpec
@@ -21,6 +21,7 @@ from tritloom.gen.pack import (
     Bytes,
     Parameters,
     Table,
+    grouped_table_bytes,
     interleave,
     matrix_bytes,
     parameter_bytes,
@@ -28,11 +29,14 @@ from tritloom.gen.pack import (
     rotary_tables,
     table_bytes,
 )
+from tritloom.gen.quantised import HeadNorms
 
 __all__ = ["SHAPES", "memory_pieces", "published"]
 
 PIECE_BYTES = 16 << 20
 """Size of the pieces in which tables are made."""
+GROUP_SCALES = 20_000, 65_535
+"""Least and most of random scales of groups."""
 
 
 def _spec(name: str, source: str, hidden: int, layers: int, heads: tuple[int, int, int], ffn: int, vocab: int, theta: float,
@@ -86,31 +90,35 @@ def memory_pieces(spec: ModelSpec, config: BuildConfig, layout: MemoryMap, seed:
     rng = np.random.default_rng(seed)
     prologue, layer_blocks, epilogue = stream_blocks(config)
     s, m, at = spec.shape, config.mem_bytes, layout.weights_base
-    table_scale = _scalar(2 / (127 * 65535))
+    unit = _trit_scale(s.group_size) if s.ternary_head else 2 / (127 * 65535)
+    table_scale, head_scale = _scalar(unit), _scalar(unit * 2.0 ** (s.scale_drop - GROUPED_LOGIT_BITS if s.ternary_head else 0))
     yield at, parameter_bytes(Parameters((table_scale,), None, 0, _scalar(0), _scalar(0)), m)
     at += prologue[0].beats * m
     layer = _layer(spec, config, rng)
     yield at, layer["qkv_parameters"]
     at += prologue[1].beats * m
-    head = parameter_bytes(Parameters((table_scale,), *_gains(rng, s.hidden), _scalar(1 / s.hidden), _scalar(spec.rms_eps)), m)
+    head = Parameters((head_scale,), *_gains(rng, s.hidden), _scalar(1 / s.hidden), _scalar(spec.rms_eps))
     for index in range(s.layers):
         for block in layer_blocks:
             if block.name == "next_parameters":
-                yield at, layer["qkv_parameters"] if index + 1 < s.layers else head
+                yield at, layer["qkv_parameters"] if index + 1 < s.layers else parameter_bytes(head, m, length=block.gains)
             else:
                 yield at, layer[block.name]
             at += block.beats * m
     for block in epilogue:
-        if config.shortlist:
-            yield at, matrix_bytes(rng.integers(-1, 2, (block.rows, s.hidden), np.int8), config)
+        if config.shortlist or s.ternary_head:
+            yield at, _matrix(config, block.rows, s.hidden, rng)
         elif at != layout.head_base:
             raise AssertionError(f"the head begins at {at:#x} instead of {layout.head_base:#x}")
         at += block.beats * m
     if at != layout.regions["weights"].end:
         raise AssertionError(f"the weight stream ends at {at:#x} instead of {layout.regions['weights'].end:#x}")
-    yield from _table(spec, config, layout.head_base, table_scale, rng)
-    if not spec.tied_embeddings:
-        yield from _table(spec, config, layout.embedding_base, table_scale, rng)
+    if s.ternary_head:
+        yield from _grouped_table(config, layout.embedding_base, rng)
+    else:
+        yield from _table(spec, config, layout.head_base, table_scale, rng)
+        if not spec.tied_embeddings:
+            yield from _table(spec, config, layout.embedding_base, table_scale, rng)
     yield layout.rope_base, _rope(spec, config)
     cache = _cache_layer(config, rng)
     for index in range(s.layers):
@@ -126,29 +134,58 @@ def _gains(rng: np.random.Generator, length: int) -> tuple[NDArray[np.int16], in
     return quantise_gains(rng.uniform(0.5, 1.5, length).astype(np.float32))
 
 
+def _trit_scale(group_size: int) -> float:
+    """What gives random trits, times random scales of their groups if they have any, a mean square of one."""
+    least, most = GROUP_SCALES
+    return (2 / 3 * ((least * least + least * most + most * most) / 3 if group_size else 1)) ** -0.5
+
+
+def _group_scales(rng: np.random.Generator, rows: int, groups: int) -> NDArray[np.uint16]:
+    return rng.integers(*GROUP_SCALES, (rows, groups), np.uint16, endpoint=True)
+
+
+def _matrix(config: BuildConfig, rows: int, inputs: int, rng: np.random.Generator, trits: NDArray[np.int8] | None = None) -> Bytes:
+    """A matrix of random trits, unless given, and of random scales if the shape has groups."""
+    size = config.shape.group_size
+    trits = rng.integers(-1, 2, (rows, inputs), np.int8) if trits is None else trits
+    return matrix_bytes(trits, config, _group_scales(rng, rows, inputs // size) if size else None)
+
+
 def _layer(spec: ModelSpec, config: BuildConfig, rng: np.random.Generator) -> dict[str, Bytes]:
     """Bytes of each block of a layer, by name."""
     s, m = spec.shape, config.mem_bytes
+    score_scale = s.head_dim**-0.5 * LOG2_E
 
-    def matrix(rows: int, inputs: int) -> NDArray[np.int8]:
+    def trits(rows: int, inputs: int) -> NDArray[np.int8]:
         return rng.integers(-1, 2, (rows, inputs), np.int8)
 
-    def parameters(inputs: int, norm: bool, *factors: float) -> Bytes:
+    def parameters(inputs: int, norm: bool, *factors: float, heads: HeadNorms | None = None) -> Bytes:
         gains, exponent = _gains(rng, inputs) if norm else (None, 0)
-        scales = tuple(_scalar(factor * (2 / 3 * inputs) ** -0.5) for factor in factors)
-        return parameter_bytes(Parameters(scales, gains, exponent, _scalar(1 / inputs), _scalar(spec.rms_eps)), m)
+        one = _trit_scale(s.group_size) * 2.0**s.scale_drop * inputs**-0.5
+        return parameter_bytes(Parameters(tuple(_scalar(factor * one) for factor in factors), gains, exponent, _scalar(1 / inputs),
+                                          _scalar(spec.rms_eps), heads), m)
 
+    head_norms = _head_norms(spec, rng, score_scale) if s.head_norms else None
     return {
-        "qkv_parameters": parameters(s.hidden, True, s.head_dim**-0.5 * LOG2_E, 1.0, 1.0),
-        "kv": matrix_bytes(matrix(2 * s.kv_size, s.hidden), config),
-        "q": matrix_bytes(matrix(s.q_size, s.hidden), config),
+        "qkv_parameters": parameters(s.hidden, True, 1.0 if head_norms else score_scale, 1.0, 1.0, heads=head_norms),
+        "kv": _matrix(config, 2 * s.kv_size, s.hidden, rng),
+        "q": _matrix(config, s.q_size, s.hidden, rng),
         "o_parameters": parameters(s.q_size, s.sub_norms, 1.0),
-        "o": matrix_bytes(matrix(s.hidden, s.q_size), config),
+        "o": _matrix(config, s.hidden, s.q_size, rng),
         "gate_up_parameters": parameters(s.hidden, True, 1.0, 1.0),
-        "gate_up": matrix_bytes(interleave(matrix(s.ffn, s.hidden), matrix(s.ffn, s.hidden), config.vector_lanes), config),
+        "gate_up": _matrix(config, 2 * s.ffn, s.hidden, rng,
+                           interleave(trits(s.ffn, s.hidden), trits(s.ffn, s.hidden), config.vector_lanes)),
         "down_parameters": parameters(s.ffn, s.sub_norms, 1.0),
-        "down": matrix_bytes(matrix(s.hidden, s.ffn), config),
+        "down": _matrix(config, s.hidden, s.ffn, rng),
     }
+
+
+def _head_norms(spec: ModelSpec, rng: np.random.Generator, score_scale: float) -> HeadNorms:
+    """Norms of queries, times `score_scale`, and of keys."""
+    d = spec.shape.head_dim
+    (q, q_exponent), (k, k_exponent) = (quantise_gains((rng.uniform(0.5, 1.5, d) * factor).astype(np.float32))
+                                        for factor in (score_scale, 1.0))
+    return HeadNorms(np.stack([q, k]), (q_exponent, k_exponent), _scalar(1 / d), _scalar(spec.rms_eps))
 
 
 def _table(spec: ModelSpec, config: BuildConfig, base: int, scale: UFloat, rng: np.random.Generator) -> Iterator[tuple[int, Bytes]]:
@@ -159,6 +196,17 @@ def _table(spec: ModelSpec, config: BuildConfig, base: int, scale: UFloat, rng: 
         codes = rng.integers(-127, 128, (count, s.hidden), np.int8)
         rows = Table(codes, rng.integers(30000, 65536, count).astype(np.uint16), scale)
         yield base + start // config.group_rows * config.head_group_bytes, table_bytes(rows, config)
+
+
+def _grouped_table(config: BuildConfig, base: int, rng: np.random.Generator) -> Iterator[tuple[int, Bytes]]:
+    """The embedding of a model that is ternary by groups."""
+    s = config.shape
+    step = max(1, PIECE_BYTES // config.embedding_row_bytes)
+    for start in range(0, s.vocab, step):
+        count = min(step, s.vocab - start)
+        trits = rng.integers(-1, 2, (count, s.hidden), np.int8)
+        yield (base + start * config.embedding_row_bytes,
+               grouped_table_bytes(trits, _group_scales(rng, count, s.hidden // s.group_size), config))
 
 
 def _rope(spec: ModelSpec, config: BuildConfig) -> Bytes:

@@ -54,15 +54,9 @@ class ModelSpec:
     @property
     def no_machine(self) -> str | None:
         """Why no machine of today computes this model, with what to do, in one line; None where one can be built."""
-        s = self.shape
-        lacking = [
-            *([f"scales for groups of {s.group_size} inputs"] if s.group_size else []),
-            *(["norms of query and key heads"] if s.head_norms else []),
-            *([f"biases ({', '.join(self.biases)})"] if self.biases else []),
-        ]
-        if not lacking:
+        if not self.biases:
             return None
-        return f"{self.name} has {' and '.join(lacking)}, which no machine computes yet: take another model of `tritloom models`"
+        return f"{self.name} has biases ({', '.join(self.biases)}), which no machine computes yet: take another model of `tritloom models`"
 
     def require_machine(self) -> ModelSpec:
         """This description, of whose model a machine can be built. Raises `ConfigError` with `no_machine`: the one place that refuses."""

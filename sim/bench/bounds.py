@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
-from tritloom.firmware.config import TRITS, ModelShape, round_up
+from tritloom.firmware.config import ModelShape, round_up
+from tritloom.firmware.packing import tile_inputs
 
 __all__ = ["Bounds", "Phase", "bounds", "what"]
 
@@ -67,11 +68,13 @@ def bounds(entry: Mapping[str, Any]) -> Bounds:
     passes = [min((n + 1) * lanes, prompt) for n in range(ceil(prompt / lanes))] or [count]  # the last position of each
     used = min(lanes, prompt or texts)
     weights = s.layers * (s.qkv_rows * s.hidden + s.hidden * s.q_size + 2 * s.ffn * s.hidden + s.hidden * s.ffn)
-    ternary_peak, head = TRITS * config["tables"] * config["rows_per_cycle"], s.vocab * s.hidden
+    ternary_peak, head = tile_inputs(config["tables"], s.group_size) * config["rows_per_cycle"], s.vocab * s.hidden
     data, short_list, ternary_head, head_rows = m["bytes"], config.get("shortlist", 0), 0, m["bytes"]["head"]
     if short_list:  # the vocabulary goes through the ternary engine, and only its rows through the dot engine
         head_rows = short_list * (config["mem_bytes"] + round_up(s.hidden, config["mem_bytes"]))
         ternary_head, head = head, short_list * s.hidden
+    elif s.ternary_head:
+        ternary_head, head, head_rows = (1 if prompt else texts) * head, 0, 0
     dot_lanes = config.get("attention_lanes", 0) or lanes
     # Positions whose keys and values a layer's heads read: of several texts, each by itself, or those that they share once for all.
     if prompt:

@@ -7,11 +7,13 @@ resumed. tests/sim/test_results.py fails when one holds no more.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import sys
 import time
 from collections.abc import Callable
+from copy import copy
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from tritloom.boards.board import load as load_board
 from tritloom.firmware.config import BuildConfig
 from tritloom.gen.fit.fit import fit
 from tritloom.gen.models import Checkpoint, open_checkpoint
+from tritloom.gen.models.checkpoint import Grouped
 from tritloom.gen.pack import pack, quantise
 from tritloom.gen.verilog.generate import cached_verilog
 from tritloom.host.image import open_image, write_image
@@ -54,18 +57,51 @@ MACHINES: dict[str, dict[str, Any]] = {
                        shortlist=64),
 }
 """What differs from BuildConfig's defaults."""
+GROUPED_MODEL = "stories-4m-g128"
+GROUPED_MACHINES: dict[str, dict[str, Any]] = {
+    "halves of groups": dict(lanes=2, tables=22, rows_per_cycle=4, vector_lanes=8, attention_macs=32, mem_bytes=64, mem_ports=2),
+    "whole groups": dict(lanes=1, tables=43, rows_per_cycle=2, vector_lanes=16, attention_macs=32, mem_bytes=64, table_form="addsub"),
+    "five rows": dict(lanes=3, groups=2, attention_lanes=2, tables=22, rows_per_cycle=5, vector_lanes=8, attention_macs=64, mem_bytes=64,
+                      mem_ports=4, block_rows=256, result_parts=2, ultra_ram=True),
+    "groups on the chip": dict(lanes=2, tables=22, rows_per_cycle=2, vector_lanes=8, attention_macs=32, mem_bytes=32, memory="onchip",
+                               onchip_bytes=5 << 19),
+    "groups of 64": dict(lanes=2, tables=6, rows_per_cycle=3, vector_lanes=4, attention_macs=8, mem_bytes=16, table_form="full27"),
+}
+"""The same of machines for GROUPED_MODEL."""
+HALVED = "groups of 64"
+"""The machine that takes the model's groups in halves, each with the scale of the whole."""
+
+
+def checkpoint_of(model: str, name: str) -> Checkpoint:
+    """A model, as the machine called `name` takes it."""
+    checkpoint = open_checkpoint(ROOT / "models" / model)
+    return _halved(checkpoint) if name == HALVED else checkpoint
+
+
+def _halved(checkpoint: Checkpoint) -> Checkpoint:
+    """The same model by groups half as large."""
+    other, spec = copy(checkpoint), checkpoint.spec
+    shape = dataclasses.replace(spec.shape, group_size=spec.shape.group_size // 2)
+
+    def halves(groups: Grouped) -> Grouped:
+        return Grouped(groups.trits, groups.scales.repeat(2, -1))
+
+    other.spec = dataclasses.replace(spec, shape=shape)
+    other.grouped = lambda layer, name: halves(checkpoint.grouped(layer, name))  # type: ignore[method-assign]
+    other.grouped_blocks = lambda name: ((first, halves(rows)) for first, rows in checkpoint.grouped_blocks(name))  # type: ignore[method-assign]
+    return other
 
 
 def machine(checkpoint: Checkpoint, name: str) -> BuildConfig:
     """The configuration of the machine called `name` for a model."""
-    if name in MACHINES:
-        return BuildConfig(shape=checkpoint.spec.shape, **MACHINES[name])
+    if name in MACHINES or name in GROUPED_MACHINES:
+        return BuildConfig(shape=checkpoint.spec.shape, **(MACHINES | GROUPED_MACHINES)[name])
     return fit(checkpoint.spec, name, lanes=load_board(name).parameters["lanes"]).config
 
 
 def pairs() -> list[tuple[str, str]]:
     """Every (model, machine) that is run."""
-    return [*((model, name) for model in MODELS for name in MACHINES), *ON_CHIP]
+    return [*((model, name) for model in MODELS for name in MACHINES), *ON_CHIP, *((GROUPED_MODEL, name) for name in GROUPED_MACHINES)]
 
 
 def prompts(checkpoint: Checkpoint, config: BuildConfig) -> list[list[int]]:
@@ -83,7 +119,7 @@ def prompt_lengths(config: BuildConfig) -> list[int]:
 
 def measure(model: str, name: str, report: Callable[[str], None]) -> dict[str, Any]:
     """Run one model on one machine; the entry of the results file."""
-    checkpoint = open_checkpoint(ROOT / "models" / model)
+    checkpoint = checkpoint_of(model, name)
     config = machine(checkpoint, name)
     started = time.monotonic()
     verilog = cached_verilog(config)
@@ -113,7 +149,7 @@ def measure(model: str, name: str, report: Callable[[str], None]) -> dict[str, A
 
 def holds(entry: dict[str, Any], *, emit: bool = False) -> str:
     """stored.CURRENT, or why an entry is not what would be measured today; `emit` as `stored.state_of` takes it."""
-    config = machine(open_checkpoint(ROOT / "models" / entry["model"]), entry["machine"])
+    config = machine(checkpoint_of(entry["model"], entry["machine"]), entry["machine"])
     if stored.configuration_of(entry) != config:
         return "stale: the machine of this name is another one today"
     if [run["prompt_tokens"] for run in entry["runs"]] != prompt_lengths(config):

@@ -48,7 +48,9 @@ HEAD_DIMS = (96, 100, 128, 256)
 """One after the other; with small ones between, which leave room for more heads."""
 SERIAL = 100
 """From this seed on machines have one arithmetic unit that is shared in time."""
-SEEDS = (*range(12), *range(SERIAL, SERIAL + 6))
+GROUPED = 500
+"""From this seed on models have scales by groups."""
+SEEDS = (*range(12), *range(SERIAL, SERIAL + 6), *range(GROUPED, GROUPED + 6))
 """What `make random` runs."""
 LARGE = 131_072
 """A vocabulary so large that the head takes nearly all of the time: such a model is narrow, and writes little."""
@@ -86,6 +88,25 @@ def _shape(rng: np.random.Generator, seed: int) -> ModelShape:
                       activation=pick("relu2", "silu"), sub_norms=bool(rng.integers(2)))
 
 
+GROUPED_KINDS = ((True, True), (True, False), (False, True), (False, False), (True, True), (True, True))
+"""Whether query and key heads are normed and embedding and head ternary, one after the other."""
+SPREAD = 8
+"""Powers of two between scales of groups, beside those that lie between random ones."""
+
+
+def _grouped_shape(rng: np.random.Generator, seed: int) -> ModelShape:
+    pick = lambda *values: values[rng.integers(len(values))]  # noqa: E731
+    size, (head_norms, ternary_head) = pick(64, 128), GROUPED_KINDS[(seed - GROUPED) % len(GROUPED_KINDS)]
+    heads, kv_heads, head_dim = 1, 1, 1
+    while heads * head_dim % size:
+        kv_heads, head_dim = pick(1, 2), pick(16, 32, 64, 96, 128)
+        heads = kv_heads * pick(1, 2, 3, 4)
+    return ModelShape(hidden=int(size * rng.integers(1, 3)), ffn=int(size * rng.integers(1, 4)), layers=int(rng.integers(1, 3)),
+                      heads=heads, kv_heads=kv_heads, head_dim=head_dim, vocab=int(rng.integers(40, 700)), context=CONTEXT,
+                      activation=pick("silu", "silu", "relu2"), sub_norms=False, group_size=size, head_norms=head_norms,
+                      ternary_head=ternary_head)
+
+
 def _config(rng: np.random.Generator, shape: ModelShape) -> BuildConfig:
     """The first configuration drawn that such a model can have."""
     pick = lambda *values: values[rng.integers(len(values))]  # noqa: E731
@@ -101,9 +122,11 @@ def _config(rng: np.random.Generator, shape: ModelShape) -> BuildConfig:
                 block_rows=pick(0, rows, 2 * rows, 3 * rows, 64, 128), result_parts=pick(1, 2), tables=int(rng.integers(1, 14)),
                 rows_per_cycle=rows, vector_lanes=pick(2, 4, 8), attention_macs=pick(4, 8, 16, 32) if shape.vocab < LARGE else 16,
                 attention_rows=pick(1, 2, 4), table_form=pick("symmetric14", "full27", "addsub"), packing=pick("trit5", "index5"),
-                sampler_candidates=8, program_words=4096, weight_fifo_beats=pick(4, 16, 64, 128), read_fifo_beats=pick(4, 16, 64),
-                write_fifo_beats=pick(32, 128), shortlist=short, sequences=1 if short else pick(1, 3, 4), result_turns=pick(1, 1, 2),
-                **memory)
+                sampler_candidates=8, program_words=1 << 14 if shape.group_size else 4096, weight_fifo_beats=pick(4, 16, 64, 128),
+                read_fifo_beats=pick(4, 16, 64), write_fifo_beats=pick(32, 128), shortlist=short, sequences=1 if short else pick(1, 3, 4),
+                result_turns=pick(1, 1, 2), **memory)
+            if shape.group_size and (shape.ternary_head or short) and config.head_block_rows > config.longest_block:
+                continue  # a block of a ternary head is a word of results at least
             size = memory_map(config, tied=False).total_bytes
             if config.memory == "axi":
                 return config
@@ -158,8 +181,8 @@ SALT = 2017
 
 def case(seed: int) -> Case:
     rng = np.random.default_rng([seed, SALT])
-    shape = _shape(rng, seed)
-    config = (_serial_config if seed >= SERIAL else _config)(rng, shape)
+    shape = (_grouped_shape if seed >= GROUPED else _shape)(rng, seed)
+    config = (_serial_config if SERIAL <= seed < GROUPED else _config)(rng, shape)
 
     def prompt(longest: int) -> list[int]:
         motif = rng.integers(3, shape.vocab, rng.integers(1, longest + 1)).tolist()
@@ -219,7 +242,11 @@ def interrupt(device: SimBackend, image: Image, prompt: list[int], cycles: int, 
 
 def checkpoint(what: Case, folder: Path) -> Checkpoint:
     rng = np.random.default_rng([what.seed, 7])
-    synthetic.hugging_face(folder, what.shape, synthetic.weights(what.shape, int(rng.integers(1 << 30))), tied=bool(rng.integers(2)))
+    seed, tied = int(rng.integers(1 << 30)), bool(rng.integers(2))
+    if what.shape.group_size:
+        synthetic.unpacked(folder, what.shape, synthetic.grouped_weights(what.shape, seed, SPREAD), tied=tied)
+    else:
+        synthetic.hugging_face(folder, what.shape, synthetic.weights(what.shape, seed), tied=tied)
     return open_checkpoint(folder, context=CONTEXT)
 
 

@@ -151,8 +151,8 @@ def test_a_clock_is_lowered_until_a_tenth_of_its_period_is_left(monkeypatch):
 
 
 def test_half_the_vector_lanes_are_taken_where_more_lanes_are_worth_it(monkeypatch):
-    """2B-4T: four lanes beside eight vector lanes, or two beside sixteen, were the paths of eight longer; 0.73B decodes slower with eight by
-    more than a percent."""
+    """2B-4T: four lanes beside eight vector lanes, or two beside sixteen, were the paths of eight longer; 0.73B decodes slower with eight
+    by more than a percent."""
     two, large = published("bitnet-b1.58-2B-4T", 256), published("bitnet_b1_58-large", 256)
     chosen = {(s.name, width): fit(s, "kv260", shortlist=256, vector_lanes=width) for s in (two, large) for width in (8, 16)}
     assert fit(two, "kv260", shortlist=256).config == chosen[two.name, 8].config and chosen[two.name, 8].config.lanes == 4

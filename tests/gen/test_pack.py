@@ -5,18 +5,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from synthetic import LLAMA, TINY, hugging_face, weights
+from synthetic import GROUPED, LLAMA, TINY, grouped_weights, hugging_face, unpacked, weights
 from tritloom.firmware import integer
 from tritloom.firmware.config import PARAM_HEADER_BYTES, BuildConfig, ConfigError, ModelShape, round_up
+from tritloom.firmware.emulator import Emulator
 from tritloom.firmware.isa import Descriptor, DescriptorOp, Destination
 from tritloom.firmware.layout import MemoryMap, flat_memory, memory_map, stream_blocks
-from tritloom.firmware.packing import unpack_matrix
+from tritloom.firmware.packing import unpack_grouped, unpack_matrix
 from tritloom.gen.models import open_checkpoint
 from tritloom.gen.models.rope import frequencies
-from tritloom.gen.pack import adjacent_pairs, interleave, pack, quantise, quantise_gains
+from tritloom.gen.pack import adjacent_pairs, group_codes, grouped_table_bytes, interleave, pack, quantise, quantise_gains
+from tritloom.gen.quantised import GroupedTable
 
 TINY_CONFIG = BuildConfig(shape=TINY, tables=5, rows_per_cycle=4, vector_lanes=4, attention_macs=8, mem_bytes=16)
 LLAMA_CONFIG = BuildConfig(shape=LLAMA, tables=13, rows_per_cycle=2, packing="index5", mem_bytes=64, mem_ports=4)
+GROUPED_CONFIG = BuildConfig(shape=GROUPED, tables=11, rows_per_cycle=2, block_rows=32, vector_lanes=8, attention_macs=32, mem_bytes=32,
+                             program_words=1024)
 
 
 def tiny(tmp_path, **options):
@@ -26,6 +30,10 @@ def tiny(tmp_path, **options):
 def llama(tmp_path):
     quantization = {"quantization_config": {"quant_method": "bitnet"}}
     return open_checkpoint(hugging_face(tmp_path / "m", LLAMA, weights(LLAMA), form="divide", config=quantization, tied=False))
+
+
+def by_groups(tmp_path, tied=True):
+    return open_checkpoint(unpacked(tmp_path / "m", GROUPED, grouped_weights(GROUPED, spread=3), tied=tied))
 
 
 def streamed(map: MemoryMap, memory, entry):
@@ -51,8 +59,8 @@ def streamed(map: MemoryMap, memory, entry):
 
 def in_two_groups(config, layers, blocks, pieces):
     """The stream of the pass of two groups that ends a prompt."""
-    ahead = sum(-(-rows // config.rows_per_cycle) for rows in config.gate_up_blocks[: config.gate_up_ahead])
-    ahead *= -(-config.shape.hidden // (3 * config.tables)) * config.mem_bytes
+    blocks_ahead = config.gate_up_blocks[: config.gate_up_ahead]
+    ahead = sum(config.matrix_beats(-(-rows // config.rows_per_cycle), config.shape.hidden) for rows in blocks_ahead) * config.mem_bytes
     out = []
     for number, ((layer, block), data) in enumerate(zip(blocks, pieces, strict=True)):
         last = layer is layers[-1]
@@ -82,9 +90,25 @@ def as_pairs(*scales):
     return [(int(s.m), int(s.e)) for s in scales]
 
 
-@pytest.mark.parametrize("case", ["tiny", "llama"])
+def unpacked_blocks(data, block, config):
+    """A matrix and its scales, if it has any, of the blocks of rows in which it is streamed."""
+    rows, size = config.blocks(block.rows), config.shape.group_size
+    layout = *((size,) if size else ()), config.tables, config.rows_per_cycle, config.packing
+    ends = np.cumsum([config.matrix_beats(-(-n // config.rows_per_cycle), block.inputs) for n in rows])[:-1]
+    found = []
+    for beats, n in zip(np.split(data.reshape(-1, config.mem_bytes), ends), rows, strict=True):
+        found.append(unpack_grouped(beats, n, block.inputs, *layout) if size else (unpack_matrix(beats, n, block.inputs, *layout),))
+    return [np.concatenate(parts) for parts in zip(*found, strict=True)]
+
+
+CASES = {"tiny": (tiny, TINY_CONFIG), "llama": (llama, LLAMA_CONFIG), "groups": (by_groups, GROUPED_CONFIG),
+         "groups apart": (lambda path: by_groups(path, tied=False), GROUPED_CONFIG)}
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_stream_holds_the_model(tmp_path, case):
-    checkpoint, config = (tiny(tmp_path), TINY_CONFIG) if case == "tiny" else (llama(tmp_path), LLAMA_CONFIG)
+    make, config = CASES[case]
+    checkpoint = make(tmp_path)
     s = config.shape
     model = quantise(checkpoint)
     packed = pack(model, config)
@@ -105,13 +129,21 @@ def test_stream_holds_the_model(tmp_path, case):
     pieces = np.split(content, ends[:-1])
     twice = b"".join(data.tobytes() for _, data in streamed(packed.map, memory, packed.map.entry_token_twice))
     assert twice == in_two_groups(config, model.layers, blocks, [piece.tobytes() for piece in pieces])
+    head_rows = 0
     for (layer, block), data in zip(blocks, pieces, strict=True):
         if block.dest == Destination.MATMUL:
-            expected = {"kv": layer.qkv[s.q_size :], "q": layer.qkv[: s.q_size], "o": layer.o, "down": layer.down,
-                        "gate_up": interleave(layer.gate, layer.up, config.vector_lanes)}[block.name]
-            beats = data.reshape(-1, config.mem_bytes)
-            got = unpack_matrix(beats, block.rows, block.inputs, config.tables, config.rows_per_cycle, config.packing)
-            assert (got == expected).all(), block.name
+            found = unpacked_blocks(data, block, config)
+            if layer is None:
+                rows = slice(head_rows, head_rows + block.rows)
+                assert (found[0] == model.head.trits[rows]).all() and (found[1] == model.head.scales[rows]).all()
+                head_rows += block.rows
+                continue
+            of = {name: (getattr(layer, name), layer.group_scales.get(name)) for name in ("qkv", "o", "gate", "up", "down")}
+            for number, got in enumerate(found):
+                qkv, o, gate, up, down = (each[number] for each in of.values())
+                expected = {"kv": qkv[s.q_size :], "q": qkv[: s.q_size], "o": o, "down": down,
+                            "gate_up": interleave(gate, up, config.vector_lanes)}[block.name]
+                assert (got == expected).all(), block.name
         elif block.dest == Destination.VECTOR:
             if block.name == "embedding_parameters":
                 p = model.embedding_parameters
@@ -121,10 +153,16 @@ def test_stream_holds_the_model(tmp_path, case):
                 p = getattr(layer, block.name)
             scales, exponent, gains = read_parameters(data, block.gains, config.mem_bytes)
             assert scales[:2] == as_pairs(p.inverse_count, p.eps) and scales[2 : 2 + len(p.scales)] == as_pairs(*p.scales), block.name
-            assert exponent == p.gain_exponent and block.gains == p.length
-            assert p.gains is None or (gains == p.gains).all(), block.name
+            assert exponent == p.gain_exponent and block.gains >= len(p.stored_gains), block.name
+            assert (gains[: len(p.stored_gains)] == p.stored_gains).all() and not gains[len(p.stored_gains) :].any(), block.name
+            if p.heads is not None:
+                halves = data[:PARAM_HEADER_BYTES].view("<i2")
+                assert (halves[10], halves[14]) == p.heads.exponents
+                assert as_pairs(integer.uf_unpack(data[24:28].view("<u4")[0])) == as_pairs(p.heads.eps)
+    assert head_rows == (s.vocab if s.ternary_head else 0)
     for base, table in ((packed.map.embedding_base, model.embedding), (packed.map.head_base, model.head)):
-        assert_table(memory, base, table, config)
+        if not s.ternary_head:
+            assert_table(memory, base, table, config)
     rope = memory[packed.map.rope_base :][: s.context * config.rope_row_bytes].reshape(s.context, -1)[:, : 2 * s.head_dim]
     pairs = np.ascontiguousarray(rope).view("<i2").reshape(s.context, -1, 2)
     assert (pairs[..., 0] == model.cos).all() and (pairs[..., 1] == model.sin).all()
@@ -137,6 +175,58 @@ def assert_table(memory, base, table, config):
         assert memory[at + 2 * row : at + 2 * row + 2].view("<u2")[0] == table.row_scale[id]
         at += config.mem_bytes + row * config.head_row_bytes
         assert (memory[at : at + config.shape.hidden].view(np.int8) == table.codes[id]).all()
+
+
+@pytest.mark.parametrize("vector_lanes, group_size", [(2, 64), (4, 128), (8, 64), (8, 128), (16, 128), (32, 64)])
+def test_rows_of_a_ternary_embedding(vector_lanes, group_size):
+    """As the emulator reads them again; scales stand in whole pieces of V trits."""
+    shape = dataclasses.replace(GROUPED, group_size=group_size)
+    config = dataclasses.replace(GROUPED_CONFIG, shape=shape, vector_lanes=vector_lanes)
+    rng = np.random.default_rng(vector_lanes)
+    trits = rng.integers(-1, 2, (shape.vocab, shape.hidden), np.int8)
+    scales = rng.integers(0, 1 << 16, (shape.vocab, shape.hidden // group_size)).astype(np.uint16)
+    data = grouped_table_bytes(trits, scales, config)
+    assert len(data) == shape.vocab * config.embedding_row_bytes and config.embedding_row_bytes % config.mem_bytes == 0
+    emulator, base = Emulator(config, np.concatenate([np.full(64, 0xA5, np.uint8), data])), 64
+    table = GroupedTable(trits, scales, integer.UF_ONE)
+    got = np.stack([emulator._grouped_row(token, base) for token in range(shape.vocab)])
+    assert (got == table.rows(range(shape.vocab))).all()
+    assert (table.tops == np.abs(got).max(-1)).all()
+
+
+def test_scales_of_groups_are_exact_within_a_thirty_second_of_the_greatest():
+    """All float16 from 1/32 of it on; what is less is off by half a step of 16 bits."""
+    every = np.arange(0x7C00, dtype=np.uint16).view(np.float16)
+    for top in (np.float16(1), np.float16(0.9995), np.float16(65504), np.float16(3.1e-5), np.float16(6e-8)):
+        scales = every[every <= top]
+        codes, unit = group_codes(scales)
+        assert codes.max() == round(float(top) / unit) and 1 << 15 <= codes.max() < 1 << 16 and np.log2(unit) % 1 == 0
+        exact = codes * unit == scales.astype(np.float64)
+        assert exact[scales >= top / np.float16(32)].all() and (np.abs(codes * unit - scales.astype(np.float64)) <= unit / 2).all()
+    codes, unit = group_codes(np.zeros((3, 2), np.float16))
+    assert not codes.any() and codes.shape == (3, 2) and unit == 1
+
+
+def test_quantised_values_by_groups(tmp_path):
+    """Trits and scales are the checkpoint's; the powers of two that results lose come back in the matrix' scale."""
+    w, s = grouped_weights(GROUPED, spread=3), GROUPED
+    model = quantise(by_groups(tmp_path, tied=False))
+    layer, down = model.layers[1], w[1, "down_proj"]
+    scale = float(layer.down_parameters.scales[0].value()) * 2.0**-s.scale_drop
+    assert (layer.down == down.trits).all() and (layer.group_scales["down"] * scale == down.scales).all()
+    for table, name in ((model.embedding, "embedding"), (model.head, "head")):
+        assert isinstance(table, GroupedTable) and (table.trits == w[name].trits).all()
+        assert (table.scales * float(table.scale.value()) == w[name].scales).all()
+    assert float(model.head_parameters.scales[0].value()) == float(model.head.scale.value()) * 2.0 ** (s.scale_drop - 16)
+    heads, d = layer.qkv_parameters.heads, s.head_dim
+    for which, (name, factor) in enumerate((("q_norm", d**-0.5 / np.log(2)), ("k_norm", 1))):
+        wanted = w[1, name].astype(np.float16).reshape(2, d // 2).T.reshape(-1) * factor
+        unit = 2.0 ** heads.exponents[which]
+        assert np.abs(heads.gains[which] * unit - wanted).max() <= 0.51 * unit and 1 << 14 <= np.abs(heads.gains[which]).max()
+    q = w[1, "q_proj"]
+    assert (layer.qkv[d + 2] == q.trits[d + 1]).all() and (layer.qkv[d + 3] == q.trits[d + 1 + d // 2]).all()
+    unit = layer.group_scales["qkv"][d + 3] / np.where(q.scales[d + 1 + d // 2] == 0, 1, q.scales[d + 1 + d // 2])
+    assert len({*unit[unit > 0]}) == 1  # scales follow their rows
 
 
 def test_quantised_values(tmp_path):

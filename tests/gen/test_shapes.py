@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from synthetic import LLAMA, TINY
-from tritloom.firmware.config import BuildConfig, ConfigError
+from synthetic import GROUPED, LLAMA, TINY
+from tritloom.firmware.config import BuildConfig, ConfigError, round_up
 from tritloom.firmware.layout import memory_map
 from tritloom.gen.fit.fit import fit
 from tritloom.gen.models.shapes import SHAPES, memory_pieces, published
@@ -33,21 +33,25 @@ def test_sizes(name, megabytes):
     assert round(weights * 1.6 / 8e6, 1) == megabytes
 
 
-@pytest.mark.parametrize("name", [name for name, spec in SHAPES.items() if spec.no_machine is None])
+@pytest.mark.parametrize("name", [name for name, spec in SHAPES.items() if not spec.shape.group_size])
 def test_every_shape_has_a_machine_for_the_kv260(name):
     config = fit(published(name, 256), "kv260").config
     assert config.shape.context == 256 and config.shape.layers == SHAPES[name].shape.layers
 
 
 @pytest.mark.parametrize("name, megabytes", [("Ternary-Bonsai-1.7B", 370.9), ("Ternary-Bonsai-4B", 867), ("Ternary-Bonsai-8B", 1632)])
-def test_shapes_with_groups_are_described_and_refused(name, megabytes):
-    spec = published(name)
+def test_shapes_with_groups(name, megabytes):
+    """Their weights at 1.6 bits and a scale a group, and as a machine's memory holds them."""
+    spec = published(name, 256)
     s = spec.shape
-    assert s.group_size == 128 and s.head_norms and s.ternary_head
+    assert s.group_size == 128 and s.head_norms and s.ternary_head and spec.no_machine is None
     weights = s.layers * s.hidden * (s.qkv_rows + s.q_size + 3 * s.ffn) + s.vocab * s.hidden
     assert weights * (1.6 + 16 / 128) / 8e6 == pytest.approx(megabytes, rel=6e-3)  # a token's, embedding row aside
-    with pytest.raises(ConfigError, match=f"{name} has scales for groups of 128 inputs and norms of query and key heads, which no machine"):
-        fit(spec, "kv260")
+    config = BuildConfig(shape=s, lanes=1, tables=11, rows_per_cycle=4, vector_lanes=8, attention_macs=32, mem_bytes=64, mem_ports=4)
+    regions = memory_map(config, tied=spec.tied_embeddings).regions
+    assert set(regions) == {"weights", "embedding", "rope", "kv"}  # the head is among the weights, tied or not
+    assert regions["weights"].length == pytest.approx(weights * (64 / (32 * 4) + 2 / 128), rel=2e-3)  # 32 inputs of four rows a beat
+    assert regions["embedding"].length == s.vocab * round_up(s.hidden * (2 * 128 + 16) // 1024, 64)
 
 
 def test_unknown_models_contexts_and_shapes_are_refused():
@@ -59,7 +63,15 @@ def test_unknown_models_contexts_and_shapes_are_refused():
         fit(published("bitnet_b1_58-3B", 256), "kv260", attention_macs=32, attention_rows=1)
 
 
-@pytest.mark.parametrize("shape, tied", [(TINY, True), (LLAMA, False)])
+GROUPS = [
+    (GROUPED, True), (GROUPED, False), (dataclasses.replace(GROUPED, group_size=64, ternary_head=False, head_norms=False), False),
+    (dataclasses.replace(GROUPED, ffn=512, sub_norms=True, activation="relu2", head_norms=False), True),
+    (dataclasses.replace(LLAMA, head_norms=True), True),
+]
+"""Small shapes with groups, head norms and ternary heads, or only some of these."""
+
+
+@pytest.mark.parametrize("shape, tied", [(TINY, True), (LLAMA, False), *GROUPS])
 def test_pieces_fill_the_memory_once(shape, tied):
     spec, config = small(shape, tied=tied)
     layout = memory_map(config, tied=tied)
@@ -73,7 +85,7 @@ def test_pieces_fill_the_memory_once(shape, tied):
     assert (filled == expected).all()
 
 
-@pytest.mark.parametrize("shape, tied", [(TINY, True), (LLAMA, False)])
+@pytest.mark.parametrize("shape, tied", [(TINY, True), (LLAMA, False), *GROUPS])
 def test_a_machine_runs_on_random_weights_and_nothing_saturates(shape, tied):
     spec, config = small(shape, tied=tied)
     image = RandomImage.of(spec, config)

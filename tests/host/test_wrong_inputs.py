@@ -6,8 +6,10 @@ import os
 import resource
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from synthetic import LLAMA, hugging_face
 from tritloom.gen.kit import core
 from tritloom.gen.tools import bitstream, parts
 from tritloom.host import console as console_module
@@ -78,27 +80,49 @@ def test_models_that_are_none(capsys, place, verb):
             assert name in refused(capsys, place, verb, MODEL, "--tokenizer", place / name)
 
 
+def biased(folder, weights=True):
+    """A model whose query and key matrices add a bias; without weights, its description."""
+    names = [f"model.layers.0.self_attn.{name}.bias" for name in ("q_proj", "k_proj", "v_proj", "o_proj")]
+    biases = {name: np.ones(length, np.float32)
+              for name, length in zip(names, (LLAMA.q_size, LLAMA.kv_size, LLAMA.kv_size, LLAMA.hidden), strict=True)}
+    path = hugging_face(folder, LLAMA, form="ternary", config={"quantization_config": None, "attention_bias": True}, tensors=biases)
+    if not weights:
+        (path / "model.safetensors").unlink()
+    return path
+
+
 @pytest.mark.parametrize("verb", [verb for verb in NEEDED if verb != "check"])
 def test_models_that_no_machine_computes(capsys, place, verb):
     """One line, the same from every verb; nothing is packed, fitted or built."""
-    line = "has scales for groups of 128 inputs and norms of query and key heads, which no machine computes yet: take another model of"
-    assert f"stories-4m-g128 {line}" in refused(capsys, place, verb, "--model", MODEL.with_name("stories-4m-g128"))
+    line = "has biases (q_proj, k_proj, v_proj, o_proj), which no machine computes yet: take another model of"
+    assert f"biased {line}" in refused(capsys, place, verb, "--model", biased(place / "biased"))
     if verb in ("fit", "generate", "build", "bench"):
-        assert f"Ternary-Bonsai-1.7B {line}" in refused(capsys, place, verb, "--model", "Ternary-Bonsai-1.7B")
+        assert f"described {line}" in refused(capsys, place, verb, "--model", biased(place / "described", weights=False))
 
 
-def test_models_that_no_machine_computes_are_checked(capsys):
-    for model, result in ((MODEL.with_name("stories-4m-g128"), "no machine computes it yet"), ("Ternary-Bonsai-8B", "description alone")):
+def test_models_that_no_machine_computes_are_checked(capsys, place):
+    whole, described = biased(place / "biased"), biased(place / "described", weights=False)
+    for model, result in ((whole, "no machine computes it yet"), (described, "description alone")):
         assert main(["check", str(model)]) == 0
         out = capsys.readouterr().out
-        assert "one for 128 inputs of a row, also in embedding and head" in out and "which no machine computes yet" in out and result in out
+        assert "q_proj, k_proj, v_proj, o_proj" in out and "which no machine computes yet" in out and result in out
         assert main(["check", str(model), "--json"]) == 0
         data = json.loads(capsys.readouterr().out)
         assert data["ok"] and not data["problems"] and data["no_machine"].endswith("take another model of `tritloom models`")
-        assert data["spec"]["shape"]["group_size"] == 128
+        assert data["spec"]["biases"] == ["q_proj", "k_proj", "v_proj", "o_proj"]
     assert main(["check", str(MODEL), "--json"]) == 0
     plain = json.loads(capsys.readouterr().out)
     assert plain["no_machine"] is None and "group_size" not in plain["spec"]["shape"] and "biases" not in plain["spec"]
+
+
+def test_models_with_scales_by_groups_are_checked(capsys):
+    for model, result in ((MODEL.with_name("stories-4m-g128"), "ok"), ("Ternary-Bonsai-8B", "description alone")):
+        assert main(["check", str(model)]) == 0
+        out = capsys.readouterr().out
+        assert "one for 128 inputs of a row, also in embedding and head" in out and "no machine" not in out and result in out
+        assert main(["check", str(model), "--json"]) == 0
+        data = json.loads(capsys.readouterr().out)
+        assert data["ok"] and data["no_machine"] is None and data["spec"]["shape"]["group_size"] == 128
 
 
 @pytest.mark.parametrize("verb, option", NUMBERS)

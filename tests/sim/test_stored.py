@@ -190,6 +190,6 @@ def test_the_reference_sees_other_arithmetic(monkeypatch, name, other):
 def test_the_reference_sees_other_packing_alone(monkeypatch):
     before = stored.reference()
     matrix_bytes = pack.matrix_bytes
-    monkeypatch.setattr(pack, "matrix_bytes", lambda trits, config: matrix_bytes(trits, config)[::-1])
+    monkeypatch.setattr(pack, "matrix_bytes", lambda trits, config, *scales: matrix_bytes(trits, config, *scales)[::-1])
     after = stored.reference.__wrapped__()
     assert after[0] == before[0] and after[1] != before[1]
