@@ -59,7 +59,7 @@ class Table:
         """Greatest magnitude of each row, in units of `scale`."""
         return self.row_scale.astype(np.int64) * np.abs(self.codes).max(-1)
 
-    def rows(self, ids: Sequence[int]) -> NDArray[np.int64]:
+    def rows(self, ids: NDArray[np.integer] | list[int]) -> NDArray[np.int64]:
         """Rows [n, hidden] in units of `scale`."""
         return self.codes[ids].astype(np.int64) * self.row_scale[ids].astype(np.int64)[:, None]
 
@@ -78,7 +78,7 @@ class GroupedTable:
         used = self.trits.reshape(*self.scales.shape, -1).any(-1)
         return (self.scales * used).max(-1).astype(np.int64)
 
-    def rows(self, ids: Sequence[int]) -> NDArray[np.int64]:
+    def rows(self, ids: NDArray[np.integer] | list[int]) -> NDArray[np.int64]:
         """Rows [n, hidden] in units of `scale`."""
         return grouped_weights(self.trits[ids], self.scales[ids]).astype(np.int64)
 

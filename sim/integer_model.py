@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tritloom.firmware import integer
 from tritloom.firmware.integer import UF_ONE, Int, Sampling, Saturations, UFloat, uf_mul
-from tritloom.gen.quantised import GroupedTable, Parameters, QuantisedModel
+from tritloom.gen.quantised import GroupedTable, Parameters, QuantisedModel, Table
 
 
 def _norm_quantise(aligned: tuple[Int, Int], scale: UFloat, p: Parameters) -> tuple[Int, UFloat]:
@@ -129,6 +129,7 @@ class IntegerModel:
         if not self.shortlist:
             return integer.sample(self.logits(codes), scale, sampling, noise, candidates)
         head, ids = self.model.head, integer.short_list(self.ternary_logits(codes), self.shortlist)
+        assert isinstance(head, Table)
         logits = integer.head_logits(codes, head.codes[ids], head.row_scale[ids].astype(np.int64))
         return integer.sample(logits, scale, sampling, noise, candidates, ids)
 

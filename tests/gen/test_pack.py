@@ -15,7 +15,7 @@ from tritloom.firmware.packing import unpack_grouped, unpack_matrix
 from tritloom.gen.models import open_checkpoint
 from tritloom.gen.models.rope import frequencies
 from tritloom.gen.pack import adjacent_pairs, group_codes, grouped_table_bytes, interleave, pack, quantise, quantise_gains
-from tritloom.gen.quantised import GroupedTable
+from tritloom.gen.quantised import GroupedTable, Table
 
 TINY_CONFIG = BuildConfig(shape=TINY, tables=5, rows_per_cycle=4, vector_lanes=4, attention_macs=8, mem_bytes=16)
 LLAMA_CONFIG = BuildConfig(shape=LLAMA, tables=13, rows_per_cycle=2, packing="index5", mem_bytes=64, mem_ports=4)
@@ -93,11 +93,11 @@ def as_pairs(*scales):
 def unpacked_blocks(data, block, config):
     """A matrix and its scales, if it has any, of the blocks of rows in which it is streamed."""
     rows, size = config.blocks(block.rows), config.shape.group_size
-    layout = *((size,) if size else ()), config.tables, config.rows_per_cycle, config.packing
+    layout = config.tables, config.rows_per_cycle, config.packing
     ends = np.cumsum([config.matrix_beats(-(-n // config.rows_per_cycle), block.inputs) for n in rows])[:-1]
     found = []
     for beats, n in zip(np.split(data.reshape(-1, config.mem_bytes), ends), rows, strict=True):
-        found.append(unpack_grouped(beats, n, block.inputs, *layout) if size else (unpack_matrix(beats, n, block.inputs, *layout),))
+        found.append(unpack_grouped(beats, n, block.inputs, size, *layout) if size else (unpack_matrix(beats, n, block.inputs, *layout),))
     return [np.concatenate(parts) for parts in zip(*found, strict=True)]
 
 
@@ -134,6 +134,7 @@ def test_stream_holds_the_model(tmp_path, case):
         if block.dest == Destination.MATMUL:
             found = unpacked_blocks(data, block, config)
             if layer is None:
+                assert isinstance(model.head, GroupedTable)
                 rows = slice(head_rows, head_rows + block.rows)
                 assert (found[0] == model.head.trits[rows]).all() and (found[1] == model.head.scales[rows]).all()
                 head_rows += block.rows
@@ -190,7 +191,7 @@ def test_rows_of_a_ternary_embedding(vector_lanes, group_size):
     emulator, base = Emulator(config, np.concatenate([np.full(64, 0xA5, np.uint8), data])), 64
     table = GroupedTable(trits, scales, integer.UF_ONE)
     got = np.stack([emulator._grouped_row(token, base) for token in range(shape.vocab)])
-    assert (got == table.rows(range(shape.vocab))).all()
+    assert (got == table.rows(list(range(shape.vocab)))).all()
     assert (table.tops == np.abs(got).max(-1)).all()
 
 
@@ -219,6 +220,7 @@ def test_quantised_values_by_groups(tmp_path):
         assert (table.scales * float(table.scale.value()) == w[name].scales).all()
     assert float(model.head_parameters.scales[0].value()) == float(model.head.scale.value()) * 2.0 ** (s.scale_drop - 16)
     heads, d = layer.qkv_parameters.heads, s.head_dim
+    assert heads is not None
     for which, (name, factor) in enumerate((("q_norm", d**-0.5 / np.log(2)), ("k_norm", 1))):
         wanted = w[1, name].astype(np.float16).reshape(2, d // 2).T.reshape(-1) * factor
         unit = 2.0 ** heads.exponents[which]
@@ -245,6 +247,7 @@ def test_quantised_values(tmp_path):
     q = w[1, "q_proj"][0]
     assert (layer.qkv[hd + 2] == q[hd + 1]).all() and (layer.qkv[hd + 3] == q[hd + 1 + hd // 2]).all()
     t = model.embedding
+    assert isinstance(t, Table)
     step = t.row_scale[:, None] * t.scale.value()
     assert (np.abs(t.codes * step - w["embedding"]) <= step * 0.51).all() and np.abs(t.codes.astype(int)).max() == 127
     assert t.row_scale.max() == 65535 and model.head is t
@@ -255,6 +258,7 @@ def test_table_of_uneven_rows(tmp_path):
     table = np.zeros((TINY.vocab, TINY.hidden), np.float32)
     table[0], table[1], table[2, 3] = 1000, 1e-3, 1e-9
     t = quantise(tiny(tmp_path, tensors={"model.embed_tokens.weight": table})).embedding
+    assert isinstance(t, Table)
     assert t.row_scale[:4].tolist() == [65535, 1, 1, 0] and (t.codes[0] == 127).all() and not t.codes[2:].any()
 
 

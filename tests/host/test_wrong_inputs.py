@@ -5,6 +5,7 @@ import json
 import os
 import resource
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -83,8 +84,8 @@ def test_models_that_are_none(capsys, place, verb):
 def biased(folder, weights=True):
     """A model whose query and key matrices add a bias; without weights, its description."""
     names = [f"model.layers.0.self_attn.{name}.bias" for name in ("q_proj", "k_proj", "v_proj", "o_proj")]
-    biases = {name: np.ones(length, np.float32)
-              for name, length in zip(names, (LLAMA.q_size, LLAMA.kv_size, LLAMA.kv_size, LLAMA.hidden), strict=True)}
+    lengths = LLAMA.q_size, LLAMA.kv_size, LLAMA.kv_size, LLAMA.hidden
+    biases: dict[str, Any] = {name: np.ones(length, np.float32) for name, length in zip(names, lengths, strict=True)}
     path = hugging_face(folder, LLAMA, form="ternary", config={"quantization_config": None, "attention_bias": True}, tensors=biases)
     if not weights:
         (path / "model.safetensors").unlink()

@@ -96,7 +96,7 @@ def check(parameters, jobs, queued=False, follow=False):
         streaming = (tiles - 1) * max(steps, p.tile_cycles(len(j.codes))) + turns * (steps - 1) + 1  # a word per cycle, with tables ready
         if j.stall == "none" and j.scales is None:
             assert result["streaming"] == streaming
-        elif j.stall == "none":  # from the first scales on; while tables are waited for, no more come
+        elif j.stall == "none" and j.scales is not None:  # from the first scales on; while tables are waited for, no more come
             scales = j.scales.shape[1] * group_beats(steps, q, p.mem_bytes)
             pauses = steps * p.padded // p.result_step
             assert streaming < result["streaming"] <= streaming + scales + p.start_latency(len(j.codes)) + pauses

@@ -14,7 +14,7 @@ from tritloom.firmware.layout import flat_memory, head_row_blocks
 from tritloom.gen.models import open_checkpoint
 from tritloom.gen.models.shapes import memory_pieces
 from tritloom.gen.pack import pack, quantise
-from tritloom.gen.quantised import ternary_rows
+from tritloom.gen.quantised import Table, ternary_rows
 from tritloom.host.backends.emulator import EmulatorBackend
 from tritloom.host.image import open_image, write_image
 from tritloom.host.session import Session, sampling
@@ -34,6 +34,7 @@ def test_the_short_list_is_the_greatest_by_logit_then_lower_id():
 
 def test_ternary_rows_round_to_nearest_of_the_mean():
     table = quantise(open_checkpoint(MODELS / "stories-260k")).head
+    assert isinstance(table, Table)
     w = table.codes.astype(np.float64) * table.row_scale[:, None]
     assert np.array_equal(ternary_rows(table), np.clip(np.rint(w / np.abs(w).mean()), -1, 1))
 
