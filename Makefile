@@ -13,6 +13,9 @@ TORCH_INDEX ?=
 OLDEST := python3.10
 NEWEST := python3.15 python3.14 python3.13 python3.12
 
+# What `make demo` runs: make demo MODEL=models/stories-4m-g128
+MODEL ?= models/stories-4m
+
 # The tests start hundreds of Python processes, each of which would compile all sources again.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -79,7 +82,7 @@ $(VENV)/.stamp-all: pyproject.toml $(VENV)/.stamp-demo
 	@touch $@
 
 demo: same-python $(VENV)/.stamp-demo
-	@$(BIN)/tritloom run models/stories-4m --prompt "Once upon a time, there was a little fox"
+	@$(BIN)/tritloom run $(MODEL) --prompt "Once upon a time, there was a little fox"
 
 board-demo: same-python $(VENV)/.stamp-demo
 	@$(BIN)/tritloom run models/stories-260k --board ulx3s --backend uart --port sim --tokens 32
