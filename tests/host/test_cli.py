@@ -222,7 +222,7 @@ def test_fit_speaks_to_people(tritloom, tmp_path):
     assert re.search(r"slack \+0\.4\d ns, 1\d%", out) and re.search(r"^projected at 128 positions +150 MHz +200 MHz +250 MHz$", out, re.M)
     assert "warning" not in out
     assert re.search(r"^more of one thing, at 256 positions +one text +4 texts +first token +LUTs +how$", out, re.M)
-    assert "--set lanes=4 --set attention_lanes=4 --set clock_hz=200000000: does not fit, " in out
+    assert "--set mem_ports=8 --set lanes=4 --set attention_lanes=4: does not fit, " in out
     out = tritloom("fit", "--model", MODEL, "--board", "kv260", "--fill", 0.9, "--clock", 250)[1]
     assert re.search(r"^warning +lut: [\d,]+ LUTs of 117,120, \d\d%: more than the 60% that route without help$", out, re.M)
     assert re.search(r"^warning +clock: of 4\.00 ns the slowest path", out, re.M)

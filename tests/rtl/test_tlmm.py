@@ -254,7 +254,7 @@ def test_no_partial_sum_is_fetched_before_it_is_written_whatever_stalls(lanes, t
 
 
 @pytest.mark.parametrize("change, message", [
-    ({"rows_per_cycle": 3}, "rows_per_cycle must be a power of two, not 3"),
+    ({"rows_per_cycle": 3}, "rows_per_cycle must be a power of two, or with groups and one turn one more, not 3"),
     ({"tables": 0}, "tables must be a positive integer, not 0"),
     ({"table_form": "full"}, "table_form must be one of symmetric14, full27, addsub"),
     ({"packing": "base3"}, "packing must be index5 or trit5"),
