@@ -65,6 +65,9 @@ GROUP_SIZES = (0, 64, 128)
 SHAPE_NEUTRAL = {"group_size": 0, "head_norms": False, "ternary_head": False}
 """Fields of a shape that came later, and what they are in models from before."""
 
+NEUTRAL = {"group_exponents": 0}
+"""Fields of a configuration that came later, and what they are in machines from before."""
+
 SHAPE_LIMITS = {"hidden": 1 << 17, "ffn": 1 << 17, "layers": 4096, "heads": 1 << 16, "kv_heads": 1 << 16, "head_dim": 1 << 16,
                 "vocab": 1 << 20, "context": 1 << 24}
 """Most of each dimension of a model: several times what any published model has."""
@@ -75,6 +78,7 @@ LIMITS = {
     "attention_macs": (2, 512), "attention_rows": (1, CHUNK), "mem_bytes": (4, 512), "mem_ports": (1, MOST_PORTS),
     "onchip_bytes": (0, 1 << 32), "weight_fifo_beats": (4, 1 << 16), "read_fifo_beats": (4, 4096), "write_fifo_beats": (1, 1 << 16),
     "sampler_candidates": (1, 4096), "program_words": (2, 1 << 16), "shortlist": (0, 1 << 16), "sequences": (1, 1 << 16),
+    "group_exponents": (0, 7),
 }
 """Least and most of each number of a configuration: what rtl/ takes, and no more than a fabric could hold."""
 
@@ -229,7 +233,9 @@ class BuildConfig:
     `weight_fifo_beats`, `read_fifo_beats`: beats that are asked for ahead, of weights and of data; to keep the memory
     busy they must cover its latency. `write_fifo_beats`: beats of keys and values that may wait to be written.
     `shortlist`: 0 for an LM head of int8 rows over the whole vocabulary; K for a ternary head whose K greatest logits are
-    computed again with the int8 rows. It changes which token is chosen; no other generator's parameter does.
+    computed again with the int8 rows. `group_exponents`: 0, or, of a model whose groups of inputs have scales, how far the codes of a
+    group may be shifted up at most where its activations are small beside others'. These two change what is computed; no other
+    generator's parameter does.
     """
 
     shape: ModelShape
@@ -260,6 +266,7 @@ class BuildConfig:
     program_words: int = 512
     shortlist: int = 0
     sequences: int = 1
+    group_exponents: int = 0
 
     def __post_init__(self) -> None:
         s = self.shape
@@ -322,6 +329,10 @@ class BuildConfig:
         if s.group_size or s.head_norms:
             _require(not self.serial,
                      "vector_lanes 1 takes models with one scale a matrix and no norms of heads: give vector_lanes=2 or more")
+        _require(s.group_size > 0 or not self.group_exponents,
+                 "group_exponents are of models whose groups of inputs have scales: leave group_exponents out")
+        _require(not self.group_exponents or s.group_size % self.vector_lanes == 0,
+                 f"group_exponents are of whole words: vector_lanes ({self.vector_lanes}) must divide shape.group_size ({s.group_size})")
         _require(k == 0 or (k >= 2 and _power_of_two(k)), f"shortlist must be 0 (int8 head) or a power of two from 2, not {k}")
         _require(k <= s.vocab, f"shortlist ({k}) must not exceed the vocabulary ({s.vocab})")
         _require(ceil(self.longest_block / self.rows_per_cycle) < STEP_LIMIT,
@@ -539,7 +550,9 @@ class BuildConfig:
     # JSON and digest ------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self) | {"shape": self.shape.to_dict()}
+        """For JSON, without fields of NEUTRAL that say nothing, as `ModelShape.to_dict`."""
+        fields = {name: value for name, value in dataclasses.asdict(self).items() if NEUTRAL.get(name, ...) != value}
+        return fields | {"shape": self.shape.to_dict()}
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict() | {"digest": f"{self.digest:08x}"}, indent=2) + "\n"
@@ -576,7 +589,7 @@ class BuildConfig:
     def digest(self) -> int:
         """32-bit digest of every field: stands in a CSR, in the image and beside the Verilog.
 
-        Fields of SHAPE_NEUTRAL that say nothing are left out (`ModelShape.to_dict`), so that machines from before keep their digest.
+        Fields of SHAPE_NEUTRAL and NEUTRAL that say nothing are left out (`to_dict`), so that machines from before keep their digest.
         """
         canonical = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
         return int.from_bytes(hashlib.sha256(canonical.encode()).digest()[:4], "little")

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tritloom.firmware import commands, integer
 from tritloom.firmware.config import CHUNK, KV_SCALE_BYTES, PARAM_HEADER_BYTES, BuildConfig, round_up
 from tritloom.firmware.errors import TritloomError
-from tritloom.firmware.integer import UF_ONE, AttentionState, Int, Sampling, Saturations, UFloat, uf_mul, uf_unpack
+from tritloom.firmware.integer import UF_ONE, AttentionState, Groups, Int, Sampling, Saturations, UFloat, uf_mul, uf_unpack
 from tritloom.firmware.isa import (
     SCRATCH_WORDS,
     Descriptor,
@@ -102,6 +102,7 @@ class Emulator:
         self._work_exponent = np.full((c.lanes, width), -128, np.int64)
         self._work_scale: list[UFloat] = [UF_ONE] * c.lanes
         self._codes: list[Int] = [np.zeros(0, np.int64)] * slots
+        self._exponents: list[Int] = [np.zeros(0, np.int64)] * slots
         self._code_scale: list[UFloat] = [UF_ONE] * slots
         self._activations = np.zeros((c.lanes, max(s.q_size, s.hidden)), np.int64)
         self._q_scale: list[UFloat] = [UF_ONE] * c.lanes
@@ -272,8 +273,12 @@ class Emulator:
             if len(self._codes[s]) < inputs:
                 raise EmulatorError(f"slot {s} has {len(self._codes[s])} codes, the matrix {inputs} inputs")
             codes = self._codes[s][:inputs]
-            self._accumulators[s, first: first + len(matrix)] = (
-                integer.grouped_matmul(codes, matrix, c.shape.scale_drop) if group_size else integer.ternary_matmul(codes, matrix))
+            if group_size:
+                shifts = self._exponents[s][: inputs // group_size]
+                results = integer.grouped_matmul(codes, matrix, c.shape.scale_drop, shifts, c.group_exponents)
+            else:
+                results = integer.ternary_matmul(codes, matrix)
+            self._accumulators[s, first: first + len(matrix)] = results
 
     def _dot(self, op: int, slot: int, count: int, position: int, kv_base: int) -> None:
         if op == DotOp.SHARE:
@@ -369,13 +374,17 @@ class Emulator:
             aligned, exponent = integer.align_work(self._work[lane, :length], self._work_exponent[lane, :length])
             scale = self._work_scale[lane]
         gains = p.gains[:length] if norm else None
-        codes, s = integer.norm_quantise(aligned, exponent, scale, gains, p.gain_exponent, p.inverse_count, p.eps)
+        shape = self.config.shape
+        for_matrices = dest == 0 or (dest == 2 and shape.ternary_head)  # not for int8 rows
+        groups = Groups(shape.group_size, self.config.group_exponents if for_matrices else 0)
+        codes, shifts, s = integer.norm_quantise_groups(aligned, exponent, scale, gains, p.gain_exponent, p.inverse_count, p.eps, groups)
         self._code_scale[slot] = s
         if dest:
             self._activations[self._lane(slot), :length] = codes
             self._logit_scale[self._lane(slot)] = _ten_bits(uf_mul(s, p.scales[0]))
         if dest != 1:
             self._codes[slot] = codes
+            self._exponents[slot] = shifts
         self._emit("activations" if dest == 1 else "codes", slot, codes, bank)
 
     def _qkv(self, slot: int, position: int, base: int, parameters: _Parameters, bank: int, *, dest: int) -> None:

@@ -43,6 +43,10 @@ EXPONENT_MIN = -512
 MANTISSA_BITS = 23
 """Magnitude bits of aligned activations and work mantissas (24 bits with sign)."""
 RUNNING_MAX_MIN = -4096
+ROWS_ONCE = 1 << 20
+"""About so many weights are in floating point at a time."""
+GROUP_DIGITS = 3
+"""Bits behind the leading one of a group's maximum that its exponent is found with."""
 
 
 class UFloat(NamedTuple):
@@ -175,12 +179,37 @@ def beyond_shift(s: UFloat, bits: int) -> NDArray[np.bool_]:
 # Quantisation --------------------------------------------------------------------------------
 
 
-def quantise(y: Int, segment: int) -> tuple[Int, UFloat]:
+class Groups(NamedTuple):
+    """Groups of `size` consecutive codes with an exponent each, from 0 to `most`. Without: NO_GROUPS."""
+
+    size: int
+    most: int
+
+
+NO_GROUPS = Groups(0, 0)
+
+
+def group_exponents(y: Int, groups: Groups) -> Int:
+    """How far the codes of each group are shifted up: exponents [..., n/size] of y [..., n].
+
+    With L bits of a group's maximum, M of the whole vector's, and their leading 1 + GROUP_DIGITS bits l and m: M - L, less 1 if l >= m, and
+    from 0 to `most`. So the group's maximum, shifted up, is not above the vector's.
+    """
+    top = np.abs(y).reshape(*y.shape[:-1], -1, groups.size).max(-1)
+
+    def leading(v: Int) -> Int:
+        return shift_right(v, bit_length(v) - (1 + GROUP_DIGITS))
+
+    most = top.max(-1, keepdims=True)
+    return np.clip(bit_length(most) - bit_length(top) - (leading(top) >= leading(most)), 0, groups.most)
+
+
+def quantise(y: Int, segment: int, shifts: Int | None = None) -> tuple[Int, UFloat]:
     """int8 codes of 40-bit y, one absmax per `segment` consecutive elements of the last axis.
 
     Per segment: L = 39 - bits(max|y|); yn = (y << L) >> 16 (24 bits); R = floor(127 * 2**32 / maxn)
     (17 bits); code = (yn * R + 2**31) >> 32. Returns codes [..., n] and the scale max/127 [..., n/segment]
-    in units of y.
+    in units of y. With `shifts` [..., m], of m equal groups of the only segment's elements, yn is shifted left by as much more.
     """
     shape = y.shape
     y = y.reshape(*shape[:-1], shape[-1] // segment, segment)
@@ -188,7 +217,8 @@ def quantise(y: Int, segment: int) -> tuple[Int, UFloat]:
     left = 39 - bit_length(top)
     topn = (top << left) >> 16
     recip = (127 << 32) // np.maximum(topn, 1)
-    yn = (y << left[..., None]) >> 16
+    further = left[..., None] if shifts is None else left[..., None] + shifts.repeat(segment // shifts.shape[-1], -1)[..., None, :]
+    yn = (y << further) >> 16
     codes = np.where(top[..., None] == 0, 0, (yn * recip[..., None] + (1 << 31)) >> 32)
     return codes.reshape(shape), uf_mul(uf_norm(topn, 16 - left), UF_INV127)
 
@@ -213,11 +243,21 @@ def norm_quantise(a: Int, exponent: Int, scale: UFloat, gains: Int | None, gain_
     alone; the scale takes 1/rms, with rms**2 = scale**2 * 2**(2*exponent) * sum(a**2)/n + eps, where
     the sum is over (a >> 6)**2.
     """
+    codes, _, s = norm_quantise_groups(a, exponent, scale, gains, gain_exponent, inverse_count, eps, NO_GROUPS)
+    return codes, s
+
+
+def norm_quantise_groups(a: Int, exponent: Int, scale: UFloat, gains: Int | None, gain_exponent: int,
+                         inverse_count: UFloat, eps: UFloat, groups: Groups) -> tuple[Int, Int, UFloat]:
+    """`norm_quantise` to codes whose groups have exponents: codes, exponents [..., groups] (one 0 without groups), scale. A code of a
+    group with exponent k counts 2**-k."""
     if gains is None:
         y, exponent_y = a << GAIN_ONE, exponent - GAIN_ONE
     else:
         y, exponent_y = a * gains, exponent + gain_exponent
-    codes, s = quantise(y, y.shape[-1])
+    count = y.shape[-1] // groups.size if groups.size else 1
+    shifts = group_exponents(y, groups) if groups.most else np.zeros((*y.shape[:-1], count), np.int64)
+    codes, s = quantise(y, y.shape[-1], shifts)
     s = UFloat(s.m[..., 0], s.e[..., 0] + np.where(s.m[..., 0] == 0, 0, exponent_y))
     s = uf_mul(s, scale)
     if gains is not None:
@@ -225,7 +265,7 @@ def norm_quantise(a: Int, exponent: Int, scale: UFloat, gains: Int | None, gain_
         mean = uf_mul(uf_norm((b * b).sum(-1), 2 * (exponent + 6)), inverse_count)
         mean = uf_add(uf_mul(mean, uf_mul(scale, scale)), eps)
         s = uf_mul(s, uf_recip(uf_sqrt(mean)))
-    return codes, s
+    return codes, shifts, s
 
 
 # Linear layers and what follows them ------------------------------------------------------------
@@ -242,11 +282,30 @@ def grouped_weights(trits: NDArray[np.int8], scales: NDArray[np.uint16]) -> NDAr
     return trits * scales.astype(np.float64).repeat(trits.shape[-1] // scales.shape[-1], -1)
 
 
-def grouped_matmul(codes: Int, weights: NDArray[np.floating], drop: int) -> Int:
+def grouped_matmul(codes: Int, weights: NDArray[np.floating], drop: int, shifts: Int | None = None, most: int = 0) -> Int:
     """Results codes [..., inputs] x weights [rows, inputs] -> [..., rows] without their `drop` low bits, rounded half up; float64 sums are
-    exact below 2**53, and these below 2**45."""
+    exact below 2**53, and these below 2**45.
+
+    With `shifts` [..., m], which the codes of m equal groups of inputs are shifted up by, of `most` at most: the sum is exact to `most`
+    bits more, and those go too.
+    """
     assert weights.shape[-1] < 1 << 22
+    if shifts is not None:
+        codes, drop = codes << (most - shifts).repeat(codes.shape[-1] // shifts.shape[-1], -1), drop + most
     return ((codes.astype(np.float64) @ weights.T).astype(np.int64) + (1 << drop >> 1)) >> drop
+
+
+def grouped_matmul_once(codes: Int, trits: NDArray[np.int8], scales: NDArray[np.uint16], drop: int) -> Int:
+    """`grouped_matmul` of codes [n, inputs] with trits [rows, inputs] and scales [rows, groups], for a matrix that is used once: its
+    weights are never all in memory in floating point."""
+    (n, inputs), groups = codes.shape, scales.shape[1]
+    given = np.ascontiguousarray(codes.astype(np.float32).reshape(n, groups, -1).transpose(1, 2, 0))
+    out, some = np.empty((n, len(trits)), np.int64), max(1, ROWS_ONCE // inputs)
+    for first in range(0, len(trits), some):
+        part = trits[first : first + some].reshape(-1, groups, inputs // groups).transpose(1, 0, 2).astype(np.float32)  # exact below 2**24
+        sums = (part @ given).astype(np.float64) * scales[first : first + some].T[..., None]
+        out[:, first : first + some] = sums.sum(0).T
+    return (out + (1 << drop >> 1)) >> drop
 
 
 def residual_add(x: Int, acc: Int, s: UFloat, seen: Saturations | None = None) -> Int:

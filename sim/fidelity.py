@@ -211,7 +211,7 @@ def short_list_quality(checkpoint: Checkpoint, text: str, tokens: int, shortlist
     count = 0
     for ids in _sequences(checkpoint, text, tokens):
         model.reset()
-        codes = model.head_inputs(ids)[0][:-1]
+        codes = model.head_codes(ids)[:-1]
         ranks.append(ternary_ranks(model.ternary_logits(codes), model.logits(codes).argmax(-1)))
         count += len(codes)
         if progress:
@@ -222,14 +222,14 @@ def short_list_quality(checkpoint: Checkpoint, text: str, tokens: int, shortlist
     return ShortListQuality(shortlist, len(ranks), count, int((rank >= shortlist).sum()), int(rank.max()), float(rank.mean()))
 
 
-def measure(checkpoint: Checkpoint, path: Path, text: str, tokens: int, *, floor: bool = False,
+def measure(checkpoint: Checkpoint, path: Path, text: str, tokens: int, *, floor: bool = False, group_exponents: int = 0,
             progress: Callable[[int, int], None] | None = None) -> Fidelity:
     """Compare the integer model of a checkpoint, which was opened at `path`, with its float reference over at least `tokens` tokens
-    of `text`."""
+    of `text`. `group_exponents`: as in `BuildConfig`."""
     spec = checkpoint.spec
     if not spec.eos_ids:
         raise FidelityError(f"{path} names no end token: the comparison runs whole stories")
-    integer_model = IntegerModel(quantise(checkpoint))
+    integer_model = IntegerModel(quantise(checkpoint), group_exponents=group_exponents)
     reference = float_reference(checkpoint, path)
     count = n_stories = agree = agree_floor = 0
     nll = nll_integer = worst = total_error = 0.0

@@ -8,19 +8,32 @@ of `tritloom.firmware.integer`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tritloom.firmware import integer
-from tritloom.firmware.integer import UF_ONE, Int, Sampling, Saturations, UFloat, uf_mul
+from tritloom.firmware.config import BuildConfig
+from tritloom.firmware.integer import NO_GROUPS, UF_ONE, Groups, Int, Sampling, Saturations, UFloat, uf_mul
 from tritloom.gen.quantised import GroupedTable, Parameters, QuantisedModel, Table
 
 
-def _norm_quantise(aligned: tuple[Int, Int], scale: UFloat, p: Parameters) -> tuple[Int, UFloat]:
+class _Codes(NamedTuple):
+    """Codes [n, inputs], and the exponents [n, groups] of theirs."""
+
+    codes: Int
+    shifts: Int
+
+
+def _norm_quantise(aligned: tuple[Int, Int], scale: UFloat, p: Parameters, groups: Groups) -> tuple[_Codes, UFloat]:
     gains = None if p.gains is None else p.gains.astype(np.int64)
-    exponent = p.gain_exponent
-    return integer.norm_quantise(*aligned, scale, gains, exponent, p.inverse_count, p.eps)
+    norm = *aligned, scale, gains, p.gain_exponent, p.inverse_count, p.eps
+    if not groups.size:
+        codes, scale = integer.norm_quantise(*norm)
+        return _Codes(codes, np.zeros((len(codes), 1), np.int64)), scale
+    codes, shifts, scale = integer.norm_quantise_groups(*norm, groups)
+    return _Codes(codes, shifts), scale
 
 
 def _concatenate(a: UFloat | None, b: UFloat) -> UFloat:
@@ -45,18 +58,25 @@ class _LayerCache:
 
 @dataclass
 class IntegerModel:
-    """A model with its KV cache; `forward` appends tokens. `shortlist`: as in `BuildConfig`, for what `generate` chooses from.
+    """A model with its KV cache; `forward` appends tokens. `shortlist`, for what `generate` chooses from, and `group_exponents`: as in
+    `BuildConfig`.
 
     `saturations` counts as the machine does, which however leaves out the last layer of a prompt's tokens but the last."""
 
     model: QuantisedModel
     shortlist: int = 0
+    group_exponents: int = 0
     position: int = 0
     saturations: Saturations = field(default_factory=Saturations)
     _cache: list[_LayerCache] = field(default_factory=list)
     _matrices: list[dict[str, NDArray[np.float32] | NDArray[np.float64]]] = field(default_factory=list)
     _head: NDArray[np.float64] | None = None
     _ternary_head: NDArray[np.float32] | None = None
+
+    @classmethod
+    def of(cls, model: QuantisedModel, config: BuildConfig) -> IntegerModel:
+        """What a configuration's machine computes."""
+        return cls(model, config.shortlist, config.group_exponents)
 
     def reset(self) -> None:
         """Forget every token."""
@@ -72,18 +92,28 @@ class IntegerModel:
             kept[name] = self.model.layers[layer].weights(name)
         return kept[name]
 
-    def _linear(self, codes: Int, layer: int, name: str) -> Int:
-        if self.model.shape.group_size:
-            return integer.grouped_matmul(codes, self._matrix(layer, name), self.model.shape.scale_drop)
-        return integer.ternary_matmul(codes, self._matrix(layer, name))
+    @property
+    def _groups(self) -> Groups:
+        return Groups(self.model.shape.group_size, self.group_exponents)
+
+    def _grouped(self, given: _Codes, weights: NDArray[np.floating]) -> Int:
+        return integer.grouped_matmul(given.codes, weights, self.model.shape.scale_drop, given.shifts, self.group_exponents)
+
+    def _linear(self, given: _Codes, layer: int, name: str) -> Int:
+        weights = self._matrix(layer, name)
+        return self._grouped(given, weights) if self.model.shape.group_size else integer.ternary_matmul(given.codes, weights)
 
     def forward(self, tokens: NDArray[np.integer] | list[int], last_only: bool = False) -> tuple[Int, UFloat]:
         """Integer logits [n, vocab] (or of the last token, [1, vocab]) after each of `tokens`, and their scale [n]."""
-        codes, scale = self.head_inputs(tokens, last_only)
-        return self.logits(codes), scale
+        codes, scale = self._head_inputs(tokens, last_only)
+        return self._logits(codes), scale
 
-    def head_inputs(self, tokens: NDArray[np.integer] | list[int], last_only: bool = False) -> tuple[Int, UFloat]:
-        """Codes [n, hidden] that the head meets after each of `tokens` (or the last), and the scale of their logits [n]."""
+    def head_codes(self, tokens: NDArray[np.integer] | list[int]) -> Int:
+        """Codes [n, hidden] that an int8 head meets after each of `tokens`."""
+        return self._head_inputs(tokens, last_only=False)[0].codes
+
+    def _head_inputs(self, tokens: NDArray[np.integer] | list[int], last_only: bool) -> tuple[_Codes, UFloat]:
+        """What the head meets after each of `tokens` (or the last), and the scale of their logits [n]."""
         s = self.model.shape
         ids = np.asarray(tokens, np.int64)
         n = len(ids)
@@ -104,15 +134,21 @@ class IntegerModel:
         self.position += n
         if last_only:
             x = x[-1:]
-        codes, scale = _norm_quantise(integer.align_residual(x), UF_ONE, self.model.head_parameters)
+        groups = self._groups if s.ternary_head else NO_GROUPS
+        codes, scale = _norm_quantise(integer.align_residual(x), UF_ONE, self.model.head_parameters, groups)
         return codes, uf_mul(scale, self.model.head_parameters.scales[0])
 
-    def logits(self, codes: Int) -> Int:
+    def _logits(self, given: _Codes) -> Int:
         """Integer logits [n, vocab] of the int8 head, or of one that is ternary by groups."""
-        if isinstance(self.model.head, GroupedTable):
-            if self._head is None:
-                self._head = integer.grouped_weights(self.model.head.trits, self.model.head.scales)
-            return integer.grouped_logits(integer.grouped_matmul(codes, self._head, self.model.shape.scale_drop))
+        if not isinstance(self.model.head, GroupedTable):
+            return self.logits(given.codes)
+        if self._head is None:
+            self._head = integer.grouped_weights(self.model.head.trits, self.model.head.scales)
+        return integer.grouped_logits(self._grouped(given, self._head))
+
+    def logits(self, codes: Int) -> Int:
+        """Integer logits [n, vocab] of the int8 head, of codes [n, hidden]."""
+        assert isinstance(self.model.head, Table)
         if self._head is None:
             self._head = self.model.head.codes.astype(np.float64)
         return integer.head_logits(codes, self._head, self.model.head.row_scale.astype(np.int64))
@@ -123,11 +159,12 @@ class IntegerModel:
             self._ternary_head = self.model.ternary_head.astype(np.float32)
         return integer.ternary_matmul(codes, self._ternary_head)
 
-    def _choose(self, codes: Int, scale: UFloat, sampling: Sampling, candidates: int) -> int:
-        """The token after those so far, from one token's codes [hidden]."""
+    def _choose(self, given: _Codes, scale: UFloat, sampling: Sampling, candidates: int) -> int:
+        """The token after those so far, from one token's codes [1, hidden]."""
         noise = integer.noise_word(sampling.seed, self.position)
         if not self.shortlist:
-            return integer.sample(self.logits(codes), scale, sampling, noise, candidates)
+            return integer.sample(self._logits(given)[0], scale, sampling, noise, candidates)
+        codes = given.codes[0]
         head, ids = self.model.head, integer.short_list(self.ternary_logits(codes), self.shortlist)
         assert isinstance(head, Table)
         logits = integer.head_logits(codes, head.codes[ids], head.row_scale[ids].astype(np.int64))
@@ -136,7 +173,7 @@ class IntegerModel:
     def _layer(self, index: int, x: Int, positions: Int) -> Int:
         s, layer = self.model.shape, self.model.layers[index]
         n = len(x)
-        codes, scale = _norm_quantise(integer.align_residual(x), UF_ONE, layer.qkv_parameters)
+        codes, scale = _norm_quantise(integer.align_residual(x), UF_ONE, layer.qkv_parameters, self._groups)
         q, k, v = np.split(self._linear(codes, index, "qkv"), [s.q_size, s.q_size + s.kv_size], -1)
         cos, sin = (table[positions].astype(np.int64)[:, None] for table in (self.model.cos, self.model.sin))
 
@@ -162,17 +199,17 @@ class IntegerModel:
         cache.append(kc.swapaxes(0, 1), UFloat(ks.m.T, ks.e.T), vc.swapaxes(0, 1), UFloat(vs.m.T, vs.e.T))
         assert cache.keys is not None and cache.values is not None and cache.key_scale is not None and cache.value_scale is not None
         m, e = integer.attention(qc, qs, cache.keys, cache.key_scale, cache.values, cache.value_scale, positions, self.saturations)
-        codes, scale = _norm_quantise(integer.align_work(m.reshape(n, -1), e.reshape(n, -1)), UF_ONE, layer.o_parameters)
+        codes, scale = _norm_quantise(integer.align_work(m.reshape(n, -1), e.reshape(n, -1)), UF_ONE, layer.o_parameters, self._groups)
         x = integer.residual_add(x, self._linear(codes, index, "o"), uf_mul(scale, layer.o_parameters.scales[0]), self.saturations)
 
-        codes, scale = _norm_quantise(integer.align_residual(x), UF_ONE, layer.gate_up_parameters)
+        codes, scale = _norm_quantise(integer.align_residual(x), UF_ONE, layer.gate_up_parameters, self._groups)
         s0, s1 = (uf_mul(scale, w) for w in layer.gate_up_parameters.scales)
         gate, up = self._linear(codes, index, "gate"), self._linear(codes, index, "up")
         if s.activation == "relu2":
             (m, e), work_scale = integer.gated_relu2(gate, up), uf_mul(uf_mul(s0, s0), s1)
         else:
             (m, e), work_scale = integer.gated_silu(gate, up, s0, self.saturations), s1
-        codes, scale = _norm_quantise(integer.align_work(m, e), work_scale, layer.down_parameters)
+        codes, scale = _norm_quantise(integer.align_work(m, e), work_scale, layer.down_parameters, self._groups)
         return integer.residual_add(x, self._linear(codes, index, "down"), uf_mul(scale, layer.down_parameters.scales[0]), self.saturations)
 
     def generate(self, prompt: list[int], tokens: int, sampling: Sampling = integer.GREEDY, candidates: int = 64) -> list[int]:
@@ -180,7 +217,7 @@ class IntegerModel:
         out: list[int] = []
         ids = prompt
         while len(out) < tokens:
-            codes, scale = self.head_inputs(ids, last_only=True)
-            ids = [self._choose(codes[0], UFloat(scale.m[0], scale.e[0]), sampling, candidates)]
+            codes, scale = self._head_inputs(ids, last_only=True)
+            ids = [self._choose(codes, UFloat(scale.m[0], scale.e[0]), sampling, candidates)]
             out += ids
         return out

@@ -152,7 +152,7 @@ def measure(report: Callable[[str], None]) -> dict[str, Any]:
                                    progress=lambda share, what: tell(f"compiled {share:.0%}: {what}"))
         tell("running")
         try:
-            found = compare(backend, image, IntegerModel(quantise(checkpoint), config.shortlist), prompt, TOKENS)
+            found = compare(backend, image, IntegerModel.of(quantise(checkpoint), config), prompt, TOKENS)
             cycles = backend.machine.cycles
         finally:
             backend.close()

@@ -102,6 +102,8 @@ class TernaryParameters:
         their sum.
     scale_drop : int
         With `group_size`: low bits of a row's scaled sum that its result leaves out, rounded half up. `acc_bits` is the result's width.
+    group_exponents : int
+        With `group_size`: a group's codes have an exponent up to this one, which they are divided by 2 to the power of; 0: they have none.
     """
 
     lanes: int
@@ -121,6 +123,7 @@ class TernaryParameters:
     ultra: bool = False
     group_size: int = 0
     scale_drop: int = 0
+    group_exponents: int = 0
 
     def __post_init__(self) -> None:
         require_positive(self, ("lanes", "groups", "tables", "rows_per_cycle", "mem_bytes", "max_inputs", "max_rows", "block_rows",
@@ -135,6 +138,8 @@ class TernaryParameters:
         require(self.word_bytes <= self.mem_bytes, f"a word of {self.word_bytes} bytes does not fit mem_bytes {self.mem_bytes}")
         if self.group_size:
             require_power_of_two(self, "group_size")
+        require(not self.group_exponents or (self.group_size > 0 and self.group_size % self.vector_lanes == 0),
+                f"with exponents vector_lanes ({self.vector_lanes}) must divide group_size ({self.group_size})")
         require(not self.padded or (self.group_size > 0 and self.result_turns == 1 and self.result_step == self.rows_per_cycle - 1),
                 f"rows_per_cycle must be a power of two, or with groups and one turn one more, not {self.rows_per_cycle}")
         needed = result_bits(self.max_inputs, self.group_size, self.scale_drop)
@@ -148,7 +153,7 @@ class TernaryParameters:
             lanes=c.lanes, groups=c.groups, tables=c.tables, rows_per_cycle=c.rows_per_cycle, table_form=c.table_form, packing=c.packing,
             mem_bytes=c.mem_bytes, max_inputs=s.max_inputs, max_rows=c.result_rows, block_rows=c.longest_block, acc_bits=c.acc_bits,
             vector_lanes=c.vector_lanes, result_banks=c.banks, result_turns=c.result_turns, ultra=c.ultra_units, group_size=s.group_size,
-            scale_drop=s.scale_drop)
+            scale_drop=s.scale_drop, **({"group_exponents": c.group_exponents} if c.group_exponents else {}))
 
     # Sizes --------------------------------------------------------------------------------------
 
@@ -165,7 +170,17 @@ class TernaryParameters:
     @property
     def sum_bits(self) -> int:
         """Width of a row's sum until its last tile."""
-        return scaled_sum_bits(self.max_inputs) if self.group_size else self.acc_bits
+        return scaled_sum_bits(self.max_inputs) + self.group_exponents if self.group_size else self.acc_bits
+
+    @property
+    def exponent_bits(self) -> int:
+        """Bits of the exponent of a group of codes."""
+        return self.group_exponents.bit_length()
+
+    @property
+    def dropped_bits(self) -> int:
+        """Low bits of a row's sum that its result leaves out: sums are exact to the greatest exponent."""
+        return self.scale_drop + self.group_exponents
 
     @property
     def scale_word(self) -> int:
@@ -285,9 +300,14 @@ class TernaryParameters:
         return self.scales_due + (SCALE_LATENCY if self.group_size else 0) - PARTIAL_READ_LATENCY
 
     @property
-    def scales_due(self) -> int:
-        """Cycles from a word to the sums of its tables, which meet their scales there."""
+    def sums_due(self) -> int:
+        """Cycles from a word to the sums of its tables."""
         return RECODE_LATENCY + Reduction(self.table_form, self.tables).total_latency
+
+    @property
+    def scales_due(self) -> int:
+        """Cycles from a word to where the sums of its tables meet their scales: a cycle later if they are shifted before."""
+        return self.sums_due + (self.group_exponents > 0)
 
     @property
     def partial_write(self) -> int:
@@ -348,7 +368,8 @@ class TernaryParameters:
         whole, rest = divmod(self.turn_lanes, shared)
         depth = max(2, ceil(self.groups * self.result_turns * self.steps / self.result_banks))
         found = [
-            MemoryUse(name="codes", width=8 * self.vector_lanes, depth=max(2, len(self.slots) * self.code_words), kind=kind),
+            MemoryUse(name="codes", width=8 * self.vector_lanes + self.exponent_bits, depth=max(2, len(self.slots) * self.code_words),
+                      kind=kind),
             MemoryUse(name="partial.store", width=self.rows_per_cycle * self.sum_bits, depth=max(2, self.block_steps), count=self.lanes),
             MemoryUse(name="results.bank", width=shared * step_bits, depth=depth, count=whole * self.result_banks, kind=kind),
             MemoryUse(name="to_tables", width=sum(command[name] for name in ("inputs", "slot", "count")), depth=COMMANDS),

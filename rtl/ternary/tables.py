@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from amaranth import Cat, Module, Mux, Signal, signed
+from amaranth import C, Cat, Module, Mux, Signal, signed
 from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 
 from tritloom.rtl.once import once
 from tritloom.rtl.ternary.parameters import ENTRY_BITS, SCALE_LATENCY, SELECT_BITS, Reduction, table_address_bits
+from tritloom.rtl.ufloat import shift_right
 
 __all__ = ["LookupLane", "PartialMemory", "ResultMemory", "TableBuilder", "entry_layout"]
 
@@ -104,12 +105,13 @@ class LookupLane(wiring.Component):
     """Look up one token's partial sums and add them to its accumulators.
 
     Every cycle each of `rows_per_cycle` rows selects one entry from every table, and their sum, with
-    the deferred signs spent in the adders, is added to the row's partial sum, times the row's scale if there are scales. Tables have
-    two halves: one is written while the other is read. For addsub, `table_write` loads the activation registers.
+    the deferred signs spent in the adders, is added to the row's partial sum: times the row's scale, and before that
+    over a power of two, if there are such. Tables have two halves: one is written while the other is read. For addsub,
+    `table_write` loads the activation registers.
 
     Latency: `latency` cycles from `select` to `result`; `partial` is due `partial_latency` cycles after
-    `select`, `scale` SCALE_LATENCY before it; a `negate` bit is due when its adder works (`Recoder` delays it so). `half` goes with
-    `select`.
+    `select`, `scale` SCALE_LATENCY before it and `exponent` a cycle before that; a `negate` bit is due when its adder works (`Recoder`
+    delays it so). `half` goes with `select`.
 
     Throughput: one look-up of every row and table per cycle.
 
@@ -121,6 +123,8 @@ class LookupLane(wiring.Component):
         Width of an accumulator.
     scale_bits : int
         Width of a row's scale; 0: there are none.
+    most : int
+        With scales: the greatest exponent; 0: there are none.
 
     Members
     -------
@@ -131,15 +135,17 @@ class LookupLane(wiring.Component):
     half : In(1)
         Half of the tables to read.
     scale : In(array of rows_per_cycle scales)
+    exponent : In
+        Sums are divided by 2 to the power of this; `result` is in units of 2**-most.
     partial : In(array of rows_per_cycle accumulators)
     result : Out(array of rows_per_cycle accumulators)
     """
 
-    def __init__(self, *, tables: int, rows_per_cycle: int, table_form: str, acc_bits: int, scale_bits: int = 0):
+    def __init__(self, *, tables: int, rows_per_cycle: int, table_form: str, acc_bits: int, scale_bits: int = 0, most: int = 0):
         self._tables, self._rows, self._form, self._acc_bits = tables, rows_per_cycle, table_form, acc_bits
-        self._scale_bits = scale_bits
+        self._scale_bits, self._most = scale_bits, most
         self._reduction = reduction = Reduction(table_form, tables)
-        self.partial_latency = reduction.total_latency + (SCALE_LATENCY if scale_bits else 0)
+        self.partial_latency = reduction.total_latency + (SCALE_LATENCY if scale_bits else 0) + (most > 0)
         self.latency = self.partial_latency + 1
         sums = data.ArrayLayout(signed(acc_bits), rows_per_cycle)
         super().__init__({
@@ -153,17 +159,28 @@ class LookupLane(wiring.Component):
             "half": In(1),
             "partial": In(sums),
             "result": Out(sums),
-        } | ({"scale": In(data.ArrayLayout(scale_bits, rows_per_cycle))} if scale_bits else {}))
+        } | ({"scale": In(data.ArrayLayout(scale_bits, rows_per_cycle))} if scale_bits else {})
+            | ({"exponent": In(range(most + 1))} if most else {}))
 
     def elaborate(self, platform):
         m = Module()
         leaves = self._activations(m) if self._form == "addsub" else self._table_reads(m)
         for row in range(self._rows):
             total, negate = self._sum(m, row, leaves[row]), self.negate[row][0]
+            if self._most:
+                total, negate = self._shifted(m, row, total, negate)
             if self._scale_bits:
                 total, negate = self._scaled(m, row, total, negate)
             m.d.sync += self.result[row].eq(self._add(self.partial[row], total, negate, self._acc_bits).as_signed())
         return m
+
+    def _shifted(self, m, row, total, negate):
+        """The row's sum over 2**exponent, exact, in units of the greatest exponent's, a cycle later; and whether that is subtracted."""
+        shifted = Signal(signed(len(total) + self._most), name=f"shifted_{row}", reset_less=True)
+        later = Signal(name=f"shifted_negate_{row}", reset_less=True)
+        highest = Cat(C(0, self._most), total).as_signed()
+        m.d.sync += [shifted.eq(shift_right(m, highest, self.exponent, len(shifted), f"shift_{row}")), later.eq(negate)]
+        return shifted, later
 
     def _scaled(self, m, row, total, negate):
         """The row's sum times its scale, SCALE_LATENCY cycles later, and whether that is subtracted: a multiplier's two registers."""

@@ -342,7 +342,8 @@ class TernaryMatmul(wiring.Component):
     `steps` words of `rows_per_cycle` rows, and before each group the beats of its scales (firmware/packing.py makes them). Its rows are a
     block of a matrix: they become the results of
     rows from `at` on of `count` slots from `slot`. A slot's result is the sum over the inputs of
-    trit[row] * code[slot], with groups times each one's scale, without `scale_drop` low bits (rounded half up), and stays until it is
+    trit[row] * code[slot], with groups times each one's scale, without `scale_drop` low bits (rounded half up), and with exponents over
+    each group's power of two before; it stays until it is
     written again; partial sums are kept apart, so that results may be read and
     the activations of other slots written while a command runs. Padding rows and inputs must have zero trits; codes
     beyond `inputs` may be anything.
@@ -370,7 +371,7 @@ class TernaryMatmul(wiring.Component):
         From the cycle after a command until the last result of all commands is written.
     weights_i : In(stream of 8*mem_bytes bits)
     code_write : {valid, slot, addr, data}
-        Write a V-code word of a slot that no command under way reads.
+        Write a V-code word of a slot that no command under way reads; with its group's `exponent`, if there are such.
     progress : Out of progress_signature
     acc_read : {en, slot, addr, part, data}
         Read a V-row word of a slot: its `result_reads` parts one after the other while `en`.
@@ -385,7 +386,8 @@ class TernaryMatmul(wiring.Component):
             "progress": Out(progress_signature(p.result_words)),
             "weights_i": In(stream.Signature(8 * p.mem_bytes)),
             "code_write": In(wiring.Signature({
-                "valid": Out(1), "slot": Out(slot), "addr": Out(index_shape(p.code_words)), "data": Out(8 * p.vector_lanes)})),
+                "valid": Out(1), "slot": Out(slot), "addr": Out(index_shape(p.code_words)), "data": Out(8 * p.vector_lanes),
+                **({"exponent": Out(p.exponent_bits)} if p.group_exponents else {})})),
             "acc_read": In(wiring.Signature({
                 "en": Out(1), "slot": Out(slot), "addr": Out(address), "part": Out(index_shape(p.result_reads)),
                 "data": In(p.vector_lanes * p.acc_bits)})),
@@ -438,17 +440,18 @@ class TernaryMatmul(wiring.Component):
         if not p.padded:
             with m.If(written.valid & written.last_tile):
                 m.d.sync += [after.eq(written.place + 1), self.progress.begun.eq(~done)]
-        turned, scales = self._codes(m, control, bases), self._scales(m, words)
+        (turned, exponent), scales = self._codes(m, control, bases), self._scales(m, words)
+        exponents = self._exponents(m, control, exponent, copy=copy, half=half)
         results = []
         for lane_number in range(p.lanes):
             m.submodules[f"builder_{lane_number}"] = builder = TableBuilder(
                 tables=p.tables, table_form=p.table_form, vector_lanes=p.vector_lanes)
             m.submodules[f"lane_{lane_number}"] = lane = LookupLane(
                 tables=p.tables, rows_per_cycle=p.rows_per_cycle, table_form=p.table_form, acc_bits=p.sum_bits,
-                **({"scale_bits": SCALE_BITS} if p.group_size else {}))
+                **({"scale_bits": SCALE_BITS} if p.group_size else {}), **({"most": p.group_exponents} if exponents else {}))
             m.submodules[f"partial_{lane_number}"] = partial = PartialMemory(
                 rows_per_cycle=p.rows_per_cycle, acc_bits=p.sum_bits, block_rows=p.block_rows,
-                **({"start": 1 << p.scale_drop >> 1} if p.group_size else {}))
+                **({"start": 1 << p.dropped_bits >> 1} if p.group_size else {}))
             m.d.comb += [
                 builder.load.eq(control.load[lane_number]),
                 builder.places.eq(control.places),
@@ -472,6 +475,8 @@ class TernaryMatmul(wiring.Component):
             ]
             if p.group_size:
                 m.d.comb += lane.scale.eq(scales)
+            if exponents:
+                m.d.comb += lane.exponent.eq(exponents[lane_number])
             results.append(lane.result)
         last_words = [flags[n] for n in range(p.partial_write - 1, p.written + 1)]
         narrow = self._results(m, last_words, results)
@@ -510,21 +515,59 @@ class TernaryMatmul(wiring.Component):
             due = later
         return due
 
+    def _exponents(self, m, control, exponent, *, copy, half):
+        """The exponent of each lane's group, as it meets its sums. `exponent`: beside the word that is turned; `copy`, `half`: as the
+        tables'."""
+        p = self.parameters
+        if not p.group_exponents:
+            return []
+        built, found = Signal(), []
+        if p.table_form != "addsub":
+            with m.If(control.prepared):
+                m.d.sync += built.eq(~built)
+        for lane in range(p.lanes):
+            loaded = Signal.like(exponent, name=f"exponent_loaded_{lane}", reset_less=True)
+            with m.If(control.load[lane]):
+                m.d.sync += loaded.eq(exponent)
+            if p.table_form == "addsub":  # with the activations
+                due = Signal.like(exponent, name=f"exponent_{lane}", reset_less=True)
+                with m.If(copy):
+                    m.d.sync += due.eq(loaded)
+            else:
+                halves = [Signal.like(exponent, name=f"exponent_{lane}_{n}", reset_less=True) for n in range(2)]
+                with m.If(control.prepared):
+                    m.d.sync += [own.eq(Mux(built == n, loaded, own)) for n, own in enumerate(halves)]
+                due = Mux(half, halves[1], halves[0])
+            for n in range(p.sums_due - RECODE_LATENCY):
+                later = Signal.like(exponent, name=f"exponent_{lane}_after_{n + 1}", reset_less=True)
+                m.d.sync += later.eq(due)
+                due = later
+            found.append(due)
+        return found
+
     def _codes(self, m, control, bases):
-        """The activations of all slots; returns the word of V that the tables' control reads, turned, two cycles after its address."""
+        """The activations of all slots; returns the word of V that the tables' control reads, turned, two cycles after its address, and
+        its exponent if there are such."""
         p = self.parameters
         m.submodules.codes = store = memory.Memory(
-            shape=8 * p.vector_lanes, depth=max(2, len(p.slots) * p.code_words), init=[],
+            shape=8 * p.vector_lanes + p.exponent_bits, depth=max(2, len(p.slots) * p.code_words), init=[],
             attrs={"ram_style": "ultra"} if p.ultra else {})
         write, read = store.write_port(), store.read_port()
         given = self.code_write
         m.d.comb += [
-            write.en.eq(given.valid), write.addr.eq(Array(bases)[given.slot] + given.addr), write.data.eq(given.data),
+            write.en.eq(given.valid), write.addr.eq(Array(bases)[given.slot] + given.addr),
+            write.data.eq(Cat(given.data, given.exponent) if p.group_exponents else given.data),
             read.addr.eq(control.address),
         ]
-        turned = Signal(8 * p.vector_lanes, reset_less=True)
-        m.d.sync += turned.eq(Cat(read.data, read.data) >> (control.turn << 3))
-        return turned
+        if not p.group_exponents:
+            turned = Signal(8 * p.vector_lanes, reset_less=True)
+            m.d.sync += turned.eq(Cat(read.data, read.data) >> (control.turn << 3))
+            return turned, None
+        turned, word = Signal(8 * p.vector_lanes, reset_less=True), read.data[: 8 * p.vector_lanes]
+        m.d.sync += turned.eq(Cat(word, word) >> (control.turn << 3))
+        exponent = Signal(p.exponent_bits, reset_less=True)
+        m.d.sync += exponent.eq(read.data[8 * p.vector_lanes :])
+        return turned, exponent
 
     def _results(self, m, words, results):
         """The last tile's sums, kept by slot; some lanes share a memory. `words`: the word before that of `results`, and this one."""
@@ -621,11 +664,11 @@ class TernaryMatmul(wiring.Component):
         return _Narrowed(write, complete, place, rows)
 
     def _rounded(self, sums):
-        """Results of a step's sums: all of them, or with groups what `scale_drop` leaves; they began with half of what it takes."""
+        """Results of a step's sums: all of them, or with groups what `dropped_bits` leaves; they began with half of what they take."""
         p = self.parameters
         if not p.group_size:
             return sums.as_value()
-        return Cat(sums[row][p.scale_drop :][: p.acc_bits] for row in range(p.rows_per_cycle))
+        return Cat(sums[row][p.dropped_bits :][: p.acc_bits] for row in range(p.rows_per_cycle))
 
     def _later(self, m, value):
         """The same a cycle later."""

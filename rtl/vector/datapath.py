@@ -162,10 +162,11 @@ class Datapath:
         m.d.comb += aligned.eq(shift_right(m, raw, amount, ACTIVATION_BITS, f"align{k}"))
         return aligned
 
-    def shift(self, m, scales: ScaleUnit, quantiser: Quantiser, length):
+    def shift(self, m, scales: ScaleUnit, quantiser: Quantiser, length, exponent):
         """Stages 7 and 8: y shifted left by FIXED_LEFT + 16 - amount; first by a multiple of 4, then by the rest.
 
-        Quantising operations shift left by 23 less the length of the maximum (`length`), and use the low NORMAL_BITS. The others
+        Quantising operations shift left by 23 less the length of the maximum (`length`), and by the `exponent` of the word's group (None
+        where groups have none), and use the low NORMAL_BITS. The others
         leave a bit below fixed point, to round: they shift left by 1 + e + RESIDUAL_BITS, which is at most FIXED_LEFT, and
         of whose lower values nothing but the sign is left from -Y_BITS + 1 on.
         """
@@ -177,8 +178,12 @@ class Datapath:
         m.d.sync += fine.eq(amount)
         with m.If(~self.current.is_op(VectorOp.QKV, VectorOp.NORMQ)):
             m.d.sync += amount.eq(16 + Mux(wanted < 0, 0, Mux(wanted > FIXED_BITS - 1, FIXED_BITS - 1, wanted)))
-        with m.Elif(before.valid & before.first & before.second):
-            m.d.sync += amount.eq(length + 1)
+        if exponent is None:
+            with m.Elif(before.valid & before.first & before.second):
+                m.d.sync += amount.eq(length + 1)
+        else:
+            with m.Elif(before.valid & (before.first | self.current.is_op(VectorOp.NORMQ)) & before.second):
+                m.d.sync += amount.eq(length + 1 - exponent)
         for k, shifted in enumerate(self.shifted):
             coarse = Signal(signed(FIXED_BITS + 3), name=f"coarse{k}", reset_less=True)
             # The multiple of 16 comes last: most of what it can bring down is zeros or the sign.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tritloom.firmware.config import ACTIVATIONS, KEPT_BITS, PARAM_HEADER_BYTES, BuildConfig
-from tritloom.firmware.integer import SILU_TAIL
+from tritloom.firmware.integer import GROUP_DIGITS, SILU_TAIL
 from tritloom.firmware.isa import VectorOp
 from tritloom.firmware.packing import SCALE_BITS as GROUP_SCALE_BITS
 from tritloom.rtl.parameters import MemoryUse, index_bits, require, require_positive, require_power_of_two
@@ -30,6 +30,8 @@ HEAD_HEADER = "head_eps"
 around it."""
 GAIN_EXPONENT_BITS = 12
 """Signed bits of the exponent of a bank of gains."""
+DIGITS_BITS = 6 + GROUP_DIGITS
+"""Bits of a maximum's length and digits."""
 TAIL_BITS, TAIL_STEP_BITS = 15, 12
 """Bits of an entry of the table of silu's tail, and of the signed step to the next one."""
 
@@ -78,6 +80,8 @@ class VectorParameters:
         0: the embedding has int8 rows; else they are ternary, and so many consecutive elements share a scale.
     embedding_row_bytes, embedding_scale_pieces : int
         Of a ternary embedding: bytes of a row, pieces of V trits that a group's scale takes.
+    code_group, group_exponents : int
+        Codes that share an exponent, and the greatest one; zeros without. With an int8 head its codes have none.
     """
 
     lanes: int
@@ -110,6 +114,8 @@ class VectorParameters:
     embedding_group: int = 0
     embedding_row_bytes: int = 0
     embedding_scale_pieces: int = 0
+    code_group: int = 0
+    group_exponents: int = 0
 
     @classmethod
     def of(cls, config: BuildConfig) -> VectorParameters:
@@ -124,7 +130,8 @@ class VectorParameters:
             kv_half_bytes=c.kv_half_bytes, kv_head_bytes=c.kv_head_bytes, kv_write_rows=c.kv_write_rows,
             write_fifo_beats=c.write_fifo_beats, ultra=c.ultra_units, head_norms=s.head_norms,
             **({"embedding_group": s.group_size, "embedding_row_bytes": c.embedding_row_bytes,
-                "embedding_scale_pieces": c.embedding_scale_pieces} if s.ternary_head else {}))
+                "embedding_scale_pieces": c.embedding_scale_pieces} if s.ternary_head else {}),
+            **({"code_group": s.group_size, "group_exponents": c.group_exponents} if c.group_exponents else {}))
 
     def __post_init__(self) -> None:
         require_positive(self, ("lanes", "groups", "hidden", "ffn", "heads", "kv_heads", "head_dim", "kv_write_rows", "write_fifo_beats"))
@@ -139,6 +146,8 @@ class VectorParameters:
         require(9 <= self.acc_bits <= ACTIVATION_BITS, f"acc_bits must be from 9 to {ACTIVATION_BITS}, not {self.acc_bits}")
         for name in ("acc_read_latency", "acc_parts"):
             require(getattr(self, name) in (1, 2), f"{name} must be 1 or 2, not {getattr(self, name)}")
+        require(not self.group_exponents or (self.code_group > 0 and self.code_group % self.vector_lanes == 0),
+                f"with exponents vector_lanes ({self.vector_lanes}) must divide code_group ({self.code_group})")
 
     # Sizes ------------------------------------------------------------------------------------------
 
@@ -226,6 +235,16 @@ class VectorParameters:
         return [self.whole_beats(length // self.vector_lanes) for length in lengths]
 
     @property
+    def exponent_bits(self) -> int:
+        """Bits of the exponent of a group of codes."""
+        return self.group_exponents.bit_length()
+
+    @property
+    def code_groups(self) -> int:
+        """Groups of the longest vector that is quantised."""
+        return self.max_inputs // self.code_group
+
+    @property
     def code_bits(self) -> int:
         """Signed bits of an element of the embedding: a code, or a trit times its group's scale."""
         return 8 if not self.embedding_group else GROUP_SCALE_BITS + 1
@@ -309,6 +328,8 @@ class VectorParameters:
             found += [MemoryUse(name=HEAD_HEADER, width=SCALE_BITS, depth=banks),
                       *(MemoryUse(name=f"{name}_exponent", width=GAIN_EXPONENT_BITS, depth=banks) for name in ("query", "key")),
                       MemoryUse(name="turned", width=32 * self.vector_lanes, depth=2 * self.head_words)]
+        if self.group_exponents:
+            found.append(MemoryUse(name="group_exponents.store", width=DIGITS_BITS, depth=max(2, self.code_groups)))
         if self.silu:
             found.append(MemoryUse(name="gated.tail", width=TAIL_BITS + TAIL_STEP_BITS, depth=len(SILU_TAIL) - 1,
                                    read_ports=self.vector_lanes // 2, kind="rom"))

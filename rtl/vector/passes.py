@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from amaranth import Mux, Signal
+from amaranth.utils import exact_log2
 
 from tritloom.firmware.isa import VectorOp
 from tritloom.rtl.arith import index_shape
 from tritloom.rtl.ufloat import UFLOAT
 from tritloom.rtl.vector.command import Current
+from tritloom.rtl.vector.group_exponents import GroupExponents
 from tritloom.rtl.vector.kv_writer import KvWriter
 from tritloom.rtl.vector.parameters import VectorParameters
-from tritloom.rtl.vector.quantise import Quantiser
+from tritloom.rtl.vector.quantise import Y_BITS, Quantiser
 from tritloom.rtl.vector.scales import HEAD_NORM, INNER, Program, ScaleUnit
 from tritloom.rtl.vector.stages import CODE, Kind, Stages, Y
 
@@ -23,11 +25,14 @@ class TwoPasses:
     When a maximum has been found (`found`), its scale program starts as soon as the previous quotient has been used (`dividing`: a
     division is in progress); the quotient is held for the second pass (`pending`). A head's first pass may overlap the second pass of the
     head before: `outstanding` is high until its maximum has been used, `first_kind` is its kind, and `head_kind` is the kind of the head
-    whose scale is being computed.
+    whose scale is being computed. `exponents`: of groups of codes, where the machine has them.
     """
 
     def __init__(self, vector: VectorParameters, current: Current, stages: Stages, quantiser: Quantiser, scales: ScaleUnit):
         self._p = vector
+        self.exponents = GroupExponents(
+            group_words=vector.code_group // vector.vector_lanes, groups=vector.code_groups, most=vector.group_exponents,
+            peak_bits=Y_BITS - 1) if vector.group_exponents else None
         self.current, self.stage, self.quantiser, self.scales = current, stages.stage, quantiser, scales
         self.found, self.dividing, self.pending = Signal(), Signal(), Signal()
         self.pending_length, self.pending_reciprocal, self.pending_scale = Signal(6), Signal(17), Signal(INNER)
@@ -77,6 +82,8 @@ class TwoPasses:
     def connect(self, m, y, *, code_write, activation_write, q_scale_write, kv: KvWriter):
         """Quantise `y`, stages Y to CODE, and send the codes on."""
         m.submodules.quantiser = self.quantiser
+        if self.exponents is not None:
+            self._find_exponents(m, self.exponents, code_write)
         is_qkv, is_norm = self.current.is_op(VectorOp.QKV), self.current.is_op(VectorOp.NORMQ)
         scale, scale_out = Signal(INNER), Signal(UFLOAT)
         self._quantise(m, y, is_qkv, is_norm, scale)
@@ -102,6 +109,24 @@ class TwoPasses:
         ]
         for port in (code_write, activation_write):
             m.d.comb += [port.slot.eq(tag.slot), port.addr.eq(tag.word), port.data.eq(codes)]
+
+    def _find_exponents(self, m, exponents: GroupExponents, code_write):
+        """Give the exponents of groups to the shift to codes, a stage before it, and with the codes to the matrices."""
+        m.submodules.group_exponents = exponents
+        peak, dest = self.quantiser.peak, self.current.command.dest
+        for_matrices = ~dest[0] if self._p.embedding_group else ~dest.any()
+        asking = self.stage[Y - 1 - exponents.latency]
+        m.d.comb += [
+            exponents.valid.eq(peak.valid), exponents.first.eq(peak.first), exponents.peak.eq(peak.data),
+            exponents.group.eq(asking.word >> exact_log2(self._p.code_group // self._p.vector_lanes)),
+            exponents.enable.eq(self.current.is_op(VectorOp.NORMQ) & for_matrices),
+        ]
+        late = exponents.exponent
+        for n in range(CODE - (Y - 1)):
+            later = Signal.like(late, name=f"exponent_{n}", reset_less=True)
+            m.d.sync += later.eq(late)
+            late = later
+        m.d.comb += code_write.exponent.eq(late)
 
     def _quantise(self, m, y, is_qkv, is_norm, scale):
         """Pass on the words of both passes; with the first one of the second pass its quotient and `scale` are taken."""

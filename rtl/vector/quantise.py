@@ -36,18 +36,22 @@ class Quantiser(wiring.Component):
         Longest segment.
     head_squares : tuple
         Bits of a square of a head's elements, and their number; zeros where heads have no sum of squares.
+    peaks : bool
+        Whether there is `peak`.
 
     Members
     -------
     valid, first, last, second, y, squares, normal, reciprocal : In
     found, top, total, codes : Out
+    peak : Out {valid, first, data}
+        The greatest |y| of each word of a first pass.
     """
 
     normal_delay = 2
     latency = normal_delay + 2
 
-    def __init__(self, *, vector_lanes: int, max_elements: int, head_squares: tuple[int, int] = (0, 0)):
-        self._lanes = vector_lanes
+    def __init__(self, *, vector_lanes: int, max_elements: int, head_squares: tuple[int, int] = (0, 0), peaks: bool = False):
+        self._lanes, self._peaks = vector_lanes, peaks
         head_bits, head_elements = head_squares
         square_bits = max(SQUARE_BITS, head_bits)
         self.total_bits = max(SQUARE_BITS - 1 + max_elements.bit_length(), head_bits + head_elements.bit_length())
@@ -66,7 +70,7 @@ class Quantiser(wiring.Component):
                 "top": Out(Y_BITS - 1),
                 "total": Out(self.total_bits),
                 "codes": Out(data.ArrayLayout(signed(8), vector_lanes)),
-            }
+            } | ({"peak": Out(wiring.Signature({"valid": Out(1), "first": Out(1), "data": Out(Y_BITS - 1)}))} if peaks else {})
         )
 
     def elaborate(self, platform):
@@ -92,6 +96,8 @@ class Quantiser(wiring.Component):
             m.d.sync += self.total.eq(Mux(at_squares[1], 0, self.total) + squares)
         with m.If(at_peak[0]):
             m.d.sync += running.eq(Mux(at_peak[1] | (peak > running), peak, running))
+        if self._peaks:
+            m.d.comb += [self.peak.valid.eq(at_peak[0]), self.peak.first.eq(at_peak[1]), self.peak.data.eq(peak)]
         m.d.sync += self.found.eq(at_end[0] & at_end[2])
         with m.If(at_end[0] & at_end[2]):
             m.d.sync += self.top.eq(running)

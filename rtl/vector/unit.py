@@ -71,6 +71,7 @@ class VectorUnit(wiring.Component):
     acc_read : Out {en, slot, addr, part, data}
     matrices : In of tlmm.progress_signature
     code_write, activation_write : Out {valid, slot, addr, data}
+        `code_write` has an `exponent` too, where groups of codes have one.
     q_scale_write : Out {valid, slot, head, scale}
     work_write : In {valid, slot, addr, data}, work_clear : In(lanes)
         Attention outputs by lane; lanes whose work vectors start from element 0.
@@ -95,7 +96,7 @@ class VectorUnit(wiring.Component):
                 "en": Out(1), "slot": Out(slot), "addr": Out(results), "part": Out(index_shape(p.acc_parts)),
                 "data": In(v * p.acc_bits)})),
             "matrices": In(progress_signature(p.max_rows // v)),
-            "code_write": Out(wiring.Signature(codes)),
+            "code_write": Out(wiring.Signature(codes | ({"exponent": Out(p.exponent_bits)} if p.group_exponents else {}))),
             "activation_write": Out(wiring.Signature(activations)),
             "q_scale_write": Out(wiring.Signature({
                 "valid": Out(1), "slot": Out(slot), "head": Out(index_shape(p.heads)), "scale": Out(UFLOAT)})),
@@ -115,7 +116,8 @@ class VectorUnit(wiring.Component):
         p = self._p
         gated = GatedUnit(vector_lanes=p.vector_lanes, activation=p.activation, acc_bits=p.acc_bits)
         quantiser = Quantiser(vector_lanes=p.vector_lanes, max_elements=p.max_inputs,
-                              head_squares=(2 * p.acc_bits - 1, p.head_dim) if p.head_norms else (0, 0))
+                              head_squares=(2 * p.acc_bits - 1, p.head_dim) if p.head_norms else (0, 0),
+                              **({"peaks": True} if p.group_exponents else {}))
         scales = ScaleUnit(squares_bits=quantiser.total_bits, head_dim=p.head_dim if p.head_norms else 0)
 
         current, stages, coefficients = Current(p), Stages(p, gated, quantiser), Coefficients(p)
@@ -140,7 +142,7 @@ class VectorUnit(wiring.Component):
         datapath.fetch(m, residual, work, code=loads.codes, result=self.acc_read.data, kept_place=qkv.kept_place)
         datapath.multiply(m, coefficients.read, qkv, left=slot_scales.left, top=slot_scales.top, multiplier=scales.t.m,
                           squares=quantiser.squares)
-        datapath.shift(m, scales, quantiser, passes.pending_length)
+        datapath.shift(m, scales, quantiser, passes.pending_length, None if passes.exponents is None else passes.exponents.exponent)
         residual.add(m, datapath.shifted, datapath.addend, datapath.beyond, saturated=self.saturated, left_write=slot_scales.left_write,
                      trace=self.x_trace)
         passes.connect(m, datapath.y, code_write=self.code_write, activation_write=self.activation_write,

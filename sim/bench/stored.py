@@ -284,7 +284,7 @@ def reference() -> tuple[str, str]:
         choices = (GREEDY, sampling(temperature=1.0, seed=1), sampling(temperature=0.7, top_k=5, seed=2),
                    sampling(temperature=2.0, top_p=0.8, seed=3))
         with _watched() as results:
-            one = IntegerModel(model, config.shortlist)
+            one = IntegerModel.of(model, config)
             logits, scale = one.forward(prompt)
             for choice in choices:
                 one.reset()

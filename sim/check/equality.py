@@ -60,11 +60,12 @@ MACHINES: dict[str, dict[str, Any]] = {
 GROUPED_MODEL = "stories-4m-g128"
 GROUPED_MACHINES: dict[str, dict[str, Any]] = {
     "halves of groups": dict(lanes=2, tables=22, rows_per_cycle=4, vector_lanes=8, attention_macs=32, mem_bytes=64, mem_ports=2),
-    "whole groups": dict(lanes=1, tables=43, rows_per_cycle=2, vector_lanes=16, attention_macs=32, mem_bytes=64, table_form="addsub"),
+    "whole groups": dict(lanes=1, tables=43, rows_per_cycle=2, vector_lanes=16, attention_macs=32, mem_bytes=64, table_form="addsub",
+                         group_exponents=7),
     "five rows": dict(lanes=3, groups=2, attention_lanes=2, tables=22, rows_per_cycle=5, vector_lanes=8, attention_macs=64, mem_bytes=64,
-                      mem_ports=4, block_rows=256, result_parts=2, ultra_ram=True, program_words=1024),
+                      mem_ports=4, block_rows=256, result_parts=2, ultra_ram=True, program_words=1024, group_exponents=3),
     "groups on the chip": dict(lanes=2, tables=22, rows_per_cycle=2, vector_lanes=8, attention_macs=32, mem_bytes=32, memory="onchip",
-                               onchip_bytes=5 << 19),
+                               onchip_bytes=5 << 19, group_exponents=1),
     "groups of 64": dict(lanes=2, tables=6, rows_per_cycle=3, vector_lanes=4, attention_macs=8, mem_bytes=16, table_form="full27"),
 }
 """The same of machines for GROUPED_MODEL."""
@@ -125,7 +126,7 @@ def measure(model: str, name: str, report: Callable[[str], None]) -> dict[str, A
     verilog = cached_verilog(config)
     report(f"{model}, {name}: Verilog after {time.monotonic() - started:.0f} s")
     packed = pack(checkpoint, config)
-    reference = IntegerModel(quantise(checkpoint), config.shortlist)
+    reference = IntegerModel.of(quantise(checkpoint), config)
     runs = []
     with scratch(cache("scratch")) as folder:
         path = folder / "image"

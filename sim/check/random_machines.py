@@ -50,8 +50,8 @@ SERIAL = 100
 """From this seed on machines have one arithmetic unit that is shared in time."""
 GROUPED = 500
 """From this seed on models have scales by groups."""
-SEEDS = (*range(12), *range(SERIAL, SERIAL + 6))
-"""What `make random` runs; those from GROUPED on are run by their numbers."""
+SEEDS = (*range(12), *range(SERIAL, SERIAL + 6), *range(GROUPED, GROUPED + 6))
+"""What `make random` runs."""
 LARGE = 131_072
 """A vocabulary so large that the head takes nearly all of the time: such a model is narrow, and writes little."""
 ON_CHIP_MOST = 1 << 20
@@ -124,7 +124,7 @@ def _config(rng: np.random.Generator, shape: ModelShape) -> BuildConfig:
                 attention_rows=pick(1, 2, 4), table_form=pick("symmetric14", "full27", "addsub"), packing=pick("trit5", "index5"),
                 sampler_candidates=8, program_words=1 << 14 if shape.group_size else 4096, weight_fifo_beats=pick(4, 16, 64, 128),
                 read_fifo_beats=pick(4, 16, 64), write_fifo_beats=pick(32, 128), shortlist=short, sequences=1 if short else pick(1, 3, 4),
-                result_turns=pick(1, 1, 2), **memory)
+                result_turns=pick(1, 1, 2), **memory, **({"group_exponents": pick(0, 1, 3, 7)} if shape.group_size else {}))
             if shape.group_size and (shape.ternary_head or short) and config.head_block_rows > config.longest_block:
                 continue  # a block of a ternary head is a word of results at least
             size = memory_map(config, tied=False).total_bytes
@@ -265,7 +265,7 @@ def check(what: Case, rtl: bool, report: Callable[[str], None] = lambda text: No
     with tempfile.TemporaryDirectory() as name:
         model = checkpoint(what, Path(name) / "model")
         quantised = binary_points(what, quantise(model))
-        packed, reference = pack(quantised, what.config), IntegerModel(quantised, what.config.shortlist)
+        packed, reference = pack(quantised, what.config), IntegerModel.of(quantised, what.config)
         write_image(Path(name) / "image", config=what.config, spec=model.spec.to_dict(), sections=packed.sections)
         image = open_image(Path(name) / "image")
 

@@ -224,12 +224,12 @@ def verify(source: Source, text: str | None, tokens: int, progress: Progress | N
         backend = SimBackend.build(config, verilog, memory_bytes=image.map.total_bytes, timing=load(board).timing,
                                    progress=lambda fraction, text: done(fraction, 1, f"compiling: {text}"))
         try:
-            found = compare(backend, image, IntegerModel(quantise(checkpoint), config.shortlist), prompt, tokens, progress=done)
+            found = compare(backend, image, IntegerModel.of(quantise(checkpoint), config), prompt, tokens, progress=done)
         finally:
             backend.close()
     fidelity = missed = None
     if float_tokens and known:
-        fidelity = measure(checkpoint, source.path, words, float_tokens, floor=floor,
+        fidelity = measure(checkpoint, source.path, words, float_tokens, floor=floor, group_exponents=config.group_exponents,
                            progress=lambda n, total: done(n, total, "float model")).to_dict()
     if float_tokens and known and config.shortlist:
         missed = short_list_quality(checkpoint, words, float_tokens, config.shortlist,

@@ -66,6 +66,9 @@ def test_a_shape_s_later_fields_change_no_machine_from_before():
     grouped = dataclasses.replace(plain, shape=wide)
     assert grouped.to_dict()["shape"].items() >= {"group_size": 64, "head_norms": True}.items()
     assert BuildConfig.from_json(grouped.to_json()) == grouped
+    exponents = dataclasses.replace(grouped, group_exponents=3)
+    assert "group_exponents" not in grouped.to_dict() and exponents.to_dict()["group_exponents"] == 3 and exponents.digest != grouped.digest
+    assert BuildConfig.from_json(exponents.to_json()) == exponents
     others = [dataclasses.replace(wide, **change) for change in ({"group_size": 0}, {"head_norms": False}, {"ternary_head": True})]
     assert len({grouped.digest, *(dataclasses.replace(plain, shape=shape).digest for shape in others)}) == 4
 
@@ -78,3 +81,13 @@ def test_a_shape_s_later_fields_change_no_machine_from_before():
 def test_groups_are_whole(changes, words):
     with pytest.raises(ConfigError, match=words):
         dataclasses.replace(TINY, **changes)
+
+
+def test_exponents_are_of_groups():
+    with pytest.raises(ConfigError, match="leave group_exponents out"):
+        BuildConfig(shape=TINY, group_exponents=1, vector_lanes=4, attention_macs=8)
+    shape = dataclasses.replace(TINY, hidden=128, heads=8, head_dim=128, ffn=128, group_size=64)
+    with pytest.raises(ConfigError, match="vector_lanes .128. must divide shape.group_size .64."):
+        BuildConfig(shape=shape, group_exponents=1, vector_lanes=128, attention_macs=128, mem_bytes=128)
+    with pytest.raises(ConfigError, match="group_exponents must be from 0 to 7, not 8"):
+        BuildConfig(shape=shape, group_exponents=8)

@@ -54,6 +54,47 @@ def test_a_half_is_rounded_up():
     assert integer.grouped_matmul(codes, weights, 2)[:, 0].tolist() == [1, 0, 2, -1]
 
 
+@pytest.mark.parametrize("size, count, most", [(64, 3, 3), (128, 5, 7), (64, 1, 1)])
+def test_exponents_shift_codes_up_as_far_as_their_group_allows(size, count, most):
+    """No code passes 127; one more would let one pass, but for the digits that are left out; values are as near as the code's step."""
+    rng = np.random.default_rng([size, count, most])
+    y = rng.integers(-(1 << 38), 1 << 38, (50, size * count)) >> rng.integers(0, 2 * most + 4, (50, count)).repeat(size, -1)
+    y[0, :size] = 0
+    y[1], y[2] = 0, 1 << 20
+    groups = integer.Groups(size, most)
+    shifts = integer.group_exponents(y, groups)
+    codes, scale = integer.quantise(y, y.shape[-1], shifts)
+    assert shifts.shape == (50, count) and shifts.min() == 0 and (shifts.max() == most or count == 1) and np.abs(codes).max() == 127
+    assert not codes[1].any() and (shifts[1:3] == 0).all() and (codes[2] == 127).all()
+    step = scale.value() / 2.0 ** shifts.repeat(size, -1)
+    assert (np.abs(codes * step - y) <= step * (0.5 + 2.0**-7) + np.abs(y) * 2.0**-14).all()
+    top = np.abs(y.reshape(50, count, size)).max(-1)
+    could = (top << shifts + 1) * (1 + 2.0**-integer.GROUP_DIGITS) <= top.max(-1, keepdims=True)
+    assert (shifts[could & (top > 0)] == most).all()
+    assert (integer.quantise(y, y.shape[-1], shifts * 0)[0] == integer.quantise(y, y.shape[-1])[0]).all()
+
+
+@pytest.mark.parametrize("most", [1, 7])
+def test_sums_of_shifted_codes_are_exact(most):
+    rng = np.random.default_rng(most)
+    codes, shifts = rng.integers(-127, 128, (4, 384)), rng.integers(0, most + 1, (4, 3))
+    trits, scales = rng.integers(-1, 2, (20, 384), np.int8), rng.integers(0, 1 << 16, (20, 3)).astype(np.uint16)
+    got = integer.grouped_matmul(codes, integer.grouped_weights(trits, scales), 13, shifts, most)
+    for i, row in np.ndindex(got.shape):
+        parts = [int(codes[i, n]) * int(trits[row, n]) * int(scales[row, n // 128]) for n in range(384)]
+        exact = sum(Fraction(part, 1 << int(shifts[i, n // 128])) for n, part in enumerate(parts))
+        assert got[i, row] == (exact + 2**12) // 2**13
+
+
+@pytest.mark.parametrize("rows, inputs, group_size", [(5, 192, 64), (700, 2048, 128), (33, 640, 128)])
+def test_a_matrix_that_is_used_once_gives_the_same(rows, inputs, group_size):
+    rng = np.random.default_rng(rows)
+    codes, trits = rng.integers(-127, 128, (7, inputs)), rng.integers(-1, 2, (rows, inputs), np.int8)
+    scales = rng.integers(0, 1 << 16, (rows, inputs // group_size)).astype(np.uint16)
+    expected = integer.grouped_matmul(codes, integer.grouped_weights(trits, scales), 14)
+    assert (integer.grouped_matmul_once(codes, trits, scales, 14) == expected).all()
+
+
 def test_gained_rounds_the_product():
     rng = np.random.default_rng(1)
     table, gains = rng.integers(-16384, 16385, (9, 8)), rng.integers(-32767, 32768, 16)

@@ -19,7 +19,7 @@ async def multiplies(dut):
     results = []
     if p["queued"]:
         for job in reversed(p["jobs"]):  # a slot's longest vector, which comes first, is written last
-            await write_codes(dut, job["slot"], job["codes"], p["code_words"], p["vector_lanes"], garbage)
+            await write_codes(dut, job, p["code_words"], p["vector_lanes"], garbage)
         commands = streams.send(dut, "cmd", [command_of(job, p) for job in p["jobs"]])
         words = streams.send(dut, "weights_i", [int(beat, 16) for job in p["jobs"] for beat in job["beats"]], stall="rare")
         await commands
@@ -30,7 +30,7 @@ async def multiplies(dut):
         streams.report(results=results)
         return
     for job in p["jobs"]:
-        await write_codes(dut, job["slot"], job["codes"], p["code_words"], p["vector_lanes"], garbage)
+        await write_codes(dut, job, p["code_words"], p["vector_lanes"], garbage)
         command = streams.send(dut, "cmd", [command_of(job, p)])
         words = streams.send(dut, "weights_i", [int(beat, 16) for beat in job["beats"]], stall=job["stall"])
         followed = await follow(dut, job, p) if p["follow"] else None
@@ -51,22 +51,27 @@ def command_of(job, p):
     return command | ({"rest": job["rest"]} if p["padded"] else {})
 
 
-async def write_codes(dut, first, lanes, words, width, garbage):
-    """Fill the slots' codes: the slot's codes, then garbage; idle cycles with garbage in between."""
-    for slot, codes in enumerate(lanes, first):
+async def write_codes(dut, job, words, width, garbage):
+    """Fill the slots' codes: the slot's codes, with the exponents of their words, then garbage; idle cycles with garbage in between."""
+    for n, codes in enumerate(job["codes"]):
+        slot, exponents = job["slot"] + n, job["exponents"][n] if job["exponents"] else []
         codes = codes + [garbage.randrange(-127, 128) for _ in range(words * width - len(codes))]
         for address in range(words):
-            await drive_write(dut, 1, slot, address, sum((c & 255) << 8 * i for i, c in enumerate(codes[address * width :][:width])))
+            exponent = exponents[address] if address < len(exponents) else garbage.randint(0, job["most"])
+            word = sum((c & 255) << 8 * i for i, c in enumerate(codes[address * width :][:width]))
+            await drive_write(dut, 1, slot, address, word, exponent)
             if garbage.random() < 0.2:
-                await drive_write(dut, 0, slot, address, garbage.getrandbits(8 * width))
+                await drive_write(dut, 0, slot, address, garbage.getrandbits(8 * width), garbage.randint(0, job["most"]))
     dut.code_write__valid.value = 0
 
 
-async def drive_write(dut, valid, slot, address, data):
+async def drive_write(dut, valid, slot, address, data, exponent):
     dut.code_write__valid.value = valid
     dut.code_write__slot.value = slot
     dut.code_write__addr.value = address
     dut.code_write__data.value = data
+    if hasattr(dut, "code_write__exponent"):
+        dut.code_write__exponent.value = exponent
     await streams.cycles(dut)
 
 

@@ -65,6 +65,7 @@ class Machine:
         self.full: bool | int = False
         """Whether memory takes no writes while the unit is busy, or for how many cycles."""
         self.out = {"code": [], "activation": [], "scale": [], "x": [], "logit_scale": []}
+        self.exponents = []
         self.records = []
         """Each operation's inputs and what the unit wrote, for the comparison with PyTorch (test_vector)."""
 
@@ -133,6 +134,9 @@ class Machine:
         for name, port in (("code", "code_write"), ("activation", "activation_write"), ("x", "x_trace")):
             if getattr(dut, port + "__valid").value == streams.HIGH:
                 self.out[name].append(tuple(int(getattr(dut, f"{port}__{field}").value) for field in ("slot", "addr", "data")))
+        if self.config.group_exponents and dut.code_write__valid.value == streams.HIGH:
+            key = int(dut.code_write__slot.value), int(dut.code_write__addr.value)
+            self.exponents.append((key, int(dut.code_write__exponent.value)))
         if dut.q_scale_write__valid.value == streams.HIGH:
             self.out["scale"].append(tuple(int(getattr(dut, f"q_scale_write__{field}").value) for field in ("slot", "head", "scale")))
         if dut.logit_scale_write__valid.value == streams.HIGH:
@@ -258,7 +262,9 @@ class Machine:
         await self.command(VectorOp.ROPE, self._read(1), slot=slot, a=position, b=ROPE)
 
     async def normq(self, slot, count, length, source, norm, dest, bank):
-        rows, p, x = {}, self.of(bank), self.x.copy()
+        rows, shifts, p, x = {}, {}, self.of(bank), self.x.copy()
+        shape, for_matrices = self.config.shape, dest == 0 or (dest == 2 and self.config.shape.ternary_head)
+        groups = integer.Groups(shape.group_size, self.config.group_exponents if for_matrices else 0)
         for i in range(slot, slot + count):
             if source:
                 lane = self.lane(i)
@@ -267,7 +273,7 @@ class Machine:
             else:
                 a, exponent = integer.align_residual(self.x[i, :length])
                 token_scale = integer.UF_ONE
-            rows[i], self.code_scale[i] = integer.norm_quantise(
+            rows[i], shifts[i], self.code_scale[i] = integer.norm_quantise_groups(
                 a,
                 exponent,
                 token_scale,
@@ -275,6 +281,7 @@ class Machine:
                 p["gain_exponent"],
                 p["inverse_count"],
                 p["eps"],
+                groups,
             )
         await self.command(
             VectorOp.NORMQ, label=f"NORMQ x{count}", source=source, norm=norm, dest=dest, slot=slot, count=count, length=length, bank=bank
@@ -282,11 +289,16 @@ class Machine:
         for name, written in (("code", dest != 1), ("activation", dest != 0)):
             if written:
                 self.expect(name, 8, rows)
+        if self.config.group_exponents and dest != 1:
+            a_group = shape.group_size // self.config.vector_lanes
+            assert dict(self.exponents) == {(i, n): each[n // a_group] for i, each in shifts.items() for n in range(len(each) * a_group)}
+        self.exponents.clear()
         if dest:
             scales = {i: integer.uf_mul(self.code_scale[i], p["scale0"]) for i in rows}
             assert self.out["logit_scale"] == [(i, int(scale.m) | (int(scale.e) & 1023) << 16) for i, scale in scales.items()]
             self.out["logit_scale"].clear()
         for i, codes in rows.items():
+            codes = codes / 2.0 ** shifts[i].repeat(length // len(shifts[i]))
             self.record("normq", i, bank, source=source, norm=norm, x=x[i, :length], codes=codes,
                         scale=integer.uf_pack(scales[i]) if dest else None)
 
@@ -439,6 +451,9 @@ class Machine:
     async def random_param(self, bank, length, scale0=None, eps=None, gates=False):
         """`gates`: scale0 is such that the greatest gates are some units, where SiLU is neither 0 nor the gate itself."""
         gains, exponent = self.rng.integers(-32768, 32768, length), int(self.rng.integers(-20, -8))
+        if self.config.group_exponents:
+            groups = length // self.config.shape.group_size
+            gains >>= self.rng.integers(0, self.config.group_exponents + 3, groups).repeat(self.config.shape.group_size)
         if gates:  # a normed vector is hardly more than three times its gains
             scale0 = integer.uf_from_float(8 * 127 / self.most / (3 * float(np.abs(gains).max()) * 2.0**exponent))
         await self.param(

@@ -36,13 +36,16 @@ class Job:
     slot: int = 0
     at: int = 0
     scales: np.ndarray | None = None
+    exponents: np.ndarray | None = None
 
-    def results(self, group_size: int, drop: int) -> np.ndarray:
+    def results(self, group_size: int, drop: int, most: int) -> np.ndarray:
         """What PyTorch makes of it: [lanes, rows]."""
         codes, trits = torch.from_numpy(self.codes), torch.from_numpy(self.trits.astype(np.int64))
         if self.scales is None:
             return (codes @ trits.T).numpy()
         scaled = trits * torch.from_numpy(self.scales.astype(np.int64)).repeat_interleave(group_size, 1)
+        if self.exponents is not None:  # in units of the greatest exponent's
+            codes, drop = codes * 2 ** (most - torch.from_numpy(self.exponents)).repeat_interleave(group_size, 1), drop + most
         return ((codes @ scaled.T).numpy() + (1 << drop >> 1)) >> drop
 
 
@@ -68,8 +71,10 @@ def check(parameters, jobs, queued=False, follow=False):
     for j in jobs:
         layout = p.tables, q, p.packing, p.mem_bytes
         beats = pack_matrix(j.trits, *layout) if j.scales is None else pack_grouped(j.trits, j.scales, p.group_size, *layout)
+        exponents = [] if j.exponents is None else j.exponents.repeat(p.group_size // v, 1).tolist()
         described.append({"inputs": j.trits.shape[1], "steps": -(-len(j.trits) // q), "rest": -len(j.trits) % q, "codes": j.codes,
-                          "stall": j.stall, "slot": j.slot, "at": j.at, "beats": [beat[::-1].tobytes().hex() for beat in beats]})
+                          "exponents": exponents, "most": p.group_exponents, "stall": j.stall, "slot": j.slot, "at": j.at,
+                          "beats": [beat[::-1].tobytes().hex() for beat in beats]})
     measured = harness.run(dut, "tlmm", "cocotb_tlmm", parameters={
         "jobs": described, "vector_lanes": v, "code_words": p.code_words, "acc_words": -(-MAX_ROWS // v),
         "latency": p.acc_read_latency, "parts": p.result_reads, "queued": queued, "follow": follow, "rows": p.result_step,
@@ -77,7 +82,7 @@ def check(parameters, jobs, queued=False, follow=False):
     for number, (j, result) in enumerate(zip(jobs, measured["results"], strict=True)):
         got = np.array([[accumulator(int(word, 16), i, acc_bits) for word in lane for i in range(v)] for lane in result["accumulators"]])
         got = got[:, j.at * p.result_step :]
-        expected = j.results(p.group_size, p.scale_drop)
+        expected = j.results(p.group_size, p.scale_drop, p.group_exponents)
         wrong = np.argwhere(got[:, : expected.shape[1]] != expected)
         assert not len(wrong), (f"job {number} {j.trits.shape} stall={j.stall}: {len(wrong)} wrong, first at lane, row {wrong[0]}: "
                                 f"got {got[tuple(wrong[0])]}, expected {expected[tuple(wrong[0])]}")
@@ -116,10 +121,17 @@ def scaled(j, group_size, seed=0, most=False):
     return j
 
 
-def grouped(group_size, inputs=256, **changes):
+def shifted(j, group_size, most, seed=0):
+    """The job with exponents of its codes' groups, from none to the greatest."""
+    if most:
+        j.exponents = np.random.default_rng([seed, *j.codes.shape]).integers(0, most + 1, (len(j.codes), j.codes.shape[1] // group_size))
+    return j
+
+
+def grouped(group_size, inputs=256, exponents=0, **changes):
     """An engine for scales by groups, with as many low bits dropped as a model of so many inputs needs."""
     drop = scale_drop(inputs)
-    return engine(**changes) | {"max_inputs": inputs, "group_size": group_size, "scale_drop": drop,
+    return engine(**changes) | {"max_inputs": inputs, "group_size": group_size, "scale_drop": drop, "group_exponents": exponents,
                                 "acc_bits": result_bits(inputs, group_size, drop)}
 
 
@@ -129,23 +141,29 @@ def grouped(group_size, inputs=256, **changes):
     (128, dict(tables=43, rows=2, mem_bytes=64, vector_lanes=8, form="addsub")),
     (128, dict(tables=6, rows=2, mem_bytes=8, vector_lanes=2, form="full27")),
     (64, dict(tables=2, rows=4, mem_bytes=8, packing="index5", vector_lanes=8)),
-    (64, dict(tables=3, rows=1, mem_bytes=4, lanes=1, vector_lanes=32)),
-    (128, dict(tables=22, rows=5, mem_bytes=64, vector_lanes=8, lanes=3)),
-    (64, dict(tables=6, rows=3, mem_bytes=16, vector_lanes=4, form="full27")),
-    (64, dict(tables=11, rows=9, mem_bytes=128, vector_lanes=8, lanes=5, groups=2, ultra=True, form="addsub", packing="index5")),
+    (64, dict(tables=3, rows=1, mem_bytes=4, lanes=1, vector_lanes=32, exponents=3)),
+    (128, dict(tables=22, rows=5, mem_bytes=64, vector_lanes=8, lanes=3, exponents=7)),
+    (64, dict(tables=6, rows=3, mem_bytes=16, vector_lanes=4, form="full27", exponents=1)),
+    (128, dict(tables=3, rows=8, mem_bytes=16, vector_lanes=16, exponents=3)),
+    (64, dict(tables=11, rows=9, mem_bytes=128, vector_lanes=8, lanes=5, groups=2, ultra=True, form="addsub", packing="index5",
+              exponents=6)),
     (64, dict(tables=11, rows=4, mem_bytes=32, groups=2, lanes=3, vector_lanes=8, result_banks=1, result_turns=2, ultra=True)),
 ])
-def test_scales_by_groups(group_size, changes):
+def test_scales_and_exponents_by_groups(group_size, changes):
     parameters, lanes = grouped(group_size, **changes), changes.get("lanes", 2)
     rows, step = parameters["rows_per_cycle"], TernaryParameters(**parameters).result_step
     jobs = [job(88, 256, lanes=lanes), job(rows, 128, lanes=lanes), job(1, 128, "random", lanes=lanes),
             job(2 * rows + 1, 256, "periodic", lanes=1),
             job(88, 128, "random", lanes=lanes), job(5 * rows, 128, lanes=1)]
+    exponents = parameters["group_exponents"]
     most = scaled(extreme(88, 256, lanes), group_size, most=True)
-    check(parameters, [*(scaled(j, group_size, seed) for seed, j in enumerate(jobs)), most])
+    if exponents:
+        most.exponents = np.zeros((lanes, 256 // group_size), int)
+    check(parameters, [*(shifted(scaled(j, group_size, seed), group_size, exponents, seed) for seed, j in enumerate(jobs)), most])
     queued = [scaled(job(24, 256, lanes=lanes), group_size, seed) for seed in range(3)]
+    shifted(queued[0], group_size, exponents)
     for n, j in enumerate(queued):
-        j.at, j.codes = n * 24 // step, queued[0].codes
+        j.at, j.codes, j.exponents = n * 24 // step, queued[0].codes, queued[0].exponents
     check(parameters, queued, queued=True)
 
 

@@ -59,7 +59,8 @@ CONFIGS = {
         vector_lanes=4,
         attention_macs=8,
         mem_bytes=16,
-        shape=dict(hidden=128, ffn=64, heads=4, kv_heads=2, head_dim=16, activation="silu", group_size=64, head_norms=True,
+        group_exponents=3,
+        shape=dict(hidden=128, ffn=192, heads=4, kv_heads=2, head_dim=16, activation="silu", group_size=64, head_norms=True,
                    ternary_head=True),
     ),
     "heads": dict(
@@ -67,6 +68,7 @@ CONFIGS = {
         vector_lanes=16,
         attention_macs=16,
         mem_bytes=16,
+        group_exponents=7,
         shape=dict(hidden=64, ffn=128, heads=2, kv_heads=2, head_dim=32, activation="relu2", group_size=64, head_norms=True,
                    ternary_head=True),
     ),

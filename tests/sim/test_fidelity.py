@@ -11,6 +11,7 @@ from tritloom.gen.models import open_checkpoint
 from tritloom.gen.pack import quantise
 from tritloom.host.cli import main
 from tritloom.host.tokenizer import Tokenizer
+from tritloom.sim.check import exponents
 from tritloom.sim.fidelity import FidelityError, FloatReference, OtherModel, float_reference, measure
 from tritloom.sim.integer_model import IntegerModel
 from tritloom.sim.paper_model import PaperModel
@@ -151,3 +152,13 @@ def test_verify_does_not_leave_the_float_model_out_silently(tmp_path, capsys):
     path = hugging_face(tmp_path / "m", TINY, config=NEW)
     assert main(["verify", str(path), "--tokens", "4"]) == 2
     assert "no text to compare with the float model on: give --text FILE, or --float-tokens 0" in capsys.readouterr().err
+
+
+@pytest.mark.needs("torch", "transformers")
+def test_outliers_change_nothing_in_floating_point_and_cost_less_with_exponents(tmp_path):
+    model = MODELS / "stories-4m-g128"
+    other = exponents.with_outliers(model, tmp_path / "outliers")
+    assert (FloatReference(model).logits(IDS) == FloatReference(other).logits(IDS)).all()
+    text = (MODELS / "validation.txt").read_text("utf-8")
+    without, with_them = (measure(open_checkpoint(other), other, text, 100, group_exponents=most) for most in (0, 3))
+    assert with_them.mean_logit_error < 0.8 * without.mean_logit_error

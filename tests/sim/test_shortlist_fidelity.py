@@ -78,7 +78,7 @@ def test_the_emulator_chooses_from_the_short_list(machine, choice):
         got += session.generate([9], 4, sampling=sampling(**choice))
         with pytest.raises(InputError, match="checks no drafts"):
             session.generate([9], 4, drafts=1)
-    reference = IntegerModel(model, image.config.shortlist)
+    reference = IntegerModel.of(model, image.config)
     expected = reference.generate([5, 6, 7], 8, sampling(**choice), 8)
     assert got == expected + reference.generate([expected[-1], 9], 4, sampling(**choice), 8)
 

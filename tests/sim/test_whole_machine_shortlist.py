@@ -23,7 +23,7 @@ def built(tmp_path_factory):
     config = BuildConfig(shape=checkpoint.spec.shape, **SMALL, lanes=2, groups=2, attention_lanes=1, result_parts=2, block_rows=96,
                          attention_rows=2, shortlist=16)
     image, backend = simulated(checkpoint, config, tmp_path_factory.mktemp("machine"))
-    yield image, backend, IntegerModel(quantise(checkpoint), config.shortlist)
+    yield image, backend, IntegerModel.of(quantise(checkpoint), config)
     backend.close()
 
 
