@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 __all__ = [
     "SCALE_BITS", "SERPENTINE", "TRIPLES", "TRITS_A_BYTE", "decode_codes", "encode_triples", "group_beats", "grouped_word_bytes",
-    "pack_codes", "pack_grouped", "pack_matrix", "result_bits", "scale_drop", "scale_steps", "scaled_sum_bits", "tile_inputs",
-    "unpack_codes", "unpack_grouped", "unpack_matrix", "word_bytes",
+    "pack_codes", "pack_grouped", "pack_matrix", "pack_triples", "result_bits", "scale_drop", "scale_steps", "scaled_sum_bits",
+    "tile_inputs", "unpack_codes", "unpack_grouped", "unpack_matrix", "word_bytes",
 ]
 
 Trits = NDArray[np.int8]
@@ -34,6 +34,8 @@ Scales = NDArray[np.uint16]
 SCALE_BITS = 16
 """Bits of a group's scale."""
 TRITS_A_BYTE = 5
+PACKED_TRITS = 1 << 19
+"""About so many trits are packed at a time."""
 RESULT_BITS = 23
 """Width of a row's result where its groups have scales: what the vector unit takes."""
 
@@ -71,6 +73,8 @@ def _code_of_key() -> Bytes:
 
 
 _CODE_OF_KEY = _code_of_key()
+_ZERO_KEY = 13
+_KEY_OF_CODE = (_key(TRIPLES.astype(int))).astype(np.uint8)
 _DIGIT = np.array([0, 1, 2], np.uint8)  # indexed by trit: 0, +1 and (from the end) -1
 _POWERS = 3 ** np.arange(5)
 _PAIR_TRITS = np.array([(a, b) for a in (0, 1, -1) for b in (0, 1, -1)] + [(0, 0)] * 7, np.int8)
@@ -89,6 +93,17 @@ def _byte_of() -> Bytes:
 
 
 _BYTE = _byte_of()
+
+
+def _of_keys() -> list[Bytes]:
+    """Of trit5, by the number of a triple: its byte beside each pair [27 * 9]; 3 * (its last digit) and its first digit; its first pair and
+    its last."""
+    digits = np.array([_DIGITS_OF_CODE[code] for code in _CODE_OF_KEY], np.uint8)
+    first, middle, last = digits.T
+    return [_BYTE[_CODE_OF_KEY].reshape(-1), 3 * last, first, 3 * first + middle, 3 * middle + last]
+
+
+_BYTE_OF_KEY, _LAST_OF_KEY, _FIRST_OF_KEY, _LEADING_OF_KEY, _TRAILING_OF_KEY = _of_keys()
 _byte = np.arange(256)
 _ESCAPED = (_byte & 0x0E) == 0x0E
 _CODE_OF_BYTE: Bytes = np.where(_ESCAPED, (_byte & 0x11) | (_byte >> 5) << 1, _byte & 0x1F).astype(np.uint8)
@@ -165,19 +180,32 @@ def decode_codes(codes: NDArray[np.integer]) -> Trits:
 def pack_codes(codes: NDArray[np.integer], packing: str) -> Bytes:
     """Packed words [..., word_bytes] of codes [..., n]."""
     codes = np.asarray(codes, np.uint8)
-    n = codes.shape[-1]
-    if packing == "index5":
-        return _pack_index5(codes)
-    size = word_bytes(n, packing)
-    out = np.zeros((*codes.shape[:-1], -(-n // 5), 3), np.uint8)
+    _check_packing(packing)
+    return _pack_index5(codes) if packing == "index5" else _pack_trit5(_KEY_OF_CODE[codes])
+
+
+def pack_triples(trits: NDArray[np.integer], packing: str) -> Bytes:
+    """Packed words [..., word_bytes] of triples [..., n, 3] of trits: what `pack_codes` makes of their codes."""
+    trits = np.asarray(trits, np.int8)
+    keys = trits[..., 0] * np.int8(9)
+    keys += trits[..., 1] * np.int8(3)
+    keys += trits[..., 2]
+    keys += np.int8(_ZERO_KEY)
+    _check_packing(packing)
+    return _pack_index5(_CODE_OF_KEY[keys]) if packing == "index5" else _pack_trit5(keys.view(np.uint8))
+
+
+def _pack_trit5(keys: Bytes) -> Bytes:
+    """Words of the triples with these numbers [..., n]. Five of them are three bytes, each found in one table by a triple and a pair."""
+    n = keys.shape[-1]
     if n % 5:
-        codes = np.concatenate([codes, np.zeros((*codes.shape[:-1], -n % 5), np.uint8)], -1)
-    codes = codes.reshape(*codes.shape[:-1], -1, 5)
-    d, e = _DIGITS_OF_CODE[codes[..., 3]], _DIGITS_OF_CODE[codes[..., 4]]
-    out[..., 0] = _BYTE[codes[..., 0], 3 * d[..., 0] + d[..., 1]]
-    out[..., 1] = _BYTE[codes[..., 1], 3 * d[..., 2] + e[..., 0]]
-    out[..., 2] = _BYTE[codes[..., 2], 3 * e[..., 1] + e[..., 2]]
-    return out.reshape(*out.shape[:-2], -1)[..., :size]
+        keys = np.concatenate([keys, np.full((*keys.shape[:-1], -n % 5), _ZERO_KEY, np.uint8)], -1)
+    a, b, c, d, e = np.ascontiguousarray(np.moveaxis(keys.reshape(*keys.shape[:-1], -1, 5), -1, 0))
+    nine, out = np.uint8(9), np.empty((*a.shape, 3), np.uint8)
+    out[..., 0] = _BYTE_OF_KEY.take(a * nine + _LEADING_OF_KEY.take(d))
+    out[..., 1] = _BYTE_OF_KEY.take(b * nine + _LAST_OF_KEY.take(d) + _FIRST_OF_KEY.take(e))
+    out[..., 2] = _BYTE_OF_KEY.take(c * nine + _TRAILING_OF_KEY.take(e))
+    return out.reshape(*out.shape[:-2], -1)[..., : word_bytes(n, "trit5")]
 
 
 def unpack_codes(words: Bytes, n: int, packing: str) -> Bytes:
@@ -227,8 +255,7 @@ def pack_matrix(trits: NDArray[np.integer], tables: int, rows_per_cycle: int, pa
         block = np.zeros((steps * rows_per_cycle, span), np.int8)
         part = trits[:, tile * span : (tile + 1) * span]
         block[:rows, : part.shape[1]] = part
-        codes = encode_triples(block.reshape(-1, tables, 3))
-        beats[tile, :, :size] = pack_codes(codes.reshape(steps, rows_per_cycle * tables), packing)
+        beats[tile, :, :size] = pack_triples(block.reshape(steps, rows_per_cycle * tables, 3), packing)
     return beats.reshape(tiles * steps, mem_bytes)
 
 
@@ -252,29 +279,42 @@ def pack_grouped(trits: NDArray[np.integer], scales: Scales, group_size: int, ta
     rows, inputs = trits.shape
     if inputs % group_size or scales.shape != (rows, inputs // group_size):
         raise ValueError(f"scales {scales.shape} are not those of a matrix of {rows}x{inputs} by groups of {group_size}")
-    tile, steps = tile_inputs(tables, group_size), -(-rows // rows_per_cycle)
-    parts = []
-    for group in range(inputs // group_size):
-        parts.append(_pack_scales(scales[:, group], steps, rows_per_cycle, mem_bytes))
-        for start in range(group * group_size, (group + 1) * group_size, tile):
-            block = np.zeros((steps * rows_per_cycle, tile), np.int8)
-            block[:rows] = trits[:, start : start + tile]
-            words = _pack_tile(block.reshape(steps, rows_per_cycle, tile), packing)
-            parts.append(np.pad(words, ((0, 0), (0, mem_bytes - words.shape[-1]))))
-    return np.concatenate(parts)
+    tile, steps, groups = tile_inputs(tables, group_size), -(-rows // rows_per_cycle), inputs // group_size
+    tiles, ahead = group_size // tile, group_beats(steps, rows_per_cycle, mem_bytes)
+    out = np.zeros((groups, ahead + tiles * steps, mem_bytes), np.uint8)
+    out[:, :ahead] = _pack_scales(scales, steps, rows_per_cycle, mem_bytes)
+    size = grouped_word_bytes(tables, rows_per_cycle, group_size, packing)
+    words = out[:, ahead:].reshape(groups * tiles, steps, mem_bytes)
+    # A few steps at a time, in caches; the last ones have rows that are none.
+    some = max(1, PACKED_TRITS // (rows_per_cycle * inputs))
+    for first in range(0, steps, some):
+        count = min(some, steps - first)
+        part = trits[first * rows_per_cycle : (first + count) * rows_per_cycle]
+        if len(part) < count * rows_per_cycle:
+            part = np.concatenate([part, np.zeros((count * rows_per_cycle - len(part), inputs), np.int8)])
+        part = part.reshape(count, rows_per_cycle, groups * tiles, tile).transpose(2, 0, 1, 3)
+        words[:, first : first + count, :size] = _pack_tiles(np.ascontiguousarray(part), packing)
+    out[:, ahead:] = words.reshape(groups, tiles * steps, mem_bytes)
+    return out.reshape(-1, mem_bytes)
 
 
-def _pack_tile(trits: Trits, packing: str) -> Bytes:
-    """Words [steps, bytes] of a tile [steps, rows, inputs]."""
-    steps, rows, inputs = trits.shape
+def _pack_tiles(trits: Trits, packing: str) -> Bytes:
+    """Words [..., bytes] of steps of tiles [..., rows, inputs]."""
+    *several, rows, inputs = trits.shape
     rest = inputs % 3
     if packing != "trit5" or not rest:
-        padded = np.pad(trits, ((0, 0), (0, 0), (0, -inputs % 3)))
-        return pack_codes(encode_triples(padded.reshape(steps, -1, 3)), packing)
-    codes = encode_triples(trits[..., : inputs - rest].reshape(steps, -1, 3))
-    digits = _DIGIT[trits[..., inputs - rest :].reshape(steps, -1)]
-    digits = np.pad(digits, ((0, 0), (0, -digits.shape[-1] % TRITS_A_BYTE))).reshape(steps, -1, TRITS_A_BYTE)
-    return np.concatenate([pack_codes(codes, packing), (digits * _POWERS).sum(-1, dtype=np.uint8)], -1)
+        if rest:
+            trits = np.concatenate([trits, np.zeros((*several, rows, 3 - rest), np.int8)], -1)
+        return pack_triples(trits.reshape(*several, -1, 3), packing)
+    whole = pack_triples(trits[..., : inputs - rest].reshape(*several, -1, 3), packing)
+    digits = np.zeros((*several, rows * rest + -rows * rest % TRITS_A_BYTE), np.uint8)
+    digits[..., : rows * rest] = _DIGIT[trits[..., inputs - rest :].reshape(*several, -1)]
+    digits = digits.reshape(*several, -1, TRITS_A_BYTE)
+    last = digits[..., TRITS_A_BYTE - 1].copy()
+    for place in reversed(range(TRITS_A_BYTE - 1)):
+        last *= np.uint8(3)
+        last += digits[..., place]
+    return np.concatenate([whole, last], -1)
 
 
 def _unpack_tile(words: Bytes, rows: int, inputs: int, packing: str) -> Trits:
@@ -291,14 +331,15 @@ def _unpack_tile(words: Bytes, rows: int, inputs: int, packing: str) -> Trits:
 
 
 def _pack_scales(scales: Scales, steps: int, rows_per_cycle: int, mem_bytes: int) -> Bytes:
-    """Beats of one group's scales [rows]."""
+    """Beats [groups, beats, mem_bytes] of the scales [rows, groups] of each group."""
+    rows, groups = scales.shape
     together = scale_steps(rows_per_cycle, mem_bytes)
-    words = np.zeros((-(-steps // together) * together * rows_per_cycle,), "<u2")
-    words[: len(scales)] = scales
+    words = np.zeros((groups, -(-steps // together) * together * rows_per_cycle), "<u2")
+    words[:, :rows] = scales.T
     size = together * rows_per_cycle * SCALE_BITS // 8
-    out = np.zeros((len(words) * 2 // size, -(-size // mem_bytes) * mem_bytes), np.uint8)
-    out[:, :size] = words.view(np.uint8).reshape(-1, size)
-    return out.reshape(-1, mem_bytes)
+    out = np.zeros((groups, words.shape[1] * 2 // size, -(-size // mem_bytes) * mem_bytes), np.uint8)
+    out[..., :size] = words.view(np.uint8).reshape(groups, -1, size)
+    return out.reshape(groups, -1, mem_bytes)
 
 
 def unpack_grouped(beats: Bytes, rows: int, inputs: int, group_size: int, tables: int, rows_per_cycle: int,

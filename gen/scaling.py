@@ -29,7 +29,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from tritloom.firmware.integer import RESIDUAL_BITS, UFloat, grouped_matmul, ternary_matmul
+from tritloom.firmware.integer import RESIDUAL_BITS, UFloat, grouped_matmul_once, ternary_matmul
 from tritloom.gen.models.problems import CheckpointError
 from tritloom.gen.quantised import HeadNorms, Layer, Layers, Parameters, QuantisedModel
 
@@ -141,10 +141,10 @@ def _linear(y: Floats, layer: Layer, name: str, drop: int, *scales: tuple[UFloat
     """Codes of y times a matrix, whose rows have as many scales as (scale, rows) say."""
     codes, step = _codes(y)
     of_rows = np.repeat([float(s.value()) for s, _ in scales], [rows for _, rows in scales])
-    weights, ints = layer.weights(name), codes.astype(np.int64)
+    trits, ints = getattr(layer, name), codes.astype(np.int64)
     if layer.group_scales:
-        return grouped_matmul(ints, weights.astype(np.float64), drop) * step * of_rows
-    return ternary_matmul(ints, weights.astype(np.float32)) * step * of_rows
+        return grouped_matmul_once(ints, trits, layer.group_scales[name], drop) * step * of_rows
+    return ternary_matmul(ints, trits) * step * of_rows
 
 
 def _attention(q: Floats, k: Floats, v: Floats, group: int) -> tuple[Floats, float]:
