@@ -92,6 +92,8 @@ CONFIGURATIONS = (
     Configuration("260k, on chip, 2 lanes", "ecp5", "stories-260k", "ecp5-85f", 512, {"lanes": 2}),
     Configuration("4m, 4 bytes", "ecp5", "stories-4m", "sim", 512, {"lanes": 1, "mem_bytes": 4, **_TINY}),
     Configuration("4m, 8 bytes, 2 lanes", "ecp5", "stories-4m", "sim", 256, _WIDER),
+    Configuration("4m by groups, 8 bytes", "ecp5", "stories-4m-g128", "ulx3s", 512, {"lanes": 1}),
+    Configuration("4m by groups, 8 bytes, 2 lanes", "ecp5", "stories-4m-g128", "sim", 256, _WIDER),
     Configuration("4m, 4 bytes, short-list", "ecp5", "stories-4m", "sim", 512, {"lanes": 1, "mem_bytes": 4, **_TINY, "shortlist": 16}),
     Configuration("4m, 8 bytes, short-list", "ecp5", "stories-4m", "sim", 256, {**_WIDER, "shortlist": 64}),
     Configuration("1m, 8 bytes", "gowin", "stories-1m", "sim", 512, {"lanes": 1, "mem_bytes": 8, "vector_lanes": 4, "attention_macs": 4}),
@@ -176,13 +178,14 @@ def fit_around(points: list[dict[str, Any]]) -> cost.Coefficients:
     return table
 
 
-def _least_squares(grown: list[dict[str, float]], measured: list[float]) -> dict[str, float]:
-    """Non-negative coefficient of each term, with the least squared relative error."""
+def _least_squares(grown: list[dict[str, float]], measured: list[float], whole: list[float] | None = None) -> dict[str, float]:
+    """Non-negative coefficient of each term, with the least squared error relative to what was `measured`, or to the `whole` of which that
+    is a part."""
     from scipy.optimize import nnls
 
     names, wanted = list(grown[0]), np.array(measured, float)
-    grows = np.array([[terms[name] for name in names] for terms in grown], float)
-    found, _ = nnls(grows / np.maximum(wanted, 1)[:, None], wanted / np.maximum(wanted, 1))
+    grows, unit = np.array([[terms[name] for name in names] for terms in grown], float), np.maximum(measured if whole is None else whole, 1)
+    found, _ = nnls(grows / unit[:, None], wanted / unit)
     return dict(zip(names, [round(x, 3) for x in found.tolist()], strict=True))
 
 
@@ -195,11 +198,27 @@ def fit_coefficients(points: list[dict[str, Any]]) -> cost.Coefficients:
         mine = [(BuildConfig.from_dict(p["config"]), p["units"], p["family"]) for p in points if p["family"] in both]
         for unit in cost.UNITS:
             grown = [cost.terms(config)[unit] for config, _, _ in mine]
+            by_groups = [config.shape.group_size > 0 for config, _, _ in mine]
             spent = [_memories_of(config, its, unit, units) for config, units, its in mine]
             for kind in cost.KINDS:
                 logic = [units.get(unit, NOTHING)[kind] - kept.get(kind, 0) for (_, units, _), kept in zip(mine, spent, strict=True)]
-                table.setdefault(family, {}).setdefault(unit, {})[kind] = _least_squares(grown, logic)
+                table.setdefault(family, {}).setdefault(unit, {})[kind] = _in_two_steps(grown, logic, by_groups)
     return table
+
+
+def _in_two_steps(grown: list[dict[str, float]], measured: list[float], by_groups: list[bool]) -> dict[str, float]:
+    """Coefficients of what every machine has, from those of models without groups; then, from what the others (`by_groups`) cost beyond
+    that, those of `cost.OF_GROUPS`. So these change nothing for ordinary models."""
+    names = [name for name in grown[0] if name not in cost.OF_GROUPS]
+    both = list(zip(grown, measured, by_groups, strict=True))
+    found = _least_squares([{name: terms[name] for name in names} for terms, _, others in both if not others],
+                           [wanted for _, wanted, others in both if not others])
+    more = [name for name in grown[0] if name in cost.OF_GROUPS]
+    left = [(terms, wanted, sum(found[name] * terms[name] for name in names)) for terms, wanted, others in both if others]
+    if not left or not more:
+        return found | dict.fromkeys(more, 0.0)
+    return found | _least_squares([{name: terms[name] for name in more} for terms, _, _ in left],
+                                  [wanted - known for _, wanted, known in left], [wanted for _, wanted, _ in left])
 
 
 def _memories_of(config: BuildConfig, family: str, unit: str, units: dict[str, dict[str, float]]) -> dict[str, float]:

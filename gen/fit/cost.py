@@ -130,6 +130,10 @@ def memories(config: BuildConfig) -> dict[str, list[MemoryUse]]:
     return found
 
 
+OF_GROUPS = ("scaled", "normed", "read")
+"""Terms that only models with scales by groups, norms of heads or a ternary head have."""
+
+
 def terms(config: BuildConfig) -> dict[str, dict[str, float]]:
     """What a unit's logic grows with: its lanes, look-ups, multipliers, ...; `kibit`: of the memory on chip, for
     the more block RAMs stand on each other, the more outputs there are to choose from."""

@@ -45,10 +45,14 @@ MEMORY_EFFICIENCY = {"sdr16": 0.24, "sdr32": 0.97, "ddr16": 0.45, "ddr": 0.95, "
 sdr32, with beats of 32; of ddr16, half, in which 16 bits make a beat of 128, less what refreshes and rows are assumed to take."""
 LANES = (16, 12, 8, 4, 2, 1)
 """Numbers of lanes that are tried, from what the board prescribes (4 if it does not) down."""
+GROUP_EXPONENTS = 3
+"""Greatest exponent of groups of codes: what it is worth and costs, decision 33 says."""
 LANES_OF_GROUPS = (16, 12, 8, 6, 4, 2, 1)
-"""The same for models with scales by groups, whose defaults no measured machine fixes yet."""
+"""The same for models with scales by groups."""
 NEAR = 1.01
 """Cycles of the engine shapes that are as good as the fastest one, as a multiple of its cycles."""
+NEAR_OF_GROUPS = 1.02
+"""How much slower a machine for scales by groups may decode whose first token is earlier; others: NEAR."""
 WORTH = 1.02
 """Gain in speed from which a relaxation is worth naming."""
 SLOWER = 0.995
@@ -199,9 +203,7 @@ def cycles_per_pass(config: BuildConfig, context: int, tokens: int, *, answers: 
     matrices = _matrices(s)
     sub = int(s.sub_norms)
     parameters = [vector.cycles(VectorOp.PARAM, length=n) for n in (s.q_size * sub, s.hidden, s.ffn * sub, s.hidden + s.head_gains)]
-    # Texts attend apart where that is quicker: the dot engine's lanes take heads of one then.
-    apart = shared is not None and attend(c.dot_lanes) > c.dot_lanes * attend(1)
-    together = 1 if apart else c.dot_lanes
+    together = _together(c, context, shared)
     # Vector work after each matrix of a layer, for a group: all of it, and what of it attention is.
     after, attention = [], 0.0
     for count in groups:
@@ -289,10 +291,35 @@ def _bound(units: dict[str, float], beats: float, config: BuildConfig, board: Bo
     return cycles, "memory" if beats > 0.8 * cycles else max(units, key=lambda unit: units[unit])
 
 
+def cache_beats(config: BuildConfig, context: int, tokens: int, shared: int | None = None) -> float:
+    """Beats of keys and values that a pass of `tokens` tokens reads, up to position context-1; `shared`: as in `cycles_per_pass`. A head's
+    are read once for as many as the dot engine has lanes: heads of its group for a token alone, else tokens, for each head of the group
+    in its turn."""
+    s = config.shape
+    own, common = (0, context) if shared is None else (ceil((context - shared) / CHUNK), shared)
+    together, reads = _together(config, context, shared), 0.0
+    for start in range(0, tokens, together):
+        count = min(together, tokens - start)
+        heads = s.group if count > 1 else ceil(s.group / config.dot_lanes)
+        reads += heads * (ceil(common / CHUNK) + count * own)
+    return s.layers * s.kv_heads * reads * 2 * config.kv_half_bytes / config.mem_bytes
+
+
+def _together(config: BuildConfig, context: int, shared: int | None) -> int:
+    """Tokens that attend at once. Texts do so apart where that is quicker: the dot engine's lanes take heads of one then."""
+    lanes = config.dot_lanes
+    if shared is None or config.serial:
+        return lanes
+    cycles = AttentionParameters.of(config).cycles
+    alone, all_of_them = (cycles(DotOp.ATTEND, positions=context, tokens=count, shared=shared) for count in (1, lanes))
+    return 1 if all_of_them > lanes * alone else lanes
+
+
 def prompt_cycles(config: BuildConfig, layout: MemoryMap, board: Board, prompt: int) -> float:
     """Projected cycles to the first token after `prompt` tokens."""
     def one(done: int, count: int, last: bool) -> float:
         beats = layout.pass_beats(count > config.lanes, last) + (config.shortlist_bytes // config.mem_bytes if last else 0)
+        beats += cache_beats(config, done, count)
         return _bound(cycles_per_pass(config, done, count, answers=int(last)), beats, config, board)[0]
 
     most = config.groups * config.lanes
@@ -310,10 +337,7 @@ def batch_cycles(config: BuildConfig, layout: MemoryMap, board: Board, context: 
     """Projected cycles of a pass of `tokens` tokens up to position context-1, all of which are answered, and what bounds it: one each of
     as many texts with their first `shared` positions in common, or, if `shared` is None, those of one text: a draft."""
     turns = ceil(tokens / config.dot_lanes)
-    common = context if shared is None else shared
-    caches = turns * ceil(common / CHUNK) + tokens * ceil((context - common) / CHUNK)
-    cache_beats = config.shape.layers * config.shape.kv_heads * caches * 2 * config.kv_half_bytes // config.mem_bytes
-    beats = layout.layers_beats + turns * layout.epilogue_beats + cache_beats
+    beats = layout.layers_beats + turns * layout.epilogue_beats + cache_beats(config, context, tokens, shared)
     return _bound(cycles_per_pass(config, context, tokens, answers=tokens, shared=shared), beats, config, board)
 
 
@@ -322,7 +346,7 @@ def predict(config: BuildConfig, layout: MemoryMap, board: Board, context: int |
     batch, if there can be one. Speeds: of decode when the cache holds so many positions, of a batch of texts of so many each, and the
     time to the first token after a prompt of so many."""
     context = min(CONTEXT_FOR_SPEED, config.shape.context) if context is None else context
-    token_beats = layout.token_beats + config.shortlist_bytes // config.mem_bytes
+    token_beats = layout.token_beats + config.shortlist_bytes // config.mem_bytes + cache_beats(config, context, 1)
     decode, binds = _bound(cycles_per_pass(config, context, 1, answers=1), token_beats, config, board)
     predicted: dict[str, float] = {
         "context": context,
@@ -488,6 +512,8 @@ def fit(spec: ModelSpec, board: Board | str, *, at: int | None = None, fill: flo
         fixed.setdefault("weight_fifo_beats", 16)
         fixed.setdefault("read_fifo_beats", 16)
         fixed.setdefault("sampler_candidates", 16)
+    if s.group_size and s.group_size % fixed["vector_lanes"] == 0:
+        fixed.setdefault("group_exponents", GROUP_EXPONENTS)
     packing = str(fixed.setdefault("packing", "trit5"))
     pairs = [(t, q) for t, q in _engine_shapes(packing, mem, s.group_size)
              if fixed.get("tables", t) == t and fixed.get("rows_per_cycle", q) == q]
@@ -542,15 +568,16 @@ def fit(spec: ModelSpec, board: Board | str, *, at: int | None = None, fill: flo
     lanes = [most] if "lanes" in given else [most, *(n for n in (LANES_OF_GROUPS if s.group_size else LANES) if n < most)]
     attending = [(n, attention if "attention_lanes" in given else min(attention, n)) for n in lanes]
     result = _first_that_fits(partial(machine, *pair) for pair in attending)
+    near = NEAR_OF_GROUPS if s.group_size else NEAR
     halved = "vector_lanes" not in given | board.parameters and fixed["vector_lanes"] > 2
     narrower = {"vector_lanes": fixed["vector_lanes"] // 2} if halved else {}
     if narrower and "lanes" not in given and (result.config.lanes < most or not _suits(result)):
-        result = _better(result, _first_that_fits(partial(machine, *pair, **narrower) for pair in attending), board)
+        result = _better(result, _first_that_fits(partial(machine, *pair, **narrower) for pair in attending), board, near)
     if s.group_size and attention > 1 and "attention_lanes" not in given:
         # Lanes of the matrices cost less than those of attention, and bring a long prompt's first token earlier.
         for more in ({}, narrower) if narrower else ({},):
             fewer = [(n, min(attention // 2, n)) for n in lanes]
-            result = _better(result, _first_that_fits(partial(machine, *pair, **more) for pair in fewer), board)
+            result = _better(result, _first_that_fits(partial(machine, *pair, **more) for pair in fewer), board, near)
     texts = fixed.get("sequences", 1)
     enough = [n for n in lanes if n <= min((n for n in LANES if n >= texts), default=most)]
     if texts > 1 and attention and enough and "attention_lanes" not in given:
@@ -563,13 +590,13 @@ def fit(spec: ModelSpec, board: Board | str, *, at: int | None = None, fill: flo
     return result
 
 
-def _better(one: FitResult, other: FitResult, board: Board) -> FitResult:
-    """The one that suits; of two the one that decodes faster, or, where both do within NEAR, has its first token earlier."""
+def _better(one: FitResult, other: FitResult, board: Board, near: float) -> FitResult:
+    """The one that suits; of two the one that decodes faster, or, where both do within `near`, has its first token earlier."""
     if _suits(one) != _suits(other):
         return one if _suits(one) else other
     speeds = [predict(each.config, each.memory_map, board)[0] for each in (one, other)]
     decode = [speed["decode_tokens_per_s"] for speed in speeds]
-    if max(decode) > NEAR * min(decode):
+    if max(decode) > near * min(decode):
         return (one, other)[decode[1] > decode[0]]
     return (one, other)[speeds[1]["ttft_s"] < speeds[0]["ttft_s"]]
 

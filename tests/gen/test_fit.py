@@ -15,7 +15,17 @@ from tritloom.firmware.config import BuildConfig, ConfigError
 from tritloom.firmware.layout import memory_map
 from tritloom.gen.fit import calibrate, cost
 from tritloom.gen.fit import fit as fit_module
-from tritloom.gen.fit.fit import WORTH, at_clocks, batch_cycles, cycles_per_pass, fit, predict, prompt_cycles, relaxations
+from tritloom.gen.fit.fit import (
+    WORTH,
+    at_clocks,
+    batch_cycles,
+    cache_beats,
+    cycles_per_pass,
+    fit,
+    predict,
+    prompt_cycles,
+    relaxations,
+)
 from tritloom.gen.models import open_checkpoint
 from tritloom.gen.models.shapes import published
 from tritloom.rtl.parameters import MemoryUse
@@ -139,6 +149,19 @@ def test_the_board_s_page_has_the_speeds_that_are_projected():
         assert row in page.splitlines(), row
 
 
+def test_the_board_s_page_has_those_of_models_by_groups():
+    lines, found = (RESULTS.parent / "boards" / "kv260.md").read_text("utf-8").splitlines(), []
+    for size in ("1.7B", "4B", "8B"):
+        result = fit(published(f"Ternary-Bonsai-{size}", 1024), "kv260")
+        speeds, c = at_clocks(result.config, result.predicted["lut"], result.memory_map, load("kv260"), 128), result.config
+        assert result.fits and result.fill and c.group_exponents == 3
+        found.append([f"{c.lanes}, {c.dot_lanes}, {c.vector_lanes}; {100 * result.fill:.0f} % | ",
+                      *(f"{each['decode_tokens_per_s']:.3g} tokens/s | {each['ttft_s']:.2f} s" for each in speeds)])
+    names = ("lanes, of attention, vector lanes; LUTs", "150 MHz", "200 MHz", "250 MHz, the default")
+    for name, *cells in zip(names, *found, strict=True):
+        assert f"| {name} | {' | '.join(cells)} |".replace("  |", " |") in lines, (name, cells)
+
+
 def test_a_clock_is_lowered_until_a_tenth_of_its_period_is_left(monkeypatch):
     s = spec("stories-1m")
     for path, hz in ((3.6, 250_000_000), (3.61, 200_000_000), (4.51, 150_000_000), (7.0, 150_000_000)):
@@ -256,8 +279,8 @@ def test_a_short_list_saves_the_head_s_bytes_and_costs_a_unit():
     s = published("bitnet_b1_58-large", 256)
     whole, short = fit(s, "kv260", lanes=2), fit(s, "kv260", lanes=2, shortlist=256)
     assert short.predicted["decode_tokens_per_s"] > 1.15 * whole.predicted["decode_tokens_per_s"]
-    assert 0.99 < short.predicted["decode_cycles_per_token"] * short.predicted["memory_share"] / (
-        short.memory_map.token_beats + 256 * (1 + 1536 // 64)) < 1.01
+    read = short.memory_map.token_beats + 256 * (1 + 1536 // 64) + cache_beats(short.config, 128, 1)
+    assert short.predicted["decode_cycles_per_token"] * short.predicted["memory_share"] == pytest.approx(read)
     assert 1200 < short.predicted["lut"] - whole.predicted["lut"] < 1400
     with pytest.raises(ConfigError, match="must not exceed the vocabulary"):
         fit(s, "kv260", shortlist=1 << 16)
@@ -298,7 +321,7 @@ def test_speeds_are_for_the_context_that_is_asked_for(settings):
 def test_long_prompts_are_projected_from_some_of_their_passes():
     result = fit(spec("stories-4m"), "sim", lanes=1)
     config, board = result.config, load("sim")
-    beats = [result.memory_map.pass_beats(False, n == 500) / 0.95 for n in range(1, 501)]
+    beats = [(result.memory_map.pass_beats(False, n == 500) + cache_beats(config, n, 1)) / 0.95 for n in range(1, 501)]
     units = [sum(cycles_per_pass(config, n, 1, answers=int(n == 500)).values()) for n in range(1, 501)]
     assert prompt_cycles(config, result.memory_map, board, 500) == pytest.approx(sum(map(max, beats, units)), rel=0.005)
     endless = dataclasses.replace(config, shape=dataclasses.replace(config.shape, context=1 << 24))
@@ -415,17 +438,17 @@ RESULTS = Path(__file__).parents[2] / "docs" / "results"  # beside the tests: an
 STORED = json.loads((RESULTS / calibrate.POINTS.name).read_text(encoding="utf-8"))
 MEASURED = STORED["points"]
 
-ACCURACY = {"lut": 0.051, "ff": 0.013, "bram": 0.028, "dsp": 0.043}
-"""Greatest relative error of the cost model for the machines that it was fitted to."""
+ACCURACY = {"lut": 0.051, "ff": 0.055, "bram": 0.028, "dsp": 0.043}
+"""Greatest relative error of the cost model for the machines that it was fitted to; flip-flops without scales by groups: 0.013."""
 HELD_OUT = {
-    ("xcup", "lut"): 0.035, ("xcup", "ff"): 0.055, ("xcup", "bram"): 0.006, ("xcup", "dsp"): 0.042,
-    ("ecp5", "lut"): 0.201, ("ecp5", "ff"): 0.166, ("ecp5", "bram"): 0.0, ("ecp5", "dsp"): 0.093,
+    ("xcup", "lut"): 0.062, ("xcup", "ff"): 0.055, ("xcup", "bram"): 0.006, ("xcup", "dsp"): 0.042,
+    ("ecp5", "lut"): 0.201, ("ecp5", "ff"): 0.166, ("ecp5", "bram"): 0.024, ("ecp5", "dsp"): 0.093,
     ("gowin", "lut"): 0.083, ("gowin", "ff"): 0.157, ("gowin", "bram"): 0.0, ("gowin", "dsp"): 0.31,
     ("ice40", "lut"): 0.209, ("ice40", "ff"): 0.176, ("ice40", "bram"): 0.028, ("ice40", "dsp"): 0.429,
 }
 """The same for each machine when it is left out of the fit. The greatest are of the only machine of its kind in a family: the rest cannot
 tell what it has more of. Half of the machines are within HALF."""
-HALF = 0.055
+HALF = 0.057
 
 
 def is_the_bound(error, bound):
@@ -558,7 +581,7 @@ def test_every_family_has_costs():
 SIMULATED = {path.stem: entry for path, entry in results.entries(RESULTS) if entry["what"] != "synthesis"}
 
 
-CYCLES = {"prefill": 0.073, "decode": 0.007, "batch": 0.021, "drafts": 0.026, "speed-up of a batch": 0.012,
+CYCLES = {"prefill": 0.036, "decode": 0.007, "batch": 0.021, "drafts": 0.026, "speed-up of a batch": 0.012,
           "decode beside drafts": 0.024}
 """Greatest relative error of projected cycles for what is stored of each kind."""
 
