@@ -79,8 +79,8 @@ class UartBackend:
     """The machine of a board at a serial port, through the link of docs/link.md.
 
     `port`: path of the serial port. `baud`: what the board was built for. `pace`: as of `serial_link`. `progress`: told bytes of an image's
-    section that the board has, and all of them. `config`: what the board was built from, if known. `through`: a link that is open already,
-    instead of a port.
+    section that the board has, and all of them, the latter once. `config`: what the board was built from, if known. `through`: a link that
+    is open already, instead of a port.
 
     Writes are collected and travel with what is asked next, so an error of one may come with a later call. An adapter that is unplugged is
     waited for; the board goes on where it stopped, if it had power meanwhile.
@@ -128,8 +128,8 @@ class UartBackend:
                 part = words[at : at + self._link.fill_words].tolist()
                 self._link.fill(REGISTER["MEMORY_DATA"].address, part)
                 at += len(part)
-                if self.progress:
-                    self.progress(min(max(4 * (at - self._link.words_under_way), 0), total), total)
+                if self.progress and at < len(words):
+                    self.progress(max(4 * (at - self._link.words_under_way), 0), total)
             self._link.flush()
         if self.progress:
             self.progress(total, total)

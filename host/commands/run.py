@@ -146,7 +146,7 @@ def command(
         try:
             with console.step("Loading the machine") as update:
                 if isinstance(device, UartBackend):
-                    device.progress = update
+                    device.progress = over_sections(update, sum(len(data) for _, data in image.memory()))
                 session = Session(device, image)
             with session:
                 stop_ids = () if ignore_stop else found.stop_ids
@@ -156,6 +156,19 @@ def command(
                     generate(session, found.tokenizer, prompts[0], ids[0], counts[0], stop_ids, choice, drafts, console)
         finally:
             device.close()
+
+
+def over_sections(update: Callable[[int, int], None], total: int) -> Callable[[int, int], None]:
+    """What is told the bytes of one section after the other, and tells `update` those of all, `total`."""
+    before = 0
+
+    def progress(done: int, length: int) -> None:
+        nonlocal before
+        update(before + done, total)
+        if done == length:
+            before += length
+
+    return progress
 
 
 @dataclass(frozen=True)

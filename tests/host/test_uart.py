@@ -13,6 +13,7 @@ from tritloom.host.backends import uart
 from tritloom.host.backends.emulator import EmulatorBackend
 from tritloom.host.backends.protocol import DeviceBusy, DeviceError
 from tritloom.host.backends.uart import UartBackend
+from tritloom.host.commands.run import over_sections
 from tritloom.host.link import LinkError
 from wire import Machine, Wire
 
@@ -48,7 +49,7 @@ def test_registers_and_memory(wire, machine):
     data = np.random.default_rng(1).integers(0, 256, 40_000, np.uint8)
     backend.load(64, data)
     assert (machine.memory[64:40_064] == data).all() and not machine.memory[40_064:].any()
-    assert seen[-1] == (40_000, 40_000) and seen == sorted(seen)
+    assert seen[-1] == (40_000, 40_000) and seen == sorted(seen) and seen.count(seen[-1]) == 1
     backend.write("PROGRAM_ADDRESS", 5)
     for word in range(300):
         backend.write("PROGRAM_LOW", word)
@@ -67,6 +68,15 @@ def test_registers_and_memory(wire, machine):
     backend.write("ENTRY", 9)
     backend.close()
     assert machine.registers["ENTRY"] == 9
+
+
+def test_an_image_s_sections_are_one_progress(wire, machine):
+    seen = []
+    backend = UartBackend(wire(LinkDevice(Machine(machine)).feed).path)
+    backend.progress = over_sections(lambda done, total: seen.append((done, total)), 30_600)
+    for address, length in ((0, 20_000), (20_000, 600), (24_000, 10_000)):
+        backend.load(address, np.zeros(length, np.uint8))
+    assert seen[-1] == (30_600, 30_600) and seen == sorted(seen) and {total for _, total in seen} == {30_600}
 
 
 def test_a_port_has_one_user(wire, machine):
