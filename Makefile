@@ -16,7 +16,8 @@ NEWEST := python3.15 python3.14 python3.13 python3.12
 # What `make demo` runs: make demo MODEL=models/stories-4m-g128
 MODEL ?= models/stories-4m
 
-# The tests start hundreds of Python processes, each of which would compile all sources again.
+# The tests start hundreds of Python processes, each of which would compile all sources again. Of the 13,000 files that are installed few are
+# ever imported, so pip compiles none: that alone takes a minute of one core.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup demo board-demo test quick briefly lint types unit formal flows plain plain-others same-python results digests boards ledger equality random fuzz link-faults upload mutants netlist calibrate clean \
@@ -28,7 +29,7 @@ help:
 	@echo "make test    lint, types and all tests but the proofs and the longest flows (installs the test tools too)"
 	@echo "make quick   what is done every few minutes: lint, types, and the tests that compile no simulation (a minute and a half)"
 	@echo "make formal  prove properties of the hardware for all time (about two minutes; make test leaves it out)"
-	@echo "make flows   what make test leaves out for its time: FuseSoC's simulation and synthesis, a board on a line with errors"
+	@echo "make flows   what make test leaves out for its time: FuseSoC's simulation and synthesis, boards on lines with errors, more of the same"
 	@echo "make plain   test the package without generator and simulator, from its wheel (PYTHON=python3.10: with that one)"
 	@echo "make plain-others  the same on the oldest and the newest Python that are installed (about five minutes each)"
 	@echo "make setup   install everything into $(VENV)"
@@ -77,7 +78,7 @@ $(VENV)/.stamp-all: pyproject.toml $(VENV)/.stamp-demo
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "The tests need Python 3.11 or newer: make distclean, then make PYTHON=python3.11 test" >&2; exit 1; }
 	@echo "Installing the test and bitstream tools into $(VENV) (1.6 GB, a few minutes)"
-	@$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable '.[gen,sim,build,test]' || { $(OFFLINE); exit 1; }
+	@$(PIP) --no-compile $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable '.[gen,sim,build,test]' || { $(OFFLINE); exit 1; }
 	@$(BIN)/python -m compileall -q $(VENV)/lib/python3*/site-packages/amaranth $(VENV)/lib/python3*/site-packages/numpy
 	@touch $@
 
@@ -104,7 +105,7 @@ lint: setup
 types: setup
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
 
-# Not in `unit`: they take about two minutes.
+# Not in `unit`: they take about five minutes.
 flows: setup
 	$(BIN)/pytest -q -m long
 

@@ -120,7 +120,8 @@ MACHINES = {
 
 @pytest.mark.needs("amaranth", "verilator")
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["plain", *MACHINES])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.long if name in ("plain", "two groups") else ())
+                                  for name in ("plain", *MACHINES)])
 def test_a_machine_is_clean_for_the_linter_and_for_yosys(name, tmp_path, monkeypatch):
     """With no option of ours, as its user's tools read it."""
     text = generate.generate_verilog(dataclasses.replace(TINY, **MACHINES.get(name, {})))

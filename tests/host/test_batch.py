@@ -64,7 +64,7 @@ def alone(session, wanted):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("turn", range(12))
+@pytest.mark.parametrize("turn", [*range(5), *(pytest.param(turn, marks=pytest.mark.long) for turn in range(5, 12))])
 def test_texts_that_join_and_leave_at_any_token_are_those_of_each_alone(session, turn):
     """`TRITLOOM_SEED` changes the requests; a failure names the text."""
     seed = seed_from_environment() * 1000 + turn

@@ -408,7 +408,8 @@ def test_values_of_extreme_exponents():
     assert {127, 128, 129} <= exponents  # 127, -128 and -127 occur
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.long if name in ("middle", "pairs", "fours") else ())
+                                  for name in SHAPES])
 def test_several_caches(name):
     """Runs of any number of tokens, with and without chunks that they share, and whatever was abandoned before."""
     shape = SHAPES[name]

@@ -36,7 +36,7 @@ def run(form, testcase, *, postponed=1, **more):
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("stall", ["none", "random"])
+@pytest.mark.parametrize("stall", [pytest.param("none", marks=pytest.mark.long), "random"])
 def test_bursts_and_writes_together(form, stall):
     result = run(form, "mixes", stall=stall, rounds=25)
     assert result["refreshed"] > 8

@@ -129,6 +129,7 @@ def test_random_machines_are_of_every_kind():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [*(s for s in range(20) if s % 6 != 5), *range(random_machines.GROUPED, random_machines.GROUPED + 12)])
+@pytest.mark.parametrize("seed", [pytest.param(seed, marks=pytest.mark.long if seed % 2 else ()) for seed in (
+    *(s for s in range(20) if s % 6 != 5), *range(random_machines.GROUPED, random_machines.GROUPED + 12))])
 def test_the_emulator_of_a_random_machine_writes_the_integer_model_s_texts(seed):
     assert random_machines.check(random_machines.case(seed), rtl=False) is None
