@@ -83,12 +83,12 @@ def lutram_cells(family: str, memory: MemoryUse) -> int:
 
 
 SLOWEST_PATH_NS: dict[str, tuple[tuple[float, float, float], ...]] = {
-    "xcup": ((0.6, 8, 3.55), (1.0, 8, 3.79), (0.6, inf, 3.57), (1.0, inf, 3.87)), "ecp5": ((1.0, inf, 15.53),),
-    "ecp5-small": ((1.0, inf, 20.87),), "gowin-small": ((1.0, inf, 11.49),)}
+    "xcup": ((0.6, 8, 3.55), (1.0, 8, 3.79), (0.6, inf, 3.57), (1.0, inf, 3.87)), "xcup-groups": ((0.62, 16, 3.68),),
+    "ecp5": ((1.0, inf, 15.53),), "ecp5-small": ((1.0, inf, 20.87),), "gowin-small": ((1.0, inf, 11.49),)}
 """The slowest path of machines of a family that take up to a share of the LUTs and have up to so many vector lanes, the first that
 applies: xcup, of those in docs/results that were synthesised (`tritloom bench --synth`: delays of cells, an allowance for nets, the
 clock's uncertainty and skew); the others, of whole boards that were routed, with the worst of their seeds (docs/results/boards);
-`-small`, of machines with one arithmetic unit."""
+`-small`, of machines with one arithmetic unit; `-groups`, of those for models with scales by groups."""
 PASS_THROUGH = {"gowin": 0.6}
 """Share of the flip-flops before which nextpnr puts a LUT: a Gowin's have no other input, and no LUT or carry feeds 3,142 of the 5,273 of
 stories-1m on a tang-nano-20k alone."""

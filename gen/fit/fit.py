@@ -445,6 +445,8 @@ def slowest_path(board: Board, config: BuildConfig, lut: float) -> float | None:
     """Estimated ns of the slowest path of a machine of so many LUTs; None: not known of the board's fabric, or of such machines."""
     family = SMALL.get(board.family, "") if config.serial else board.family
     fill = lut / board.resources.get("lut", inf)
+    if config.shape.group_size and f"{family}-groups" in SLOWEST_PATH_NS:
+        family += "-groups"
     known = SLOWEST_PATH_NS.get(family, ())
     return next((ns for most, lanes, ns in known if fill <= most and config.vector_lanes <= lanes), None)
 
