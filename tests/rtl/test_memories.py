@@ -24,7 +24,7 @@ MACHINES = {
     "one element at a time": replace(SMALL, vector_lanes=1),
     "one element at a time, more ids than words of memory": replace(SMALL, vector_lanes=1, shape=replace(SHAPE, vocab=5000)),
     "scales by groups": replace(SMALL, lanes=3, groups=2, rows_per_cycle=2, tables=5, block_rows=16, vector_lanes=8, mem_bytes=16,
-                                shape=GROUPS),
+                                group_exponents=3, shape=GROUPS),
     "scales by groups, of which a step's take two beats": replace(SMALL, rows_per_cycle=8, tables=1, mem_bytes=8, shape=replace(
         GROUPS, activation="silu", ternary_head=False)),
     "on the chip, in UltraRAM": replace(SMALL, memory="onchip", onchip_bytes=1 << 16, ultra_ram=True),
