@@ -82,8 +82,9 @@ def text(result: FitResult, board: Board, speeds: list[dict[str, float]], clocks
     rows += [("warning", warned) for warned in result.warnings]
     if result.fits:
         rows.append(("bound by", result.binds))
-    elif others:
-        rows.append(("fits on", ", ".join(others)))
+    else:
+        rows += [("fits with", f"{options(each)}: {each.change}") for each in more if each.fits][:1]
+        rows += [("fits on", ", ".join(others))] if others else []
     if result.batch_binds and result.fits:
         rows.append(("a full batch bound by", result.batch_binds))
     for kind in ("lut", "ff", "bram", "uram", "dsp"):
@@ -139,12 +140,17 @@ def clock_rows(clocks: list[dict[str, Any]]) -> list[list[str]]:
             ["first token after a prompt of as many", *(seconds(each["ttft_s"]) for each in clocks)]]
 
 
+def options(change: Relaxation) -> str:
+    """What asks for it."""
+    return f"--context {change.context}" if change.context else " ".join(f"--set {name}={value}" for name, value in change.settings.items())
+
+
 def gain_rows(more: list[Relaxation], at: int, texts: int) -> list[list[str]]:
     """A row for each change; what it does to the speeds at `at` positions, a shorter context at its own end."""
     batch = [f"{texts} texts"] if texts > 1 else []
     rows = [[f"more of one thing, at {at:,} positions", "one text", *batch, "first token", "LUTs", "how"]]
     for each in more:
-        how = f"--context {each.context}" if each.context else " ".join(f"--set {name}={value}" for name, value in each.settings.items())
+        how = options(each)
         gains = [each.decode, *([each.batch] if batch else []), each.first_token]
         change = f"{each.change}, at {min(at, each.context):,} positions" if each.context else each.change
         rows.append([change, *("–" if gain is None else f"×{gain:.2f}" for gain in gains), f"{each.lut:+,}",

@@ -303,10 +303,14 @@ def generate(
         run = session.generate(ids, tokens, sampling=choice, stop_ids=stop_ids, drafts=drafts, progress=update)
         first = next(run)
     console.stream(prompt)
-    for token in itertools.chain([first], run):
-        out.append(token)
-        show(text.push(token))
-    show(text.finish())
+    try:
+        for token in itertools.chain([first], run):
+            out.append(token)
+            show(text.push(token))
+        show(text.finish())
+    except BaseException:
+        console.stream("\n")  # what is said of it begins a line
+        raise
     wall = time.monotonic() - start
     stats = session.stats()
     data = {"text": "".join(pieces), "tokens": out, **summary(session, stats, wall)}

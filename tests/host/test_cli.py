@@ -218,6 +218,7 @@ def test_fit_speaks_to_people(tritloom, tmp_path):
     assert status == 1 and re.search(r"^needs +0\.9\d* MiB of memory of 0\.5$", out, re.M)
     assert re.search(r"of 512\.0 KiB: 182%; the board has 4,096\.0 MiB of DRAM, .* 0x00001000 to 0x00080fff", out) and "bound by" not in out
     assert "a context of 256, at 256 positions" in out and "--context 256" in out and re.search(r"^fits on .*kv260, ", out, re.M)
+    assert re.search(r"^fits with +--context 256: a context of 256$", out, re.M)
     out = tritloom("fit", "--model", "bitnet_b1_58-large", "--board", "kv260", "--context", 256, "--set", "sequences=8")[1]
     assert re.search(r"slack \+0\.4\d ns, 1\d%", out) and re.search(r"^projected at 128 positions +150 MHz +200 MHz +250 MHz$", out, re.M)
     assert "warning" not in out
