@@ -57,7 +57,8 @@ FAMILY = "ecp5"
 MODEL, BOARD = "stories-260k", "ecp5-85f"
 PROMPT, TOKENS = 8, 8
 SYNTHESIS_S = 3600
-BOARDS = (boards.Row(board="ulx3s", model=MODEL, settings={"vector_lanes": 1}), boards.Row(board="tang-nano-20k", model=MODEL))
+BOARDS = (boards.Row(board="ulx3s", model=MODEL, settings={"vector_lanes": 1}), boards.Row(board="tang-nano-20k", model=MODEL),
+          boards.Row(board="colorlight-i5", model=MODEL))
 BOARD_PROMPT, BOARD_TOKENS = (1, 50, 60, 70), 3
 SENT = 256
 """Bytes of each part of an image that a board gets over the line; the rest is put into its SDRAM directly."""
