@@ -8,6 +8,7 @@ with one scale a token, however, have so many bits fewer for all other groups.
 
 from __future__ import annotations
 
+import logging
 import shutil
 import sys
 from collections.abc import Callable
@@ -63,12 +64,14 @@ def compare(model: Path, text: str, tokens: int, report: Callable[[str], None]) 
 
 
 def main(arguments: list[str]) -> int:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    say = logging.getLogger(__name__)
     tokens, model = int(arguments[0]) if arguments else 15_000, Path(arguments[1]) if arguments[1:] else MODEL
     text = default_text(model)
     if text is None:
-        print(f"no stories beside {model}", file=sys.stderr)
+        say.error("no stories beside %s", model)
         return 2
-    compare(model, text.read_text("utf-8"), tokens, lambda line: print(line, flush=True))
+    compare(model, text.read_text("utf-8"), tokens, say.info)
     return 0
 
 

@@ -90,6 +90,8 @@ def _shape(rng: np.random.Generator, seed: int) -> ModelShape:
 
 GROUPED_KINDS = ((True, True), (True, False), (False, True), (False, False), (True, True), (True, True))
 """Whether query and key heads are normed and embedding and head ternary, one after the other."""
+EXPONENTS = (3, 7, 0, 1)
+"""Greatest exponents of groups of codes, one after the other."""
 SPREAD = 8
 """Powers of two between scales of groups, beside those that lie between random ones."""
 
@@ -124,7 +126,7 @@ def _config(rng: np.random.Generator, shape: ModelShape) -> BuildConfig:
                 attention_rows=pick(1, 2, 4), table_form=pick("symmetric14", "full27", "addsub"), packing=pick("trit5", "index5"),
                 sampler_candidates=8, program_words=1 << 14 if shape.group_size else 4096, weight_fifo_beats=pick(4, 16, 64, 128),
                 read_fifo_beats=pick(4, 16, 64), write_fifo_beats=pick(32, 128), shortlist=short, sequences=1 if short else pick(1, 3, 4),
-                result_turns=pick(1, 1, 2), **memory, **({"group_exponents": pick(0, 1, 3, 7)} if shape.group_size else {}))
+                result_turns=pick(1, 1, 2), **memory)
             if shape.group_size and (shape.ternary_head or short) and config.head_block_rows > config.longest_block:
                 continue  # a block of a ternary head is a word of results at least
             size = memory_map(config, tied=False).total_bytes
@@ -183,6 +185,8 @@ def case(seed: int) -> Case:
     rng = np.random.default_rng([seed, SALT])
     shape = (_grouped_shape if seed >= GROUPED else _shape)(rng, seed)
     config = (_serial_config if SERIAL <= seed < GROUPED else _config)(rng, shape)
+    if shape.group_size:
+        config = replace(config, group_exponents=EXPONENTS[(seed - GROUPED) % len(EXPONENTS)])
 
     def prompt(longest: int) -> list[int]:
         motif = rng.integers(3, shape.vocab, rng.integers(1, longest + 1)).tolist()

@@ -111,6 +111,7 @@ def test_random_machines_with_groups_are_of_every_kind():
     assert {c.config.memory for c in cases} == {"axi", "onchip"} and {c.config.sequences for c in cases} == {1, 3, 4}
     assert any(c.config.shortlist for c in cases) and any(t["drafts"] for c in cases if c.shape.ternary_head for t in c.texts)
     assert {c.config.result_parts for c in cases} == {1, 2} and {c.shape.layers for c in cases} == {1, 2}
+    assert {c.config.group_exponents for c in cases} == {0, 1, 3, 7}
 
 
 def test_random_machines_are_of_every_kind():
