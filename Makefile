@@ -16,8 +16,7 @@ NEWEST := python3.15 python3.14 python3.13 python3.12
 # What `make demo` runs: make demo MODEL=models/stories-4m-g128
 MODEL ?= models/stories-4m
 
-# The tests start hundreds of Python processes, each of which would compile all sources again. Of the 13,000 files that are installed few are
-# ever imported, so pip compiles none: that alone takes a minute of one core.
+# The tests start hundreds of Python processes, each of which would compile all sources again.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup demo board-demo test quick briefly lint types unit formal flows plain plain-others same-python results digests boards ledger equality random fuzz link-faults upload mutants netlist calibrate clean \
@@ -78,7 +77,7 @@ $(VENV)/.stamp-all: pyproject.toml $(VENV)/.stamp-demo
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "The tests need Python 3.11 or newer: make distclean, then make PYTHON=python3.11 test" >&2; exit 1; }
 	@echo "Installing the test and bitstream tools into $(VENV) (1.6 GB, a few minutes)"
-	@$(PIP) --no-compile $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable '.[gen,sim,build,test]' || { $(OFFLINE); exit 1; }
+	@$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable '.[gen,sim,build,test]' || { $(OFFLINE); exit 1; }
 	@$(BIN)/python -m compileall -q $(VENV)/lib/python3*/site-packages/amaranth $(VENV)/lib/python3*/site-packages/numpy
 	@touch $@
 
