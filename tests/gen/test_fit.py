@@ -279,7 +279,8 @@ def test_a_short_list_saves_the_head_s_bytes_and_costs_a_unit():
     s = published("bitnet_b1_58-large", 256)
     whole, short = fit(s, "kv260", lanes=2), fit(s, "kv260", lanes=2, shortlist=256)
     assert short.predicted["decode_tokens_per_s"] > 1.15 * whole.predicted["decode_tokens_per_s"]
-    read = short.memory_map.token_beats + 256 * (1 + 1536 // 64) + cache_beats(short.config, 128, 1)
+    keys_and_values = 153_600  # as many data beats a whole head's machine reads at 128 positions (docs/results/kv260)
+    read = short.memory_map.token_beats + 256 * (1 + 1536 // 64) + keys_and_values
     assert short.predicted["decode_cycles_per_token"] * short.predicted["memory_share"] == pytest.approx(read)
     assert 1200 < short.predicted["lut"] - whole.predicted["lut"] < 1400
     with pytest.raises(ConfigError, match="must not exceed the vocabulary"):
@@ -438,17 +439,22 @@ RESULTS = Path(__file__).parents[2] / "docs" / "results"  # beside the tests: an
 STORED = json.loads((RESULTS / calibrate.POINTS.name).read_text(encoding="utf-8"))
 MEASURED = STORED["points"]
 
-ACCURACY = {"lut": 0.051, "ff": 0.055, "bram": 0.028, "dsp": 0.043}
-"""Greatest relative error of the cost model for the machines that it was fitted to; flip-flops without scales by groups: 0.013."""
+ACCURACY = {"lut": 0.051, "ff": 0.013, "bram": 0.028, "dsp": 0.043}
+"""Greatest relative error of the cost model for the machines that it was fitted to, but for those of OF_GROUPS."""
+OF_GROUPS = {(point["name"], point["family"]) for point in MEASURED if point["config"]["shape"].get("group_size")}
+"""Machines for models with scales by groups: two of a family, which settle what groups cost and nothing else."""
+ACCURACY_OF_GROUPS = {"lut": 0.045, "ff": 0.055, "bram": 0.024, "dsp": 0.0}
 HELD_OUT = {
-    ("xcup", "lut"): 0.062, ("xcup", "ff"): 0.055, ("xcup", "bram"): 0.006, ("xcup", "dsp"): 0.042,
-    ("ecp5", "lut"): 0.201, ("ecp5", "ff"): 0.166, ("ecp5", "bram"): 0.024, ("ecp5", "dsp"): 0.093,
+    ("xcup", "lut"): 0.035, ("xcup", "ff"): 0.055, ("xcup", "bram"): 0.006, ("xcup", "dsp"): 0.042,
+    ("ecp5", "lut"): 0.201, ("ecp5", "ff"): 0.166, ("ecp5", "bram"): 0.0, ("ecp5", "dsp"): 0.093,
     ("gowin", "lut"): 0.083, ("gowin", "ff"): 0.157, ("gowin", "bram"): 0.0, ("gowin", "dsp"): 0.31,
     ("ice40", "lut"): 0.209, ("ice40", "ff"): 0.176, ("ice40", "bram"): 0.028, ("ice40", "dsp"): 0.429,
 }
 """The same for each machine when it is left out of the fit. The greatest are of the only machine of its kind in a family: the rest cannot
 tell what it has more of. Half of the machines are within HALF."""
-HALF = 0.057
+HELD_OUT_OF_GROUPS = {"lut": 0.066, "ff": 0.071, "bram": 0.024, "dsp": 0.0}
+"""The same for those of OF_GROUPS, of both families."""
+HALF = 0.055
 
 
 def is_the_bound(error, bound):
@@ -456,18 +462,29 @@ def is_the_bound(error, bound):
     return bound - 0.001 <= error <= bound
 
 
+def errors_of(rows, kind, *, by_groups, family=None):
+    """Relative errors of the rows of a kind and family, of machines by groups or of the others; the least first."""
+    return sorted(abs(row["error"]) for row in rows if row["kind"] == kind and row["family"] == (family or row["family"])
+                  and ((row["name"], row["family"]) in OF_GROUPS) == by_groups)
+
+
 @pytest.mark.parametrize("point", MEASURED, ids=lambda p: f"{p['name']}-{p['family']}")
 def test_predictions_match_what_was_measured(point):
+    bounds = ACCURACY_OF_GROUPS if (point["name"], point["family"]) in OF_GROUPS else ACCURACY
     for row in calibrate.compare([point]):
-        assert abs(row["error"]) <= ACCURACY[row["kind"]], row
+        assert abs(row["error"]) <= bounds[row["kind"]], row
 
 
 def test_the_bounds_of_the_cost_model_say_what_is_measured():
-    for kind, bound in ACCURACY.items():
-        assert is_the_bound(max(abs(row["error"]) for row in STORED["compared"] if row["kind"] == kind), bound), kind
+    compared, held_out = STORED["compared"], STORED["held_out"]
+    for bounds, by_groups in ((ACCURACY, False), (ACCURACY_OF_GROUPS, True)):
+        for kind, bound in bounds.items():
+            assert is_the_bound(errors_of(compared, kind, by_groups=by_groups)[-1], bound), (kind, by_groups)
     for (family, kind), bound in HELD_OUT.items():
-        errors = sorted(abs(row["error"]) for row in STORED["held_out"] if (row["family"], row["kind"]) == (family, kind))
+        errors = errors_of(held_out, kind, by_groups=False, family=family)
         assert len(errors) >= 6 and is_the_bound(errors[-1], bound) and errors[len(errors) // 2] <= HALF, (family, kind, errors)
+    for kind, bound in HELD_OUT_OF_GROUPS.items():
+        assert is_the_bound(errors_of(held_out, kind, by_groups=True)[-1], bound), kind
 
 
 @pytest.mark.needs("scipy")
@@ -581,9 +598,9 @@ def test_every_family_has_costs():
 SIMULATED = {path.stem: entry for path, entry in results.entries(RESULTS) if entry["what"] != "synthesis"}
 
 
-CYCLES = {"prefill": 0.042, "decode": 0.011, "batch": 0.021, "drafts": 0.026, "speed-up of a batch": 0.012,
-          "decode beside drafts": 0.024}
-"""Greatest relative error of projected cycles for what is stored of each kind."""
+CYCLES = {"prefill": 0.036, "decode": 0.007, "batch": 0.021, "drafts": 0.026, "speed-up of a batch": 0.012, "decode beside drafts": 0.024,
+          "prefill by groups": 0.042, "decode by groups": 0.011}
+"""Greatest relative error of projected cycles for what is stored of each kind; `by groups`: of models that have scales so."""
 
 
 @functools.cache
@@ -592,7 +609,7 @@ def cycle_errors(name):
     entry = SIMULATED[name]
     config, board = BuildConfig.from_dict(entry["configuration"]), load(entry["board"])
     layout, measured, context = memory_map(config), entry["measured"], entry["count"]
-    kind = entry["what"].partition("-")[0].rstrip("0123456789")
+    kind, by_groups = entry["what"].partition("-")[0].rstrip("0123456789"), " by groups" if config.shape.group_size else ""
     cycles, found = measured["cycles"], {}
     if kind == "drafts":
         # On average of the passes, by the tokens that they gave: wrong guesses, which are few, come on top.
@@ -610,7 +627,17 @@ def cycle_errors(name):
         projected = batch_cycles(config, layout, board, context, measured["texts"], measured["shared"])[0]
         alone = predict(config, layout, board, context)[0]["decode_cycles_per_token"]
         found["speed-up of a batch"] = abs(measured["texts"] * alone / projected / measured["speed_up"] - 1)
-    return found | {kind: abs(projected / cycles - 1)}
+    return found | {kind + by_groups: abs(projected / cycles - 1)}
+
+
+@pytest.mark.parametrize("name", [name for name, entry in SIMULATED.items() if entry["what"].startswith(("decode", "batch"))])
+def test_what_attention_reads_is_what_the_simulated_machine_read(name):
+    """Data beats but for rows of a short-list, and for each text an embedding row, cosines and sines."""
+    entry = SIMULATED[name]
+    config, measured, texts = BuildConfig.from_dict(entry["configuration"]), entry["measured"], entry["measured"].get("texts", 1)
+    shared = measured["shared"] if texts > 1 else None
+    rest = measured["beats"]["data"] - config.shortlist_bytes // config.mem_bytes - cache_beats(config, entry["count"], texts, shared)
+    assert 0 < rest <= 64 * texts
 
 
 @pytest.mark.parametrize("name", SIMULATED)
