@@ -200,6 +200,7 @@ def test_seeds_are_tried_until_the_clock_is_met(monkeypatch, tmp_path):
     assert (report["seed"], report["fmax_mhz"], tools.seeds) == (2, 60.0, [1, 2])
 
 
+@pytest.mark.needs("pyosys")
 def test_a_timing_failure_is_a_failure(monkeypatch, tmp_path):
     Tools(monkeypatch, tmp_path, s1=40.0, s2=45.0)
     out = tmp_path / "out"
@@ -212,6 +213,7 @@ def test_a_timing_failure_is_a_failure(monkeypatch, tmp_path):
     assert sorted(os.listdir(out)) == ["config.json", "report.json", "report.txt", "tritloom.v"]
 
 
+@pytest.mark.needs("pyosys")
 def test_other_failures_write_nothing(monkeypatch, tmp_path):
     Tools(monkeypatch, tmp_path, s1=100.0)
 

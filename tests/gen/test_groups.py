@@ -80,6 +80,7 @@ def test_the_shipped_model(request):
     assert_holds(open_checkpoint(path), w)
 
 
+@pytest.mark.needs("gguf")
 @pytest.mark.parametrize("form", ["Q2_0", "PQ2_0", "PTQ1_0", "F16", "mlx"])
 def test_other_forms_of_the_shipped_model(request, tmp_path, form):
     """Trits and scales of a trained model, equal bit for bit to its `-unpacked` form."""
@@ -95,6 +96,7 @@ def test_other_forms_of_the_shipped_model(request, tmp_path, form):
     assert_holds(b, w)
 
 
+@pytest.mark.needs("gguf")
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("form", GGUF)
 def test_gguf(tmp_path, form, tied):
@@ -106,6 +108,7 @@ def test_gguf(tmp_path, form, tied):
     assert_holds(checkpoint, w)
 
 
+@pytest.mark.needs("gguf")
 @pytest.mark.parametrize("form", ["Q2_0", "F16"])
 def test_gguf_of_64(tmp_path, form):
     w = grouped_weights(SMALL)
@@ -115,6 +118,7 @@ def test_gguf_of_64(tmp_path, form):
     assert_holds(open_checkpoint(path), w)
 
 
+@pytest.mark.needs("gguf")
 def test_gguf_of_groups_that_are_64_in_one_matrix_alone(tmp_path):
     """Files of Q2_0 have 64 where 128 would do; a matrix whose scales differ within 128 is found wherever it is."""
     w = grouped_weights()
@@ -127,6 +131,7 @@ def test_gguf_of_groups_that_are_64_in_one_matrix_alone(tmp_path):
     assert "the first is group 0 of row 300" in found.cause and len(check(path).problems) == 1
 
 
+@pytest.mark.needs("gguf")
 def test_gguf_llama_has_other_rows(tmp_path):
     shape = dataclasses.replace(GROUPED, head_norms=False)
     w = grouped_weights(shape)
@@ -134,6 +139,7 @@ def test_gguf_llama_has_other_rows(tmp_path):
     assert_holds(open_checkpoint(path), w)
 
 
+@pytest.mark.needs("gguf")
 def test_gguf_of_mixed_types(tmp_path):
     """What is not ternary in a file does no harm where it need not be: the embedding, as Q8_0, F16 and BF16."""
     from gguf import GGMLQuantizationType
@@ -155,6 +161,7 @@ def test_gguf_of_mixed_types(tmp_path):
         assert np.abs(checkpoint.embedding() - table).max() < (0.02 if kind != "F16" else 1e-9)
 
 
+@pytest.mark.needs("gguf")
 def test_gguf_sizes_are_those_of_all_types(tmp_path):
     """Groups of 64 in values beside blocks of 128; a ternary embedding beside matrices that have one scale each."""
     w, fine = grouped_weights(), grouped_weights(dataclasses.replace(GROUPED, group_size=64), seed=1)
@@ -170,6 +177,7 @@ def test_gguf_sizes_are_those_of_all_types(tmp_path):
     assert (checkpoint.embedding() == w["embedding"].floats()).all() and checkpoint.ternary(0, "q_proj")[1] == 0.0625
 
 
+@pytest.mark.needs("gguf")
 def test_gguf_matrices_of_8_bits_are_read_where_they_are_exact(tmp_path):
     w = grouped_weights()
     trits, scales = w[0, "q_proj"].trits.reshape(-1, 32), np.repeat(w[0, "q_proj"].scales, 4, 1).reshape(-1, 1)
@@ -183,6 +191,7 @@ def test_gguf_matrices_of_8_bits_are_read_where_they_are_exact(tmp_path):
     assert_problem(path, name, "are no float16 values")
 
 
+@pytest.mark.needs("gguf")
 def test_gguf_vocabulary_is_the_file_s(tmp_path, request):
     """gpt2 with the pre-tokenizer qwen2; without a tokenizer.json beside it. More rows are said than there are."""
     record = json.loads((request.config.rootpath / "models" / "stories-4m" / "tokenizer.json").read_text())
@@ -349,6 +358,7 @@ def with_code_3(path, w, name, places, size=128):
     path.write_bytes(data)
 
 
+@pytest.mark.needs("gguf")
 @pytest.mark.parametrize("form, size", [("PQ2_0", 128), ("Q2_0", 64)])
 def test_all_problems_in_one_pass(tmp_path, form, size):
     """Codes 3 with place and count, in matrices and in the embedding; a scale that is none; a missing tensor; a wrong tokenizer."""
@@ -370,6 +380,7 @@ def test_all_problems_in_one_pass(tmp_path, form, size):
     assert problems["blk.1.attn_v.weight"] == "missing" and len(problems) == 6, problems
 
 
+@pytest.mark.needs("gguf")
 def test_old_files_have_groups_of_128_under_the_number_of_q2_0(tmp_path):
     path = grouped_gguf(tmp_path / "m.gguf", form="old Q2_0")
     found = assert_problem(path, ".weight", "weights in groups of 128, as old files have them under type 42")
@@ -383,6 +394,7 @@ def test_old_files_have_groups_of_128_under_the_number_of_q2_0(tmp_path):
     assert_problem(path, "t.gguf", "truncated")
 
 
+@pytest.mark.needs("gguf")
 @pytest.mark.parametrize("changes, subject, cause", [
     ({"prism.hadamard.block_size": 128}, "prism.hadamard.block_size", "weights in a rotated basis"),
     ({"general.architecture": "qwen35"}, "general.architecture", "'qwen35' is not supported: it has linear attention"),

@@ -49,6 +49,7 @@ def test_tensors_of_other_models_say_of_what_they_are(tmp_path, name, cause):
     assert "(and 1 more)" in found.cause
 
 
+@pytest.mark.needs("gguf")
 @pytest.mark.parametrize("name", ["blk.0.attn_q.rms_norm.weight", "blk.0.ffn_down.norm.weight"])
 def test_gguf_norms_of_projections(tmp_path, name):
     tensors: dict[str, Any] = {name: (name, (GROUPED.hidden,), 0, bytes(4 * GROUPED.hidden))}
@@ -117,6 +118,7 @@ def test_qwen2_has_biases(tmp_path):
     assert_problem(path, f"{Q0}.bias", "missing (and 5 more)")
 
 
+@pytest.mark.needs("gguf")
 def test_gguf_biases_have_the_order_of_their_rows(tmp_path):
     """llama files permute q and k, and what is added to them."""
     shape = dataclasses.replace(GROUPED, head_norms=False)

@@ -106,6 +106,7 @@ def test_signals_that_the_board_ties_are_no_pins():
     assert "sdram_ras_n" in verilog and not [name for name in SdramChip.TIED if f"sdram_{name}" in verilog]
 
 
+@pytest.mark.needs("amaranth")
 def test_without_masks_a_machine_writes_whole_words():
     bare = rewired(sdram_pins=BARE)
     odd = dataclasses.replace(TINY.shape, head_dim=6)
@@ -131,6 +132,7 @@ def test_wires_that_cannot_be(changes, message):
         rewired(**changes)
 
 
+@pytest.mark.needs("amaranth")
 def test_a_family_without_pads_is_refused():
     config = dataclasses.replace(TINY, memory="axi")
     with pytest.raises(BoardError, match="has no pads of family ice40 yet, only of ecp5, gowin"):

@@ -26,6 +26,7 @@ def copied(folder, change):
     return entry
 
 
+@pytest.mark.needs("amaranth")
 @pytest.mark.slow
 def test_the_page_is_today_s():
     """Run `make ledger` when this fails."""
