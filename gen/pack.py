@@ -19,13 +19,15 @@ from numpy.typing import NDArray
 from tritloom.firmware.config import PARAM_HEADER_BYTES, BuildConfig, ConfigError, round_up
 from tritloom.firmware.integer import GROUPED_LOGIT_BITS, ROPE_BITS, UFloat, uf_from_float, uf_pack, uf_unpack
 from tritloom.firmware.layout import Block, MemoryMap, memory_map, stream_blocks
-from tritloom.firmware.packing import SCALE_BITS, pack_grouped, pack_matrix
+from tritloom.firmware.packing import SCALE_BITS, pack_matrix
 from tritloom.firmware.programs import machine_program
+from tritloom.gen.grouped_packing import embedding_rows, pack_grouped_codes
 from tritloom.gen.models.checkpoint import MATRICES, SUB_NORMS, Checkpoint
+from tritloom.gen.models.codes import Codes, Trits, codes_of
 from tritloom.gen.models.problems import CheckpointError
 from tritloom.gen.models.rope import attention_factor, frequencies
 from tritloom.gen.models.spec import ModelSpec
-from tritloom.gen.quantised import GroupedTable, HeadNorms, Layer, Layers, Parameters, QuantisedModel, Scales, Table, Trits
+from tritloom.gen.quantised import GroupedTable, HeadNorms, Layer, Layers, Parameters, QuantisedModel, Scales, Table
 from tritloom.gen.scaling import choose, measure, rescaled
 
 Bytes = NDArray[np.uint8]
@@ -39,8 +41,8 @@ TABLE_PIECE = 1 << 22
 """Trits of a table that are laid out at once."""
 ROPE_ROWS = 1 << 14
 """Positions whose rotary rows are made at once."""
-CACHE_WEIGHTS = 1 << 29
-"""A model with no more ternary weights than this keeps its layers in memory once read."""
+KEPT_BYTES = 2 << 30
+"""A model whose layers take no more memory than this keeps them once read."""
 
 
 # The quantised model -----------------------------------------------------------------------------
@@ -100,16 +102,18 @@ def _quantise_table(checkpoint: Checkpoint, name: str) -> Table:
 def group_codes(scales: NDArray[np.float16]) -> tuple[NDArray[np.uint16], float]:
     """Scales of groups as u16 multiples of a power of two, and that: the greatest has 16 bits, and what is no less than 1/32 of it, being
     fp16 with 11, is exact."""
-    top = float(scales.max(initial=0))
+    top = float(scales.view(np.uint16).max(initial=0).view(np.float16))  # of bits: those of what is not negative are in order, and quicker
     unit = 2.0 ** (frexp(top)[1] - SCALE_BITS) if top else 1.0
-    return np.rint(scales.astype(np.float64) / unit).astype(np.uint16), unit
+    codes = scales.astype(np.float32)
+    codes *= np.float32(1 / unit)  # exact: a power of two, of 2**39 at most
+    return np.rint(codes, out=codes).astype(np.uint16), unit
 
 
 def _grouped_table(checkpoint: Checkpoint, name: str) -> GroupedTable:
     """The embedding or head of a model that is ternary by groups."""
     parts = [rows for _, rows in checkpoint.grouped_blocks(name)]
     codes, unit = group_codes(np.concatenate([rows.scales for rows in parts]))
-    return GroupedTable(np.concatenate([rows.trits for rows in parts]), codes, _scalar(unit))
+    return GroupedTable(np.concatenate([rows.codes for rows in parts]), codes, _scalar(unit))
 
 
 def _table(checkpoint: Checkpoint, name: str) -> Table | GroupedTable:
@@ -137,7 +141,7 @@ def _quantise_layer(checkpoint: Checkpoint, index: int) -> Layer:
         if s.group_size:
             matrix = checkpoint.grouped(index, name)
             codes[name], unit = group_codes(matrix.scales)
-            found[name] = matrix.trits, unit * 2.0**s.scale_drop
+            found[name] = matrix.codes, unit * 2.0**s.scale_drop
         else:
             found[name] = checkpoint.ternary(index, name)
     (q, q_scale), (k, k_scale), (v, v_scale), (o, o_scale), (gate, gate_scale), (up, up_scale), (down, down_scale) = (
@@ -183,10 +187,10 @@ def quantise(checkpoint: Checkpoint, context: int | None = None) -> QuantisedMod
     cos, sin = rotary_tables(spec)
     zero = _scalar(0)
     s = spec.shape
-    weights = s.layers * s.hidden * (s.qkv_rows + s.q_size + 3 * s.ffn)
+    held = s.layers * s.hidden * (s.qkv_rows + s.q_size + 3 * s.ffn) // (4 if s.group_size else 1)
     model = QuantisedModel(
         spec=spec,
-        layers=Layers(spec.shape.layers, partial(_quantise_layer, checkpoint), keep=weights <= CACHE_WEIGHTS),
+        layers=Layers(spec.shape.layers, partial(_quantise_layer, checkpoint), keep=held <= KEPT_BYTES),
         embedding=embedding,
         head=head,
         embedding_parameters=Parameters((embedding.scale,), None, 0, zero, zero),
@@ -242,29 +246,22 @@ def interleave(gate: NDArray[Item], up: NDArray[Item], block: int) -> NDArray[It
     return np.stack([gate.reshape(-1, block, inputs), up.reshape(-1, block, inputs)], 1).reshape(-1, inputs)
 
 
-def matrix_bytes(trits: Trits, config: BuildConfig, scales: Scales | None = None) -> Bytes:
-    """A matrix [rows, inputs] as the ternary engine consumes it, block after block; `scales` [rows, groups] of its groups."""
-    ends, layout = np.cumsum(config.blocks(len(trits)))[:-1], (config.tables, config.rows_per_cycle, config.packing, config.mem_bytes)
-    blocks = np.split(trits, ends)
+def matrix_bytes(matrix: Trits | Codes, config: BuildConfig, scales: Scales | None = None) -> Bytes:
+    """A matrix's trits [rows, inputs] as the ternary engine consumes it, block after block; with `scales` [rows, groups] of its groups, its
+    codes [rows, inputs/4]."""
+    ends, layout = np.cumsum(config.blocks(len(matrix)))[:-1], (config.tables, config.rows_per_cycle, config.packing, config.mem_bytes)
+    blocks = np.split(matrix, ends)
     if scales is None:
         return np.concatenate([pack_matrix(block, *layout).reshape(-1) for block in blocks])
-    return np.concatenate([pack_grouped(block, part, config.shape.group_size, *layout).reshape(-1)
+    return np.concatenate([pack_grouped_codes(block.view(np.uint8), part, config.shape.group_size, *layout).reshape(-1)
                            for block, part in zip(blocks, np.split(scales, ends), strict=True)])
 
 
-def grouped_table_bytes(trits: Trits, scales: Scales, config: BuildConfig) -> Bytes:
+def grouped_table_bytes(codes: Codes, scales: Scales, config: BuildConfig) -> Bytes:
     """Rows of an embedding that is ternary by groups: of each group its scale, then its trits of two bits (0, 1, 3 for -1), in pieces of V
     trits; padded to beats."""
-    rows, groups = scales.shape
-    fields = np.zeros((rows, groups, config.embedding_scale_pieces * config.embedding_piece_bits + 2 * config.shape.group_size), np.uint8)
-    fields[..., :SCALE_BITS] = scales[..., None] >> np.arange(SCALE_BITS, dtype=np.uint16) & 1
-    codes = (trits & 3).astype(np.uint8).reshape(rows, groups, -1)
-    fields[..., -2 * config.shape.group_size :: 2] = codes & 1
-    fields[..., 1 - 2 * config.shape.group_size :: 2] = codes >> 1
-    out = np.zeros((rows, config.embedding_row_bytes), np.uint8)
-    packed = np.packbits(fields.reshape(rows, -1), axis=-1, bitorder="little")
-    out[:, : packed.shape[-1]] = packed
-    return out.reshape(-1)
+    scale_bytes = config.embedding_scale_pieces * config.embedding_piece_bits // 8
+    return embedding_rows(codes, scales, scale_bytes, config.embedding_row_bytes).reshape(-1)
 
 
 def table_bytes(table: Table, config: BuildConfig) -> Bytes:
@@ -288,9 +285,9 @@ def table_bytes(table: Table, config: BuildConfig) -> Bytes:
 def _table_bytes(table: Table | GroupedTable, config: BuildConfig) -> Bytes:
     if isinstance(table, Table):
         return table_bytes(table, config)
-    step = max(1, TABLE_PIECE // table.trits.shape[-1])
-    return np.concatenate([grouped_table_bytes(table.trits[i : i + step], table.scales[i : i + step], config)
-                           for i in range(0, len(table.trits), step)])
+    step = max(1, TABLE_PIECE // config.shape.hidden)
+    return np.concatenate([grouped_table_bytes(table.codes[i : i + step], table.scales[i : i + step], config)
+                           for i in range(0, len(table.codes), step)])
 
 
 def rope_bytes(model: QuantisedModel, config: BuildConfig) -> Bytes:
@@ -337,9 +334,10 @@ def _stream(model: QuantisedModel, config: BuildConfig) -> Iterator[tuple[Block,
     for block in epilogue:
         rows = slice(start, start + block.rows)
         if isinstance(model.head, GroupedTable):
-            yield block, matrix_bytes(model.head.trits[rows], config, model.head.scales[rows])
+            yield block, matrix_bytes(model.head.codes[rows], config, model.head.scales[rows])
         else:
-            yield block, matrix_bytes(model.ternary_head[rows], config, _no_scales(config, block))
+            trits, scales = model.ternary_head[rows], _no_scales(config, block)
+            yield block, matrix_bytes(trits if scales is None else codes_of(trits), config, scales)
         start += block.rows
 
 

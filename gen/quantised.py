@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from tritloom.firmware.config import ModelShape
 from tritloom.firmware.integer import UFloat, grouped_weights
+from tritloom.gen.models.codes import Codes, Trits, trits_of, used
 from tritloom.gen.models.spec import ModelSpec
 
-Trits = NDArray[np.int8]
 Scales = NDArray[np.uint16]
 
 
@@ -66,21 +66,25 @@ class Table:
 
 @dataclass(frozen=True)
 class GroupedTable:
-    """An embedding or head that is ternary by groups: value = trits[id] * its group's scales[id, group] * scale."""
+    """An embedding or head that is ternary by groups: value = trits[id] * its group's scales[id, group] * scale. `codes`: of the trits."""
 
-    trits: Trits
+    codes: Codes
     scales: Scales
     scale: UFloat
+
+    @property
+    def trits(self) -> Trits:
+        """int8 [vocab, hidden]."""
+        return trits_of(self.codes)
 
     @cached_property
     def tops(self) -> NDArray[np.int64]:
         """Greatest magnitude of each row, in units of `scale`."""
-        used = self.trits.reshape(*self.scales.shape, -1).any(-1)
-        return (self.scales * used).max(-1).astype(np.int64)
+        return (self.scales * used(self.codes, self.scales.shape[1])).max(-1).astype(np.int64)
 
     def rows(self, ids: NDArray[np.integer] | list[int]) -> NDArray[np.int64]:
         """Rows [n, hidden] in units of `scale`."""
-        return grouped_weights(self.trits[ids], self.scales[ids]).astype(np.int64)
+        return grouped_weights(trits_of(self.codes[ids]), self.scales[ids]).astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -88,23 +92,33 @@ class Layer:
     """One layer's matrices [rows, inputs] and the parameter block before each.
 
     `qkv` is fused; rows of its q and k heads are ordered so that rotary pairs are adjacent. `gate` and `up`
-    are apart: how they interleave is the configuration's. `group_scales`: of each matrix, [rows, groups], where they have any.
+    are apart: how they interleave is the configuration's. `group_scales`: of each matrix, [rows, groups], where they have any; the matrices
+    are then codes [rows, inputs/4].
     """
 
-    qkv: Trits
-    o: Trits
-    gate: Trits
-    up: Trits
-    down: Trits
+    qkv: Trits | Codes
+    o: Trits | Codes
+    gate: Trits | Codes
+    up: Trits | Codes
+    down: Trits | Codes
     qkv_parameters: Parameters
     o_parameters: Parameters
     gate_up_parameters: Parameters
     down_parameters: Parameters
     group_scales: dict[str, Scales] = field(default_factory=dict)
 
+    def trits(self, name: str) -> Trits:
+        """A matrix's trits, int8 [rows, inputs]."""
+        return trits_of(getattr(self, name)) if self.group_scales else getattr(self, name)
+
+    @property
+    def bytes(self) -> int:
+        """Of all matrices, as they are held."""
+        return sum(getattr(self, name).nbytes for name in ("qkv", "o", "gate", "up", "down"))
+
     def weights(self, name: str) -> NDArray[np.float32] | NDArray[np.float64]:
         """A matrix as `integer.ternary_matmul` takes it, or with groups `integer.grouped_matmul`."""
-        trits: Trits = getattr(self, name)
+        trits = self.trits(name)
         return grouped_weights(trits, self.group_scales[name]) if self.group_scales else trits.astype(np.float32)
 
 

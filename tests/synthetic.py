@@ -237,7 +237,7 @@ def grouped_gguf(path: Path, shape: ModelShape = GROUPED, w: Weights | None = No
         for name in (*MATRICES, *norms_of(shape)):
             value = w[layer, name]
             if architecture == "llama" and name in heads:
-                value = Grouped(interleaved(value.trits, heads[name]), interleaved(value.scales, heads[name]))
+                value = Grouped(interleaved(value.codes, heads[name]), interleaved(value.scales, heads[name]))
             names[f"blk.{layer}.{GGUF_NAMES[name]}"] = value
     entries: dict[str, GgufTensor | None] = {}
     for name, value in names.items():

@@ -190,7 +190,7 @@ class Checkpoint:
         tensor = self.tensor(self.matrix_name(layer, name))
         found = self._groups(tensor.name, 0, matrix_shape(self.spec.shape, name)[0])
         tensor.let_go()
-        return Grouped(self._in_order(name, found.trits), self._in_order(name, found.scales))
+        return Grouped(self._in_order(name, found.codes), self._in_order(name, found.scales))
 
     def grouped_blocks(self, name: str) -> Iterator[tuple[int, Grouped]]:
         """(first row, rows) of an embedding or head that is ternary by groups (`spec.shape.ternary_head`), ROW_BLOCK rows at a time."""

@@ -1,7 +1,7 @@
 """Ternary weights with a scale for each group of consecutive inputs of a row: the record, and what containers store, decoded.
 
-Every decoder is exact and refuses, with place and count, what is not ternary. Rows are taken STEP weights at a time, so that what is
-made on the way stays in the processor's cache.
+Every decoder is exact and refuses, with place and count, what is not ternary. Trits stay at two bits each (`codes`). Rows are taken STEP
+weights at a time, so that what is made on the way stays in the processor's cache.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from tritloom.gen.models.codes import LOW_BITS, ZEROS, Codes, Trits, codes_of, trits_of, used, words
 from tritloom.gen.models.files import Tensor
 from tritloom.gen.models.problems import CheckpointError
 
-Trits = NDArray[np.int8]
 Scales = NDArray[np.float16]
 Bits = NDArray[np.unsignedinteger]
 
@@ -30,33 +30,43 @@ TRAINED = "take a model that was trained with ternary weights, in the form in wh
 
 @dataclass(frozen=True, eq=False)
 class Grouped:
-    """A ternary matrix, or rows of one: `trits` int8 [rows, inputs], -1 to 1; `scales` float16 [rows, groups], not negative, each of
+    """A ternary matrix, or rows of one: `codes` of its trits [rows, inputs/4]; `scales` float16 [rows, groups], not negative, each of
     which multiplies `group_size` consecutive trits of its row.
 
     A group of zeros has the scale that its container stores (0 in `-unpacked` form, which stores none). So two forms of one model are
     equal if their trits are, and their scales wherever a trit of the group is not zero: `same`.
     """
 
-    trits: Trits
+    codes: Codes
     scales: Scales
+
+    @classmethod
+    def of(cls, trits: Trits, scales: Scales) -> Grouped:
+        """A matrix of trits int8 [rows, inputs], -1 to 1."""
+        return cls(codes_of(trits), scales)
+
+    @property
+    def trits(self) -> Trits:
+        """int8 [rows, inputs]."""
+        return trits_of(self.codes)
 
     @property
     def group_size(self) -> int:
-        return self.trits.shape[1] // self.scales.shape[1]
+        return 4 * self.codes.shape[1] // self.scales.shape[1]
 
     @property
     def used(self) -> NDArray[np.bool_]:
         """Groups [rows, groups] that hold a trit other than 0."""
-        return np.any(self.trits.reshape(*self.scales.shape, -1), axis=-1)
+        return used(self.codes, self.scales.shape[1])
 
     def floats(self) -> NDArray[np.float32]:
         """The weights [rows, inputs], exactly."""
-        values = self.trits.reshape(*self.scales.shape, -1) * self.scales.astype(np.float32)[..., None]
-        return values.reshape(self.trits.shape)
+        trits = self.trits
+        return (trits.reshape(*self.scales.shape, -1) * self.scales.astype(np.float32)[..., None]).reshape(trits.shape)
 
     def same(self, other: Grouped) -> bool:
         """Whether both are the same matrix in groups of one size: bit for bit, scales of groups of zeros aside."""
-        if self.trits.shape != other.trits.shape or self.scales.shape != other.scales.shape or not np.array_equal(self.trits, other.trits):
+        if self.codes.shape != other.codes.shape or self.scales.shape != other.scales.shape or not np.array_equal(self.codes, other.codes):
             return False
         used = self.used
         return bool(np.array_equal(self.scales.view(np.uint16)[used], other.scales.view(np.uint16)[used]))
@@ -67,27 +77,27 @@ class Grouped:
         if size == have:
             return self
         if size < have:
-            return Grouped(self.trits, np.repeat(self.scales, have // size, 1))
+            return Grouped(self.codes, np.repeat(self.scales, have // size, 1))
         scales, odd = self._merged(size)
         if odd.any():
             row, group = _first(odd)
             what = f"{int(odd.sum())} groups of {size} inputs have scales of their own for each {have}, unlike other rows of the model"
             raise CheckpointError(name, f"{what} (the first is group {group} of row {row})", AGAIN)
-        return Grouped(self.trits, scales)
+        return Grouped(self.codes, scales)
 
     def fits(self, size: int) -> bool:
         """Whether `in_groups` can give groups of `size`."""
-        have, inputs = self.group_size, self.trits.shape[1]
+        have, inputs = self.group_size, 4 * self.codes.shape[1]
         return inputs % size == 0 and (have % size == 0 or (size % have == 0 and not self._merged(size)[1].any()))
 
     def _merged(self, size: int) -> tuple[Scales, NDArray[np.bool_]]:
         """Scales [rows, inputs/size] of larger groups, and which of them cannot be: groups of zeros have any scale."""
-        parts = self.scales.reshape(len(self.scales), -1, size // self.group_size)
+        parts = self.scales.view(np.uint16).reshape(len(self.scales), -1, size // self.group_size)
         if (parts == parts[..., :1]).all():
-            return parts[..., 0], np.zeros(parts.shape[:2], np.bool_)
+            return parts[..., 0].view(np.float16), np.zeros(parts.shape[:2], np.bool_)
         used = self.used.reshape(parts.shape)
         first = np.take_along_axis(parts, used.argmax(-1)[..., None], -1)
-        return first[..., 0], (used & (parts != first)).any(-1)
+        return first[..., 0].view(np.float16), (used & (parts != first)).any(-1)
 
 
 def common_size(samples: Iterable[Grouped]) -> int | None:
@@ -107,7 +117,7 @@ def _steps(rows: int, inputs: int) -> Iterator[slice]:
     return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
 
 
-def checked(name: str, trits: Trits, scales: Scales) -> Grouped:
+def checked(name: str, codes: Codes, scales: Scales) -> Grouped:
     """The record, its scales checked; trits under a scale of 0 become 0, which they stand for."""
     bits = scales.view(np.uint16)
     if (bits >= 0x7C00).any() and (bad := (bits >= 0x7C00) & (bits != 0x8000)).any():
@@ -115,9 +125,8 @@ def checked(name: str, trits: Trits, scales: Scales) -> Grouped:
         what = f"{int(bad.sum())} scales are negative or not finite"
         raise CheckpointError(name, f"{what}, the first is {scales[row, group]} (group {group} of row {row})", AGAIN)
     if not (bits & 0x7FFF).all():
-        groups = trits.reshape(*scales.shape, -1)
-        groups[scales == 0] = 0
-    return Grouped(trits, np.abs(scales))
+        codes.reshape(*scales.shape, -1)[bits & 0x7FFF == 0] = ZEROS
+    return Grouped(codes, (bits & np.uint16(0x7FFF)).view(np.float16))
 
 
 def halves(name: str, scales: NDArray[np.floating]) -> Scales:
@@ -134,10 +143,6 @@ def halves(name: str, scales: NDArray[np.floating]) -> Scales:
 
 # Two bits a weight -----------------------------------------------------------------------------------
 
-_FOUR = ((np.arange(256)[:, None] >> np.array([0, 2, 4, 6]) & 3).astype(np.int8) - 1).view("<u4")[:, 0]
-"""Four trits, the first in the lowest byte, of each byte of codes; code 3 comes out as 2."""
-
-
 def no_code_3(name: str, codes: NDArray[np.uint8]) -> None:
     """Codes uint8 [rows, inputs/4], the first in the low bits, hold none that is 3. Raises CheckpointError."""
     marks = codes & codes >> 1 & 0x55
@@ -149,50 +154,65 @@ def no_code_3(name: str, codes: NDArray[np.uint8]) -> None:
         raise CheckpointError(name, f"not ternary: holds code 3, which stands for +2, {count} times, {where}", TRAINED)
 
 
-def _two_bits(tensor: Tensor, rows: int, inputs: int, block: int, size: int) -> tuple[Trits, Scales]:
-    data = tensor.data.reshape(rows, inputs // block, size)
-    trits, scales = np.empty((rows, inputs), np.int8), np.empty((rows, inputs // block), "<f2")
+def _two_bits(tensor: Tensor, rows: int, inputs: int, block: int) -> tuple[Codes, Scales]:
+    kind = f"V{block // 4}"  # a block's codes are copied as one
+    blocks = tensor.data.view([("scale", "<f2"), ("codes", kind)]).reshape(rows, -1)
+    codes, scales = np.empty((rows, inputs // 4), np.uint8), np.empty(blocks.shape, "<f2")
     for part in _steps(rows, inputs):
-        codes = np.ascontiguousarray(data[part, :, 2:]).reshape(-1, inputs // 4)
-        if (codes & codes >> 1 & 0x55).any():
-            no_code_3(tensor.name, data[:, :, 2:].reshape(rows, -1))
-        trits[part].view("<u4")[:] = _FOUR.take(codes)
-        scales[part] = data[part, :, :2].view("<f2")[..., 0]
-    return trits, scales
+        codes[part].view(kind)[:] = blocks["codes"][part]
+        scales[part] = blocks["scale"][part]
+        found = words(codes[part])
+        if (found & found >> np.uint64(1) & LOW_BITS).any():
+            no_code_3(tensor.name, np.ascontiguousarray(blocks["codes"]).view(np.uint8).reshape(codes.shape))
+    return codes, scales
 
 
 # Base 3 ----------------------------------------------------------------------------------------------
 
-_PLANES = ((0, 16, 5, 0, "c16"), (16, 8, 5, 80, "u8"), (24, 2, 4, 120, "u2"))
-"""Parts of a block's bytes: first byte, bytes, digits in each, first weight, and a type of as many bytes to copy them by."""
+
+def _digits() -> NDArray[np.uint64]:
+    """Codes of the digits of each byte, one in the low bits of each byte of a word, the first in the lowest [256]. A byte holds digits as
+    ceil(256/243 * number): the first is 1 from 86 on, 2 from 171 on, and 3 times the byte has the next one in its place."""
+    left, found = np.arange(256).astype(np.uint8), np.zeros(256, np.uint64)
+    for digit in range(5):
+        found |= ((left >= 86).astype(np.uint64) + (left >= 171)) << np.uint64(8 * digit)
+        left *= 3
+    return found
 
 
-def _base_3(tensor: Tensor, rows: int, inputs: int) -> tuple[Trits, Scales]:
-    """PTQ1_0. A byte holds digits as ceil(256/243 * number): the first is 1 from 86 on, 2 from 171 on, and 3 times the byte has the next
-    one in its place. Digit i of bytes side by side are trits side by side."""
-    blocks = tensor.data.reshape(-1, 28)
-    trits, scales = np.empty((len(blocks), 128), np.int8), np.empty(len(blocks), "<f2")
-    step = max(1, STEP // 128)
+_FIVE = [_digits() << np.uint64(2 * place) for place in range(4)]
+"""Of four bytes side by side, what each has in common bytes: of codes of four trits."""
+_BASE_3_BLOCK = np.dtype([("long", "<u4", 4), ("short", "<u4", 2), ("last", "<u2"), ("scale", "<f2")])
+"""A block: 16 bytes of five digits, 8 of five, 2 of four. Digit i of bytes side by side are trits side by side."""
+
+
+def _base_3(tensor: Tensor, rows: int, inputs: int) -> tuple[Codes, Scales]:
+    """PTQ1_0."""
+    blocks = tensor.data.view(_BASE_3_BLOCK)
+    codes, step = np.empty((len(blocks), 32), np.uint8), max(1, STEP // 128)
     for start in range(0, len(blocks), step):
-        part, out = blocks[start : start + step], trits[start : start + step]
-        for byte, width, digits, weight, kind in _PLANES:
-            column = np.ascontiguousarray(part[:, byte : byte + width].view(kind)).view(np.uint8)
-            places = out.view(kind)
-            for digit in range(digits):
-                found = (column >= 171).view(np.int8)
-                found -= (column < 86).view(np.int8)
-                places[:, weight // width + digit] = found.view(kind)[:, 0]
-                column *= 3
-        scales[start : start + step] = part[:, 26:].view("<f2")[:, 0]
-    return trits.reshape(rows, inputs), scales.reshape(rows, -1)
+        part, out = blocks[start : start + step], codes[start : start + step]
+        at = 0
+        for name in ("long", "short"):
+            four = part[name].astype(np.int64)
+            five = _FIVE[0].take(four & 255)
+            for place in (1, 2, 3):
+                five |= _FIVE[place].take(four >> 8 * place & 255)
+            width = four.shape[1]
+            out[:, at : at + 5 * width].reshape(-1, 5, width)[:] = five.view(np.uint8).reshape(-1, width, 8)[..., :5].swapaxes(1, 2)
+            at += 5 * width
+        two = part["last"].astype(np.int64)
+        digits = _FIVE[0].take(two & 255) | _FIVE[1].take(two >> 8)
+        out[:, 30] = digits & np.uint64(15) | digits >> np.uint64(4) & np.uint64(0xF0)
+        out[:, 31] = digits >> np.uint64(16) & np.uint64(15) | digits >> np.uint64(20) & np.uint64(0xF0)
+    return codes.reshape(rows, inputs // 4), blocks["scale"].reshape(rows, -1).copy()
 
 
 def of_blocks(tensor: Tensor) -> Grouped:
     """A Q2_0, PQ2_0 or PTQ1_0 tensor [rows, inputs] in its groups. Raises CheckpointError for code 3 and for scales that are none."""
     rows, inputs = tensor.shape
-    block, size = BLOCKS[tensor.dtype]
-    trits, scales = _base_3(tensor, rows, inputs) if tensor.dtype == "PTQ1_0" else _two_bits(tensor, rows, inputs, block, size)
-    return checked(tensor.name, trits, scales)
+    base_3 = tensor.dtype == "PTQ1_0"
+    return checked(tensor.name, *(_base_3(tensor, rows, inputs) if base_3 else _two_bits(tensor, rows, inputs, BLOCKS[tensor.dtype][0])))
 
 
 # Floats that are ternary already ---------------------------------------------------------------------
@@ -216,7 +236,7 @@ def of_floats(tensor: Tensor, size: int) -> Grouped:
     groups = inputs // size
     infinity = _FORMATS[form][1]
     sign = bits.dtype.type(1 << 8 * bits.itemsize - 1)
-    trits, top = np.empty((rows, inputs), np.int8), np.empty((rows, groups), bits.dtype)
+    codes, top = np.empty((rows, inputs // 4), np.uint8), np.empty((rows, groups), bits.dtype)
     for part in _steps(rows, inputs):
         given = bits[part]
         size_of = (given & ~sign).reshape(-1, groups, size)
@@ -225,14 +245,14 @@ def of_floats(tensor: Tensor, size: int) -> Grouped:
         if others.any():
             raise _not_ternary(tensor.name, part.start, size_of, top[part], others.reshape(-1, inputs), infinity, size)
         negative = given > sign
-        np.subtract((size_of != 0).reshape(negative.shape).view(np.int8), negative.view(np.int8) * np.int8(2), out=trits[part])
+        codes[part] = codes_of((size_of != 0).reshape(negative.shape).view(np.int8) - negative.view(np.int8) * np.int8(2))
     if (top >= infinity).any():
         bad = int((top >= infinity).sum())
         raise CheckpointError(tensor.name, f"values of {bad} groups are NaN or infinite", AGAIN)
     if form == "F16":
-        return Grouped(trits, top.view("<f2").astype(np.float16, copy=False))
+        return Grouped(codes, top.view("<f2").astype(np.float16, copy=False))
     scales = (top.astype(np.uint32) << 16 if form == "BF16" else top.astype(np.uint32, copy=False)).view(np.float32)
-    return Grouped(trits, halves(tensor.name, scales))
+    return Grouped(codes, halves(tensor.name, scales))
 
 
 def _not_ternary(name: str, start: int, size_of: Bits, top: Bits, others: NDArray[np.bool_], infinity: int, size: int) -> CheckpointError:
@@ -267,11 +287,7 @@ def of_affine(name: str, codes: NDArray[np.uint32], scales: NDArray[np.float32],
     It is ternary where the bias is -scale times a code and all codes of the group are that one or next to it. `scales` and `biases`:
     float32 [rows, groups], as exact as they are stored. Raises CheckpointError where a group is not ternary.
     """
-    rows, words = codes.shape
-    packed = codes.astype("<u4", copy=False).view(np.uint8)
-    trits = np.empty((rows, 16 * words), np.int8)
-    for part in _steps(rows, 16 * words):
-        trits[part].view("<u4")[:] = _FOUR.take(packed[part])
+    packed = codes.astype("<u4").view(np.uint8)
     if not (np.isfinite(scales).all() and np.isfinite(biases).all()):
         bad = ~(np.isfinite(scales) & np.isfinite(biases))
         row, group = _first(bad)
@@ -281,8 +297,8 @@ def of_affine(name: str, codes: NDArray[np.uint32], scales: NDArray[np.float32],
     usual = (biases == -scales) & (scales > 0)
     if usual.all():
         no_code_3(name, packed)
-        return Grouped(trits, found)
-    groups = (trits + np.int8(1)).reshape(*scales.shape, -1)  # codes again
+        return Grouped(packed, found)
+    groups = (trits_of(packed) + np.int8(1)).reshape(*scales.shape, -1)  # codes, a byte each
     with np.errstate(divide="ignore", invalid="ignore"):
         zero = np.where(scales == 0, 0, -biases / scales)
     exact = (zero == np.rint(zero)) & (np.abs(zero) <= 4) & (scales * zero == -biases)
@@ -295,4 +311,4 @@ def of_affine(name: str, codes: NDArray[np.uint32], scales: NDArray[np.float32],
         what = f"not ternary: {int(bad.sum())} groups hold other values than 0 and one magnitude, the first is group {group} of row {row}"
         raise CheckpointError(name, f"{what} ({', '.join(f'{v:.4g}' for v in used)})", TRAINED)
     values *= np.where(scales < 0, -1, 1).astype(np.int8)[..., None]
-    return Grouped(values.reshape(trits.shape), found)
+    return Grouped.of(values.reshape(len(codes), -1), found)

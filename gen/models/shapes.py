@@ -16,6 +16,7 @@ from tritloom.firmware.integer import GROUPED_LOGIT_BITS, UFloat, uf_from_float,
 from tritloom.firmware.layout import MemoryMap, stream_blocks
 from tritloom.firmware.names import unknown
 from tritloom.gen.models import ModelSpec
+from tritloom.gen.models.codes import codes_of
 from tritloom.gen.pack import (
     LOG2_E,
     Bytes,
@@ -148,7 +149,7 @@ def _matrix(config: BuildConfig, rows: int, inputs: int, rng: np.random.Generato
     """A matrix of random trits, unless given, and of random scales if the shape has groups."""
     size = config.shape.group_size
     trits = rng.integers(-1, 2, (rows, inputs), np.int8) if trits is None else trits
-    return matrix_bytes(trits, config, _group_scales(rng, rows, inputs // size) if size else None)
+    return matrix_bytes(codes_of(trits), config, _group_scales(rng, rows, inputs // size)) if size else matrix_bytes(trits, config)
 
 
 def _layer(spec: ModelSpec, config: BuildConfig, rng: np.random.Generator) -> dict[str, Bytes]:
@@ -206,7 +207,7 @@ def _grouped_table(config: BuildConfig, base: int, rng: np.random.Generator) -> 
         count = min(step, s.vocab - start)
         trits = rng.integers(-1, 2, (count, s.hidden), np.int8)
         yield (base + start * config.embedding_row_bytes,
-               grouped_table_bytes(trits, _group_scales(rng, count, s.hidden // s.group_size), config))
+               grouped_table_bytes(codes_of(trits), _group_scales(rng, count, s.hidden // s.group_size), config))
 
 
 def _rope(spec: ModelSpec, config: BuildConfig) -> Bytes:

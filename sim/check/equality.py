@@ -85,7 +85,7 @@ def _halved(checkpoint: Checkpoint) -> Checkpoint:
     shape = dataclasses.replace(spec.shape, group_size=spec.shape.group_size // 2)
 
     def halves(groups: Grouped) -> Grouped:
-        return Grouped(groups.trits, groups.scales.repeat(2, -1))
+        return Grouped(groups.codes, groups.scales.repeat(2, -1))
 
     other.spec = dataclasses.replace(spec, shape=shape)
     other.grouped = lambda layer, name: halves(checkpoint.grouped(layer, name))  # type: ignore[method-assign]

@@ -118,7 +118,7 @@ def grouped_weights(shape: ModelShape = GROUPED, seed: int = 0, spread: int = 0)
         if spread:
             scales = scales * np.float32(2.0) ** -rng.integers(0, spread + 1, scales.shape).astype(np.float32)
         scales = scales.astype(np.float16)
-        return Grouped(trits, np.where(groups.any(-1), scales, np.float16(0)))
+        return Grouped.of(trits, np.where(groups.any(-1), scales, np.float16(0)))
 
     def table() -> Any:
         size = shape.vocab, shape.hidden

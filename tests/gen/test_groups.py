@@ -42,7 +42,7 @@ def shipped(root):
     def matrix(name):
         values = tensors[name + ".weight"]
         assert values.dtype == np.float16
-        return Grouped(np.sign(values).astype(np.int8), np.abs(values).reshape(len(values), -1, 128).max(-1))
+        return Grouped.of(np.sign(values).astype(np.int8), np.abs(values).reshape(len(values), -1, 128).max(-1))
 
     w: Weights = {"embedding": matrix("model.embed_tokens"), "norm": tensors["model.norm.weight"].astype(np.float32)}
     for layer in range(shape.layers):
@@ -65,10 +65,10 @@ def assert_holds(checkpoint, w, rounded=False):
             assert (checkpoint.norm(layer, name) == (w[layer, name].astype(np.float16) if rounded else w[layer, name])).all(), (layer, name)
     tables = {checkpoint.embedding_name: w["embedding"]} | ({} if checkpoint.spec.tied_embeddings else {checkpoint.head_name: w["head"]})
     for name, table in tables.items():
-        rows = [(start, len(rows.trits)) for start, rows in checkpoint.grouped_blocks(name)]
+        rows = [(start, len(rows.codes)) for start, rows in checkpoint.grouped_blocks(name)]
         assert [start for start, _ in rows] == [sum(n for _, n in rows[:i]) for i in range(len(rows))]
         parts = [rows for _, rows in checkpoint.grouped_blocks(name)]
-        whole = Grouped(*(np.concatenate([getattr(part, field) for part in parts]) for field in ("trits", "scales")))
+        whole = Grouped(*(np.concatenate([getattr(part, field) for part in parts]) for field in ("codes", "scales")))
         assert whole.same(table) and (np.concatenate([rows for _, rows in checkpoint.blocks(name)]) == table.floats()).all()
 
 
@@ -170,7 +170,7 @@ def test_gguf_sizes_are_those_of_all_types(tmp_path):
     checkpoint = open_checkpoint(path)
     assert checkpoint.spec.shape.group_size == 64 and checkpoint.grouped(1, "up_proj").same(fine[1, "up_proj"])
     assert checkpoint.grouped(0, "q_proj").same(w[0, "q_proj"].in_groups("", 64))
-    one = {key: Grouped(m.trits, np.full_like(m.scales, 0.0625)) for key, m in w.items() if isinstance(key, tuple) and key[1] in MATRICES}
+    one = {key: Grouped(m.codes, np.full_like(m.scales, 0.0625)) for key, m in w.items() if isinstance(key, tuple) and key[1] in MATRICES}
     path = grouped_gguf(tmp_path / "o.gguf", GROUPED, w | one, form="F16", forms={"token_embd": "PTQ1_0"})
     checkpoint = open_checkpoint(path)
     assert checkpoint.spec.shape == dataclasses.replace(GROUPED, group_size=0, ternary_head=False) and check(path).ok
@@ -228,7 +228,7 @@ def test_unpacked_with_a_float_embedding(tmp_path):
 
 def test_unpacked_with_one_magnitude_a_matrix_has_no_groups(tmp_path):
     w = grouped_weights()
-    w |= {key: Grouped(m.trits, np.full_like(m.scales, 0.0625)) for key, m in w.items() if isinstance(key, tuple) and key[1] in MATRICES}
+    w |= {key: Grouped(m.codes, np.full_like(m.scales, 0.0625)) for key, m in w.items() if isinstance(key, tuple) and key[1] in MATRICES}
     spec = open_shape(unpacked(tmp_path, GROUPED, w))
     assert (spec.shape.group_size, spec.shape.head_norms, spec.shape.ternary_head) == (0, True, False)
     assert spec.no_machine is None
@@ -251,7 +251,7 @@ def test_mlx_in_groups_of_32(tmp_path):
     w = grouped_weights()
 
     def finer(times, factor=1.0):
-        found = {key: Grouped(m.trits, np.repeat(m.scales, times, 1)) if isinstance(m, Grouped) else m for key, m in w.items()}
+        found = {key: Grouped(m.codes, np.repeat(m.scales, times, 1)) if isinstance(m, Grouped) else m for key, m in w.items()}
         found[0, "q_proj"].scales[:, ::times] *= np.float16(factor)
         return found
 
@@ -289,7 +289,7 @@ def test_every_byte_of_base_3():
     for place in range(16):
         trits = np.zeros((243, 128), np.int8)
         trits[:, place : 80 : 16] = digits - 1
-        matrix = Grouped(trits, np.ones((243, 1), np.float16))
+        matrix = Grouped.of(trits, np.ones((243, 1), np.float16))
         data = np.frombuffer(base_3(matrix), np.uint8)
         assert (data.reshape(-1, 28)[:, place] == -(-numbers * 256 // 243)).all()
         assert of_blocks(Tensor("m", "PTQ1_0", (243, 128), data)).same(matrix)
@@ -299,7 +299,7 @@ def test_every_byte_of_base_3():
 def test_large_matrices_are_read_in_pieces(kind):
     rng = np.random.default_rng(0)
     trits = rng.integers(-1, 2, (700, 1024)).astype(np.int8)
-    matrix = Grouped(trits, rng.uniform(0.01, 1, (700, 8)).astype(np.float16))
+    matrix = Grouped.of(trits, rng.uniform(0.01, 1, (700, 8)).astype(np.float16))
     data = np.frombuffer(GGUF_FORMS[kind][1](matrix), np.uint8)
     assert of_blocks(Tensor("m", kind, trits.shape, data)).in_groups("m", 128).same(matrix)
     floats = Tensor("m", "F16", trits.shape, matrix.floats().astype(np.float16).reshape(-1).view(np.uint8))
@@ -318,11 +318,11 @@ def test_signed_zeros_and_unused_scales():
 
 
 def test_same_is_of_trits_and_of_scales_that_count():
-    a = Grouped(np.array([[1, 0, 0, 0]], np.int8), np.array([[1, 2]], np.float16))
-    b = Grouped(a.trits, np.array([[1, 0]], np.float16))
-    c = Grouped(a.trits, np.array([[2, 2]], np.float16))
-    assert a.same(b) and not a.same(c) and not a.same(Grouped(-a.trits, a.scales))
-    assert not a.same(Grouped(a.trits, np.array([[1]], np.float16)))
+    a = Grouped.of(np.eye(1, 64, dtype=np.int8), np.array([[1, 2]], np.float16))
+    b = Grouped(a.codes, np.array([[1, 0]], np.float16))
+    c = Grouped(a.codes, np.array([[2, 2]], np.float16))
+    assert a.same(b) and not a.same(c) and not a.same(Grouped.of(-a.trits, a.scales))
+    assert not a.same(Grouped(a.codes, np.array([[1]], np.float16)))
 
 
 def test_affine_groups_that_are_ternary_and_those_that_are_not():

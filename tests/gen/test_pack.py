@@ -13,6 +13,7 @@ from tritloom.firmware.isa import Descriptor, DescriptorOp, Destination
 from tritloom.firmware.layout import MemoryMap, flat_memory, memory_map, stream_blocks
 from tritloom.firmware.packing import unpack_grouped, unpack_matrix
 from tritloom.gen.models import open_checkpoint
+from tritloom.gen.models.codes import codes_of
 from tritloom.gen.models.rope import frequencies
 from tritloom.gen.pack import adjacent_pairs, group_codes, grouped_table_bytes, interleave, pack, quantise, quantise_gains
 from tritloom.gen.quantised import GroupedTable, Table
@@ -139,7 +140,7 @@ def test_stream_holds_the_model(tmp_path, case):
                 assert (found[0] == model.head.trits[rows]).all() and (found[1] == model.head.scales[rows]).all()
                 head_rows += block.rows
                 continue
-            of = {name: (getattr(layer, name), layer.group_scales.get(name)) for name in ("qkv", "o", "gate", "up", "down")}
+            of = {name: (layer.trits(name), layer.group_scales.get(name)) for name in ("qkv", "o", "gate", "up", "down")}
             for number, got in enumerate(found):
                 qkv, o, gate, up, down = (each[number] for each in of.values())
                 expected = {"kv": qkv[s.q_size :], "q": qkv[: s.q_size], "o": o, "down": down,
@@ -186,10 +187,10 @@ def test_rows_of_a_ternary_embedding(vector_lanes, group_size):
     rng = np.random.default_rng(vector_lanes)
     trits = rng.integers(-1, 2, (shape.vocab, shape.hidden), np.int8)
     scales = rng.integers(0, 1 << 16, (shape.vocab, shape.hidden // group_size)).astype(np.uint16)
-    data = grouped_table_bytes(trits, scales, config)
+    data = grouped_table_bytes(codes_of(trits), scales, config)
     assert len(data) == shape.vocab * config.embedding_row_bytes and config.embedding_row_bytes % config.mem_bytes == 0
     emulator, base = Emulator(config, np.concatenate([np.full(64, 0xA5, np.uint8), data])), 64
-    table = GroupedTable(trits, scales, integer.UF_ONE)
+    table = GroupedTable(codes_of(trits), scales, integer.UF_ONE)
     got = np.stack([emulator._grouped_row(token, base) for token in range(shape.vocab)])
     assert (got == table.rows(list(range(shape.vocab)))).all()
     assert (table.tops == np.abs(got).max(-1)).all()
@@ -214,9 +215,9 @@ def test_quantised_values_by_groups(tmp_path):
     model = quantise(by_groups(tmp_path, tied=False))
     layer, down = model.layers[1], w[1, "down_proj"]
     scale = float(layer.down_parameters.scales[0].value()) * 2.0**-s.scale_drop
-    assert (layer.down == down.trits).all() and (layer.group_scales["down"] * scale == down.scales).all()
+    assert (layer.down == down.codes).all() and (layer.group_scales["down"] * scale == down.scales).all()
     for table, name in ((model.embedding, "embedding"), (model.head, "head")):
-        assert isinstance(table, GroupedTable) and (table.trits == w[name].trits).all()
+        assert isinstance(table, GroupedTable) and (table.codes == w[name].codes).all()
         assert (table.scales * float(table.scale.value()) == w[name].scales).all()
     assert float(model.head_parameters.scales[0].value()) == float(model.head.scale.value()) * 2.0 ** (s.scale_drop - 16)
     heads, d = layer.qkv_parameters.heads, s.head_dim
@@ -226,7 +227,7 @@ def test_quantised_values_by_groups(tmp_path):
         unit = 2.0 ** heads.exponents[which]
         assert np.abs(heads.gains[which] * unit - wanted).max() <= 0.51 * unit and 1 << 14 <= np.abs(heads.gains[which]).max()
     q = w[1, "q_proj"]
-    assert (layer.qkv[d + 2] == q.trits[d + 1]).all() and (layer.qkv[d + 3] == q.trits[d + 1 + d // 2]).all()
+    assert (layer.qkv[d + 2] == q.codes[d + 1]).all() and (layer.qkv[d + 3] == q.codes[d + 1 + d // 2]).all()
     unit = layer.group_scales["qkv"][d + 3] / np.where(q.scales[d + 1 + d // 2] == 0, 1, q.scales[d + 1 + d // 2])
     assert len({*unit[unit > 0]}) == 1  # scales follow their rows
 

@@ -10,8 +10,10 @@ from safetensors.torch import load_file, save_file
 
 from synthetic import LLAMA, TINY, hugging_face, weights
 from tritloom.firmware.config import BuildConfig
+from tritloom.firmware.integer import grouped_weights
 from tritloom.gen import scaling
 from tritloom.gen.models import CheckpointError, check, open_checkpoint
+from tritloom.gen.models.codes import codes_of
 from tritloom.gen.pack import pack, quantise
 from tritloom.gen.scaling import Scaling, choose, measure, rescaled
 from tritloom.host.backends.emulator import EmulatorBackend
@@ -169,3 +171,12 @@ def test_the_emulator_counts_what_the_integer_model_clamps(tmp_path):
     with Session(EmulatorBackend(config, image.map.total_bytes), image) as session:
         assert list(session.generate([5], 4)) == reference.generate([5], 4)
         assert session.stats().saturations == reference.saturations.count > 0
+
+
+@pytest.mark.parametrize("rows, inputs, group_size", [(5, 192, 64), (700, 2048, 128), (33, 640, 128)])
+def test_products_of_codes_are_exact(rows, inputs, group_size):
+    rng = np.random.default_rng(rows)
+    given, trits = rng.integers(-127, 128, (7, inputs)), rng.integers(-1, 2, (rows, inputs), np.int8)
+    scales = rng.integers(0, 1 << 16, (rows, inputs // group_size)).astype(np.uint16)
+    expected = given @ grouped_weights(trits, scales).T
+    assert (scaling.grouped_product(given.astype(np.float64), codes_of(trits), scales) == expected).all()

@@ -13,6 +13,7 @@ from tritloom.firmware.integer import UFloat
 from tritloom.firmware.isa import VectorOp
 from tritloom.firmware.layout import cache_rows
 from tritloom.firmware.packing import SCALE_BITS
+from tritloom.gen.models.codes import codes_of
 from tritloom.gen.pack import grouped_table_bytes
 from tritloom.gen.quantised import GroupedTable
 
@@ -49,9 +50,9 @@ class Machine:
         rows = self.memory[ROPE : ROPE + 64 * config.rope_row_bytes].reshape(64, -1)
         rows[:, : 2 * s.head_dim] = rng.integers(-16384, 16385, (64, s.head_dim)).astype("<i2").view(np.uint8)
         if s.ternary_head:
-            self.table = GroupedTable(rng.integers(-1, 2, (VOCAB, s.hidden), np.int8),
+            self.table = GroupedTable(codes_of(rng.integers(-1, 2, (VOCAB, s.hidden), np.int8)),
                                       rng.integers(0, 1 << SCALE_BITS, (VOCAB, s.hidden // s.group_size), np.uint16), integer.UF_ONE)
-            table = grouped_table_bytes(self.table.trits, self.table.scales, config)
+            table = grouped_table_bytes(self.table.codes, self.table.scales, config)
             self.memory[TABLE : TABLE + len(table)] = table
         else:
             codes = self.memory[TABLE:ROPE].view(np.int8)
