@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import struct
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +32,7 @@ HEADER = struct.Struct("<8sIIQII")
 SECTION_ALIGN = 4096
 RECORD_LIMIT = 1 << 20
 """Bytes of a record; one has a few thousand."""
-CRC_BLOCK = 16 << 20
+CRC_BLOCK, CRC_MOST = 16 << 20, (1 << 32) - 1
 PACK_AGAIN = "pack the model again"
 SELF_TEST = "self_test"
 """Name of the section that an image may have of `SelfTest`: JSON, not loaded."""
@@ -99,48 +99,93 @@ def _spec(spec: dict[str, Any], config: BuildConfig) -> dict[str, Any]:
     return spec
 
 
-def _crc32(data: Bytes) -> int:
-    crc = 0
+def crc32(data: Bytes, crc: int = 0) -> int:
+    """CRC-32 of bytes that follow those whose CRC-32 is `crc`."""
     for start in range(0, len(data), CRC_BLOCK):
         crc = zlib.crc32(data[start : start + CRC_BLOCK].data, crc)
     return crc
 
 
+Piece = tuple[int, Callable[[], Bytes]]
+"""Bytes of a section that are made when they are asked for: how many, and what makes them."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """A section that is to be written: its `pieces` stand one behind the other; `address` as in `Section`."""
+
+    name: str
+    pieces: tuple[Piece, ...]
+    address: int | None = None
+
+    @property
+    def length(self) -> int:
+        return sum(length for length, _ in self.pieces)
+
+    def bytes(self) -> Bytes:
+        """All of it."""
+        out, at = np.empty(self.length, np.uint8), 0
+        for length, make in self.pieces:
+            out[at : at + length] = make()
+            at += length
+        return out
+
+
+def whole(name: str, data: Bytes, address: int | None = None) -> Contents:
+    """A section of bytes that are there."""
+    data = np.ascontiguousarray(data, np.uint8)
+    return Contents(name, ((len(data), lambda: data),), address)
+
+
 @dataclass(frozen=True)
 class Encoded:
-    """An image as bytes: `pieces` are (offset, bytes), one behind the other in a file of `size` bytes; between them it is zero."""
+    """An image as it is written: a file of `size` bytes, with sections at `offsets`, and before them what `header` makes of their CRCs. It
+    is zero between them."""
 
     size: int
-    pieces: Iterator[tuple[int, bytes | Bytes]]
+    sections: tuple[Contents, ...]
+    offsets: tuple[int, ...]
+    header: Callable[[Sequence[int]], bytes]
+
+    def bytes(self) -> Bytes:
+        """All of it."""
+        out, checks = np.zeros(self.size, np.uint8), []
+        for section, offset in zip(self.sections, self.offsets, strict=True):
+            data = section.bytes()
+            out[offset : offset + len(data)] = data
+            checks.append(crc32(data))
+        header = self.header(checks)
+        out[: len(header)] = np.frombuffer(header, np.uint8)
+        return out
 
 
-def encode(*, config: BuildConfig, spec: dict[str, Any], sections: Iterable[tuple[str, Bytes, int | None]]) -> Encoded:
-    """The image of `config` and `spec`, the model's record. `sections` are (name, bytes, address or None)."""
-    contents = [(name, np.ascontiguousarray(data, np.uint8), address) for name, data, address in sections]
-    names = [name for name, _, _ in contents]
+def encode(*, config: BuildConfig, spec: dict[str, Any], sections: Iterable[Contents]) -> Encoded:
+    """The image of `config` and `spec`, the model's record."""
+    sections = tuple(sections)
+    names = [section.name for section in sections]
     if len(set(names)) != len(names):
         raise ValueError(f"section names repeat: {', '.join(names)}")
-    checks = [_crc32(data) for _, data, _ in contents]
 
-    def record(first: int) -> tuple[bytes, list[Section]]:
+    def record(first: int, checks: Sequence[int]) -> tuple[bytes, list[Section]]:
         table, at = [], first
-        for (name, data, address), crc in zip(contents, checks, strict=True):
-            table.append(Section(name, at, len(data), crc, address))
-            at = round_up(at + len(data), SECTION_ALIGN)
+        for section, crc in zip(sections, checks, strict=True):
+            table.append(Section(section.name, at, section.length, crc, section.address))
+            at = round_up(at + section.length, SECTION_ALIGN)
         body = {"config": config.to_dict(), "spec": spec, "sections": [vars(section) for section in table]}
         return json.dumps(body, separators=(",", ":")).encode(), table
 
-    # Offsets stand in the record whose length decides them: a page is left for their digits.
-    first = round_up(HEADER.size + len(record(0)[0]) + SECTION_ALIGN, SECTION_ALIGN)
-    body, table = record(first)
-    size = table[-1].offset + table[-1].length if table else HEADER.size + len(body)
+    # Offsets and CRCs stand in the record whose length decides where sections begin: there is a page for the digits of the offsets, and
+    # room for those of any CRCs.
+    longest = [CRC_MOST] * len(sections)
+    first = round_up(HEADER.size + len(record(0, longest)[0]) + SECTION_ALIGN, SECTION_ALIGN)
+    table = record(first, longest)[1]
 
-    def pieces() -> Iterator[tuple[int, bytes | Bytes]]:
-        yield 0, HEADER.pack(MAGIC, VERSION, config.digest, size, len(body), zlib.crc32(body)) + body
-        for section, (_, data, _) in zip(table, contents, strict=True):
-            yield section.offset, data
+    def header(checks: Sequence[int]) -> bytes:
+        body = record(first, checks)[0]
+        return HEADER.pack(MAGIC, VERSION, config.digest, size, len(body), zlib.crc32(body)) + body
 
-    return Encoded(size, pieces())
+    size = table[-1].offset + table[-1].length if table else first
+    return Encoded(size, sections, tuple(section.offset for section in table), header)
 
 
 @dataclass(frozen=True)
@@ -194,7 +239,7 @@ class Image:
             )
         image = cls(name, config, spec, sections, layout, data)
         for section in sections.values():
-            if verify and _crc32(image.section(section.name)) != section.crc32:
+            if verify and crc32(image.section(section.name)) != section.crc32:
                 raise ImageError(f"{name}: section {section.name} is damaged (CRC); copy it again, or {PACK_AGAIN}")
         image._check_contents()
         return image

@@ -7,9 +7,9 @@ configuration: the whole-model reference and the weight image both start from it
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, lru_cache, partial
 from math import frexp, log2
 from typing import TypeVar
 
@@ -17,28 +17,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tritloom.firmware.config import PARAM_HEADER_BYTES, BuildConfig, ConfigError, round_up
+from tritloom.firmware.image import Contents, Piece, whole
 from tritloom.firmware.integer import GROUPED_LOGIT_BITS, ROPE_BITS, UFloat, uf_from_float, uf_pack, uf_unpack
+from tritloom.firmware.isa import Destination
 from tritloom.firmware.layout import Block, MemoryMap, memory_map, stream_blocks
 from tritloom.firmware.packing import SCALE_BITS, pack_matrix
 from tritloom.firmware.programs import machine_program
 from tritloom.gen.grouped_packing import embedding_rows, pack_grouped_codes
 from tritloom.gen.models.checkpoint import MATRICES, SUB_NORMS, Checkpoint
-from tritloom.gen.models.codes import Codes, Trits, codes_of
+from tritloom.gen.models.codes import Codes, codes_of
 from tritloom.gen.models.problems import CheckpointError
 from tritloom.gen.models.rope import attention_factor, frequencies
 from tritloom.gen.models.spec import ModelSpec
 from tritloom.gen.quantised import GroupedTable, HeadNorms, Layer, Layers, Parameters, QuantisedModel, Scales, Table
-from tritloom.gen.scaling import choose, measure, rescaled
+from tritloom.gen.scaling import Scaling, choose, measure, rescaled
 
 Bytes = NDArray[np.uint8]
-Progress = Callable[[int, int], None]
 Item = TypeVar("Item", bound=np.generic)
 
 LOG2_E = log2(np.e)
 TABLE_ERROR = 0.1
 """How wrong int8 codes may be for half of a table's rows: a row's sum of errors over its sum of magnitudes. 0.01 is usual."""
 TABLE_PIECE = 1 << 22
-"""Trits of a table that are laid out at once."""
+"""Bytes of a table's codes that are laid out at once."""
 ROPE_ROWS = 1 << 14
 """Positions whose rotary rows are made at once."""
 KEPT_BYTES = 2 << 30
@@ -177,6 +178,18 @@ def quantise(checkpoint: Checkpoint, context: int | None = None) -> QuantisedMod
     `context` shortens the KV cache. Raises CheckpointError for numbers that no binary point carries, ConfigError for a model that no
     machine computes.
     """
+    model = as_trained(checkpoint, context)
+    return with_scaling(model, choose(model, measure(model)))
+
+
+def with_scaling(model: QuantisedModel, scaling: Scaling) -> QuantisedModel:
+    """A model `as_trained` with binary points that were chosen for it."""
+    spec = dataclasses.replace(model.spec, notes=(*model.spec.notes, *scaling.notes))
+    return rescaled(dataclasses.replace(model, spec=spec), scaling)
+
+
+def as_trained(checkpoint: Checkpoint, context: int | None = None) -> QuantisedModel:
+    """`quantise` before binary points are chosen."""
     checkpoint = checkpoint.with_context(context)
     spec = checkpoint.spec.require_machine()
     embedding = _table(checkpoint, checkpoint.embedding_name)
@@ -188,7 +201,7 @@ def quantise(checkpoint: Checkpoint, context: int | None = None) -> QuantisedMod
     zero = _scalar(0)
     s = spec.shape
     held = s.layers * s.hidden * (s.qkv_rows + s.q_size + 3 * s.ffn) // (4 if s.group_size else 1)
-    model = QuantisedModel(
+    return QuantisedModel(
         spec=spec,
         layers=Layers(spec.shape.layers, partial(_quantise_layer, checkpoint), keep=held <= KEPT_BYTES),
         embedding=embedding,
@@ -201,9 +214,6 @@ def quantise(checkpoint: Checkpoint, context: int | None = None) -> QuantisedMod
         sin=sin,
         tokenizer=checkpoint.tokenizer.read_bytes(),
     )
-    scaling = choose(model, measure(model))
-    model = dataclasses.replace(model, spec=dataclasses.replace(spec, notes=(*spec.notes, *scaling.notes)))
-    return rescaled(model, scaling)
 
 
 # Bytes in memory ---------------------------------------------------------------------------------
@@ -211,13 +221,18 @@ def quantise(checkpoint: Checkpoint, context: int | None = None) -> QuantisedMod
 
 @dataclass(frozen=True)
 class Packed:
-    """What one image holds: `sections` are (name, bytes, address), the address None outside the machine's memory."""
+    """What one image holds."""
 
     config: BuildConfig
     spec: ModelSpec
     map: MemoryMap
     program: tuple[int, ...]
-    sections: tuple[tuple[str, Bytes, int | None], ...]
+    contents: tuple[Contents, ...]
+
+    @cached_property
+    def sections(self) -> tuple[tuple[str, Bytes, int | None], ...]:
+        """(name, bytes, address) of each section, the address None outside the machine's memory."""
+        return tuple((each.name, each.bytes(), each.address) for each in self.contents)
 
     def memory(self) -> list[tuple[int, Bytes]]:
         """What to load where."""
@@ -246,7 +261,7 @@ def interleave(gate: NDArray[Item], up: NDArray[Item], block: int) -> NDArray[It
     return np.stack([gate.reshape(-1, block, inputs), up.reshape(-1, block, inputs)], 1).reshape(-1, inputs)
 
 
-def matrix_bytes(matrix: Trits | Codes, config: BuildConfig, scales: Scales | None = None) -> Bytes:
+def matrix_bytes(matrix: NDArray[np.int8 | np.uint8], config: BuildConfig, scales: Scales | None = None) -> Bytes:
     """A matrix's trits [rows, inputs] as the ternary engine consumes it, block after block; with `scales` [rows, groups] of its groups, its
     codes [rows, inputs/4]."""
     ends, layout = np.cumsum(config.blocks(len(matrix)))[:-1], (config.tables, config.rows_per_cycle, config.packing, config.mem_bytes)
@@ -282,12 +297,21 @@ def table_bytes(table: Table, config: BuildConfig) -> Bytes:
     return out.reshape(-1)
 
 
-def _table_bytes(table: Table | GroupedTable, config: BuildConfig) -> Bytes:
-    if isinstance(table, Table):
-        return table_bytes(table, config)
-    step = max(1, TABLE_PIECE // config.shape.hidden)
-    return np.concatenate([grouped_table_bytes(table.codes[i : i + step], table.scales[i : i + step], config)
-                           for i in range(0, len(table.codes), step)])
+def _table_pieces(table: Table | GroupedTable, config: BuildConfig) -> Iterator[Piece]:
+    """The section of an embedding or head table."""
+    rows, size = len(table.codes), table.codes.shape[-1]
+    step = max(1, TABLE_PIECE // size // config.group_rows) * config.group_rows
+
+    def make(some: slice) -> Bytes:
+        if isinstance(table, Table):
+            return table_bytes(Table(table.codes[some], table.row_scale[some], table.scale), config)
+        return grouped_table_bytes(table.codes[some], table.scales[some], config)
+
+    for first in range(0, rows, step):
+        count = min(step, rows - first)
+        grouped = isinstance(table, GroupedTable)
+        length = count * config.embedding_row_bytes if grouped else -(-count // config.group_rows) * config.head_group_bytes
+        yield length, partial(make, slice(first, first + count))
 
 
 def rope_bytes(model: QuantisedModel, config: BuildConfig) -> Bytes:
@@ -298,91 +322,78 @@ def rope_bytes(model: QuantisedModel, config: BuildConfig) -> Bytes:
     return out.reshape(-1)
 
 
-def _stream(model: QuantisedModel, config: BuildConfig) -> Iterator[tuple[Block, Bytes]]:
-    """The weight stream, block by block, in consumption order."""
+def _stream(model: QuantisedModel, config: BuildConfig) -> Iterator[Piece]:
+    """The weight stream, block by block, in consumption order. A layer is read when the first block of it is made."""
+    layers, layer_at = model.layers, lru_cache(maxsize=2)(model.layers.__getitem__)  # a block has parameters of the layer after it
+
+    def parameters(index: int, block: Block) -> Bytes:
+        if block.name != "next_parameters":
+            return parameter_bytes(getattr(layer_at(index), block.name), config.mem_bytes)
+        after = layer_at(index + 1).qkv_parameters if index + 1 < len(layers) else model.head_parameters
+        return parameter_bytes(after, config.mem_bytes, block.gains)
+
+    def matrix(index: int, name: str) -> Bytes:
+        layer, q_size, v = layer_at(index), model.shape.q_size, config.vector_lanes
+        scales = layer.group_scales
+        if name == "gate_up":
+            both = interleave(scales["gate"], scales["up"], v) if scales else None
+            return matrix_bytes(interleave(layer.gate, layer.up, v), config, both)
+        if name in ("q", "kv"):
+            rows = slice(q_size) if name == "q" else slice(q_size, None)
+            return matrix_bytes(layer.qkv[rows], config, scales["qkv"][rows] if scales else None)
+        return matrix_bytes(getattr(layer, name), config, scales.get(name))
+
+    def head(block: Block, rows: slice) -> Bytes:
+        if isinstance(model.head, GroupedTable):
+            return matrix_bytes(model.head.codes[rows], config, model.head.scales[rows])
+        trits, scales = model.ternary_head[rows], _no_scales(config, block)
+        return matrix_bytes(trits if scales is None else codes_of(trits), config, scales)
+
+    def piece(block: Block, make: Callable[[], Bytes]) -> Piece:
+        return block.beats * config.mem_bytes, make
 
     prologue, layer_blocks, epilogue = stream_blocks(config)
-    layers = iter(model.layers)
-    layer: Layer | None = next(layers)
-    yield prologue[0], parameter_bytes(model.embedding_parameters, config.mem_bytes)
-    yield prologue[1], parameter_bytes(layer.qkv_parameters, config.mem_bytes)
-    while layer:
-        q_size, scales = model.shape.q_size, layer.group_scales
-        matrices = {
-            "kv": layer.qkv[q_size :],
-            "q": layer.qkv[:q_size],
-            "o": layer.o,
-            "gate_up": interleave(layer.gate, layer.up, config.vector_lanes),
-            "down": layer.down,
-        }
-        if scales:
-            scales = scales | {"kv": scales["qkv"][q_size:], "q": scales["qkv"][:q_size],
-                               "gate_up": interleave(scales["gate"], scales["up"], config.vector_lanes)}
-        after = next(layers, None)
+    yield piece(prologue[0], lambda: parameter_bytes(model.embedding_parameters, config.mem_bytes))
+    yield piece(prologue[1], lambda: parameter_bytes(layer_at(0).qkv_parameters, config.mem_bytes))
+    for index in range(len(layers)):
         for block in layer_blocks:
-            if block.name in matrices:
-                yield block, matrix_bytes(matrices[block.name], config, scales.get(block.name))
-            elif block.name == "next_parameters":
-                yield block, parameter_bytes(after.qkv_parameters if after else model.head_parameters, config.mem_bytes, block.gains)
-            else:
-                yield block, parameter_bytes(getattr(layer, block.name), config.mem_bytes)
-        layer = after
+            matmul = block.dest == Destination.MATMUL
+            yield piece(block, partial(matrix, index, block.name) if matmul else partial(parameters, index, block))
     if isinstance(model.head, Table) and not config.shortlist:
-        yield epilogue[0], table_bytes(model.head, config)
+        yield from _table_pieces(model.head, config)
         return
     start = 0
     for block in epilogue:
-        rows = slice(start, start + block.rows)
-        if isinstance(model.head, GroupedTable):
-            yield block, matrix_bytes(model.head.codes[rows], config, model.head.scales[rows])
-        else:
-            trits, scales = model.ternary_head[rows], _no_scales(config, block)
-            yield block, matrix_bytes(trits if scales is None else codes_of(trits), config, scales)
+        _no_scales(config, block)  # refused before anything is made
+        yield piece(block, partial(head, block, slice(start, start + block.rows)))
         start += block.rows
 
 
 def _no_scales(config: BuildConfig, block: Block) -> Scales | None:
     """Scales with which results are the plain sums, where an engine for scales by groups takes a short-list's head."""
     s = config.shape
-    if not s.group_size:
+    if not s.group_size or s.ternary_head:
         return None
     if s.scale_drop >= SCALE_BITS:
         raise ConfigError(f"a short-list beside scales by groups takes shorter vectors than {s.max_inputs}: leave shortlist out")
     return np.full((block.rows, block.inputs // s.group_size), 1 << s.scale_drop, np.uint16)
 
 
-def _weights(model: QuantisedModel, config: BuildConfig, length: int, progress: Progress | None) -> Bytes:
-    out = np.empty(length, np.uint8)
-    at = 0
-    for block, data in _stream(model, config):
-        if len(data) != block.beats * config.mem_bytes:
-            raise AssertionError(f"{block.name} has {len(data)} bytes instead of {block.beats} beats")
-        out[at : at + len(data)] = data
-        at += len(data)
-        if progress:
-            progress(at, length)
-    if at != length:
-        raise AssertionError(f"the weight stream has {at} bytes instead of {length}")
-    return out
-
-
-def _check_shape(spec: ModelSpec, config: BuildConfig) -> None:
+def check_shape(spec: ModelSpec, config: BuildConfig) -> None:
     ours, theirs = (dataclasses.asdict(shape) for shape in (spec.shape, config.shape))
     different = [f"{k} {ours[k]} (machine: {theirs[k]})" for k in ours if ours[k] != theirs[k]]
     if different:
         raise ConfigError(f"the machine is built for another shape than {spec.name}: {', '.join(different)}; build it for this model")
 
 
-def pack(
-    source: Checkpoint | QuantisedModel, config: BuildConfig, *, program: Sequence[int] | None = None, progress: Progress | None = None
-) -> Packed:
-    """Everything an image holds for `config`, whose context may be shorter than the model's.
+def pack(source: Checkpoint | QuantisedModel, config: BuildConfig, *, program: Sequence[int] | None = None) -> Packed:
+    """Everything an image holds for `config`, whose context may be shorter than the model's. Its bytes are made when they are asked for.
 
-    `program` is the firmware (the generation program unless given); `progress` is told (bytes done, bytes in all).
+    `program` is the firmware (the generation program unless given).
     """
     model = source if isinstance(source, QuantisedModel) else quantise(source, min(config.shape.context, source.spec.shape.context))
     spec = model.spec
-    _check_shape(spec, config)
+    check_shape(spec, config)
     layout = memory_map(config, tied=spec.tied_embeddings)
     if config.memory == "onchip" and layout.total_bytes > config.onchip_bytes:
         raise ConfigError(
@@ -392,27 +403,24 @@ def pack(
     words = tuple(machine_program(config, layout) if program is None else program)
     if len(words) > config.program_words:
         raise ConfigError(f"the firmware has {len(words)} words, the machine holds {config.program_words}: raise program_words")
-    contents = {
-        "weights": lambda: _weights(model, config, layout.regions["weights"].length, progress),
-        "rope": lambda: rope_bytes(model, config),
+    made: dict[str, Callable[[], Iterable[Piece]]] = {
+        "weights": lambda: _stream(model, config),
+        "rope": lambda: [(layout.regions["rope"].length, lambda: rope_bytes(model, config))],
+        "head": lambda: _table_pieces(model.head, config),
+        "embedding": lambda: _table_pieces(model.embedding, config),
     }
-    contents["head"] = lambda: _table_bytes(model.head, config)
-    contents["embedding"] = lambda: _table_bytes(model.embedding, config)
-    sections: list[tuple[str, Bytes, int | None]] = []
-    for name, region in layout.regions.items():
-        if region.loaded:
-            data = contents[name]()
-            if len(data) != region.length:
-                raise AssertionError(f"{name} has {len(data)} bytes instead of {region.length}")
-            sections.append((name, data, region.base))
+    contents = [Contents(name, tuple(made[name]()), region.base) for name, region in layout.regions.items() if region.loaded]
+    for each in contents:
+        if each.length != layout.regions[each.name].length:
+            raise AssertionError(f"{each.name} has {each.length} bytes instead of {layout.regions[each.name].length}")
 
-    def plain(data: bytes) -> Bytes:
-        return np.frombuffer(data, np.uint8)
+    def plain(name: str, data: bytes) -> Contents:
+        return whole(name, np.frombuffer(data, np.uint8))
 
-    sections += [
-        ("program", plain(np.array(words, "<u8").tobytes()), None),
-        ("descriptors", plain(np.array(layout.descriptor_words(), "<u8").tobytes()), None),
-        ("memory_map", plain(layout.to_json().encode()), None),
-        ("tokenizer", plain(model.tokenizer), None),
+    contents += [
+        plain("program", np.array(words, "<u8").tobytes()),
+        plain("descriptors", np.array(layout.descriptor_words(), "<u8").tobytes()),
+        plain("memory_map", layout.to_json().encode()),
+        plain("tokenizer", model.tokenizer),
     ]
-    return Packed(config, spec, layout, words, tuple(sections))
+    return Packed(config, spec, layout, words, tuple(contents))

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from tritloom.firmware.config import BuildConfig
-from tritloom.firmware.image import Bytes, Image, ImageError, encode
-from tritloom.system.files import replaced
+from tritloom.firmware.image import Bytes, Encoded, Image, ImageError, encode, whole
+from tritloom.system.files import Growing, growing
 
 BUILT = "model.image"
 """The image in a folder that `tritloom build` wrote."""
-WRITTEN_BYTES = 16 << 20
-"""Bytes that are written at once."""
+
+Progress = Callable[[int, int], None]
 
 
 def write_image(
@@ -24,23 +24,36 @@ def write_image(
     config: BuildConfig,
     spec: dict[str, Any],
     sections: Iterable[tuple[str, Bytes, int | None]],
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Path:
     """Write an image in one step: the file at `path` is either the old one or the whole new one.
 
     `sections` are (name, bytes, address or None); `progress` is told (bytes written, bytes in all).
     """
-    path, image = Path(path), encode(config=config, spec=spec, sections=sections)
-    with replaced(path) as place, open(place, "wb") as file:
-        for offset, data in image.pieces:
-            file.seek(offset)
-            array = np.frombuffer(data, np.uint8)
-            for start in range(0, len(array), WRITTEN_BYTES):
-                file.write(array[start : start + WRITTEN_BYTES].data)
+    with growing(Path(path)) as file:
+        write_pieces(file, encode(config=config, spec=spec, sections=[whole(*section) for section in sections]), progress)
+    return Path(path)
+
+
+def write_pieces(file: Growing, image: Encoded, progress: Progress | None = None, found: Progress | None = None) -> None:
+    """Write an image piece by piece, but for those that are there. `found` is told (bytes there, bytes in all) of these, once, if there are
+    any; `progress` as in `write_image`."""
+    checks, there, at = [], 0, 0
+    for section, offset in zip(image.sections, image.offsets, strict=True):
+        crc, at = 0, offset
+        for length, make in section.pieces:
+            crc, was = file.piece(at, length, crc, make)
+            at += length
+            if was:
+                there = at
+            elif there:
+                if found:
+                    found(there, image.size)
+                there = 0
             if progress:
-                progress(offset + len(data), image.size)
-        file.truncate(image.size)
-    return path
+                progress(at, image.size)
+        checks.append(crc)
+    file.end(image.header(checks), image.size)
 
 
 def open_image(path: str | Path, *, verify: bool = True) -> Image:

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING
 from tritloom.boards.board import Board, load
 from tritloom.firmware.config import BuildConfig
 from tritloom.firmware.errors import InputError
-from tritloom.firmware.image import SELF_TEST, Image, ImageError, SelfTest
+from tritloom.firmware.image import SELF_TEST, Image, ImageError, SelfTest, encode
 from tritloom.gen.fit.fit import predict
 from tritloom.host.backends.emulator import EmulatorBackend
-from tritloom.host.image import open_image, write_image
+from tritloom.host.image import open_image, write_image, write_pieces
 from tritloom.host.session import Session
 from tritloom.host.tokenizer import Tokenizer
 from tritloom.sim.backends import SimBackend
 from tritloom.sim.board import SimulatedBoard
 from tritloom.sim.waves import Waves
-from tritloom.system.files import cache
+from tritloom.system.files import PARTIAL, cache, discard, growing
 from tritloom.system.steps import Steps, timed_step
 
 if TYPE_CHECKING:
@@ -43,20 +43,26 @@ def _sources_key(*packages: str) -> str:
 def image_of(source: Source, checkpoint: Checkpoint, config: BuildConfig, steps: Steps) -> Image:
     """The weight image, from the cache if neither model nor packer has changed."""
     folder = cache("images")
-    described = f"{config.to_json()}{checkpoint.spec.to_json()}{source.key()}".encode()
-    content = hashlib.sha256(described + checkpoint.tokenizer.read_bytes()).hexdigest()[:16]
-    name = f"{config.digest:08x}-{content}"
-    path = folder / f"{name}-{_sources_key('gen', 'firmware')[:16]}.img"
+    name, code = f"{config.digest:08x}-{_model_key(source, checkpoint, config)[:16]}", _sources_key("gen", "firmware")[:16]
+    path = folder / f"{name}-{code}.img"
     if path.is_file():
         try:
             return open_image(path)
         except ImageError:
             steps.note("the cached image is damaged: packing again")
-    write_image_of(path, checkpoint, config, steps)
+    write_image_of(path, source, checkpoint, config, steps)
     for older in folder.glob(f"{name}-*.img"):
         if older != path:
             older.unlink(missing_ok=True)
+    for older in folder.glob(f"{name}-*.img{PARTIAL}"):
+        discard(older)
     return open_image(path)
+
+
+def _model_key(source: Source, checkpoint: Checkpoint, config: BuildConfig) -> str:
+    """Digest of a model and of what it is packed for."""
+    described = f"{config.to_json()}{checkpoint.spec.to_json()}{source.key()}".encode()
+    return hashlib.sha256(described + checkpoint.tokenizer.read_bytes()).hexdigest()
 
 
 def write_built_image(path: Path, image: Image, board: Board, steps: Steps) -> None:
@@ -92,19 +98,29 @@ def self_test_of(image: Image, board: Board, progress: Callable[[int, int], None
     return SelfTest(prompt, tokens, predicted["decode_cycles_per_token"])
 
 
-def write_image_of(path: Path, checkpoint: Checkpoint, config: BuildConfig, steps: Steps) -> None:
-    """Pack a model for a configuration into `path`."""
-    from tritloom.gen.pack import pack
+def write_image_of(path: Path, source: Source, checkpoint: Checkpoint, config: BuildConfig, steps: Steps) -> None:
+    """Pack a model for a configuration into `path`. What is done when it is interrupted stays beside it, and is continued the next time."""
+    from tritloom.gen.pack import as_trained, check_shape, pack, with_scaling
+    from tritloom.gen.scaling import Scaling, choose, measure
 
-    with steps.step("Packing the weights") as update:
-        packed = pack(checkpoint, config, progress=lambda done, total: update(0.9 * done, total))
-        write_image(
-            path,
-            config=packed.config,
-            spec=packed.spec.to_dict(),
-            sections=packed.sections,
-            progress=lambda done, total: update(0.9 + 0.1 * done / total),
-        )
+    key = _model_key(source, checkpoint, config) + _sources_key("gen", "firmware", "host")
+    try:
+        with growing(path, key) as file, steps.step("Packing the weights") as update:
+            if file.others:
+                steps.note(f"{path}{PARTIAL} was of another model, machine or version of tritloom: it is removed")
+            model = as_trained(checkpoint, min(config.shape.context, checkpoint.spec.shape.context))
+            check_shape(model.spec, config)
+            if (noted := file.noted) is None:
+                chosen = choose(model, measure(model))
+                noted = file.note([chosen.residual, chosen.gates, chosen.scores])
+            residual, gates, scores = noted
+            packed = pack(with_scaling(model, Scaling(residual, tuple(gates), tuple(scores))), config)
+            image = encode(config=packed.config, spec=packed.spec.to_dict(), sections=packed.contents)
+            write_pieces(file, image, progress=update, found=lambda done, total: steps.note(f"continues at {100 * done // total} %"))
+    except (KeyboardInterrupt, OSError):
+        if path.with_name(path.name + PARTIAL).is_dir():
+            steps.note(f"{path}{PARTIAL} holds what is done: the same command continues, and without it the folder can be removed")
+        raise
 
 
 def open_simulation(config: BuildConfig, memory_bytes: int, timing: str, steps: Steps, waves: Waves | None = None) -> SimBackend:

@@ -319,12 +319,6 @@ def test_refusals(tmp_path):
         pack(checkpoint, TINY_CONFIG, program=[0] * 600)
 
 
-def test_progress(tmp_path):
-    calls = []
-    packed = pack(tiny(tmp_path), TINY_CONFIG, progress=lambda done, total: calls.append((done, total)))
-    assert calls[-1] == (packed.map.regions["weights"].length,) * 2 and calls == sorted(calls)
-
-
 def test_memory_map():
     for tied in (True, False):
         m = memory_map(LLAMA_CONFIG, tied=tied)

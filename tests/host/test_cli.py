@@ -16,7 +16,10 @@ from typing import Any
 import pytest
 
 from tritloom.firmware.config import BuildConfig
+from tritloom.gen import pack as gen_pack
+from tritloom.gen import scaling as gen_scaling
 from tritloom.gen import source as gen_source
+from tritloom.gen.models import open_checkpoint
 from tritloom.gen.scaling import Scaling
 from tritloom.host import console as console_module
 from tritloom.host.commands import common
@@ -43,7 +46,7 @@ def test_run_and_verify_say_what_saturations_mean(tritloom, monkeypatch, tmp_pat
     said = re.compile(r"^saturations +[\d,]+ numbers did not fit the machine's fixed point and were cut: the text may differ", re.M)
     assert not said.search("".join(tritloom(*RUN, "--tokens", 1)[1:]))
     monkeypatch.setenv("TRITLOOM_CACHE", str(tmp_path))
-    monkeypatch.setattr("tritloom.gen.pack.choose", lambda model, found: Scaling(-13, (0,) * 5, (0,) * 5))
+    monkeypatch.setattr("tritloom.gen.scaling.choose", lambda model, found: Scaling(-13, (0,) * 5, (0,) * 5))
     status, *texts = tritloom(*RUN, "--tokens", 1)
     assert status == 0 and said.search("".join(texts))
     monkeypatch.setattr("tritloom.sim.check.verify.verify", lambda *_, **__: {
@@ -329,19 +332,59 @@ def test_what_does_not_fit_is_status_1(tritloom, monkeypatch):
     assert status == 1 and "does not fit sim: lut" in one_line(err)
 
 
-def test_pack_writes_an_image_or_nothing(tritloom, tmp_path, monkeypatch):
+def test_pack_writes_an_image_or_nothing(tritloom, tmp_path):
     path = tmp_path / "new" / "story.img"
     status, out, _ = tritloom("pack", "--model", MODEL, "--context", 64, "--out", path, "--json")
-    assert status == 0 and json.loads(out)["digest"] == f"{open_image(path).digest:08x}"
-    before = path.read_bytes()
+    assert status == 0 and json.loads(out)["digest"] == f"{open_image(path).digest:08x}" and list(path.parent.iterdir()) == [path]
 
-    def interrupted(*_):
-        raise KeyboardInterrupt
 
-    monkeypatch.setattr(os, "replace", interrupted)
-    status, _, err = tritloom("pack", "--model", MODEL, "--out", path)
-    assert status == 130 and one_line(err) == "tritloom: interrupted\n"
-    assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
+def test_an_interrupted_pack_is_continued(tritloom, model, tmp_path, monkeypatch):
+    """By an exception, and by a signal that cannot be caught."""
+    whole, path = tmp_path / "whole.img", tmp_path / "new" / "story.img"
+    partial_ = path.with_name("story.img.partial")
+    pack = ["pack", "--model", model, "--context", 64, "--out"]
+    assert tritloom(*pack, whole)[0] == 0
+    left, packed = [9], gen_pack.matrix_bytes
+
+    def interrupted(*arguments):
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        return packed(*arguments)
+
+    monkeypatch.setattr(gen_pack, "matrix_bytes", interrupted)
+    status, _, err = tritloom(*pack, path)
+    assert status == 130 and f"{partial_} holds what is done: the same command continues" in err and err.endswith("tritloom: interrupted\n")
+    assert not path.exists() and list(path.parent.iterdir()) == [partial_]
+
+    script = ("import os, signal, sys; from tritloom.gen import pack; from tritloom.host.cli import main\n"
+              "left, made = [4], pack.matrix_bytes\n"
+              "def killed(*arguments):\n"
+              "    left[0] -= 1\n"
+              "    return made(*arguments) if left[0] else os.kill(os.getpid(), signal.SIGKILL)\n"
+              "pack.matrix_bytes = killed; main(sys.argv[1:])")
+    done = subprocess.run([sys.executable, "-c", script, *map(str, pack), str(path)], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL and "continues at" in done.stderr and list(path.parent.iterdir()) == [partial_]
+
+    left[0] = 5 * open_checkpoint(model).spec.shape.layers - 9 - 3  # of five matrices a layer
+    monkeypatch.setattr(gen_scaling, "measure", None)  # what was chosen is kept, too
+    status, _, err = tritloom(*pack, path)
+    share = re.search(r"continues at (\d+) %", err)
+    assert status == 0 and share and 20 < int(share[1]) < 90
+    assert path.read_bytes() == whole.read_bytes() and list(path.parent.iterdir()) == [path]
+
+
+def test_a_pack_of_another_model_is_not_continued(tritloom, model, tmp_path, monkeypatch):
+    path, pack = tmp_path / "story.img", ["pack", "--model", model, "--context", 64, "--out"]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", Exception("broken"))
+        assert tritloom(*pack, path)[0] == 1
+    assert path.with_name("story.img.partial").is_dir()
+    config = model / "config.json"
+    config.write_text(config.read_text() + "\n")
+    status, _, err = tritloom(*pack, path)
+    assert status == 0 and "was of another model, machine or version of tritloom: it is removed" in err and "continues" not in err
+    assert open_image(path) and not path.with_name("story.img.partial").exists()
 
 
 def test_generate_writes_the_machine(tritloom, tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ from link_model import LinkDevice
 from synthetic import TINY
 from tritloom.firmware.assembler import EXAMPLE, assemble
 from tritloom.firmware.config import BuildConfig
-from tritloom.firmware.image import Image, encode
+from tritloom.firmware.image import Image, encode, whole
 from tritloom.firmware.layout import memory_map
 from tritloom.host.backends.emulator import EmulatorBackend
 from tritloom.host.backends.protocol import DeviceBusy, DeviceFault, DeviceTimeout
@@ -24,11 +24,8 @@ def image():
     loaded = [(name, np.zeros(region.length, np.uint8), region.base) for name, region in layout.regions.items() if region.loaded]
     words = {"program": np.array(assemble(EXAMPLE), "<u8"), "descriptors": np.array(layout.descriptor_words(), "<u8"),
              "memory_map": np.frombuffer(layout.to_json().encode(), np.uint8), "tokenizer": np.frombuffer(b"{}", np.uint8)}
-    encoded = encode(config=CONFIG, spec={}, sections=[*loaded, *((name, data.view(np.uint8), None) for name, data in words.items())])
-    data = np.zeros(encoded.size, np.uint8)
-    for offset, piece in encoded.pieces:
-        data[offset : offset + len(piece)] = np.frombuffer(piece, np.uint8)
-    return Image.decode(data, "image")
+    sections = [*loaded, *((name, data.view(np.uint8), None) for name, data in words.items())]
+    return Image.decode(encode(config=CONFIG, spec={}, sections=[whole(*section) for section in sections]).bytes(), "image")
 
 
 @pytest.fixture
