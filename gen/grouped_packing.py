@@ -1,16 +1,15 @@
 """Matrices that are ternary by groups, from codes of two bits to the beats that the TLMM engine reads: those that
 `firmware.packing.pack_grouped` makes of the same trits, which are never a byte each on the way.
 
-Pieces of weight words (five triples, say) are cut out of the codes with shifts, looked up, and joined with shifts, each for WORDS words at
-a time, whose bits of the same place lie side by side in memory ("planes").
+A byte of trit5, and a code of index5, is a function of five or three trits, and so of the number that they are to the base 3. Numbers are
+sums of what each trit adds to them: KEY trits side by side are looked up at once, for WORDS weight words at a time, in a table of what
+they add to eight bytes of a word. One more look-up of each byte makes what is stored.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from math import gcd
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,172 +28,120 @@ from tritloom.firmware.packing import (
 from tritloom.gen.models.codes import LOW_BITS, ZEROS, Codes
 
 Bytes = NDArray[np.uint8]
-Planes = NDArray[np.uint64]
 Scales = NDArray[np.uint16]
 
-WORDS, STEPS = 8192, 256
+KEY = 6
+"""Trits that are looked up at once: the 729 numbers that there are of a table's 4,096 stay in the processor's nearest cache."""
+WORDS, STEPS = 16384, 256
 """Weight words made at once, and of a tile: what is made on the way stays in the processor's cache."""
-LOOKED_UP = 1 << 15
-"""Pieces looked up at once."""
 
 
 @dataclass(frozen=True)
-class Lookup:
-    """What a table says of some bits of a piece: of each (shift, mask), its bits shifted right and masked, joined."""
+class Sum:
+    """What some trits of a row, the `key`-th KEY of them, add to eight bytes of a word, the `at`-th eight: of each key, in a table."""
 
-    bits: tuple[tuple[int, int], ...]
-    table: Planes
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Bits of a weight word's rows side by side. `runs`: (row, first bit in it, bits, place in the piece), in order of places; `pad`: bits
-    of trits that are none, which are zeros, above."""
-
-    runs: tuple[tuple[int, int, int, int], ...]
-    pad: int
+    key: int
+    at: int
+    table: NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
-class Part:
-    """Pieces of one kind and what they become: `fields` are the places in the word of the looked-up bits, `width` of them each."""
+class Plan:
+    """How weight words are made: `sums` of each row; `numbers`: bytes that are looked up in a table of 256, behind which are bytes that are
+    stored as they are, `size` in all. `joined`: what is looked up are codes of five bits, which are stored side by side."""
 
-    pieces: tuple[Piece, ...]
-    lookups: tuple[Lookup, ...]
-    fields: tuple[int, ...]
-    width: int
+    sums: tuple[tuple[Sum, ...], ...]
+    table: bytes
+    numbers: int
+    size: int
+    joined: bool
 
 
 # Tables ----------------------------------------------------------------------------------------------
 
 
-def _trits(keys: NDArray[np.integer], count: int) -> NDArray[np.int8]:
-    """`count` trits of each key's codes; for what is no code, 0."""
-    found = (keys[..., None] >> 2 * np.arange(count) & 3) - 1
-    return np.where(found > 1, 0, found).astype(np.int8)
+def _trits(numbers: NDArray[np.integer], count: int) -> NDArray[np.int8]:
+    """Trits of numbers to the base 3, whose digits are trit + 1, the first the least."""
+    return (numbers[:, None] // 3 ** np.arange(count) % 3 - 1).astype(np.int8)
 
 
 @cache
-def _trit5() -> tuple[Lookup, ...]:
-    """Five triples of six bits, a to e: each of the first three has a byte, with four bits of the other two."""
-    key, found = np.arange(1 << 10), []
-    of = _trits(key & 63, 3), _trits(key >> 6, 2)
-    # of d the first two trits; the last, and e's first; e's other two
-    for byte, (shift, places) in enumerate(((12, (0, 1)), (16, (2, 3)), (20, (4, 5)))):
-        five = np.zeros((len(key), 5, 3), np.int8)
-        five[:, byte] = of[0]
-        five[:, 3:].reshape(len(key), 6)[:, places] = of[1]
-        table = pack_triples(five, "trit5")[:, byte].astype(np.uint64) << np.uint64(8 * byte)
-        found.append(Lookup(((6 * byte, 63), (shift, 15 << 6)), table))
-    return tuple(found)
+def _table(packing: str) -> bytes:
+    """What is stored for each number: of trit5 a byte for a triple and two trits more, of index5 a triple's code."""
+    table = np.zeros(256, np.uint8)
+    if packing == "index5":
+        table[:27] = encode_triples(_trits(np.arange(27), 3))
+    else:
+        trits = _trits(np.arange(243), 5)
+        five = np.zeros((243, 5, 3), np.int8)
+        five[:, 0], five[:, 3, :2] = trits[:, :3], trits[:, 3:]
+        table[:243] = pack_triples(five, packing)[:, 0]
+    return table.tobytes()
 
 
-@cache
-def _digits() -> tuple[Lookup, ...]:
-    """Five trits as a number to the base 3: digits 0, 1 and 2 are 0, +1 and -1, the first the least."""
-    key = np.arange(1 << 2 * TRITS_A_BYTE)
-    table = (_trits(key, TRITS_A_BYTE) % 3 * 3 ** np.arange(TRITS_A_BYTE)).sum(-1).astype(np.uint64)
-    return (Lookup(((0, len(key) - 1),), table),)
+def _numbers(tile: int, rows: int, packing: str) -> tuple[list[list[tuple[int, int] | None]], int, int]:
+    """Of each byte the (row, input) of its trits, None for a trit that is none; how many are numbers that are looked up; bytes in all."""
+    whole = tile // 3 * 3
+    if packing == "index5":
+        inputs = range(whole + 3 * (tile % 3 > 0))
+        trits = [(row, i) if i < tile else None for row in range(rows) for i in inputs]
+        trits += [None] * (-len(trits) % 24)  # eight codes are joined
+        return [trits[i : i + 3] for i in range(0, len(trits), 3)], len(trits) // 3, len(trits) // 3
+    trits = [(row, i) for row in range(rows) for i in range(whole)]
+    size = word_bytes(len(trits) // 3, packing)
+    padded: list[tuple[int, int] | None] = [*trits, *[None] * (-len(trits) % 15)]
+    found = []
+    for i in range(0, len(padded), 15):
+        found += [[*padded[i + 3 * byte : i + 3 * byte + 3], *padded[i + 9 + 2 * byte : i + 11 + 2 * byte]] for byte in range(3)]
+    left = [(row, i) for row in range(rows) for i in range(whole, tile)]
+    found[size:] = [list(left[i : i + TRITS_A_BYTE]) for i in range(0, len(left), TRITS_A_BYTE)]
+    return found, size, len(found)
 
 
-@cache
-def _index5() -> tuple[Lookup, ...]:
-    """Two triples as two codes of five bits."""
-    codes = encode_triples(_trits(np.arange(64), 3)).astype(np.uint64)
-    return (Lookup(((0, 4095),), (codes[:, None] << np.uint64(5) | codes).reshape(-1)),)
+@lru_cache(maxsize=8)
+def _plan(tile: int, rows: int, packing: str) -> Plan:
+    """How a word of `rows` rows of `tile` inputs is made."""
+    numbers, count, size = _numbers(tile, rows, packing)
+    adds: dict[tuple[int, int, int], NDArray[np.uint64]] = {}  # of a row, a key in it and eight bytes: of each trit's codes
+    none = np.zeros(-(-size // 8), np.uint64)  # what trits that are none add
+    for byte, trits in enumerate(numbers):
+        digits = np.array([0, 1, 2, 0] if byte < count else [2, 0, 1, 0], np.uint64)  # those left over have digits 0, 1, 2 for 0, +1, -1
+        at, place = divmod(byte, 8)
+        for power, trit in enumerate(trits):
+            digit = digits * np.uint64(3**power) << np.uint64(8 * place)
+            if trit is None:
+                none[at] += digit[1]
+            else:
+                row, i = trit
+                adds.setdefault((row, i // KEY, at), np.zeros((min(KEY, tile - i // KEY * KEY), 4), np.uint64))[i % KEY] += digit
+    sums: list[list[Sum]] = [[] for _ in range(rows)]
+    for (row, which, at), of in sorted(adds.items()):
+        table = np.zeros(1, np.uint64)
+        for codes in of:
+            table = (table + codes[:, None]).reshape(-1)
+        table += none[at]
+        none[at] = 0
+        sums[row].append(Sum(which, at, table))
+    return Plan(tuple(map(tuple, sums)), _table(packing), count, size, packing == "index5")
 
 
 # Words -----------------------------------------------------------------------------------------------
 
 
-def _piece(trits: Sequence[tuple[int, int] | None]) -> Piece:
-    """Of (row, input) of each of its trits; None for one that is none."""
-    runs: list[tuple[int, int, int, int]] = []
-    pad = 0
-    for place, trit in enumerate(trits):
-        if trit is None:
-            pad |= 1 << 2 * place
-        elif runs and (runs[-1][0], runs[-1][1] + runs[-1][2]) == (trit[0], 2 * trit[1]) and runs[-1][3] + runs[-1][2] == 2 * place:
-            runs[-1] = (*runs[-1][:2], runs[-1][2] + 2, runs[-1][3])
-        else:
-            runs.append((trit[0], 2 * trit[1], 2, 2 * place))
-    return Piece(tuple(runs), pad)
-
-
-def _part(trits: list[tuple[int, int] | None], size: int, lookups: tuple[Lookup, ...], first: int, width: int) -> Part:
-    """Pieces of `size` trits each, whose fields of `width` bits begin at bit `first` of the word."""
-    trits = [*trits, *[None] * (-len(trits) % size)]
-    pieces = tuple(_piece(trits[i : i + size]) for i in range(0, len(trits), size))
-    return Part(pieces, lookups, tuple(first + width * i for i in range(len(pieces))), width)
-
-
-@lru_cache(maxsize=64)
-def _parts(tile: int, rows: int, packing: str) -> tuple[Part, ...]:
-    """How a word of `rows` rows of `tile` inputs is made."""
-    whole = tile // 3 * 3
-    if packing == "index5":
-        inputs = range(whole + 3 * (tile % 3 > 0))
-        return (_part([(row, i) if i < tile else None for row in range(rows) for i in inputs], 6, _index5(), 0, 10),)
-    triples: list[tuple[int, int] | None] = [(row, i) for row in range(rows) for i in range(whole)]
-    left: list[tuple[int, int] | None] = [(row, i) for row in range(rows) for i in range(whole, tile)]
-    parts = _part(triples, 15, _trit5(), 0, 24), _part(left, TRITS_A_BYTE, _digits(), 8 * word_bytes(len(triples) // 3, packing), 8)
-    return tuple(part for part in parts if part.pieces)
-
-
-def _cut(planes: Planes, piece: Piece, out: Planes, work: Planes) -> None:
-    """Write the piece's bits of all words; bits above them are anything. `planes` [rows, 64 bits, words]."""
-    for number, (row, bit, bits, place) in enumerate(piece.runs):
-        word, shift = divmod(bit, 64)
-        to = work if number else out
-        np.right_shift(planes[row, word], np.uint64(shift), out=to)
-        if shift + bits > 64:
-            np.bitwise_or(to, planes[row, word + 1] << np.uint64(64 - shift), out=to)
-        if number + 1 < len(piece.runs) or piece.pad:
-            np.bitwise_and(to, np.uint64((1 << bits) - 1), out=to)
-        if number:
-            np.left_shift(work, np.uint64(place), out=work)
-            np.bitwise_or(out, work, out=out)
-    if piece.pad:
-        np.bitwise_or(out, np.uint64(piece.pad), out=out)
-
-
-def _look_up(pieces: Planes, lookups: Iterable[Lookup]) -> None:
-    """Put what the tables say of pieces [pieces, words] in their place."""
-    key, other, found, result = (np.empty(pieces.shape, np.uint64) for _ in range(4))
-    for number, lookup in enumerate(lookups):
-        for part, (shift, mask) in enumerate(lookup.bits):
-            to = other if part else key
-            if shift:
-                np.right_shift(pieces, np.uint64(shift), out=to)
-            np.bitwise_and(to if shift else pieces, np.uint64(mask), out=to)
-            if part:
-                np.bitwise_or(key, other, out=key)
-        np.take(lookup.table, key.view(np.int64), out=found if number else result, mode="clip")  # quicker than `raise`
-        if number:
-            np.bitwise_or(result, found, out=result)
-    pieces[:] = result
-
-
-def _join(fields: Iterable[tuple[int, int, Planes]], out: Planes) -> None:
-    """Words [64 bits, words] of fields (first bit, bits, values [words])."""
-    begun = [False] * len(out)
-    for bit, bits, values in fields:
-        word, shift = divmod(bit, 64)
-        for at, part in ((word, values << np.uint64(shift)), *([(word + 1, values >> np.uint64(64 - shift))] if shift + bits > 64 else ())):
-            if begun[at]:
-                np.bitwise_or(out[at], part, out=out[at])
-            else:
-                out[at] = part
-            begun[at] = True
-
-
-def _rows_as_words(codes: Codes, tile: int) -> NDArray[np.unsignedinteger]:
+def _wide(codes: Codes, tile: int) -> NDArray[np.unsignedinteger]:
     """Codes [rows, tiles, words of a tile], in as wide words as a tile fills."""
     if tile < 4:
         bits = 2 * tile
         codes = (codes[..., None] >> np.arange(0, 8, bits, dtype=np.uint8) & np.uint8((1 << bits) - 1)).reshape(len(codes), -1)
-    size = max(1, min(8, tile // 4))
-    return codes.view(f"<u{size}").reshape(len(codes), -1, max(1, tile // 32))
+    return codes.view(f"<u{max(1, min(8, tile // 4))}").reshape(len(codes), -1, max(1, tile // 32))
+
+
+def _joined(codes: Bytes) -> Bytes:
+    """Codes of five bits [words, codes], a multiple of 8, side by side."""
+    eight = codes.view("<u8")
+    for bits, low in ((5, 0x001F001F001F001F), (10, 0x000003FF000003FF), (20, 0xFFFFF)):
+        eight = eight & np.uint64(low) | eight >> np.uint64(8 * bits // 5 - bits) & np.uint64(low << bits)
+    return eight[..., None].view(np.uint8)[..., :5].reshape(len(codes), -1)
 
 
 def pack_grouped_codes(
@@ -208,7 +155,7 @@ def pack_grouped_codes(
     tiles, ahead = group_size // tile, group_beats(steps, rows_per_cycle, mem_bytes)
     out = np.zeros((groups, ahead + tiles * steps, mem_bytes), np.uint8)
     _pack_scales(scales, rows_per_cycle, out[:, :ahead])
-    size, parts = grouped_word_bytes(tables, rows_per_cycle, group_size, packing), _parts(tile, rows_per_cycle, packing)
+    size, plan = grouped_word_bytes(tables, rows_per_cycle, group_size, packing), _plan(tile, rows_per_cycle, packing)
     whole = rows // rows_per_cycle
     ends = [(codes[: whole * rows_per_cycle], 0)] * (whole > 0)
     if whole < steps:  # the last step has rows that are none
@@ -216,40 +163,47 @@ def pack_grouped_codes(
         last[: rows - whole * rows_per_cycle] = codes[whole * rows_per_cycle :]
         ends.append((last, whole))
     for some, first in ends:
-        given = _rows_as_words(some, tile).reshape(-1, rows_per_cycle, groups, tiles, max(1, tile // 32))
+        given = _wide(some, tile).reshape(-1, rows_per_cycle, groups, tiles, max(1, tile // 32))
         place = out[:, ahead:].reshape(groups, tiles, steps, mem_bytes)[:, :, first : first + len(given)]
         count = min(len(given), STEPS)
         together = max(1, WORDS // (tiles * count))
         for step in range(0, len(given), count):
             for group in range(0, groups, together):
                 _pack_words(given[step : step + count, :, group : group + together],
-                            place[group : group + together, :, step : step + count], parts, size)
+                            place[group : group + together, :, step : step + count, :size], plan)
     return out.reshape(-1, mem_bytes)
 
 
-def _pack_words(given: NDArray[np.unsignedinteger], place: Bytes, parts: tuple[Part, ...], size: int) -> None:
-    """Words [groups, tiles, steps, mem_bytes] of codes [steps, rows, groups, tiles, words of a tile]."""
+def _pack_words(given: NDArray[np.unsignedinteger], place: Bytes, plan: Plan) -> None:
+    """Words [groups, tiles, steps, bytes] of codes [steps, rows, groups, tiles, words of a tile]."""
     steps, rows, groups, tiles, width = given.shape
-    planes = np.empty((rows, width, groups, tiles, steps), np.uint64)
-    planes[:] = given.transpose(1, 4, 2, 3, 0)
-    planes = planes.reshape(rows, width, -1)
-    count = planes.shape[-1]
-    work, fields = np.empty(count, np.uint64), []
-    for part in parts:
-        pieces = np.empty((len(part.pieces), count), np.uint64)
-        for piece, out in zip(part.pieces, pieces, strict=True):
-            _cut(planes, piece, out, work)
-        together = max(1, LOOKED_UP // count)
-        for first in range(0, len(pieces), together):
-            _look_up(pieces[first : first + together], part.lookups)
-        fields += zip(part.fields, [part.width] * len(pieces), pieces, strict=True)
-    words = np.empty((max(field // 64 + 1 + (field % 64 + bits > 64) for field, bits, _ in fields), count), np.uint64)
-    _join(fields, words)
-    unit = gcd(8, place.shape[-1])
-    for at in range(-(-size // unit)):
-        word, part_of = divmod(at * unit, 8)
-        values = words[word].view(f"<u{unit}")[part_of // unit :: 8 // unit]
-        place.view(f"<u{unit}")[..., at] = values.reshape(groups, tiles, steps)
+    count, eights = groups * tiles * steps, -(-plan.size // 8)
+    wide, key, added = np.empty((width, count), np.uint64), np.empty(count, np.uint64), np.empty(count, np.uint64)
+    sums, begun = np.empty((eights, count), np.uint64), [False] * eights
+    for row in range(rows):
+        wide.reshape(width, groups, tiles, steps)[:] = given[:, row].transpose(3, 1, 2, 0)
+        have = -1
+        for each in plan.sums[row]:
+            if each.key != have:
+                have, (word, bit) = each.key, divmod(2 * KEY * each.key, 64)
+                np.right_shift(wide[word], np.uint64(bit), out=key)
+                if bit + 2 * KEY > 64 and word + 1 < width:
+                    np.bitwise_or(key, wide[word + 1] << np.uint64(64 - bit), out=key)
+                np.bitwise_and(key, np.uint64(len(each.table) - 1), out=key)
+            to = added if begun[each.at] else sums[each.at]
+            np.take(each.table, key.view(np.int64), out=to, mode="wrap")  # the quickest: none is beyond
+            if begun[each.at]:
+                np.add(sums[each.at], added, out=sums[each.at])
+            begun[each.at] = True
+    numbers = bytearray(8 * eights * count)
+    np.frombuffer(numbers, np.uint64).reshape(count, eights)[:] = sums.T
+    words = np.frombuffer(numbers.translate(plan.table), np.uint8).reshape(count, -1)[:, : plan.size]
+    if plan.joined:
+        words = _joined(words)
+    place[:] = words[:, : place.shape[-1]].reshape(place.shape)
+    if plan.numbers < plan.size:
+        stored = np.frombuffer(numbers, np.uint8).reshape(count, -1)[:, plan.numbers : plan.size]
+        place[..., plan.numbers :] = stored.reshape(*place.shape[:-1], -1)
 
 
 def _pack_scales(scales: Scales, rows_per_cycle: int, out: Bytes) -> None:

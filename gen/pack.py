@@ -38,7 +38,7 @@ Item = TypeVar("Item", bound=np.generic)
 LOG2_E = log2(np.e)
 TABLE_ERROR = 0.1
 """How wrong int8 codes may be for half of a table's rows: a row's sum of errors over its sum of magnitudes. 0.01 is usual."""
-TABLE_PIECE = 1 << 22
+TABLE_PIECE = 1 << 20
 """Bytes of a table's codes that are laid out at once."""
 ROPE_ROWS = 1 << 14
 """Positions whose rotary rows are made at once."""

@@ -167,7 +167,7 @@ def grouped_product(given: Floats, codes: Codes, scales: NDArray[np.uint16]) -> 
             part = codes[rows, some.start * bytes_ : some.stop * bytes_]
             key, value = keys.view(np.int64)[: part.size].reshape(part.shape), values[: part.size].reshape(part.shape)
             key[:] = part
-            np.take(_FOUR, key, out=value, mode="clip")
+            np.take(_FOUR, key, out=value, mode="wrap")  # the quickest: none is beyond
             trits = value.view(np.float32).reshape(len(part), -1, size).transpose(1, 0, 2)
             sums = (trits @ columns[some]).astype(np.float64)  # exact below 2**24
             sums *= scales[rows, some].T[..., None]

@@ -180,31 +180,32 @@ def _digits() -> NDArray[np.uint64]:
     return found
 
 
-_FIVE = [_digits() << np.uint64(2 * place) for place in range(4)]
-"""Of four bytes side by side, what each has in common bytes: of codes of four trits."""
-_BASE_3_BLOCK = np.dtype([("long", "<u4", 4), ("short", "<u4", 2), ("last", "<u2"), ("scale", "<f2")])
-"""A block: 16 bytes of five digits, 8 of five, 2 of four. Digit i of bytes side by side are trits side by side."""
+_FIVE = _digits()
+_FIVE_OF_TWO = (_FIVE | _FIVE[:, None] << np.uint64(2)).reshape(-1)
+"""The same of two bytes side by side, whose digits are side by side."""
+_BASE_3_BLOCK = np.dtype([("fives", "<u2", 12), ("fours", "<u2"), ("scale", "<f2")])
+"""A block: 16 bytes of five digits, 8 of five, 2 of four. Digit i of the bytes of such a part are trits side by side."""
+_BASE_3_BYTES = [(4 * digit + word, word, digit) for digit in range(5) for word in range(4)] + [
+    (20 + 2 * digit + word, 4 + word, digit) for digit in range(5) for word in range(2)]
+"""Of a block's codes each byte, the four bytes that it is of, and their digit."""
 
 
 def _base_3(tensor: Tensor, rows: int, inputs: int) -> tuple[Codes, Scales]:
     """PTQ1_0."""
     blocks = tensor.data.view(_BASE_3_BLOCK)
     codes, step = np.empty((len(blocks), 32), np.uint8), max(1, STEP // 128)
+    keys, found = np.empty((step, 12), np.int64), np.empty((step, 12), np.uint64)
     for start in range(0, len(blocks), step):
         part, out = blocks[start : start + step], codes[start : start + step]
-        at = 0
-        for name in ("long", "short"):
-            four = part[name].astype(np.int64)
-            five = _FIVE[0].take(four & 255)
-            for place in (1, 2, 3):
-                five |= _FIVE[place].take(four >> 8 * place & 255)
-            width = four.shape[1]
-            out[:, at : at + 5 * width].reshape(-1, 5, width)[:] = five.view(np.uint8).reshape(-1, width, 8)[..., :5].swapaxes(1, 2)
-            at += 5 * width
-        two = part["last"].astype(np.int64)
-        digits = _FIVE[0].take(two & 255) | _FIVE[1].take(two >> 8)
-        out[:, 30] = digits & np.uint64(15) | digits >> np.uint64(4) & np.uint64(0xF0)
-        out[:, 31] = digits >> np.uint64(16) & np.uint64(15) | digits >> np.uint64(20) & np.uint64(0xF0)
+        some = slice(len(part))
+        keys[some] = part["fives"]
+        np.take(_FIVE_OF_TWO, keys[some], out=found[some], mode="wrap")  # the quickest: none is beyond
+        fives = (found[some, ::2] | found[some, 1::2] << np.uint64(4)).view(np.uint8).reshape(-1, 6, 8)
+        for byte, word, digit in _BASE_3_BYTES:
+            out[:, byte] = fives[:, word, digit]
+        fours = _FIVE_OF_TWO.take(part["fours"])
+        for byte in (0, 1):
+            out[:, 30 + byte] = fours >> np.uint64(16 * byte) & np.uint64(15) | fours >> np.uint64(16 * byte + 4) & np.uint64(0xF0)
     return codes.reshape(rows, inputs // 4), blocks["scale"].reshape(rows, -1).copy()
 
 

@@ -30,14 +30,16 @@ def test_beats_are_the_contract_s(rows, groups, group_size, tables, rows_per_cyc
     assert np.array_equal(pack_grouped_codes(codes_of(trits), *layout), pack_grouped(trits, *layout))
 
 
-@pytest.mark.parametrize("words, steps", [(8, 3), (64, 1), (1, 100)])
-def test_beats_do_not_depend_on_how_many_are_made_at_once(monkeypatch, words, steps):
+@pytest.mark.parametrize("words, steps, key", [(8, 3, 6), (64, 1, 8), (1, 100, 5)])
+def test_beats_do_not_depend_on_how_many_are_made_at_once(monkeypatch, words, steps, key):
     trits, scales = matrix(1, 103, 3, 128)
     layout = (scales, 128, 22, 5, "trit5", 64)
     expected = pack_grouped(trits, *layout)
-    for name, value in (("WORDS", words), ("STEPS", steps), ("LOOKED_UP", 50)):
+    for name, value in (("WORDS", words), ("STEPS", steps), ("KEY", key)):
         monkeypatch.setattr(grouped_packing, name, value)
+    grouped_packing._plan.cache_clear()
     assert np.array_equal(pack_grouped_codes(codes_of(trits), *layout), expected)
+    grouped_packing._plan.cache_clear()
 
 
 def test_scales_of_another_matrix_are_refused():
