@@ -126,10 +126,14 @@ class Source:
 
     def key(self) -> str:
         """Digest of the model's files and of what was said: contents, or size and time of files too large to read each time."""
+        from tritloom.gen.models.gguf_file import SPLIT_NAME
+
         digest = hashlib.sha256(repr(sorted(self.said.items())).encode())
         path = self.path
         if path.is_dir():
             files = sorted(p for p in path.iterdir() if p.suffix in (".json", ".safetensors", ".model", ".jinja"))
+        elif name := SPLIT_NAME.fullmatch(path.name):
+            files = sorted(p for p in path.parent.iterdir() if (m := SPLIT_NAME.fullmatch(p.name)) and m["stem"] == name["stem"])
         else:
             files = [path]
         for file in files:

@@ -174,7 +174,7 @@ def test_a_full_disk_is_status_1_and_names_the_place(capsys, place, monkeypatch)
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     _, err = capsys.readouterr()
     assert status == 1 and f"tritloom: {place / 'new' / 'story.img'}: File too large; make room there" in err
-    assert not (place / "new").exists()
+    assert [path.name for path in (place / "new").iterdir()] == ["story.img.partial"] and "the same command continues" in err
 
 
 @pytest.mark.parametrize("number, status", [
