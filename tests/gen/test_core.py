@@ -91,7 +91,9 @@ def test_zero_contents_are_left_out_but_words_that_stay_zero():
 
 @pytest.mark.needs("amaranth", "verilator")
 @pytest.mark.slow
-@pytest.mark.parametrize("changes", [{}, TWO_PORTS, dict(memory="onchip", onchip_bytes=1 << 12)], ids=["one port", "two ports", "on chip"])
+@pytest.mark.parametrize("changes", [
+    {}, pytest.param(TWO_PORTS, marks=pytest.mark.long), dict(memory="onchip", onchip_bytes=1 << 12)],
+    ids=["one port", "two ports", "on chip"])
 def test_a_core_is_clean_and_says_what_it_is(changes, monkeypatch):
     config = dataclasses.replace(TINY, **changes)
     text = core.generate_core(config)

@@ -408,7 +408,7 @@ def test_values_of_extreme_exponents():
     assert {127, 128, 129} <= exponents  # 127, -128 and -127 occur
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.long if name in ("middle", "pairs", "fours") else ())
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.long if name not in ("odd", "narrow", "on-chip") else ())
                                   for name in SHAPES])
 def test_several_caches(name):
     """Runs of any number of tokens, with and without chunks that they share, and whatever was abandoned before."""
@@ -433,7 +433,8 @@ def test_several_caches(name):
             assert result["cycles"] <= job.expected_cycles(), f"{job.runs}, {job.shared} shared: {result['cycles']} cycles"
 
 
-@pytest.mark.parametrize("name, short_list", [("wide", 8), ("narrow", 4), ("middle", 32), ("pairs", 2), ("fours", 16)])
+@pytest.mark.parametrize("name, short_list", [
+    pytest.param("wide", 8, marks=pytest.mark.long), ("narrow", 4), ("middle", 32), ("pairs", 2), ("fours", 16)])
 def test_rows_of_a_short_list(name, short_list):
     shape = SHAPES[name]
     rng = np.random.default_rng(short_list)

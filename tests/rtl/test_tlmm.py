@@ -145,8 +145,8 @@ def grouped(group_size, inputs=256, exponents=0, **changes):
     (128, dict(tables=22, rows=5, mem_bytes=64, vector_lanes=8, lanes=3, exponents=7)),
     (64, dict(tables=6, rows=3, mem_bytes=16, vector_lanes=4, form="full27", exponents=1)),
     (128, dict(tables=3, rows=8, mem_bytes=16, vector_lanes=16, exponents=3)),
-    (64, dict(tables=11, rows=9, mem_bytes=128, vector_lanes=8, lanes=5, groups=2, ultra=True, form="addsub", packing="index5",
-              exponents=6)),
+    pytest.param(64, dict(tables=11, rows=9, mem_bytes=128, vector_lanes=8, lanes=5, groups=2, ultra=True, form="addsub",
+                          packing="index5", exponents=6), marks=pytest.mark.long),
     (64, dict(tables=11, rows=4, mem_bytes=32, groups=2, lanes=3, vector_lanes=8, result_banks=1, result_turns=2, ultra=True)),
 ])
 def test_scales_and_exponents_by_groups(group_size, changes):
