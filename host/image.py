@@ -10,7 +10,7 @@ import numpy as np
 
 from tritloom.firmware.config import BuildConfig
 from tritloom.firmware.image import Bytes, Encoded, Image, ImageError, encode, whole
-from tritloom.system.files import Growing, growing
+from tritloom.system.growing import Growing, growing
 
 BUILT = "model.image"
 """The image in a folder that `tritloom build` wrote."""

@@ -19,7 +19,8 @@ from tritloom.host.tokenizer import Tokenizer
 from tritloom.sim.backends import SimBackend
 from tritloom.sim.board import SimulatedBoard
 from tritloom.sim.waves import Waves
-from tritloom.system.files import PARTIAL, cache, discard, growing
+from tritloom.system.files import cache
+from tritloom.system.growing import PARTIAL, discard, growing
 from tritloom.system.steps import Steps, timed_step
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from tritloom.firmware.errors import InputError, TritloomError
 from tritloom.firmware.names import unknown
 from tritloom.host.commands.common import JsonOption, table
 from tritloom.host.console import Console
-from tritloom.system import files
+from tritloom.system import files, growing
 
 
 def command(
@@ -32,7 +32,7 @@ def command(
     if clear:
         with console.step("Clearing the cache"):
             for kind in found:
-                files.clear(root, kind)
+                growing.clear(root, kind)
     data = {"folder": str(root), "cleared": clear, "kinds": {kind: {"files": n, "bytes": size} for kind, (n, size) in found.items()}}
     rows = [("folder", str(root))] + [(kind, f"{n:,} files, {size / 1e6:,.1f} MB") for kind, (n, size) in found.items()]
     total = sum(size for _, size in found.values())

@@ -8,7 +8,7 @@ import zlib
 
 import pytest
 
-from tritloom.system.files import JOURNAL, PARTIAL, clear, growing
+from tritloom.system.growing import JOURNAL, PARTIAL, clear, growing
 
 PIECES = [bytes([n]) * (1000 + n) for n in range(5)]
 WHOLE = b"head" + bytes(4) + b"".join(PIECES)
@@ -117,7 +117,7 @@ def test_clearing_removes_what_nobody_makes(half):
 
 
 def test_a_killed_process(tmp_path):
-    script = ("import os, signal, sys; from pathlib import Path; from tritloom.system.files import growing\n"
+    script = ("import os, signal, sys; from pathlib import Path; from tritloom.system.growing import growing\n"
               "with growing(Path(sys.argv[1]), 'key') as file:\n"
               "    file.note({'decided': 1}); file.piece(8, 1000, 0, lambda: bytes(1000)); os.kill(os.getpid(), signal.SIGKILL)")
     assert subprocess.run([sys.executable, "-c", script, tmp_path / "image"]).returncode < 0
