@@ -111,11 +111,6 @@ class Layer:
         """A matrix's trits, int8 [rows, inputs]."""
         return trits_of(getattr(self, name)) if self.group_scales else getattr(self, name)
 
-    @property
-    def bytes(self) -> int:
-        """Of all matrices, as they are held."""
-        return sum(getattr(self, name).nbytes for name in ("qkv", "o", "gate", "up", "down"))
-
     def weights(self, name: str) -> NDArray[np.float32] | NDArray[np.float64]:
         """A matrix as `integer.ternary_matmul` takes it, or with groups `integer.grouped_matmul`."""
         trits = self.trits(name)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from tritloom.system import files
-from tritloom.system.files import PREFIX, scratch
+from tritloom.system.files import scratch
 
 __all__ = ["JOURNAL", "PARTIAL", "Growing", "clear", "discard", "growing"]
 
@@ -187,13 +187,14 @@ def discard(folder: Path) -> None:
 
 
 def clear(root: Path, kind: str) -> None:
-    """`files.clear`, which also keeps what a running process is making piece by piece."""
+    """`files.clear`, which also keeps what a running process is making piece by piece: beside that whole files are removed alone."""
     partials = list((root / kind).glob(f"*{PARTIAL}"))
     for folder in partials:
         discard(folder)
     if not any(folder.exists() for folder in partials):
         files.clear(root, kind)
         return
+    files.sweep(root / kind)
     for path in (root / kind).iterdir():
-        if path.is_file() and not path.name.startswith(PREFIX):
+        if path.is_file():
             path.unlink()

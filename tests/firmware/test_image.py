@@ -17,7 +17,13 @@ SECTIONS = [*((name, np.arange(region.length).astype(np.uint8), region.base) for
 
 
 def written(sections):
-    return encode(config=CONFIG, spec={"bos_id": 1, "eos_ids": [2]}, sections=[whole(*section) for section in sections]).bytes()
+    encoded = encode(config=CONFIG, spec={"bos_id": 1, "eos_ids": [2]}, sections=[whole(*section) for section in sections])
+    end = len(encoded.header([0xFFFFFFFF] * len(encoded.sections)))
+    for section, offset in zip(encoded.sections, encoded.offsets, strict=True):
+        assert offset >= end  # sections come in order, behind the longest header, and do not overlap
+        end = offset + section.length
+    assert encoded.size >= end
+    return encoded.bytes()
 
 
 def test_an_image_needs_no_file():

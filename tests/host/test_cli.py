@@ -332,10 +332,19 @@ def test_what_does_not_fit_is_status_1(tritloom, monkeypatch):
     assert status == 1 and "does not fit sim: lut" in one_line(err)
 
 
-def test_pack_writes_an_image_or_nothing(tritloom, tmp_path):
+def test_pack_writes_an_image_or_nothing(tritloom, tmp_path, monkeypatch):
     path = tmp_path / "new" / "story.img"
     status, out, _ = tritloom("pack", "--model", MODEL, "--context", 64, "--out", path, "--json")
     assert status == 0 and json.loads(out)["digest"] == f"{open_image(path).digest:08x}" and list(path.parent.iterdir()) == [path]
+    before = path.read_bytes()
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    status, _, err = tritloom("pack", "--model", MODEL, "--out", path)
+    assert status == 130 and err.endswith("tritloom: interrupted\n") and "the same command continues" in err
+    assert path.read_bytes() == before and sorted(path.parent.iterdir()) == [path, path.with_name("story.img.partial")]
 
 
 def test_an_interrupted_pack_is_continued(tritloom, model, tmp_path, monkeypatch):
