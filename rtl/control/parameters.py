@@ -26,15 +26,23 @@ class SequencerParameters:
         There is a unit for SCAN; else SCAN is no instruction.
     padded : bool
         MATMUL says how many rows of the last step are padding.
+    spread : bool
+        The units lie far away: a register is what says that one is ready, and another instruction follows a command a cycle later.
     """
 
     program_words: int
     lanes: int
     short_list: bool = False
     padded: bool = False
+    spread: bool = False
 
     latency = 4
     """Cycles from `start` to the first instruction's command."""
+
+    @property
+    def command_cycles(self) -> int:
+        """Cycles that a command takes whose unit is ready."""
+        return 4 + self.spread
 
     def __post_init__(self) -> None:
         require_power_of_two(self, "program_words", 2)
@@ -44,7 +52,7 @@ class SequencerParameters:
     def of(cls, config: BuildConfig) -> SequencerParameters:
         """Those of a configuration's machine."""
         return cls(program_words=config.program_words, lanes=config.lanes, short_list=config.shortlist > 0 or config.shape.ternary_head,
-                   padded=TernaryParameters.of(config).padded)
+                   padded=TernaryParameters.of(config).padded, spread=config.ultra_units and config.shape.group_size > 0)
 
     @property
     def address_bits(self) -> int:

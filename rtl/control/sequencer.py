@@ -39,7 +39,10 @@ class Sequencer(wiring.Component):
 
     Latency: 4 cycles from `start` to the first instruction's command (`SequencerParameters.latency`).
 
-    Throughput: one instruction every 4 cycles (LOAD 5), plus what it waits for.
+    With `spread`, an instruction sees that a unit is ready a cycle later, and goes on in the cycle after the one in which its command is
+    taken: no path leads from a unit's `ready` to the state either. A unit falls back to not being ready long before the next look at it.
+
+    Throughput: one instruction every 4 cycles (LOAD 5, what is handed out `command_cycles`), plus what it waits for.
 
     Parameters
     ----------
@@ -126,8 +129,15 @@ class Sequencer(wiring.Component):
         outlets = {Op.OUT: self.token_o, Op.STREAM: self.stream_start, Op.VECTOR: self.vector, Op.MATMUL: self.matmul, Op.DOT: self.dot,
                    Op.SAMPLE: self.sampler} | ({Op.SCAN: self.scan} if self.parameters.short_list else {})
         offers, takes = Signal(len(outlets)), Signal(2)
-        waiting = Cat(offer & ~port.ready for port, offer in zip(outlets.values(), offers, strict=True)).any()
-        m.d.sync += [offers.eq(0), takes.eq(0)]
+        if self.parameters.spread:
+            accepts = Signal(len(outlets))
+            m.d.comb += accepts.eq(Cat(port.ready for port in outlets.values()))
+            ready, waiting = Signal.like(accepts), offers.any()
+            m.d.sync += [ready.eq(accepts), offers.eq(offers & ~accepts), takes.eq(0)]
+        else:
+            ready = [port.ready for port in outlets.values()]
+            waiting = Cat(offer & ~port.ready for port, offer in zip(outlets.values(), offers, strict=True)).any()
+            m.d.sync += [offers.eq(0), takes.eq(0)]
         m.d.comb += [port.valid.eq(offer) for port, offer in zip(outlets.values(), offers, strict=True)]
         m.d.comb += [self.running.eq(1), self.prompt_i.ready.eq(takes[0]), self.token_i.ready.eq(takes[1] | self.draining)]
         ending, flushed = Signal(), Signal()
@@ -149,7 +159,8 @@ class Sequencer(wiring.Component):
                 with m.If(stopping):
                     m.next = "DRAIN"
                 with m.Else():
-                    self._execute(m, instruction, operand, result, writes, taken, busy_recently, store, outlets, offers, takes)
+                    handed_out = list(zip(outlets, ready, offers, strict=True))
+                    self._execute(m, instruction, operand, result, writes, taken, busy_recently, store, handed_out, takes)
             with m.State("LOADED"):
                 m.d.sync += [result.eq(loaded.data), writes.eq(1)]
                 m.next = "RETIRE"
@@ -158,8 +169,9 @@ class Sequencer(wiring.Component):
                 with m.If(~waiting):
                     m.d.sync += self.pc.eq(Mux(taken, instruction.imm, self.pc + 1))
                     m.next = "FETCH"
-                with m.Else():
-                    m.d.sync += offers.eq(offers)
+                if not self.parameters.spread:
+                    with m.Else():
+                        m.d.sync += offers.eq(offers)
             with m.State("FLUSH"):
                 m.d.comb += self.flush.eq(1)
                 m.d.sync += flushed.eq(0)
@@ -190,7 +202,7 @@ class Sequencer(wiring.Component):
                 m.d.comb += payload[field.name].eq(given)
         m.d.comb += [self.stream_start.payload.eq(instruction.imm), self.token_o.payload.eq(operand["rs"])]
 
-    def _execute(self, m: Module, instruction, operand, result, writes, taken, busy, store, outlets, offers, takes) -> None:
+    def _execute(self, m: Module, instruction, operand, result, writes, taken, busy, store, handed_out, takes) -> None:
         def put(value):
             m.d.sync += [result.eq(value), writes.eq(1)]
             m.next = "RETIRE"
@@ -246,9 +258,9 @@ class Sequencer(wiring.Component):
             with m.Case(Op.STORE):
                 m.d.comb += store.en.eq(1)
                 m.next = "RETIRE"
-            for (op, port), mark in zip(outlets.items(), offers, strict=True):
+            for op, ready, mark in handed_out:
                 with m.Case(op):
-                    with m.If(port.ready):
+                    with m.If(ready):
                         m.d.sync += mark.eq(1)
                         m.next = "RETIRE"
             with m.Default():

@@ -639,7 +639,11 @@ class TernaryMatmul(wiring.Component):
         full = held == most - 1
         due = Mux(now.last_step, held + 1 > now.rest, full)  # rows are left over, for which there is no other word
         write, complete = Signal(), Signal()
-        m.d.comb += [write.eq(finished | flush), complete.eq(Mux(flush, ending, finished & now.last_step & ~due))]
+        if p.ultra:  # a register: of memories deeper than an UltraRAM, which of these is written takes time
+            m.d.sync += write.eq((before.valid & before.last_tile) | (finished & due))
+        else:
+            m.d.comb += write.eq(finished | flush)
+        m.d.comb += complete.eq(Mux(flush, ending, finished & now.last_step & ~due))
         m.d.sync += [flush.eq(finished & due), ending.eq(now.last_step)]
         with m.If(finished):
             m.d.sync += held.eq(Mux(now.last_step | full, 0, held + 1))

@@ -19,7 +19,7 @@ from tritloom.rtl.vector.qkv import Qkv
 from tritloom.rtl.vector.quantise import NORMAL_BITS, SQUARE_BITS, Y_BITS, Quantiser
 from tritloom.rtl.vector.residual import Residual
 from tritloom.rtl.vector.scales import ScaleUnit
-from tritloom.rtl.vector.stages import FIXED_BITS, FIXED_LEFT, LATE_READ, OPERAND, Kind, Stages, Y
+from tritloom.rtl.vector.stages import ACCUMULATORS, FIXED_BITS, FIXED_LEFT, LATE_READ, OPERAND, Kind, Stages, Y
 from tritloom.rtl.vector.work import WorkVector
 
 __all__ = ["Datapath"]
@@ -32,7 +32,8 @@ class Datapath:
     """V lanes of y = u * c - v * d (odd lanes: +): an element times its gain, an element and its pair's partner times cosine and sine,
     an accumulator or code times a scale's mantissa.
 
-    Stage 2: `residual`, `accumulators`, work elements and codes as the memories gave them; `addend`: what RESID adds to. Stage 6: `y`.
+    Stage 2: `residual`, `accumulators`, work elements and codes as the memories gave them; `addend`: what RESID adds to. Late results are
+    accumulators in stage 3. Stage 6: `y`.
     Stage 8: `shifted`, y in twice fixed point or, for the quantiser, shifted left until the greatest one has 23 bits.
     `beyond`: the word in stage 9 was too great for fixed point.
     """
@@ -45,7 +46,7 @@ class Datapath:
         self.addend = Signal(data.ArrayLayout(signed(32), lanes))
         self.accumulators = Signal(data.ArrayLayout(signed(p.acc_bits), lanes), name="acc", reset_less=True)
         # From UltraRAMs, far away, accumulators come late: the lanes choose the results that are read now (`_late`, where `_fresh`) last of
-        # all, after what is `_early`.
+        # all, after what is `_early`. With `spread` that is after the aligning shifter, which would not move them.
         self._late, self._early, self._fresh = [], [], Signal(name="fresh")
         self.work = Signal(data.ArrayLayout(WORK, lanes), reset_less=True)
         self.codes = [Signal(data.ArrayLayout(signed(p.code_bits), lanes), name=f"codes{i}", reset_less=True) for i in (1, 2)]
@@ -74,33 +75,45 @@ class Datapath:
 
     def _take_results(self, m, result, kept_place):
         """Accumulators from the matrices; those that come in parts are kept for a head's second pass."""
-        p = self._p
-        given = Signal(p.vector_lanes * p.acc_bits)
-        m.d["sync" if p.acc_read_latency == 1 else "comb"] += given.eq(result)
+        p, at = self._p, ACCUMULATORS + self._p.spread
+        given = Signal(p.vector_lanes * p.acc_bits, reset_less=p.spread)
+        m.d["sync" if p.acc_read_latency == 1 or p.spread else "comb"] += given.eq(result)
         if p.ultra:
             self._late = [given.word_select(k, p.acc_bits).as_signed() for k in range(p.vector_lanes)]
         of_results = self.current.is_op(VectorOp.RESID, VectorOp.QKV, VectorOp.GLU) if p.ultra else None
         if p.acc_parts == 1:
             m.d.comb += Value.cast(self.accumulators).eq(given)
             if of_results is not None:
-                m.d.sync += self._fresh.eq(of_results)
+                self._mark_fresh(m, of_results)
             return
         m.submodules.kept = kept = Memory(shape=p.vector_lanes * p.acc_bits, depth=1 << len(kept_place), init=[])
         kept_write, kept_read = kept.write_port(), kept.read_port()
         s1_place, s2_place = Signal.like(kept_place), Signal.like(kept_place)
         again = Signal.like(given)
-        second = self.stage[2].second & self.current.is_op(VectorOp.QKV)
+        second = self.stage[at].second & self.current.is_op(VectorOp.QKV)
         m.d.sync += [s1_place.eq(kept_place), s2_place.eq(s1_place), again.eq(kept_read.data)]
+        place = s2_place
+        if p.spread:
+            place = Signal.like(kept_place, name="s3_place")
+            m.d.sync += place.eq(s2_place)
         m.d.comb += [
-            kept_write.en.eq(self.stage[2].valid & ~second),
-            kept_write.addr.eq(s2_place),
+            kept_write.en.eq(self.stage[at].valid & ~second),
+            kept_write.addr.eq(place),
             kept_write.data.eq(given),
             kept_read.addr.eq(kept_place),
-            Value.cast(self.accumulators).eq(Mux(second, again, given)),
+            Value.cast(self.accumulators).eq(given if p.spread else Mux(second, again, given)),
         ]
         if of_results is not None:
             self._early = [again.word_select(k, p.acc_bits).as_signed() for k in range(p.vector_lanes)]
-            m.d.sync += self._fresh.eq(of_results & ~(self.stage[1].second & self.current.is_op(VectorOp.QKV)))
+            self._mark_fresh(m, of_results & ~(self.stage[1].second & self.current.is_op(VectorOp.QKV)))
+
+    def _mark_fresh(self, m, fresh):
+        """Whether the word of stage 1 is of results that are read now, when it is in the stage of accumulators."""
+        if self._p.spread:
+            before = Signal(name="fresh_before")
+            m.d.sync += before.eq(fresh)
+            fresh = before
+        m.d.sync += self._fresh.eq(fresh)
 
     def multiply(self, m, coefficients, qkv: Qkv, *, left, top, multiplier, squares):
         """Stage 3: one word for the aligning shifter. Stage 4: operands, 24 bits. Stage 5: products. Stage 6: y.
@@ -111,8 +124,14 @@ class Datapath:
         is_norm, is_qkv = self.current.is_op(VectorOp.NORMQ), self.current.is_op(VectorOp.QKV)
         unrotated = self.stage[OPERAND].kind == Kind.VALUE
         second_products = []
+        elements = self.raw
+        if self._p.spread:
+            elements = [Mux(self._fresh, sign_extend(late, ALIGNER_BITS), raw).as_signed()
+                        for late, raw in zip(self._late, self.raw, strict=True)]
         for k in range(self._p.vector_lanes):
             aligned = self._align(m, k, is_norm, left, top)
+            if self._p.spread:
+                aligned = Mux(self._fresh, self._late[k], aligned)
 
             # u * c is the product of all operations; the other one is a * sin of the pair's partner, or a square.
             u, c = Signal(signed(ACTIVATION_BITS), name=f"u{k}", reset_less=True), Signal(signed(18), name=f"c{k}", reset_less=True)
@@ -123,7 +142,7 @@ class Datapath:
                 m.d.sync += [c.eq(factor), v.eq(sign_extend(squared, ACTIVATION_BITS)), d.eq(squared)]
             with m.Elif(is_qkv):
                 cos, sin = qkv.factors(unrotated, k, coefficients)
-                m.d.sync += [c.eq(cos), v.eq(self.raw[k ^ 1]), d.eq(sin)]
+                m.d.sync += [c.eq(cos), v.eq(elements[k ^ 1]), d.eq(sin)]
             with m.Else():
                 m.d.sync += c.eq(multiplier)
             second = Signal(signed(PRODUCT_BITS), name=f"second{k}", reset_less=True)
@@ -134,7 +153,7 @@ class Datapath:
         for k in range(self._p.vector_lanes):
             square = second_products[k][:SQUARE_BITS]
             if self._p.head_norms:
-                square = Mux(is_qkv, exact_square(m, self.raw[k][: self._p.acc_bits].as_signed(), f"square{k}"), square)
+                square = Mux(is_qkv, exact_square(m, elements[k][: self._p.acc_bits].as_signed(), f"square{k}"), square)
             m.d.comb += squares[k].eq(square)
 
     def _align(self, m, k, is_norm, left, top):
@@ -155,7 +174,7 @@ class Datapath:
                 raw.eq(sign_extend(Mux(self.current.is_op(VectorOp.EMBED), code, early), ALIGNER_BITS)),
                 amount.eq(0),
             ]
-        if self._late:
+        if self._late and not self._p.spread:
             with m.If(self._fresh):
                 m.d.sync += raw.eq(sign_extend(self._late[k], ALIGNER_BITS))
         aligned = Signal(signed(ACTIVATION_BITS), name=f"aligned{k}")

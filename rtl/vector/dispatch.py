@@ -51,9 +51,11 @@ class Dispatch:
         m.d.comb += [busy.eq(~current.idle), cmd.ready.eq(current.idle)]
         self.loads.request_read(m)
         m.d.comb += [qkv.writer.chunk_address.eq(current.address), qkv.writer.row.eq(current.position[:4])]
+        if self._p.spread:
+            m.d.sync += qkv.writer.begin.eq(0)
         # In every cycle, so that no register waits for what decides whether it changes.
         m.d.sync += current.address.eq(current.address + current.step)
-        with m.FSM():
+        with m.FSM() as states:
             self._take_command(m, cmd)
             self.loads.states(m)
             self._take_slot(m)
@@ -64,6 +66,8 @@ class Dispatch:
             qkv.states(m)
             self.gating.states(m)
             self._drain(m)
+        if self._p.spread:  # Yosys takes a register for each state only if it is told that it may
+            states.state.attrs["fsm_encoding"] = "auto"
 
     def _take_command(self, m, cmd):
         """IDLE: take a command; one for no slots ends at once."""
@@ -127,7 +131,7 @@ class Dispatch:
             with m.Elif(current.is_op(VectorOp.RESID)):
                 self.residual.begin_slot(m)
             with m.Elif(current.is_op(VectorOp.QKV)):
-                m.d.comb += self.qkv.writer.begin.eq(1)
+                m.d["sync" if p.spread else "comb"] += self.qkv.writer.begin.eq(1)  # its address stands, its words come much later
                 m.next = "QKV" if self.qkv.head_norms is None else "HEAD GAINS"
             with m.Else():
                 self.gating.begin_slot(m)

@@ -11,13 +11,10 @@ from tritloom.rtl.vector.glu import GatedUnit
 from tritloom.rtl.vector.parameters import VectorParameters
 from tritloom.rtl.vector.results import Results
 from tritloom.rtl.vector.scales import Program, ScaleUnit
-from tritloom.rtl.vector.stages import FIXED, Kind, Stages
+from tritloom.rtl.vector.stages import ACCUMULATORS, FIXED, Kind, Stages
 from tritloom.rtl.vector.work import WorkVector
 
 __all__ = ["Gating"]
-
-ACCUMULATORS = 2
-"""Stage in which accumulators are in the lane pipeline."""
 
 
 class Gating:
@@ -29,7 +26,9 @@ class Gating:
         self._p = p = vector
         self.current, self.stages, self.words, self.results, self.scales, self.gated = current, stages, words, results, scales, gated
         # Cycles from a gate's issue to its up's: whole pairs as a lag of the up's issue, the rest as delay registers.
-        lead = (FIXED - ACCUMULATORS if p.silu else 0) + gated.lead
+        self.results_at = ACCUMULATORS + p.spread
+        self.gates_at = FIXED + p.spread if p.silu else self.results_at  # late ups find their gates a cycle later
+        lead = self.gates_at - self.results_at + gated.lead
         self.behind = (lead - p.acc_parts) // (2 * p.acc_parts)
         self.up_delay = lead - p.acc_parts - 2 * p.acc_parts * self.behind
         # `odd`: the next word is an up; `active`: registered flag of the state GLU; `complete`: all parts of a word have been read.
@@ -88,7 +87,11 @@ class Gating:
         gated, stage, silu = self.gated, self.stages.stage, self._p.silu
         m.submodules.gated = gated
         is_glu = self.current.is_op(VectorOp.GLU)
-        gate_stage, up_stage = stage[FIXED if silu else ACCUMULATORS], stage[ACCUMULATORS + self.up_delay]
+        gate_stage, up_stage = stage[self.gates_at], stage[self.results_at + self.up_delay]
+        if silu and self._p.spread:
+            later_gate = Signal(fixed.shape(), reset_less=True)
+            m.d.sync += later_gate.eq(fixed)
+            fixed = later_gate
         up = accumulators
         for _ in range(self.up_delay):
             later = Signal(up.shape(), name="later_up", reset_less=True)
@@ -100,7 +103,7 @@ class Gating:
             gated.gate.eq(fixed if silu else accumulators),
             gated.up.eq(up),
         ]
-        done = stage[ACCUMULATORS + self.up_delay + gated.latency]
+        done = stage[self.results_at + self.up_delay + gated.latency]
         # The slice that starts at pair 0 comes first, and resets the lane's greatest exponent.
         begins = self.scales.start & is_glu & (self.current.command.a[:16] == 0)
         work.connect(m, activated=done.valid & is_glu & (done.kind == Kind.UP), tag=done, elements=gated.o, begins=begins, outputs=outputs,

@@ -74,6 +74,9 @@ class VectorParameters:
         Beats of them.
     ultra : bool
         Keep residual streams and work vectors in UltraRAM.
+    spread : bool
+        With `ultra`, results come from memories deeper than an UltraRAM: they pass a register before anything else, and registers say what
+        else is decided far away.
     head_norms : bool
         Whether query and key heads are normed before they are rotated.
     embedding_group : int
@@ -110,6 +113,7 @@ class VectorParameters:
     kv_write_rows: int
     write_fifo_beats: int
     ultra: bool = False
+    spread: bool = False
     head_norms: bool = False
     embedding_group: int = 0
     embedding_row_bytes: int = 0
@@ -128,7 +132,8 @@ class VectorParameters:
             attention_macs=c.attention_macs, attention_rows=c.attention_rows, group_rows=c.group_rows, head_row_bytes=c.head_row_bytes,
             head_group_bytes=c.head_group_bytes, rope_row_bytes=c.rope_row_bytes, kv_scale_block_bytes=c.kv_scale_block_bytes,
             kv_half_bytes=c.kv_half_bytes, kv_head_bytes=c.kv_head_bytes, kv_write_rows=c.kv_write_rows,
-            write_fifo_beats=c.write_fifo_beats, ultra=c.ultra_units, head_norms=s.head_norms,
+            write_fifo_beats=c.write_fifo_beats, ultra=c.ultra_units, spread=c.ultra_units and s.group_size > 0,
+            head_norms=s.head_norms,
             **({"embedding_group": s.group_size, "embedding_row_bytes": c.embedding_row_bytes,
                 "embedding_scale_pieces": c.embedding_scale_pieces} if s.ternary_head else {}),
             **({"code_group": s.group_size, "group_exponents": c.group_exponents} if c.group_exponents else {}))
@@ -146,6 +151,8 @@ class VectorParameters:
         require(9 <= self.acc_bits <= ACTIVATION_BITS, f"acc_bits must be from 9 to {ACTIVATION_BITS}, not {self.acc_bits}")
         for name in ("acc_read_latency", "acc_parts"):
             require(getattr(self, name) in (1, 2), f"{name} must be 1 or 2, not {getattr(self, name)}")
+        require(not self.spread or (self.ultra and self.acc_read_latency == 2),
+                "a unit that is spread has UltraRAMs and acc_read_latency 2")
         require(not self.group_exponents or (self.code_group > 0 and self.code_group % self.vector_lanes == 0),
                 f"with exponents vector_lanes ({self.vector_lanes}) must divide code_group ({self.code_group})")
 

@@ -161,6 +161,8 @@ class ScaleUnit(wiring.Component):
         Bits of the sum of squares.
     head_dim : int
         Elements of a head that HEAD_NORM norms; 0: there is no such program, nor `head_eps`.
+    held : bool
+        A step's destination is decoded in a cycle of its own, before its result is there.
 
     Members
     -------
@@ -174,10 +176,10 @@ class ScaleUnit(wiring.Component):
     ALIGNED_BITS = 23
     RECIPROCAL_BITS = 17
 
-    def __init__(self, *, squares_bits: int, head_dim: int = 0):
+    def __init__(self, *, squares_bits: int, head_dim: int = 0, held: bool = False):
         if squares_bits < 1:
             raise ValueError(f"squares_bits must be positive, not {squares_bits}")
-        self._width, self._head_dim = max(self.TOP_BITS, squares_bits), head_dim
+        self._width, self._head_dim, self._held = max(self.TOP_BITS, squares_bits), head_dim, held
         super().__init__(
             ({"head_eps": In(INNER)} if head_dim else {}) | {
                 "start": In(1),
@@ -259,6 +261,9 @@ class ScaleUnit(wiring.Component):
                         m.d.comb += a.eq(operands[one])
                         if other is not None:
                             m.d.comb += b.eq(operands[other])
+        if self._held:  # a step's result comes two cycles after its number or later
+            decoded, destination = destination, Signal(2, name="destination_held")
+            m.d.sync += destination.eq(decoded)
         return _Step(step, first, op, final, is_top, takes_exponent, destination, tuple(destinations.values()), a, b, integer_operand,
                      integer_exponent)
 

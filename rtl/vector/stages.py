@@ -12,11 +12,11 @@ from tritloom.rtl.vector.glu import GatedUnit
 from tritloom.rtl.vector.parameters import VectorParameters
 from tritloom.rtl.vector.quantise import Y_BITS, Quantiser
 
-__all__ = ["CODE", "FIXED", "FIXED_BITS", "FIXED_LEFT", "LATE_READ", "OPERAND", "Y", "Kind", "Stages"]
+__all__ = ["ACCUMULATORS", "CODE", "FIXED", "FIXED_BITS", "FIXED_LEFT", "LATE_READ", "OPERAND", "Y", "Kind", "Stages"]
 
-# Pipeline stages, counted from the cycle in which a word's addresses are issued: the aligning shifter's input, the sum of products, int8
-# codes, fixed point.
-OPERAND, Y, CODE, FIXED = 3, 6, 10, 10
+# Pipeline stages, counted from the cycle in which a word's addresses are issued: results (late ones a stage later), the aligning shifter's
+# input, the sum of products, int8 codes, fixed point.
+ACCUMULATORS, OPERAND, Y, CODE, FIXED = 2, 3, 6, 10, 10
 LATE_READ = 6
 """Stage in which a residual word is read that an accumulator is added to."""
 
@@ -44,7 +44,7 @@ class Stages:
             "valid": 1, "first": 1, "last": 1, "second": 1, "kind": 2, "slot": vector.slot_bits, "word": vector.word_bits,
             "place": vector.place_bits,
         })
-        depth = max(OPERAND + gated.latency, FIXED + 3, Y + quantiser.found_latency)
+        depth = max(OPERAND + vector.spread + gated.latency, FIXED + 3, Y + quantiser.found_latency)
         self.stage = [Signal(tag, name=f"stage{i}") for i in range(depth + 1)]
         self.issue = self.stage[0]
 

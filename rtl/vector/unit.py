@@ -118,7 +118,7 @@ class VectorUnit(wiring.Component):
         quantiser = Quantiser(vector_lanes=p.vector_lanes, max_elements=p.max_inputs,
                               head_squares=(2 * p.acc_bits - 1, p.head_dim) if p.head_norms else (0, 0),
                               **({"peaks": True} if p.group_exponents else {}))
-        scales = ScaleUnit(squares_bits=quantiser.total_bits, head_dim=p.head_dim if p.head_norms else 0)
+        scales = ScaleUnit(squares_bits=quantiser.total_bits, head_dim=p.head_dim if p.head_norms else 0, held=p.spread)
 
         current, stages, coefficients = Current(p), Stages(p, gated, quantiser), Coefficients(p)
         words, results = Words(p, current, stages, coefficients), Results(p, current, self.acc_read, self.matrices)

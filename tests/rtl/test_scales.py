@@ -59,9 +59,11 @@ def cases(program) -> Iterator[dict[str, Any]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("program", Program, ids=lambda program: program.name)
-def test_programs(program):
-    dut, wrong = ScaleUnit(squares_bits=SQUARES_BITS), []
+@pytest.mark.parametrize(("program", "held"), [
+    *(pytest.param(program, False, id=program.name) for program in Program),
+    *(pytest.param(program, True, id=f"{program.name}-held") for program in Program)])
+def test_programs(program, held):
+    dut, wrong = ScaleUnit(squares_bits=SQUARES_BITS, held=held), []
     divides = program in (Program.QUANTISE, Program.NORM, Program.HEAD)
 
     async def process(ctx):

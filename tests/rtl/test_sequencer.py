@@ -18,6 +18,7 @@ from tritloom.rtl.control.sequencer import Sequencer
 
 WORDS = 64
 PARAMETERS = SequencerParameters(program_words=WORDS, lanes=3)
+near_and_far = pytest.mark.parametrize("parameters", [PARAMETERS, replace(PARAMETERS, spread=True)], ids=["near", "far"])
 PORTS = ("token_o", "vector", "matmul", "dot", "sampler", "stream_start")
 INPUTS = ("program__en", "program__addr", "program__data", "start", "entry", "stop", "fault", "flushing", "unit_busy", "args")
 
@@ -156,11 +157,12 @@ def scratch_memory():
     return {"program": program, "prompt": values, "args": [0] * 8, "entry": 0}, [[0, *sum(pairs, ())], 0]
 
 
-def test_programs():
+@near_and_far
+def test_programs(parameters):
     programs = (echo, arithmetic_and_branches, scratch_memory, unknown_instruction)
     cases = [(make(), stall) for make in programs for stall in ("none", "random")]
     jobs = [job | {"count": len(wanted[0]), "stall": stall} for (job, wanted), stall in cases]
-    result = harness.run(harness.unit(Sequencer, PARAMETERS), "sequencer", __name__, parameters={"jobs": jobs}, testcase="runs")
+    result = harness.run(harness.unit(Sequencer, parameters), "sequencer", __name__, parameters={"jobs": jobs}, testcase="runs")
     assert result["results"] == [wanted for (_, wanted), _ in cases for _ in range(2)]
 
 
@@ -176,12 +178,15 @@ async def commands(dut):
     streams.send(dut, "token_i", [77], stall=p["stall"])
     tokens = await streams.receive(dut, "token_o", 1)
     await ended(dut)
-    streams.report(got={name: (await agent)[0] for name, agent in agents.items()}, tokens=tokens,
-                   latency=(await agents["vector"]).cycles[0] - started)
+    got = {name: (await agent)[0] for name, agent in agents.items()}
+    taken = [agents[name].cycles[0] for name in ports[:5]]  # one after the other
+    apart = [after - before for before, after in itertools.pairwise(taken)]
+    streams.report(got=got, tokens=tokens, latency=taken[0] - started, apart=apart)
 
 
+@near_and_far
 @pytest.mark.parametrize("stall", ["none", "periodic"])
-def test_commands(stall):
+def test_commands(stall, parameters):
     p = Program(WORDS)
     p.vector(VectorOp.QKV, slot=11, count=12, a=13, b=14, length=0xBEEF, source=1, norm=0, dest=1)
     for register, value in ((11, 0x1A1), (12, 0x1B2), (13, 0x13131313), (14, 0xF4F4F4F4)):
@@ -196,7 +201,7 @@ def test_commands(stall):
     p.out(6)
     p.halt()
     words = p.encode()[1:]
-    result = harness.run(harness.unit(Sequencer, replace(PARAMETERS, short_list=True)), "sequencer", __name__, testcase="commands",
+    result = harness.run(harness.unit(Sequencer, replace(parameters, short_list=True)), "sequencer", __name__, testcase="commands",
                          parameters={"program": words, "stall": stall})
     assert result["got"] == {
         "vector": {"op": 6, "source": 1, "norm": 0, "dest": 2, "slot": 0xA1, "count": 0xB2, "length": 0xBEEF, "bank": 2, "follow": 5,
@@ -210,6 +215,7 @@ def test_commands(stall):
     assert result["tokens"] == [77]
     if stall == "none":
         assert result["latency"] == 4 * 4 + SequencerParameters.latency
+        assert result["apart"] == [parameters.command_cycles] * 4
 
 
 @cocotb.test()
@@ -244,7 +250,8 @@ async def wait_once(dut, bench, times):
     return [cycle - busy_until["vector"] for cycle in out.cycles]
 
 
-def test_wait_sees_a_unit_at_once():
+@near_and_far
+def test_wait_sees_a_unit_at_once(parameters):
     p = Program(WORDS)
     p.matmul(inputs=1, steps=1)
     p.vector(VectorOp.PARAM)
@@ -253,7 +260,7 @@ def test_wait_sees_a_unit_at_once():
     p.wait(Unit.VECTOR | Unit.WRITES)
     p.out(0)
     p.halt()
-    result = harness.run(harness.unit(Sequencer, PARAMETERS), "sequencer", __name__, testcase="waits",
+    result = harness.run(harness.unit(Sequencer, parameters), "sequencer", __name__, testcase="waits",
                          parameters={"program": p.encode(), "lengths": [1, 2, 5, 40]})
     for first, second in result["out"]:
         assert 0 < first < 12, "the first wait ends with the vector unit, not with matmul"
@@ -294,12 +301,13 @@ async def hands_over(dut):
         assert dut.stopped.value == stop
 
 
-def test_work_that_is_handed_on_is_waited_for():
+@near_and_far
+def test_work_that_is_handed_on_is_waited_for(parameters):
     p = Program(WORDS)
     p.wait(Unit.VECTOR | Unit.WRITES)
     p.out(0)
     p.halt()
-    harness.run(harness.unit(Sequencer, PARAMETERS), "sequencer", __name__, testcase="hands_over", parameters={"program": p.encode()})
+    harness.run(harness.unit(Sequencer, parameters), "sequencer", __name__, testcase="hands_over", parameters={"program": p.encode()})
 
 
 @cocotb.test()
@@ -356,11 +364,12 @@ async def stops(dut):
         assert int(dut.halt_code.value) == 7
 
 
-def test_stop_in_every_instruction():
+@near_and_far
+def test_stop_in_every_instruction(parameters):
     blocked = ("in r1", "out r1", "token r1", "stream 3", "wait dot", "vector.param length=3", "matmul", "dot.head", "sample noise=r1")
     programs = [(assemble(f"{text}\n halt 1"), 20) for text in blocked for _ in range(2)]
     programs += [(assemble("loop: jmp loop"), after) for after in range(5)]
-    harness.run(harness.unit(Sequencer, PARAMETERS), "sequencer", __name__, testcase="stops", parameters={"programs": programs})
+    harness.run(harness.unit(Sequencer, parameters), "sequencer", __name__, testcase="stops", parameters={"programs": programs})
 
 
 @cocotb.test()
@@ -387,8 +396,9 @@ async def flushes(dut):
         assert dut.stopped.value == stop and dut.halted.value != stop
 
 
-def test_flush():
-    harness.run(harness.unit(Sequencer, PARAMETERS), "sequencer", __name__, testcase="flushes",
+@near_and_far
+def test_flush(parameters):
+    harness.run(harness.unit(Sequencer, parameters), "sequencer", __name__, testcase="flushes",
                 parameters={"program": assemble("li r1, 3\nflush\nhalt 0")})
 
 

@@ -74,8 +74,10 @@ CONFIGS = {
     ),
 }
 
-FAR = {("silu", "random"), ("wide", "random"), ("groups", "none")}
+FAR = {("silu", "random"), ("wide", "random"), ("groups", "none"), ("heads", "none")}
 """Programs of these run with memories in UltraRAM; "wide" both with results that come at once and in parts."""
+SPREAD = {("groups", "none"), ("heads", "none")}
+"""Of these, results are late."""
 WIDEST = "silu"
 """Programs of this one run with the widest accumulators that a unit may have; configurations have up to 23 bits."""
 
@@ -89,12 +91,14 @@ def configuration(name):
 @pytest.mark.parametrize(
     ("name", "stall", "acc_latency", "acc_parts"),
     [("wide", "random", 1, 1), ("narrow", "none", 2, 1), ("silu", "random", 2, 1), ("square", "periodic", 1, 1), ("wide", "random", 2, 2),
-     ("silu", "none", 2, 2), ("groups", "random", 2, 1), ("groups", "none", 2, 2), ("heads", "periodic", 1, 1)],
+     ("silu", "none", 2, 2), ("groups", "random", 2, 1), ("groups", "none", 2, 2), ("heads", "periodic", 1, 1),
+     ("groups", "none", 2, 1), ("heads", "none", 2, 1), ("heads", "none", 2, 2)],
 )
 def test_programs(name, stall, acc_latency, acc_parts):
     config = configuration(name)
     parameters = {"config": config.to_dict(), "acc_latency": acc_latency, "acc_parts": acc_parts, "stall": stall, "forms": FORMS}
-    vector = replace(VectorParameters.of(config), acc_read_latency=acc_latency, acc_parts=acc_parts, ultra=(name, stall) in FAR)
+    vector = replace(VectorParameters.of(config), acc_read_latency=acc_latency, acc_parts=acc_parts, ultra=(name, stall) in FAR,
+                     spread=(name, stall) in SPREAD)
     if name == WIDEST:
         vector = replace(vector, acc_bits=ACTIVATION_BITS)
     unit = harness.unit(VectorUnit, vector)
@@ -259,6 +263,8 @@ def test_parameters():
     for bad, message in (
         ({"acc_bits": 30}, "acc_bits must be from 9 to 24, not 30"),
         ({"acc_parts": 3}, "acc_parts must be 1 or 2, not 3"),
+        ({"spread": True, "acc_read_latency": 2}, "a unit that is spread has UltraRAMs and acc_read_latency 2"),
+        ({"spread": True, "ultra": True, "acc_read_latency": 1}, "a unit that is spread has UltraRAMs and acc_read_latency 2"),
         ({"hidden": 30}, r"vector_lanes \(4\) must divide hidden \(30\)"),
         ({"activation": "gelu"}, "activation must be relu2 or silu, not 'gelu'"),
         ({"mem_bytes": 2}, r"mem_bytes must be at least 4 and vector_lanes \(4\), not 2"),
