@@ -123,6 +123,7 @@ _VECTOR_DOC = {
     VectorOp.NORMQ: "quantise X (`source` 0) or H (1), after RMSNorm if `norm`, to the ternary matmul (`dest` 0), the "
                     "dot engine (1) or both (2)",
     VectorOp.RESID: "X += accumulators, `length` rows",
+    VectorOp.BIAS: "X += the bias behind the gains of `bank`, `length` elements; of machines for models with biases",
     VectorOp.QKV: "rotate and quantise queries, keys and values (`dest` 0), queries only (1), keys and values only (2); `slot` is at "
                   "position `a`; keys and values go to the cache at `b`",
     VectorOp.GLU: "H = gated activation of `length` element pairs, from word `a` of V pairs on, whose results stand from word `b` of V "

@@ -59,10 +59,16 @@ MOST_HEAD_BLOCKS = 1 << 14
 STEP_LIMIT = 1 << 16
 """Rows of a block over `rows_per_cycle` are fewer: what the matmul instruction counts."""
 
+BIAS_CODES = 64
+"""Codes whose sum stands for one, in a vector whose matrix has a bias. Part of the numerics."""
+
 GROUP_SIZES = (0, 64, 128)
 """Inputs that share a scale; 0: one scale a matrix."""
 
-SHAPE_NEUTRAL = {"group_size": 0, "head_norms": False, "ternary_head": False}
+BIASES = ("qkv", "o", "gate_up", "down")
+"""Matrices of a layer whose outputs may have a bias."""
+
+SHAPE_NEUTRAL = {"group_size": 0, "head_norms": False, "ternary_head": False, "biases": ()}
 """Fields of a shape that came later, and what they are in models from before."""
 
 NEUTRAL = {"group_exponents": 0}
@@ -135,7 +141,8 @@ class ModelShape:
     `hidden`, `ffn`: widths; `heads`/`kv_heads`: query and key/value heads of `head_dim`;
     `context`: most positions the KV cache holds; `sub_norms`: norms before o_proj and down_proj.
     `group_size`: consecutive inputs of a row of a ternary matrix that share a scale, 0 for one scale a matrix; `head_norms`: RMS norms
-    of each query and key head before rotation; `ternary_head`: embedding and head are ternary by groups too.
+    of each query and key head before rotation; `ternary_head`: embedding and head are ternary by groups too. `biases`: matrices, of
+    BIASES and in their order, whose outputs have a bias; q, k and v have one or none together, gate and up too.
     """
 
     hidden: int
@@ -151,8 +158,11 @@ class ModelShape:
     group_size: int = 0
     head_norms: bool = False
     ternary_head: bool = False
+    biases: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if isinstance(self.biases, list):  # as JSON has it
+            object.__setattr__(self, "biases", tuple(self.biases))
         for name, most in SHAPE_LIMITS.items():
             _require_number(f"shape.{name}", getattr(self, name), 1, most)
         _require(self.activation in ACTIVATIONS, f"shape.activation must be one of {', '.join(ACTIVATIONS)}, not {_shown(self.activation)}")
@@ -167,6 +177,9 @@ class ModelShape:
                 _require(getattr(self, name) % self.group_size == 0,
                          f"shape.{name} ({getattr(self, name)}) must be a multiple of shape.group_size ({self.group_size})")
         _require(not self.ternary_head or self.group_size > 0, "shape.ternary_head is by groups: give shape.group_size, or leave it out")
+        _require(isinstance(self.biases, tuple) and self.biases == tuple(name for name in BIASES if name in self.biases),
+                 f"shape.biases must be some of {', '.join(BIASES)}, in this order, not {_shown(self.biases)}")
+        _require(not self.biases or self.group_size > 0, "shape.biases are of matrices with scales by groups: give shape.group_size")
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON, without fields of SHAPE_NEUTRAL that say nothing: results, images and digests of machines from before there were
@@ -192,9 +205,26 @@ class ModelShape:
         return self.q_size + 2 * self.kv_size
 
     @property
+    def bias_inputs(self) -> int:
+        """Inputs behind those of the residual stream that stand for one, where a matrix that follows has a bias: a group of them."""
+        return self.group_size if "qkv" in self.biases or "gate_up" in self.biases else 0
+
+    def inputs_of(self, name: str) -> int:
+        """Inputs of one of BIASES' matrices, those of its bias included."""
+        length = {"qkv": self.hidden, "o": self.q_size, "gate_up": self.hidden, "down": self.ffn}[name]
+        return length + (self.bias_inputs if name in ("qkv", "gate_up") and name in self.biases else 0)
+
+    def gains_before(self, name: str) -> int:
+        """Numbers of 16 bits in the parameter block before one of BIASES' matrices: gains of the norm before it, of head norms, and of o
+        and down, which are added to the residual stream, the bias."""
+        bias = self.hidden if name in ("o", "down") and name in self.biases else 0
+        return {"qkv": self.hidden + self.head_gains, "o": self.q_size * self.sub_norms, "gate_up": self.hidden,
+                "down": self.ffn * self.sub_norms}[name] + bias
+
+    @property
     def max_inputs(self) -> int:
         """Longest activation vector a ternary matrix takes."""
-        return max(self.hidden, self.q_size, self.ffn)
+        return max(self.hidden + self.bias_inputs, self.q_size, self.ffn)
 
     @property
     def head_gains(self) -> int:
@@ -333,6 +363,8 @@ class BuildConfig:
                  "group_exponents are of models whose groups of inputs have scales: leave group_exponents out")
         _require(not self.group_exponents or s.group_size % self.vector_lanes == 0,
                  f"group_exponents are of whole words: vector_lanes ({self.vector_lanes}) must divide shape.group_size ({s.group_size})")
+        _require(not s.biases or BIAS_CODES % self.vector_lanes == 0,
+                 f"biases are of whole words: vector_lanes ({self.vector_lanes}) must divide {BIAS_CODES}")
         _require(k == 0 or (k >= 2 and _power_of_two(k)), f"shortlist must be 0 (int8 head) or a power of two from 2, not {k}")
         _require(k <= s.vocab, f"shortlist ({k}) must not exceed the vocabulary ({s.vocab})")
         _require(ceil(self.longest_block / self.rows_per_cycle) < STEP_LIMIT,

@@ -316,6 +316,10 @@ class Emulator:
                 scale = uf_mul(self._code_scale[s], parameters.scales[0])
                 self._x[s, :length] = integer.residual_add(self._x[s, :length], self._accumulators[s][:length], scale, self.saturations)
                 self._emit("residual", s, self._x[s, :length], bank)
+            elif op == VectorOp.BIAS:
+                bias = parameters.gains[len(parameters.gains) - length :]
+                self._x[s, :length] = integer.residual_add(self._x[s, :length], bias, parameters.scales[1], self.saturations)
+                self._emit("residual", s, self._x[s, :length], bank)
             elif op == VectorOp.QKV:
                 self._qkv(s, a + s - slot, b, parameters, bank, dest=dest)
             else:
@@ -379,6 +383,9 @@ class Emulator:
         groups = Groups(shape.group_size, self.config.group_exponents if for_matrices else 0)
         codes, shifts, s = integer.norm_quantise_groups(aligned, exponent, scale, gains, p.gain_exponent, p.inverse_count, p.eps, groups)
         self._code_scale[slot] = s
+        if shape.bias_inputs and norm and not source and not dest:
+            one, exponent = integer.bias_codes(s, shape.group_size, self.config.group_exponents, self.saturations)
+            codes, shifts = np.concatenate([codes, one]), np.concatenate([shifts, exponent[None]])
         if dest:
             self._activations[self._lane(slot), :length] = codes
             self._logit_scale[self._lane(slot)] = _ten_bits(uf_mul(s, p.scales[0]))

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tritloom.firmware.config import CHUNK
+from tritloom.firmware.config import BIAS_CODES, CHUNK
 
 Int = NDArray[np.int64]
 
@@ -45,6 +45,8 @@ MANTISSA_BITS = 23
 RUNNING_MAX_MIN = -4096
 ROWS_ONCE = 1 << 20
 """About so many weights are in floating point at a time."""
+BIAS_BITS = 12
+"""Bits of the number of code steps that make one, which meets a matrix' bias."""
 GROUP_DIGITS = 3
 """Bits behind the leading one of a group's maximum that its exponent is found with."""
 
@@ -266,6 +268,25 @@ def norm_quantise_groups(a: Int, exponent: Int, scale: UFloat, gains: Int | None
         mean = uf_add(uf_mul(mean, uf_mul(scale, scale)), eps)
         s = uf_mul(s, uf_recip(uf_sqrt(mean)))
     return codes, shifts, s
+
+
+def bias_codes(s: UFloat, size: int, most: int, seen: Saturations | None = None) -> tuple[Int, Int]:
+    """A group of codes [..., size] that stands for one beside a vector of scale s [...], and its exponent [...], from 0 to `most`.
+
+    1/s, cut off, is n * 2**-exponent with n of BIAS_BITS bits; where it has more, n is the greatest there is, and `seen` is told. Of the
+    first BIAS_CODES codes the last one takes n modulo BIAS_CODES, all others of the group have n / BIAS_CODES: the first BIAS_CODES sum
+    to n. A scale of zero gives zeros.
+    """
+    one = uf_recip(s)
+    right = -one.e - (16 - BIAS_BITS)
+    exponent = np.clip(right, 0, most)
+    beyond = right < 0
+    n = np.where(beyond, (1 << BIAS_BITS) - 1, one.m >> np.minimum(16 - BIAS_BITS + np.maximum(right - exponent, 0), 62))
+    if seen is not None:
+        seen.count += int(beyond.sum())
+    codes = np.repeat((n // BIAS_CODES)[..., None], size, -1)
+    codes[..., BIAS_CODES - 1] += n % BIAS_CODES
+    return codes, exponent
 
 
 # Linear layers and what follows them ------------------------------------------------------------

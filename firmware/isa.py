@@ -45,6 +45,7 @@ class VectorOp(IntEnum):
     RESID = 4
     QKV = 5
     GLU = 6
+    BIAS = 7
 
 
 class DotOp(IntEnum):

@@ -99,20 +99,20 @@ def stream_blocks(config: BuildConfig) -> tuple[list[Block], list[Block], list[B
         return Block(name, Destination.MATMUL, matrix_beats(config, rows, inputs), rows=rows, inputs=inputs)
 
     layer = [
-        parameters("o_parameters", s.q_size if s.sub_norms else 0),
-        matrix("kv", 2 * s.kv_size, s.hidden),
-        matrix("q", s.q_size, s.hidden),
-        parameters("gate_up_parameters", s.hidden),
-        parameters("down_parameters", s.ffn if s.sub_norms else 0),
-        matrix("o", s.hidden, s.q_size),
-        matrix("gate_up", 2 * s.ffn, s.hidden),
-        parameters("next_parameters", s.hidden + s.head_gains),
-        matrix("down", s.hidden, s.ffn),
+        parameters("o_parameters", s.gains_before("o")),
+        matrix("kv", 2 * s.kv_size, s.inputs_of("qkv")),
+        matrix("q", s.q_size, s.inputs_of("qkv")),
+        parameters("gate_up_parameters", s.gains_before("gate_up")),
+        parameters("down_parameters", s.gains_before("down")),
+        matrix("o", s.hidden, s.inputs_of("o")),
+        matrix("gate_up", 2 * s.ffn, s.inputs_of("gate_up")),
+        parameters("next_parameters", s.gains_before("qkv")),
+        matrix("down", s.hidden, s.inputs_of("down")),
     ]
     head = [Block("head", Destination.DOT, table_beats(config), rows=s.vocab, inputs=s.hidden)]
     if config.shortlist or s.ternary_head:
         head = [matrix(f"ternary_head_{i}", rows, s.hidden) for i, rows in enumerate(head_row_blocks(config))]
-    return [parameters("embedding_parameters", 0), parameters("qkv_parameters", s.hidden + s.head_gains)], layer, head
+    return [parameters("embedding_parameters", 0), parameters("qkv_parameters", s.gains_before("qkv"))], layer, head
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ class MemoryMap:
 
 def _two_groups(config: BuildConfig, layer: list[Block]) -> list[Descriptor]:
     """A layer, every matrix for one group after the other."""
-    ahead = matrix_beats(config, sum(config.gate_up_blocks[: config.gate_up_ahead]), config.shape.hidden)
+    ahead = matrix_beats(config, sum(config.gate_up_blocks[: config.gate_up_ahead]), config.shape.inputs_of("gate_up"))
     program: list[Descriptor] = []
     for dest, run in groupby(layer, key=lambda block: block.dest):
         blocks = list(run)

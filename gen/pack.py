@@ -16,19 +16,19 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tritloom.firmware.config import PARAM_HEADER_BYTES, BuildConfig, ConfigError, round_up
+from tritloom.firmware.config import BIAS_CODES, PARAM_HEADER_BYTES, BuildConfig, ConfigError, ModelShape, round_up
 from tritloom.firmware.image import Contents, Piece, whole
-from tritloom.firmware.integer import GROUPED_LOGIT_BITS, ROPE_BITS, UFloat, uf_from_float, uf_pack, uf_unpack
+from tritloom.firmware.integer import BIAS_BITS, GROUPED_LOGIT_BITS, ROPE_BITS, UFloat, uf_from_float, uf_pack, uf_unpack
 from tritloom.firmware.isa import Destination
 from tritloom.firmware.layout import Block, MemoryMap, memory_map, stream_blocks
 from tritloom.firmware.packing import SCALE_BITS, pack_matrix
 from tritloom.firmware.programs import machine_program
 from tritloom.gen.grouped_packing import embedding_rows, pack_grouped_codes
-from tritloom.gen.models.checkpoint import MATRICES, SUB_NORMS, Checkpoint
-from tritloom.gen.models.codes import Codes, codes_of
+from tritloom.gen.models.checkpoint import MATRICES, SUB_NORMS, Checkpoint, matrix_shape
+from tritloom.gen.models.codes import ZEROS, Codes, codes_of
 from tritloom.gen.models.problems import CheckpointError
 from tritloom.gen.models.rope import attention_factor, frequencies
-from tritloom.gen.models.spec import ModelSpec
+from tritloom.gen.models.spec import BIASED, ModelSpec
 from tritloom.gen.quantised import GroupedTable, HeadNorms, Layer, Layers, Parameters, QuantisedModel, Scales, Table
 from tritloom.gen.scaling import Scaling, choose, measure, rescaled
 
@@ -42,6 +42,9 @@ TABLE_PIECE = 1 << 20
 """Bytes of a table's codes that are laid out at once."""
 ROPE_ROWS = 1 << 14
 """Positions whose rotary rows are made at once."""
+LEAST_TOP = 1 / 2
+"""Greatest element of a normed vector, over its gains' rms, down to which a bias is added whole. The lower, the fewer bits has a bias
+beside greater elements, and the fewer a matrix' scales beside great biases."""
 KEPT_BYTES = 2 << 30
 """A model whose layers take no more memory than this keeps them once read."""
 
@@ -100,14 +103,16 @@ def _quantise_table(checkpoint: Checkpoint, name: str) -> Table:
     return Table(codes, row_scale.astype(np.uint16), scale)
 
 
-def group_codes(scales: NDArray[np.float16]) -> tuple[NDArray[np.uint16], float]:
+def group_codes(scales: NDArray[np.floating]) -> tuple[NDArray[np.uint16], float]:
     """Scales of groups as u16 multiples of a power of two, and that: the greatest has 16 bits, and what is no less than 1/32 of it, being
     fp16 with 11, is exact."""
-    top = float(scales.view(np.uint16).max(initial=0).view(np.float16))  # of bits: those of what is not negative are in order, and quicker
+    halves = scales.dtype == np.float16
+    # Of halves the greatest of the bits, which is quicker: those of what is not negative are in order.
+    top = float(scales.view(np.uint16).max(initial=0).view(np.float16) if halves else scales.max(initial=0))
     unit = 2.0 ** (frexp(top)[1] - SCALE_BITS) if top else 1.0
-    codes = scales.astype(np.float32)
-    codes *= np.float32(1 / unit)  # exact: a power of two, of 2**39 at most
-    return np.rint(codes, out=codes).astype(np.uint16), unit
+    codes = scales.astype(np.float32 if halves else np.float64)
+    codes *= codes.dtype.type(1 / unit)  # exact: a power of two, of halves 2**39 at most
+    return np.minimum(np.rint(codes, out=codes), (1 << SCALE_BITS) - 1, out=codes).astype(np.uint16), unit
 
 
 def _grouped_table(checkpoint: Checkpoint, name: str) -> GroupedTable:
@@ -129,20 +134,66 @@ def _head_norms(checkpoint: Checkpoint, index: int, factor: float) -> HeadNorms:
     return HeadNorms(np.stack([q, k]), (q_exponent, k_exponent), _scalar(1 / spec.shape.head_dim), _scalar(spec.rms_eps))
 
 
-def _parameters(spec: ModelSpec, count: int, gains: NDArray[np.float32] | None, *scales: float) -> Parameters:
+def _parameters(spec: ModelSpec, count: int, gains: NDArray[np.float32] | None, *scales: float, power: int = 0,
+                bias: NDArray[np.float32] | None = None) -> Parameters:
+    """`power`: of two, that the gains are multiplied by; `bias`: of o or down."""
     codes, exponent = (None, 0) if gains is None else quantise_gains(gains)
-    return Parameters(tuple(_scalar(x) for x in scales), codes, exponent, _scalar(1 / count), _scalar(spec.rms_eps))
+    added = None if bias is None else quantise_gains(bias)
+    of_bias = () if added is None else (2.0 ** added[1],)
+    return Parameters(tuple(_scalar(x) for x in (*scales, *of_bias)), codes, exponent + power, _scalar(1 / count),
+                      _scalar(spec.rms_eps), bias=None if added is None else added[0])
 
 
-def _quantise_layer(checkpoint: Checkpoint, index: int) -> Layer:
-    spec = checkpoint.spec
-    s = spec.shape
-    found, codes = {}, {}
+def _added(checkpoint: Checkpoint, s: ModelShape, index: int, name: str) -> NDArray[np.float32] | None:
+    """The bias of o or down, where the machine adds one to the residual stream."""
+    return checkpoint.bias(index, name) if BIASED[name] in s.biases else None
+
+
+def power_of_one(gains: NDArray[np.floating]) -> int:
+    """Power of two that the scales of codes behind a norm with these gains are multiplied by, so that `integer.bias_codes` has bits for
+    them: those of a vector that reaches LEAST_TOP of the gains' rms still, its exponents more of those that reach more."""
+    least = float(np.sqrt(np.mean(np.square(gains, dtype=np.float64)))) * LEAST_TOP / 127
+    return 1 - BIAS_BITS - frexp(least)[1] if least else 0
+
+
+def with_bias(codes: Codes, scales: NDArray[np.floating], bias: NDArray[np.floating]) -> tuple[Codes, NDArray[np.float64]]:
+    """A matrix of codes [rows, inputs/4] with scales [rows, groups], and one more group of inputs: of those that stand for one, for a bias
+    [rows]."""
+    one = np.full((len(codes), codes.shape[1] // scales.shape[1]), ZEROS)
+    one[:, : BIAS_CODES // 4] = (np.sign(bias).astype(np.int64) + 1)[:, None] * ZEROS  # four codes of a sign
+    return np.concatenate([codes, one], 1), np.concatenate([scales, np.abs(bias)[:, None]], 1, dtype=np.float64)
+
+
+def _grouped(checkpoint: Checkpoint, s: ModelShape, index: int, name: str, one: float) -> tuple[Codes, Scales, float]:
+    """Codes of a matrix of the machine's shape `s`, those of the groups' scales and their unit. `one`: what the inputs that stand for one
+    are worth, where it has a bias."""
+    biased = BIASED[name] in s.biases and s.inputs_of(BIASED[name]) > matrix_shape(s, name)[1]
+    bias = checkpoint.bias(index, name) if name in checkpoint.spec.biases else np.zeros(matrix_shape(s, name)[0])
+    if checkpoint.spec.shape.group_size:
+        matrix = checkpoint.grouped(index, name)
+        if not biased:
+            return matrix.codes, *group_codes(matrix.scales)
+        codes, scales = with_bias(matrix.codes, matrix.scales, bias / one)
+        return codes, *group_codes(scales)
+    # One scale, which is exact as long as it is a code of the greatest scale's: a power of two.
+    trits, scale = checkpoint.ternary(index, name)
+    codes, groups = codes_of(trits), np.ones((len(trits), trits.shape[1] // s.group_size))
+    if biased:
+        codes, groups = with_bias(codes, groups, bias / one / scale)
+    factors, unit = group_codes(groups)
+    return codes, factors, unit * scale
+
+
+def _quantise_layer(checkpoint: Checkpoint, s: ModelShape, index: int) -> Layer:
+    spec, found, codes = checkpoint.spec, {}, {}
+    norms = {name: checkpoint.norm(index, name) for name in ("input_layernorm", "post_attention_layernorm")}
+    powers = {name: power_of_one(norms[norm]) if s.bias_inputs else 0
+              for name, norm in (("qkv", "input_layernorm"), ("gate_up", "post_attention_layernorm"))}
     for name in MATRICES:
         if s.group_size:
-            matrix = checkpoint.grouped(index, name)
-            codes[name], unit = group_codes(matrix.scales)
-            found[name] = matrix.codes, unit * 2.0**s.scale_drop
+            one = 2.0 ** -powers.get(BIASED[name], 0)
+            matrix, codes[name], unit = _grouped(checkpoint, s, index, name, one)
+            found[name] = matrix, unit * one * 2.0**s.scale_drop
         else:
             found[name] = checkpoint.ternary(index, name)
     (q, q_scale), (k, k_scale), (v, v_scale), (o, o_scale), (gate, gate_scale), (up, up_scale), (down, down_scale) = (
@@ -164,11 +215,13 @@ def _quantise_layer(checkpoint: Checkpoint, index: int) -> Layer:
         up=up,
         down=down,
         qkv_parameters=dataclasses.replace(
-            _parameters(spec, s.hidden, checkpoint.norm(index, "input_layernorm"), score_scale, k_scale, v_scale), heads=head_norms
+            _parameters(spec, s.hidden, norms["input_layernorm"], score_scale, k_scale, v_scale, power=powers["qkv"]), heads=head_norms
         ),
-        o_parameters=_parameters(spec, s.q_size, attention_norm, o_scale),
-        gate_up_parameters=_parameters(spec, s.hidden, checkpoint.norm(index, "post_attention_layernorm"), gate_scale, up_scale),
-        down_parameters=_parameters(spec, s.ffn, ffn_norm, down_scale),
+        o_parameters=_parameters(spec, s.q_size, attention_norm, o_scale, bias=_added(checkpoint, s, index, "o_proj")),
+        gate_up_parameters=_parameters(
+            spec, s.hidden, norms["post_attention_layernorm"], gate_scale, up_scale, power=powers["gate_up"]
+        ),
+        down_parameters=_parameters(spec, s.ffn, ffn_norm, down_scale, bias=_added(checkpoint, s, index, "down_proj")),
     )
 
 
@@ -191,7 +244,7 @@ def with_scaling(model: QuantisedModel, scaling: Scaling) -> QuantisedModel:
 def as_trained(checkpoint: Checkpoint, context: int | None = None) -> QuantisedModel:
     """`quantise` before binary points are chosen."""
     checkpoint = checkpoint.with_context(context)
-    spec = checkpoint.spec.require_machine()
+    spec = checkpoint.spec.require_machine()  # with the machine's shape, which may have groups that the checkpoint has not
     embedding = _table(checkpoint, checkpoint.embedding_name)
     head = embedding if spec.tied_embeddings else _table(checkpoint, checkpoint.head_table)
     head_scale = head.scale
@@ -203,7 +256,7 @@ def as_trained(checkpoint: Checkpoint, context: int | None = None) -> QuantisedM
     held = s.layers * s.hidden * (s.qkv_rows + s.q_size + 3 * s.ffn) // (4 if s.group_size else 1)
     return QuantisedModel(
         spec=spec,
-        layers=Layers(spec.shape.layers, partial(_quantise_layer, checkpoint), keep=held <= KEPT_BYTES),
+        layers=Layers(spec.shape.layers, partial(_quantise_layer, checkpoint, s), keep=held <= KEPT_BYTES),
         embedding=embedding,
         head=head,
         embedding_parameters=Parameters((embedding.scale,), None, 0, zero, zero),

@@ -30,7 +30,8 @@ class HeadNorms:
 
 @dataclass(frozen=True)
 class Parameters:
-    """A parameter block: `scales` are scale0 to scale2; `gains` is None without a norm; `heads`: of queries and keys, before qkv."""
+    """A parameter block: `scales` are scale0 to scale2; `gains` is None without a norm; `heads`: of queries and keys, before qkv; `bias`
+    [hidden]: what is added to the residual stream beside o's or down's product, times scale1."""
 
     scales: tuple[UFloat, ...]
     gains: NDArray[np.int16] | None
@@ -38,12 +39,13 @@ class Parameters:
     inverse_count: UFloat
     eps: UFloat
     heads: HeadNorms | None = None
+    bias: NDArray[np.int16] | None = None
 
     @property
     def stored_gains(self) -> NDArray[np.int16]:
         """All gains in the order in which they are stored."""
-        parts = ([] if self.gains is None else [self.gains]) + ([] if self.heads is None else [self.heads.gains.reshape(-1)])
-        return np.concatenate([np.zeros(0, np.int16), *parts])
+        parts = (self.gains, None if self.heads is None else self.heads.gains.reshape(-1), self.bias)
+        return np.concatenate([np.zeros(0, np.int16), *(part for part in parts if part is not None)])
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,8 @@ class Layer:
 
     `qkv` is fused; rows of its q and k heads are ordered so that rotary pairs are adjacent. `gate` and `up`
     are apart: how they interleave is the configuration's. `group_scales`: of each matrix, [rows, groups], where they have any; the matrices
-    are then codes [rows, inputs/4].
+    are then codes [rows, inputs/4]. A bias of qkv, gate and up is one more group of inputs, `ModelShape.bias_inputs`: a row's bias is its
+    scale and the sign of its first BIAS_CODES trits, in units in which `integer.bias_codes` stands for one.
     """
 
     qkv: Trits | Codes

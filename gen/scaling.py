@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tritloom.firmware.integer import RESIDUAL_BITS, UFloat, ternary_matmul
-from tritloom.gen.models.codes import Codes
+from tritloom.gen.models.codes import Codes, trits_of
 from tritloom.gen.models.problems import CheckpointError
 from tritloom.gen.quantised import HeadNorms, Layer, Layers, Parameters, QuantisedModel
 
@@ -146,10 +146,20 @@ def _linear(y: Floats, layer: Layer, name: str, drop: int, *scales: tuple[UFloat
     """Codes of y times a matrix, whose rows have as many scales as (scale, rows) say."""
     codes, step = _codes(y)
     of_rows = np.repeat([float(s.value()) for s, _ in scales], [rows for _, rows in scales])
-    matrix, scales_of_groups = getattr(layer, name), layer.group_scales.get(name)
-    if scales_of_groups is not None:
-        return _rounded(grouped_product(codes, matrix, scales_of_groups), drop) * step * of_rows
-    return ternary_matmul(codes.astype(np.int64), matrix) * step * of_rows
+    matrix, factors, inputs = getattr(layer, name), layer.group_scales.get(name), y.shape[-1]
+    if factors is None:
+        return ternary_matmul(codes.astype(np.int64), matrix) * step * of_rows
+    bias: Floats | float = 0.0
+    if 4 * matrix.shape[1] > inputs:  # one more group of inputs, which stand for one
+        signs = trits_of(np.ascontiguousarray(matrix[:, inputs // 4 :]))[:, 0]
+        bias = signs.astype(np.float64) * np.ldexp(factors[:, -1].astype(np.float64), -drop) * of_rows
+        matrix, factors = matrix[:, : inputs // 4], factors[:, :-1]
+    return _rounded(grouped_product(codes, matrix, factors), drop) * step * of_rows + bias
+
+
+def _added(p: Parameters) -> Floats | float:
+    """The bias of o or down."""
+    return 0.0 if p.bias is None else p.bias.astype(np.float64) * float(p.scales[1].value())
 
 
 def grouped_product(given: Floats, codes: Codes, scales: NDArray[np.uint16]) -> Floats:
@@ -220,7 +230,8 @@ def measure(model: QuantisedModel) -> Ranges:
         found.scores.append(top)
         found.values.append(float(np.abs(v).max()))
         normed.append(y)
-        x = x + _linear(_norm(y, layer.o_parameters), layer, "o", s.scale_drop, (layer.o_parameters.scales[0], s.hidden))
+        p = layer.o_parameters
+        x = x + _linear(_norm(y, p), layer, "o", s.scale_drop, (p.scales[0], s.hidden)) + _added(p)
         found.residual = max(found.residual, float(np.abs(x).max()))
         found.read(x, f"what layer {index}'s gates read")
         normed.append(x)
@@ -231,7 +242,8 @@ def measure(model: QuantisedModel) -> Ranges:
         silu = gate / (1 + np.exp(-np.maximum(gate, -700)))
         y = (silu if s.activation == "silu" else np.maximum(gate, 0) ** 2) * up
         normed.append(y)
-        x = x + _linear(_norm(y, layer.down_parameters), layer, "down", s.scale_drop, (layer.down_parameters.scales[0], s.hidden))
+        down = layer.down_parameters
+        x = x + _linear(_norm(y, down), layer, "down", s.scale_drop, (down.scales[0], s.hidden)) + _added(down)
         found.residual = max(found.residual, float(np.abs(x).max()))
         found.normed.append(max(float(np.abs(each).max()) for each in normed))
         found.work.append(_work_bits(p, s.activation, s.hidden))
@@ -320,9 +332,9 @@ def rescaled(model: QuantisedModel, scaling: Scaling) -> QuantisedModel:
         return dataclasses.replace(
             layer,
             qkv_parameters=qkv,
-            o_parameters=of(layer.o_parameters, -k),
+            o_parameters=of(layer.o_parameters, -k, -k),
             gate_up_parameters=of(layer.gate_up_parameters, -j, j, reads=True),
-            down_parameters=of(layer.down_parameters, -k),
+            down_parameters=of(layer.down_parameters, -k, -k),
         )
 
     return dataclasses.replace(

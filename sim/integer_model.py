@@ -36,6 +36,17 @@ def _norm_quantise(aligned: tuple[Int, Int], scale: UFloat, p: Parameters, group
     return _Codes(codes, shifts), scale
 
 
+def _with_one(given: _Codes, scale: UFloat, groups: Groups, seen: Saturations) -> _Codes:
+    """Codes and those of a group that stands for one beside them, which meets a matrix' bias."""
+    codes, shifts = integer.bias_codes(scale, groups.size, groups.most, seen)
+    return _Codes(np.concatenate([given.codes, codes], -1), np.concatenate([given.shifts, shifts[:, None]], -1))
+
+
+def _add_bias(x: Int, p: Parameters, seen: Saturations) -> Int:
+    """The residual stream and the bias of o or down, where there is one."""
+    return x if p.bias is None else integer.residual_add(x, p.bias.astype(np.int64), p.scales[1], seen)
+
+
 def _concatenate(a: UFloat | None, b: UFloat) -> UFloat:
     return b if a is None else UFloat(np.concatenate([a.m, b.m], 1), np.concatenate([a.e, b.e], 1))
 
@@ -170,10 +181,18 @@ class IntegerModel:
         logits = integer.head_logits(codes, head.codes[ids], head.row_scale[ids].astype(np.int64))
         return integer.sample(logits, scale, sampling, noise, candidates, ids)
 
+    def _inputs(self, x: Int, p: Parameters, name: str) -> tuple[_Codes, UFloat]:
+        """Codes of the normed residual stream for qkv, or for gate and up."""
+        codes, scale = _norm_quantise(integer.align_residual(x), UF_ONE, p, self._groups)
+        if self.model.shape.bias_inputs:
+            one = _with_one(codes, scale, self._groups, self.saturations)
+            codes = one if name in self.model.shape.biases else codes
+        return codes, scale
+
     def _layer(self, index: int, x: Int, positions: Int) -> Int:
         s, layer = self.model.shape, self.model.layers[index]
         n = len(x)
-        codes, scale = _norm_quantise(integer.align_residual(x), UF_ONE, layer.qkv_parameters, self._groups)
+        codes, scale = self._inputs(x, layer.qkv_parameters, "qkv")
         q, k, v = np.split(self._linear(codes, index, "qkv"), [s.q_size, s.q_size + s.kv_size], -1)
         cos, sin = (table[positions].astype(np.int64)[:, None] for table in (self.model.cos, self.model.sin))
 
@@ -201,8 +220,9 @@ class IntegerModel:
         m, e = integer.attention(qc, qs, cache.keys, cache.key_scale, cache.values, cache.value_scale, positions, self.saturations)
         codes, scale = _norm_quantise(integer.align_work(m.reshape(n, -1), e.reshape(n, -1)), UF_ONE, layer.o_parameters, self._groups)
         x = integer.residual_add(x, self._linear(codes, index, "o"), uf_mul(scale, layer.o_parameters.scales[0]), self.saturations)
+        x = _add_bias(x, layer.o_parameters, self.saturations)
 
-        codes, scale = _norm_quantise(integer.align_residual(x), UF_ONE, layer.gate_up_parameters, self._groups)
+        codes, scale = self._inputs(x, layer.gate_up_parameters, "gate_up")
         s0, s1 = (uf_mul(scale, w) for w in layer.gate_up_parameters.scales)
         gate, up = self._linear(codes, index, "gate"), self._linear(codes, index, "up")
         if s.activation == "relu2":
@@ -210,7 +230,8 @@ class IntegerModel:
         else:
             (m, e), work_scale = integer.gated_silu(gate, up, s0, self.saturations), s1
         codes, scale = _norm_quantise(integer.align_work(m, e), work_scale, layer.down_parameters, self._groups)
-        return integer.residual_add(x, self._linear(codes, index, "down"), uf_mul(scale, layer.down_parameters.scales[0]), self.saturations)
+        x = integer.residual_add(x, self._linear(codes, index, "down"), uf_mul(scale, layer.down_parameters.scales[0]), self.saturations)
+        return _add_bias(x, layer.down_parameters, self.saturations)
 
     def generate(self, prompt: list[int], tokens: int, sampling: Sampling = integer.GREEDY, candidates: int = 64) -> list[int]:
         """Tokens chosen after `prompt`, as the machine's generation program chooses them."""

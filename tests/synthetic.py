@@ -19,6 +19,7 @@ from tritloom.sim.check.synthetic import (  # noqa: F401  what tests take from h
     TINY,
     Weights,
     bfloat16,
+    biases,
     config_json,
     grouped_weights,
     hugging_face,

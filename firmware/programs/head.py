@@ -13,7 +13,7 @@ from tritloom.firmware.programs.layer import routine, steps_of
 def begin_assembly(config: BuildConfig) -> str:
     """The parameters with which every pass begins."""
     return f"""vector.param length=0 bank=3                    ; embedding scale
-        vector.param length={config.shape.hidden + config.shape.head_gains} bank=0                    ; norms of the first layer"""
+        vector.param length={config.shape.gains_before("qkv")} bank=0                    ; norms of the first layer"""
 
 
 def embed_token(layout: MemoryMap, slot: str, position: str) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from math import ceil
 
-from tritloom.firmware.config import RESULT_BLOCKS, BuildConfig
+from tritloom.firmware.config import BIASES, RESULT_BLOCKS, BuildConfig
 from tritloom.firmware.isa import MOST_FOLLOWED
 
 
@@ -37,9 +37,7 @@ class Layer:
 
     def parameters(self, bank: int) -> str:
         """Load what stands before the matrix that is next in the stream."""
-        s = self.shape
-        gains = (s.hidden + s.head_gains, s.q_size * self.sub, s.hidden, s.ffn * self.sub)[bank]
-        return f"vector.param bank={bank} length={gains}"
+        return f"vector.param bank={bank} length={self.shape.gains_before(BIASES[bank])}"
 
     def matrix(self, rows: int, inputs: int, slot: str, count: str, at: int = 0) -> str:
         """Command all blocks of a matrix, whose results begin at step `at`."""
@@ -53,10 +51,10 @@ class Layer:
 
     def kv(self, slot: str, count: str) -> str:
         """Keys and values, whose results stand behind those of the queries."""
-        return self.matrix(2 * self.shape.kv_size, self.shape.hidden, slot, count, self.shape.q_size // self.config.result_step)
+        return self.matrix(2 * self.shape.kv_size, self.shape.inputs_of("qkv"), slot, count, self.shape.q_size // self.config.result_step)
 
     def q(self, slot: str, count: str) -> str:
-        return self.matrix(self.shape.q_size, self.shape.hidden, slot, count)
+        return self.matrix(self.shape.q_size, self.shape.inputs_of("qkv"), slot, count)
 
     @property
     def before_q(self) -> int:
@@ -64,13 +62,14 @@ class Layer:
         return min(MOST_FOLLOWED, 1 + len(self.config.blocks(self.shape.q_size)))
 
     def o(self, slot: str, count: str) -> str:
-        return self.matrix(self.shape.hidden, self.shape.q_size, slot, count)
+        return self.matrix(self.shape.hidden, self.shape.inputs_of("o"), slot, count)
 
     def gate_up(self, slot: str, count: str, pieces: range) -> str:
         """Some pieces of the matrix (`BuildConfig.gate_up_blocks`); they take the places of those RESULT_BLOCKS before."""
         rows = self.config.gate_up_blocks
         at = [ceil(self._place(piece) / self.config.result_step) for piece in pieces]
-        return "\n".join(self.matrix(rows[piece], self.shape.hidden, slot, count, first) for piece, first in zip(pieces, at, strict=True))
+        inputs = self.shape.inputs_of("gate_up")
+        return "\n".join(self.matrix(rows[piece], inputs, slot, count, first) for piece, first in zip(pieces, at, strict=True))
 
     def _place(self, piece: int) -> int:
         """The first row of the results of a piece of gate and up."""
@@ -110,7 +109,7 @@ class Layer:
         return [*rounds, (range(0), range(activated, end))]
 
     def down(self, slot: str, count: str) -> str:
-        return self.matrix(self.shape.hidden, self.shape.ffn, slot, count)
+        return self.matrix(self.shape.hidden, self.shape.inputs_of("down"), slot, count)
 
     def codes(self, slot: str, count: str, bank: int = 0) -> str:
         return f"vector.normq slot={slot} count={count} length={self.shape.hidden} norm=1 bank={bank}"
@@ -166,7 +165,7 @@ class Layer:
 
     def gate(self, slot: str, count: str, follow: int = 0) -> str:
         return f"""
-        vector.resid    slot={slot} count={count} length={self.shape.hidden} bank=1 follow={follow}
+        {self._residual(slot, count, 1, follow)}
         {self.codes(slot, count, bank=2)}"""
 
     def activated(self, slot: str, count: str) -> str:
@@ -197,7 +196,14 @@ class Layer:
         {self.activated(slot, count)}"""
 
     def add(self, slot: str, count: str, follow: int = 0) -> str:
-        return f"vector.resid slot={slot} count={count} length={self.shape.hidden} bank=3 follow={follow}"
+        return self._residual(slot, count, 3, follow)
+
+    def _residual(self, slot: str, count: str, bank: int, follow: int) -> str:
+        """Add the results of o or down to the residual stream, and their bias."""
+        add = f"vector.resid slot={slot} count={count} length={self.shape.hidden} bank={bank} follow={follow}"
+        if BIASES[bank] not in self.shape.biases:
+            return add
+        return f"{add}\n        vector.bias slot={slot} count={count} length={self.shape.hidden} bank={bank}"
 
 
 def layer_assembly(config: BuildConfig, write: str, attention: str, slot: str = "zero") -> str:

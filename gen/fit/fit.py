@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from tritloom.boards.board import Board, load
 from tritloom.firmware.assembler import AssemblyError
-from tritloom.firmware.config import CHUNK, LIMITS, TRITS, BuildConfig, ConfigError, ModelShape
+from tritloom.firmware.config import BIASES, CHUNK, LIMITS, TRITS, BuildConfig, ConfigError, ModelShape
 from tritloom.firmware.isa import DotOp, VectorOp
 from tritloom.firmware.layout import ADDRESS_LIMIT, MemoryMap, head_row_blocks, memory_map
 from tritloom.firmware.packing import grouped_word_bytes
@@ -156,7 +156,8 @@ class FitResult:
 
 def _matrices(s: ModelShape) -> tuple[tuple[int, int], ...]:
     """Rows and inputs of a layer's matrices, in their order."""
-    return (s.qkv_rows, s.hidden), (s.hidden, s.q_size), (2 * s.ffn, s.hidden), (s.hidden, s.ffn)
+    rows = s.qkv_rows, s.hidden, 2 * s.ffn, s.hidden
+    return tuple((n, s.inputs_of(name)) for n, name in zip(rows, BIASES, strict=True))
 
 
 def _token_cycles(config: BuildConfig) -> float:
@@ -182,6 +183,7 @@ def cycles_per_pass(config: BuildConfig, context: int, tokens: int, *, answers: 
 
     norm = {length: vector.cycles(VectorOp.NORMQ, length=length) for length in (s.hidden, s.q_size, s.ffn)}
     resid = vector.cycles(VectorOp.RESID)
+    biases = [vector.cycles(VectorOp.BIAS) if name in s.biases else 0 for name in ("o", "down")]
     # A head's words and their scale, but for those that may wait.
     rows = 2 * s.kv_heads * max(groups)
     written = WRITE_CYCLES[c.memory] * (ceil(s.head_dim * c.attention_rows / c.attention_macs) + 1) * max(0, rows - c.kv_write_rows) / rows
@@ -201,8 +203,7 @@ def cycles_per_pass(config: BuildConfig, context: int, tokens: int, *, answers: 
     glu = vector.cycles(VectorOp.GLU, length=c.gate_up_blocks[-1] // 2 if one else s.ffn)
 
     matrices = _matrices(s)
-    sub = int(s.sub_norms)
-    parameters = [vector.cycles(VectorOp.PARAM, length=n) for n in (s.q_size * sub, s.hidden, s.ffn * sub, s.hidden + s.head_gains)]
+    parameters = [vector.cycles(VectorOp.PARAM, length=s.gains_before(name)) for name in BIASES]
     together = _together(c, context, shared)
     # Vector work after each matrix of a layer, for a group: all of it, and what of it attention is.
     after, attention = [], 0.0
@@ -215,9 +216,9 @@ def cycles_per_pass(config: BuildConfig, context: int, tokens: int, *, answers: 
         wait = turns[0] * at_once + sum(map(max, map(attend, turns), meanwhile)) + turns[-1] * norm[s.q_size]
         alone = count * (at_once + norm[s.q_size])
         attention = max(attention, wait - alone)
-        wait += max(0.0, count * keys - matmul(s.q_size, s.hidden, count)) if one else 0.0
-        add = count * (resid + norm[s.hidden]) - min(resid, beside[s.hidden])
-        after.append((wait - min(queries, beside[s.q_size]), add, count * (glu + norm[s.ffn]), add))
+        wait += max(0.0, count * keys - matmul(s.q_size, s.inputs_of("qkv"), count)) if one else 0.0
+        add, last = (count * (resid + bias + norm[s.hidden]) - min(resid, beside[s.hidden]) for bias in biases)
+        after.append((wait - min(queries, beside[s.q_size]), add, count * (glu + norm[s.ffn]), last))
     streams = [[matmul(*matrix, count) for matrix in matrices] for count in groups]
     if one:
         layer = {"matmul": sum(streams[0]), "vector": sum(after[0]) - attention + sum(parameters), "attention": attention}
@@ -241,7 +242,7 @@ def cycles_per_pass(config: BuildConfig, context: int, tokens: int, *, answers: 
         result["vector"] += tokens * qkv
         if answers:
             result["matmul"] += sum(matmul(*matrix, 1) for matrix in matrices[1:])
-            result["vector"] += sum(parameters) + 2 * (resid + norm[s.hidden]) + norm[s.q_size]
+            result["vector"] += sum(parameters) + 2 * (resid + norm[s.hidden]) + sum(biases) + norm[s.q_size]
             result["vector"] += vector.cycles(VectorOp.GLU, length=s.ffn) + norm[s.ffn]
             result["attention"] += attend(1)
     if answers and s.ternary_head:

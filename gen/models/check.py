@@ -97,7 +97,8 @@ def check_shapes(checkpoint: Checkpoint, problems: Problems) -> None:
         problems.add(
             name,
             f"not part of a supported model{f': it is of {other.what}' if other else ''}{others}",
-            other.fix if other else "biases, adapters, experts and extra norms cannot be built: use a model without them",
+            other.fix if other else "adapters, experts, extra norms and biases that only some layers have cannot be built: use a model "
+                                    "without them",
         )
 
 

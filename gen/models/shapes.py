@@ -155,29 +155,29 @@ def _matrix(config: BuildConfig, rows: int, inputs: int, rng: np.random.Generato
 def _layer(spec: ModelSpec, config: BuildConfig, rng: np.random.Generator) -> dict[str, Bytes]:
     """Bytes of each block of a layer, by name."""
     s, m = spec.shape, config.mem_bytes
-    score_scale = s.head_dim**-0.5 * LOG2_E
+    score_scale, wide = s.head_dim**-0.5 * LOG2_E, s.inputs_of("gate_up")
 
     def trits(rows: int, inputs: int) -> NDArray[np.int8]:
         return rng.integers(-1, 2, (rows, inputs), np.int8)
 
-    def parameters(inputs: int, norm: bool, *factors: float, heads: HeadNorms | None = None) -> Bytes:
+    def parameters(inputs: int, norm: bool, *factors: float, heads: HeadNorms | None = None, biased: bool = False) -> Bytes:
         gains, exponent = _gains(rng, inputs) if norm else (None, 0)
         one = _trit_scale(s.group_size) * 2.0**s.scale_drop * inputs**-0.5
-        return parameter_bytes(Parameters(tuple(_scalar(factor * one) for factor in factors), gains, exponent, _scalar(1 / inputs),
-                                          _scalar(spec.rms_eps), heads), m)
+        bias, unit = _gains(rng, s.hidden) if biased else (None, 0)
+        scales = tuple(_scalar(scale) for scale in (*(factor * one for factor in factors), *([2.0**unit] if biased else [])))
+        return parameter_bytes(Parameters(scales, gains, exponent, _scalar(1 / inputs), _scalar(spec.rms_eps), heads, bias), m)
 
     head_norms = _head_norms(spec, rng, score_scale) if s.head_norms else None
     return {
         "qkv_parameters": parameters(s.hidden, True, 1.0 if head_norms else score_scale, 1.0, 1.0, heads=head_norms),
-        "kv": _matrix(config, 2 * s.kv_size, s.hidden, rng),
-        "q": _matrix(config, s.q_size, s.hidden, rng),
-        "o_parameters": parameters(s.q_size, s.sub_norms, 1.0),
-        "o": _matrix(config, s.hidden, s.q_size, rng),
+        "kv": _matrix(config, 2 * s.kv_size, s.inputs_of("qkv"), rng),
+        "q": _matrix(config, s.q_size, s.inputs_of("qkv"), rng),
+        "o_parameters": parameters(s.q_size, s.sub_norms, 1.0, biased="o" in s.biases),
+        "o": _matrix(config, s.hidden, s.inputs_of("o"), rng),
         "gate_up_parameters": parameters(s.hidden, True, 1.0, 1.0),
-        "gate_up": _matrix(config, 2 * s.ffn, s.hidden, rng,
-                           interleave(trits(s.ffn, s.hidden), trits(s.ffn, s.hidden), config.vector_lanes)),
-        "down_parameters": parameters(s.ffn, s.sub_norms, 1.0),
-        "down": _matrix(config, s.hidden, s.ffn, rng),
+        "gate_up": _matrix(config, 2 * s.ffn, wide, rng, interleave(trits(s.ffn, wide), trits(s.ffn, wide), config.vector_lanes)),
+        "down_parameters": parameters(s.ffn, s.sub_norms, 1.0, biased="down" in s.biases),
+        "down": _matrix(config, s.hidden, s.inputs_of("down"), rng),
     }
 
 

@@ -7,9 +7,13 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from tritloom.firmware.config import ConfigError, ModelShape
+from tritloom.firmware.config import BIASES, GROUP_SIZES, ConfigError, ModelShape
 from tritloom.gen.models.problems import shown
 from tritloom.gen.models.rope import KINDS, scaling_of
+
+BIASED = {"q_proj": "qkv", "k_proj": "qkv", "v_proj": "qkv", "o_proj": "o", "gate_proj": "gate_up", "up_proj": "gate_up",
+          "down_proj": "down"}
+"""What `ModelShape.biases` calls a matrix."""
 
 SCALE_RULES = ("multiply", "divide", "absmean", "ternary", "stored")
 """How a matrix gets its scale: its weight_scale multiplies or divides; mean|W| of master weights; the one
@@ -54,15 +58,27 @@ class ModelSpec:
     @property
     def no_machine(self) -> str | None:
         """Why no machine of today computes this model, with what to do, in one line; None where one can be built."""
-        if not self.biases:
+        if not self.biases or self._group_size:
             return None
-        return f"{self.name} has biases ({', '.join(self.biases)}), which no machine computes yet: take another model of `tritloom models`"
+        s, size = self.shape, GROUP_SIZES[1]
+        return (f"{self.name} has biases ({', '.join(self.biases)}), which take inputs in groups of {size}, but of hidden ({s.hidden}), "
+                f"queries ({s.q_size}) and ffn ({s.ffn}) not all are multiples: take another model of `tritloom models`")
+
+    @property
+    def _group_size(self) -> int:
+        """Inputs that share a scale in the machine: biases come with groups, which may all have their matrix' scale."""
+        s = self.shape
+        fitting = (size for size in GROUP_SIZES[:0:-1] if not any(length % size for length in (s.hidden, s.q_size, s.ffn)))
+        return s.group_size or (next(fitting, 0) if self.biases else 0)
 
     def require_machine(self) -> ModelSpec:
-        """This description, of whose model a machine can be built. Raises `ConfigError` with `no_machine`: the one place that refuses."""
+        """The description of the model as its machine has it: with the biases in its shape, and groups where they need them. Raises
+        `ConfigError` with `no_machine`: the one place that refuses."""
         if self.no_machine is not None:
             raise ConfigError(self.no_machine)
-        return self
+        named = {BIASED[name] for name in self.biases}
+        shape = dataclasses.replace(self.shape, group_size=self._group_size, biases=tuple(name for name in BIASES if name in named))
+        return dataclasses.replace(self, shape=shape)
 
     def with_context(self, context: int | None) -> ModelSpec:
         """The same model with a shorter KV cache."""

@@ -33,10 +33,14 @@ class Current:
     def __init__(self, vector: VectorParameters):
         self.command = Signal(command_layout(VECTOR))
         # A register for each operation: the command's is decoded once.
-        self.operation = {op: Signal(init=op == 0, name=f"is_{op.name.lower()}") for op in VectorOp}
+        operations = [op for op in VectorOp if op != VectorOp.BIAS or vector.adds_biases]
+        self.operation = {op: Signal(init=op == 0, name=f"is_{op.name.lower()}") for op in operations}
+        # Those that add to what the residual stream is already.
+        self.adding = tuple(op for op in (VectorOp.RESID, VectorOp.BIAS) if op in operations)
         self.slot, self.remaining = Signal(vector.slot_bits), Signal(8)
         self.position, self.address, self.step = Signal(32), Signal(32), Signal(32)
-        self.words = Signal(range(max(vector.max_inputs, vector.hidden + vector.head_gains) // vector.vector_lanes + 1))
+        longest = max(vector.max_inputs, vector.hidden + vector.head_gains, *vector.bank_lengths)
+        self.words = Signal(range(longest // vector.vector_lanes + 1))
         self.lane = self.slot[: vector.token_bits] if vector.token_bits else C(0, 1)
         self.idle = Signal(init=1)
 

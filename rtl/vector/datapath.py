@@ -30,10 +30,10 @@ PRODUCT_BITS = ACTIVATION_BITS + FACTOR_BITS
 
 class Datapath:
     """V lanes of y = u * c - v * d (odd lanes: +): an element times its gain, an element and its pair's partner times cosine and sine,
-    an accumulator or code times a scale's mantissa.
+    an accumulator, code or bias times a scale's mantissa.
 
-    Stage 2: `residual`, `accumulators`, work elements and codes as the memories gave them; `addend`: what RESID adds to. Late results are
-    accumulators in stage 3. Stage 6: `y`.
+    Stage 2: `residual`, `accumulators`, work elements and codes as the memories gave them; `addend`: what RESID and BIAS add to. Late
+    results are accumulators in stage 3. Stage 6: `y`.
     Stage 8: `shifted`, y in twice fixed point or, for the quantiser, shifted left until the greatest one has 23 bits.
     `beyond`: the word in stage 9 was too great for fixed point.
     """
@@ -60,7 +60,7 @@ class Datapath:
 
     def fetch(self, m, residual: Residual, work: WorkVector, *, code, result, kept_place):
         """Stage 2: what the memories gave. `code`: of an embedding; `result`: of the matrices."""
-        adding, stage = self.current.is_op(VectorOp.RESID), self.stage
+        adding, stage = self.current.is_op(*self.current.adding), self.stage
         m.submodules.x, m.submodules.h = residual.memory, work.memory
         x_read, h_read = residual.read, work.memory.read_port()
         m.d.comb += [x_read.addr.eq(Mux(adding, stage[LATE_READ].place, stage[0].place)), h_read.addr.eq(stage[0].place)]
@@ -129,7 +129,7 @@ class Datapath:
             elements = [Mux(self._fresh, sign_extend(late, ALIGNER_BITS), raw).as_signed()
                         for late, raw in zip(self._late, self.raw, strict=True)]
         for k in range(self._p.vector_lanes):
-            aligned = self._align(m, k, is_norm, left, top)
+            aligned = self._align(m, k, is_norm, left, top, multiplier)
             if self._p.spread:
                 aligned = Mux(self._fresh, self._late[k], aligned)
 
@@ -143,6 +143,9 @@ class Datapath:
             with m.Elif(is_qkv):
                 cos, sin = qkv.factors(unrotated, k, coefficients)
                 m.d.sync += [c.eq(cos), v.eq(elements[k ^ 1]), d.eq(sin)]
+            if self._p.adds_biases:
+                with m.Elif(self.current.is_op(VectorOp.BIAS)):
+                    m.d.sync += c.eq(coefficients[k])
             with m.Else():
                 m.d.sync += c.eq(multiplier)
             second = Signal(signed(PRODUCT_BITS), name=f"second{k}", reset_less=True)
@@ -156,8 +159,8 @@ class Datapath:
                 square = Mux(is_qkv, exact_square(m, elements[k][: self._p.acc_bits].as_signed(), f"square{k}"), square)
             m.d.comb += squares[k].eq(square)
 
-    def _align(self, m, k, is_norm, left, top):
-        """A lane's element, accumulator or code, and its right shift."""
+    def _align(self, m, k, is_norm, left, top, multiplier):
+        """A lane's element, accumulator or code, and its right shift; of a bias the `multiplier`."""
         work, raw, acc_bits = self.work[k], self.raw[k], self._p.acc_bits
         amount, distance = Signal(5, name=f"amount{k}", reset_less=True), Signal(9, name=f"distance{k}")
         m.d.comb += distance.eq(sign_extend(top, 9) - sign_extend(work.e, 9))
@@ -167,6 +170,9 @@ class Datapath:
         with m.Elif(is_norm):
             operand, shift = Norm.work_operand(work.m, distance)
             m.d.sync += [raw.eq(operand), amount.eq(shift)]
+        if self._p.adds_biases:
+            with m.Elif(self.current.is_op(VectorOp.BIAS)):
+                m.d.sync += [raw.eq(multiplier), amount.eq(0)]
         with m.Else():
             code = sign_extend(self.codes[1][k], acc_bits)
             early = self._early[k] if self._early else code if self._late else self.accumulators[k]

@@ -24,7 +24,7 @@ __all__ = ["Dispatch"]
 class Dispatch:
     """Takes commands, goes through their slots, and hands each slot to its operation.
 
-    PARAM, EMBED and ROPE are `Loads`'; NORMQ, RESID, QKV and GLU go from SLOT ADDRESS to SLOT, to the operation's states and over
+    PARAM, EMBED and ROPE are `Loads`'; NORMQ, RESID, BIAS, QKV and GLU go from SLOT ADDRESS to SLOT, to the operation's states and over
     NEXT SLOT to the next slot; EMBED and they end in DRAIN.
     """
 
@@ -109,11 +109,11 @@ class Dispatch:
                     m.next = "IDLE"
 
     def _take_slot(self, m):
-        """Of NORMQ, RESID, QKV and GLU, one slot after the other: find its vectors, begin, and go on to the next one."""
+        """Of NORMQ, RESID, BIAS, QKV and GLU, one slot after the other: find its vectors, begin, and go on to the next one."""
         p, current, words = self._p, self.current, self.words
         x_base = slot_bases(p, p.residual_words)
         with m.State("SLOT ADDRESS"):
-            of_residual = current.is_op(VectorOp.RESID) | (current.is_op(VectorOp.NORMQ) & ~current.command.source)
+            of_residual = current.is_op(*current.adding) | (current.is_op(VectorOp.NORMQ) & ~current.command.source)
             m.d.sync += [
                 words.base.eq(Mux(of_residual, x_base[current.slot], self.work.base[current.lane])),
                 self.loads.rope.eq(p.gain_words + self.loads.rope_base[current.slot]),
@@ -130,6 +130,9 @@ class Dispatch:
                 m.next = "FIRST PASS"
             with m.Elif(current.is_op(VectorOp.RESID)):
                 self.residual.begin_slot(m)
+            if p.adds_biases:
+                with m.Elif(current.is_op(VectorOp.BIAS)):
+                    self.residual.begin_bias(m)
             with m.Elif(current.is_op(VectorOp.QKV)):
                 m.d["sync" if p.spread else "comb"] += self.qkv.writer.begin.eq(1)  # its address stands, its words come much later
                 m.next = "QKV" if self.qkv.head_norms is None else "HEAD GAINS"

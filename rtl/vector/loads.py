@@ -49,8 +49,9 @@ class Loads:
             Signal(), Signal(), Signal(), Signal(), Signal(), Signal())
         self.from_weights, self.load = Signal(), Signal()
         self.take = Signal()
-        # Pieces before an embedding row's scale; a ternary row has none.
-        self.skip = C(0) if p.embedding_group else Signal(range(self.pieces))
+        # Pieces before an embedding row's scale; a ternary row has none, which a unit that is spread must not look for.
+        self.never_skips = p.embedding_group > 0 and p.spread
+        self.skip = C(0) if self.never_skips else Signal(range(self.pieces))
         # Of a ternary embedding: the scale of the present group, and how many pieces of the next one's, or words of V trits, are to come.
         self.group_scale, self.scale_pieces = Signal(GROUP_SCALE_BITS), Signal(range(p.embedding_scale_pieces + 1))
         self.group_words = Signal(range(p.embedding_group // p.vector_lanes + 1))
@@ -91,7 +92,7 @@ class Loads:
         m.d.sync += self.from_weights.eq(self.current.is_op(VectorOp.PARAM))
         m.d.comb += [
             self.load.eq(((self.fetching | self.embedding) & self.none_left) | (self.embedding & self.one_left)),
-            self.take.eq(reading if p.embedding_group else reading | (self.skipping & (self.skip != 0))),
+            self.take.eq(reading if self.never_skips else reading | (self.skipping & (self.skip != 0))),
             weights.ready.eq(self.header | (self.writing & self.from_weights)),
             read.ready.eq((self.writing & ~self.from_weights) | self.load),
             self.codes.eq(Cat(self._scaled(k) for k in range(p.vector_lanes)) if p.embedding_group else beat[: 8 * p.vector_lanes]),
@@ -191,8 +192,8 @@ class Loads:
         """EMBED: the row's scale and with it the multiplier of the codes, then the codes."""
         p, scales = self._p, self.scales
         with m.State("ROW SCALE"):
-            if not p.embedding_group:
-                m.d.sync += self.skip.eq(self.row_of_group << 1 >> p.lane_bits)
+            if not self.never_skips:
+                m.d.sync += self.skip.eq(0 if p.embedding_group else self.row_of_group << 1 >> p.lane_bits)
             with m.If(~self.none_left):
                 m.d.sync += [self.fetching.eq(0), self.skipping.eq(1)]
                 m.next = "SKIP"
@@ -201,7 +202,7 @@ class Loads:
                 m.d.comb += [scales.start.eq(1), scales.program.eq(Program.EMBED)]
                 m.d.sync += self.skipping.eq(0)
                 m.next = "EMBED SCALE"
-            if not p.embedding_group:
+            if not self.never_skips:
                 with m.Else():
                     m.d.sync += self.skip.eq(self.skip - 1)
         with m.State("EMBED SCALE"):

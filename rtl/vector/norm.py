@@ -11,6 +11,7 @@ from amaranth import C, Cat, Mux
 
 from tritloom.firmware import integer
 from tritloom.rtl.arith import sign_extend
+from tritloom.rtl.vector.bias_codes import BiasCodes
 from tritloom.rtl.vector.command import Words
 from tritloom.rtl.vector.parameters import ALIGNER_BITS
 from tritloom.rtl.vector.passes import TwoPasses
@@ -24,10 +25,11 @@ SQUARED_DROP = 6
 
 
 class Norm:
-    """Passes the vector through the lanes twice: for its maximum and the sum of squares, then for its codes."""
+    """Passes the vector through the lanes twice: for its maximum and the sum of squares, then for its codes, and those that stand for one
+    (`one`) behind them, where there are any."""
 
-    def __init__(self, stages: Stages, words: Words, passes: TwoPasses, scales: ScaleUnit):
-        self.stages, self.words, self.passes, self.scales = stages, words, passes, scales
+    def __init__(self, stages: Stages, words: Words, passes: TwoPasses, scales: ScaleUnit, one: BiasCodes | None):
+        self.stages, self.words, self.passes, self.scales, self.one = stages, words, passes, scales, one
 
     def states(self, m):
         words, scales = self.words, self.scales
@@ -47,6 +49,11 @@ class Norm:
         with m.State("NORMQ END"):
             with m.If(self.stages.quiet(1, CODE - 1) & ~scales.busy & ~scales.done):
                 m.next = "NEXT SLOT"
+                if self.one is not None:
+                    with m.If(self.one.wanted):
+                        self.one.begin(m)
+        if self.one is not None:
+            self.one.states(m)
 
     # Operands of the lanes -------------------------------------------------------------------------
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tritloom.firmware.config import ACTIVATIONS, KEPT_BITS, PARAM_HEADER_BYTES, BuildConfig
-from tritloom.firmware.integer import GROUP_DIGITS, SILU_TAIL
+from tritloom.firmware.config import ACTIVATIONS, BIAS_CODES, KEPT_BITS, PARAM_HEADER_BYTES, BuildConfig
+from tritloom.firmware.integer import BIAS_BITS, GROUP_DIGITS, SILU_TAIL
 from tritloom.firmware.isa import VectorOp
 from tritloom.firmware.packing import SCALE_BITS as GROUP_SCALE_BITS
 from tritloom.rtl.parameters import MemoryUse, index_bits, require, require_positive, require_power_of_two
@@ -32,6 +32,10 @@ GAIN_EXPONENT_BITS = 12
 """Signed bits of the exponent of a bank of gains."""
 DIGITS_BITS = 6 + GROUP_DIGITS
 """Bits of a maximum's length and digits."""
+BIAS_SHIFTS = BIAS_BITS + 4
+"""Cycles at most from a vector's scale to the first code that stands for one."""
+BIAS_WAIT = 25 + BIAS_SHIFTS
+"""The same from before the reciprocal of that scale."""
 TAIL_BITS, TAIL_STEP_BITS = 15, 12
 """Bits of an entry of the table of silu's tail, and of the signed step to the next one."""
 
@@ -85,6 +89,10 @@ class VectorParameters:
         Of a ternary embedding: bytes of a row, pieces of V trits that a group's scale takes.
     code_group, group_exponents : int
         Codes that share an exponent, and the greatest one; zeros without. With an int8 head its codes have none.
+    bias_inputs : int
+        Codes behind those of a normed residual stream that stand for one, for the biases of the matrices that take them; 0: none.
+    residual_biases : tuple of bool
+        Whether the results of o, and of down, have a bias that is added to the residual stream.
     """
 
     lanes: int
@@ -120,6 +128,8 @@ class VectorParameters:
     embedding_scale_pieces: int = 0
     code_group: int = 0
     group_exponents: int = 0
+    bias_inputs: int = 0
+    residual_biases: tuple[bool, bool] = (False, False)
 
     @classmethod
     def of(cls, config: BuildConfig) -> VectorParameters:
@@ -136,7 +146,8 @@ class VectorParameters:
             head_norms=s.head_norms,
             **({"embedding_group": s.group_size, "embedding_row_bytes": c.embedding_row_bytes,
                 "embedding_scale_pieces": c.embedding_scale_pieces} if s.ternary_head else {}),
-            **({"code_group": s.group_size, "group_exponents": c.group_exponents} if c.group_exponents else {}))
+            **({"code_group": s.group_size, "group_exponents": c.group_exponents} if c.group_exponents else {}),
+            bias_inputs=s.bias_inputs, residual_biases=("o" in s.biases, "down" in s.biases))
 
     def __post_init__(self) -> None:
         require_positive(self, ("lanes", "groups", "hidden", "ffn", "heads", "kv_heads", "head_dim", "kv_write_rows", "write_fifo_beats"))
@@ -155,6 +166,8 @@ class VectorParameters:
                 "a unit that is spread has UltraRAMs and acc_read_latency 2")
         require(not self.group_exponents or (self.code_group > 0 and self.code_group % self.vector_lanes == 0),
                 f"with exponents vector_lanes ({self.vector_lanes}) must divide code_group ({self.code_group})")
+        require(not self.bias_inputs or (self.bias_inputs >= BIAS_CODES and BIAS_CODES % self.vector_lanes == 0),
+                f"vector_lanes ({self.vector_lanes}) must divide {BIAS_CODES}, and bias_inputs be that or more, not {self.bias_inputs}")
 
     # Sizes ------------------------------------------------------------------------------------------
 
@@ -167,6 +180,16 @@ class VectorParameters:
     def max_inputs(self) -> int:
         """Elements of the longest vector that is quantised."""
         return max(self.hidden, self.q_size, self.ffn)
+
+    @property
+    def code_words(self) -> int:
+        """Words of V codes of the longest vector that a ternary matrix takes."""
+        return max(self.max_inputs, self.hidden + self.bias_inputs) // self.vector_lanes
+
+    @property
+    def adds_biases(self) -> bool:
+        """Whether there is an operation that adds a bias to the residual stream."""
+        return any(self.residual_biases)
 
     @property
     def max_rows(self) -> int:
@@ -216,7 +239,7 @@ class VectorParameters:
     @property
     def word_bits(self) -> int:
         """Bits of the index of a word of V results, elements or gains of a bank."""
-        return index_bits(max(self.max_rows, self.hidden + self.head_gains) // self.vector_lanes)
+        return index_bits(max(self.max_rows, self.hidden + self.head_gains, *self.bank_lengths) // self.vector_lanes)
 
     @property
     def place_bits(self) -> int:
@@ -236,10 +259,20 @@ class VectorParameters:
         return max(1, self.mem_bytes // (2 * self.vector_lanes))
 
     @property
+    def norm_gains(self) -> list[int]:
+        """Gains of the norms before qkv, o, gate and up, and down."""
+        return [self.hidden + self.head_gains, self.q_size if self.sub_norms else 0, self.hidden, self.ffn if self.sub_norms else 0]
+
+    @property
+    def bank_lengths(self) -> list[int]:
+        """Gains of each bank, and the biases behind them."""
+        biased = (False, self.residual_biases[0], False, self.residual_biases[1])
+        return [gains + self.hidden * bias for gains, bias in zip(self.norm_gains, biased, strict=True)]
+
+    @property
     def bank_words(self) -> list[int]:
-        """Words of each bank of gains: of the inputs of qkv, o, gate and up, and down."""
-        lengths = (self.hidden + self.head_gains, self.q_size if self.sub_norms else 0, self.hidden, self.ffn if self.sub_norms else 0)
-        return [self.whole_beats(length // self.vector_lanes) for length in lengths]
+        """Words of each bank."""
+        return [self.whole_beats(length // self.vector_lanes) for length in self.bank_lengths]
 
     @property
     def exponent_bits(self) -> int:
@@ -265,6 +298,11 @@ class VectorParameters:
     def bank_bases(self) -> list[int]:
         """First word of each bank."""
         return [sum(self.bank_words[:i]) for i in range(len(self.bank_words))]
+
+    @property
+    def bias_bases(self) -> list[int]:
+        """First word of each bank's bias."""
+        return [base + gains // self.vector_lanes for base, gains in zip(self.bank_bases, self.norm_gains, strict=True)]
 
     @property
     def gain_words(self) -> int:
@@ -302,11 +340,15 @@ class VectorParameters:
         if op == VectorOp.PARAM:
             return words + -(-PARAM_HEADER_BYTES // self.mem_bytes) + 4
         if op == VectorOp.NORMQ:
-            return max(2 * words + 60, words + 100 if norm else 0)
+            codes = self.bias_inputs // self.vector_lanes
+            wait = BIAS_WAIT if self.bias_inputs else 0
+            return max(2 * words + 60 + bool(codes) * (codes + BIAS_SHIFTS), words + 100 + wait + codes if norm else 0)
         if op == VectorOp.RESID:
             return self.acc_parts * self.residual_words + 16
+        if op == VectorOp.BIAS:
+            return self.residual_words + 22
         if op == VectorOp.GLU:
-            return 2 * self.acc_parts * words + 20
+            return 2 * self.acc_parts * words + (26 if self.silu else 20)  # gates of SiLU wait for their scale
         if op == VectorOp.QKV:
             return heads * self.head_cycles + 50 + (3 * self.head_words + 8 if self.head_norms else 0)
         raise ValueError(f"the cycles of {op.name} are the memory's")

@@ -1,11 +1,11 @@
-"""The residual streams: their memory, the residual add (RESID, EMBED), and what normalises them later."""
+"""The residual streams: their memory, the residual add (RESID, BIAS, EMBED), and what normalises them later."""
 
 from __future__ import annotations
 
 from functools import reduce
 from operator import or_
 
-from amaranth import C, Cat, Mux, Signal, signed
+from amaranth import Array, C, Cat, Mux, Signal, signed
 from amaranth.lib import data
 from amaranth.lib.memory import Memory
 
@@ -15,7 +15,7 @@ from tritloom.rtl.ufloat import bit_length
 from tritloom.rtl.vector.command import Current, Words
 from tritloom.rtl.vector.parameters import VectorParameters
 from tritloom.rtl.vector.results import Results
-from tritloom.rtl.vector.scales import Program, ScaleUnit
+from tritloom.rtl.vector.scales import BIAS, Program, ScaleUnit
 from tritloom.rtl.vector.stages import FIXED, FIXED_BITS, Kind, Stages, Y
 from tritloom.rtl.vector.work import storage
 
@@ -25,11 +25,12 @@ __all__ = ["Residual"]
 class Residual:
     """A residual stream for each slot, 32-bit fixed point; sums are rounded to the nearest and saturated.
 
-    `fixed`: the word in stage FIXED: of RESID and EMBED the new residual, of GLU with silu the gates.
+    `fixed`: the word in stage FIXED: of RESID, BIAS and EMBED the new residual, of GLU with silu the gates.
     """
 
     def __init__(self, vector: VectorParameters, current: Current, stages: Stages, words: Words, results: Results, scales: ScaleUnit):
         self._p = p = vector
+        self.bias_base = Array(p.bias_bases)
         self.current, self.stages, self.words, self.results, self.scales = current, stages, words, results, scales
         self.memory = Memory(
             shape=32 * p.vector_lanes, depth=p.lanes * p.groups * p.residual_words, init=[], attrs=storage(p))
@@ -51,18 +52,37 @@ class Residual:
         with m.State("RESIDUAL END"):
             with m.If(self.stages.quiet(1, Y)):
                 m.next = "NEXT SLOT"
+        if self._p.adds_biases:
+            self._bias_states(m)
+
+    def _bias_states(self, m):
+        """BIAS: what stands behind the gains of the command's bank, a word a cycle."""
+        words, coefficients = self.words, self.words.coefficients
+        with m.State("BIAS SCALE"):
+            with m.If(self.scales.done):
+                m.next = "BIAS"
+        with m.State("BIAS"):
+            words.issue(m)
+            m.d.comb += coefficients.address.eq(self.bias_base[self.current.command.bank] + words.word)
+            with m.If(words.at_last):
+                m.next = "RESIDUAL END"
 
     def begin_slot(self, m):
         """In SLOT: compute the multiplier of the results."""
         m.d.comb += [self.scales.start.eq(1), self.scales.program.eq(Program.RESIDUAL)]
         m.next = "RESIDUAL SCALE"
 
+    def begin_bias(self, m):
+        """In SLOT: compute the multiplier of a bias."""
+        m.d.comb += [self.scales.start.eq(1), self.scales.program.eq(BIAS)]
+        m.next = "BIAS SCALE"
+
     def add(self, m, shifted, addend, beyond, *, saturated, left_write, trace):
         """Stages 9 to 13: add, write, and find how far the slot's words can be shifted left.
 
         `shifted`: products in twice fixed point; `addend`: the residuals that they are added to; `beyond`: the products did not fit.
         """
-        writing = self.current.is_op(VectorOp.RESID, VectorOp.EMBED)
+        writing = self.current.is_op(*self.current.adding, VectorOp.EMBED)
         self._sum(m, shifted, addend, beyond, writing, saturated)
         written, tag = self.fixed, self.stages.stage[FIXED]
         valid = tag.valid & writing

@@ -13,7 +13,7 @@ from tritloom.firmware import integer
 from tritloom.rtl.ufloat import MANTISSA_BITS, SerialDivider, SerialSqrt, bit_length, shift_right
 from tritloom.rtl.vector.parameters import SCALE_BITS
 
-__all__ = ["HEAD_NORM", "INNER", "ONE", "Program", "ScaleUnit"]
+__all__ = ["BIAS", "HEAD_NORM", "INNER", "ONE", "Program", "ScaleUnit"]
 
 INNER = data.StructLayout({"m": unsigned(MANTISSA_BITS), "e": signed(SCALE_BITS - MANTISSA_BITS)})
 """A scale with headroom in its exponent, as it stands inside the vector unit."""
@@ -41,6 +41,8 @@ class Program(IntEnum):
 
 HEAD_NORM = len(Program)
 """One more program, of machines that norm query and key heads."""
+BIAS = HEAD_NORM + 1
+"""One more, of machines that add biases to the residual stream."""
 
 
 class _Op(IntEnum):
@@ -98,6 +100,11 @@ _HEAD_NORM = [
 ]
 
 
+_BIAS = [(_Op.MULTIPLY, "scale1", "one", "t")]
+_INVERSE = [(_Op.RECIPROCAL, "t", None, "u")]
+"""Behind NORM, where codes stand for one."""
+
+
 class _Step(NamedTuple):
     """The present step: its `number` in the table (`first`: of each program), its operation, whether it is its program's `final` one, and
     its operands; `destination`: which of `registers` takes the result."""
@@ -151,7 +158,7 @@ class ScaleUnit(wiring.Component):
     takes 3 cycles, a normalisation 3, an addition 6, a root or reciprocal about 22.
 
     Results: `t` and `w` (QUANTISE, NORM: t the code scale, w = t * scale0; HEAD, HEAD_NORM: t the head's scale;
-    RESIDUAL, EMBED: t the multiplier of the residual; RELU2: w the work scale; SILU: t the gate scale,
+    RESIDUAL, EMBED, BIAS: t the multiplier of the residual; RELU2: w the work scale; SILU: t the gate scale,
     w the work scale). QUANTISE, NORM, HEAD and HEAD_NORM also divide: after `divided`, `reciprocal` and
     `length` (bits of `top`) stand until the next program.
 
@@ -163,12 +170,16 @@ class ScaleUnit(wiring.Component):
         Elements of a head that HEAD_NORM norms; 0: there is no such program, nor `head_eps`.
     held : bool
         A step's destination is decoded in a cycle of its own, before its result is there.
+    inverse : bool
+        NORM ends with 1/t, which is `u`.
+    biases : bool
+        There is the program BIAS.
 
     Members
     -------
     start, program, top, squares, squares_exponent, row, exponent_y : In
     code, work, scale0, scale1, head_scale, head_eps, inverse_count, eps : In(INNER)
-    busy, done, t, w, divided, reciprocal, length : Out
+    busy, done, t, w, u, divided, reciprocal, length : Out
         `done` and `divided` are high for one cycle.
     """
 
@@ -176,14 +187,15 @@ class ScaleUnit(wiring.Component):
     ALIGNED_BITS = 23
     RECIPROCAL_BITS = 17
 
-    def __init__(self, *, squares_bits: int, head_dim: int = 0, held: bool = False):
+    def __init__(self, *, squares_bits: int, head_dim: int = 0, held: bool = False, inverse: bool = False, biases: bool = False):
         if squares_bits < 1:
             raise ValueError(f"squares_bits must be positive, not {squares_bits}")
         self._width, self._head_dim, self._held = max(self.TOP_BITS, squares_bits), head_dim, held
+        self._inverse, self._biases = inverse, biases
         super().__init__(
-            ({"head_eps": In(INNER)} if head_dim else {}) | {
+            ({"head_eps": In(INNER)} if head_dim else {}) | ({"u": Out(INNER)} if inverse else {}) | {
                 "start": In(1),
-                "program": In(range(len(Program) + bool(head_dim))),
+                "program": In(range(BIAS + 1 if biases else len(Program) + bool(head_dim))),
                 "top": In(self.TOP_BITS),
                 "squares": In(squares_bits),
                 "squares_exponent": In(signed(12)),
@@ -221,11 +233,13 @@ class ScaleUnit(wiring.Component):
     def _decode(self, m):
         """The programs as a table of steps, and what the present step is."""
         first, table = {}, []
-        for program, steps in (_PROGRAMS | ({HEAD_NORM: _HEAD_NORM} if self._head_dim else {})).items():
+        programs = _PROGRAMS | ({Program.NORM: [*_PROGRAMS[Program.NORM], *_INVERSE]} if self._inverse else {})
+        programs |= ({HEAD_NORM: _HEAD_NORM} if self._head_dim else {}) | ({BIAS: _BIAS} if self._biases else {})
+        for program, steps in programs.items():
             first[program] = len(table)
             table += [(*step, i == len(steps) - 1) for i, step in enumerate(steps)]
         step = Signal(range(len(table)))
-        u = Signal(INNER)
+        u = self.u if self._inverse else Signal(INNER)
         op, final, is_top, takes_exponent = Signal(_Op), Signal(), Signal(), Signal()
         destination = Signal(2)
         destinations = {"t": self.t, "u": u, "w": self.w}
@@ -244,6 +258,8 @@ class ScaleUnit(wiring.Component):
             "eps": self.eps,
             "inv127": _inner(integer.UF_INV127),
         }
+        if self._biases:
+            operands["one"] = ONE
         if self._head_dim:
             operands |= {"head_eps": self.head_eps, "head_inverse": _inner(integer.uf_from_float(1 / self._head_dim))}
         m.d.comb += integer_operand.eq(self.top)

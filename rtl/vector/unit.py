@@ -18,6 +18,7 @@ from tritloom.rtl.commands import command_layout
 from tritloom.rtl.memory.interface import read_request_layout, write_layout
 from tritloom.rtl.ternary.tlmm import progress_signature
 from tritloom.rtl.ufloat import UFLOAT
+from tritloom.rtl.vector.bias_codes import BiasCodes
 from tritloom.rtl.vector.coefficients import Coefficients
 from tritloom.rtl.vector.command import Current, Words
 from tritloom.rtl.vector.datapath import Datapath
@@ -48,7 +49,7 @@ class VectorUnit(wiring.Component):
     each matrix of a layer; the others take theirs from `bank`. EMBED and ROPE read memory. GLU may take a slice of the pairs, from word `a`
     on, whose results start at word `b`. Issue the slice that starts at word 0 first: it resets the lane's maximum exponent. QKV may take
     the queries only, or the keys and values.
-    NORMQ, RESID, QKV and GLU run over slots `slot` to `slot + count - 1`, `length` elements each (RESID and
+    NORMQ, RESID, BIAS, QKV and GLU run over slots `slot` to `slot + count - 1`, `length` elements each (RESID, BIAS and
     NORMQ of the residual: the whole of it). All compute what `firmware.integer` says.
 
     With `follow` n, RESID, QKV and GLU read results of the n-th matrix commanded before them: RESID and QKV each word once it is
@@ -77,13 +78,14 @@ class VectorUnit(wiring.Component):
         Attention outputs by lane; lanes whose work vectors start from element 0.
     logit_scale_write : Out {valid, slot, scale}, x_trace : Out {valid, slot, addr, data}
     saturated : Out(range(V + 1))
-        Elements that were clamped, a few cycles before (`integer.Saturations`): of the residual stream, and gates of SiLU.
+        Elements that were clamped, a few cycles before (`integer.Saturations`): of the residual stream, and gates of SiLU; and vectors
+        beside which one is clamped (`integer.bias_codes`).
     """
 
     def __init__(self, vector: VectorParameters):
         self._p = p = vector
         results, slot, v = index_shape(p.max_rows // p.vector_lanes), p.slot_bits, p.vector_lanes
-        codes = {"valid": Out(1), "slot": Out(slot), "addr": Out(index_shape(p.max_inputs // v)), "data": Out(8 * v)}
+        codes = {"valid": Out(1), "slot": Out(slot), "addr": Out(index_shape(p.code_words)), "data": Out(8 * v)}
         activations = codes | {"addr": Out(index_shape(max(p.hidden, p.q_size) // v))}
         super().__init__({
             "cmd": In(stream.Signature(command_layout(VECTOR))),
@@ -118,13 +120,15 @@ class VectorUnit(wiring.Component):
         quantiser = Quantiser(vector_lanes=p.vector_lanes, max_elements=p.max_inputs,
                               head_squares=(2 * p.acc_bits - 1, p.head_dim) if p.head_norms else (0, 0),
                               **({"peaks": True} if p.group_exponents else {}))
-        scales = ScaleUnit(squares_bits=quantiser.total_bits, head_dim=p.head_dim if p.head_norms else 0, held=p.spread)
+        scales = ScaleUnit(squares_bits=quantiser.total_bits, head_dim=p.head_dim if p.head_norms else 0, held=p.spread,
+                           inverse=p.bias_inputs > 0, biases=p.adds_biases)
 
         current, stages, coefficients = Current(p), Stages(p, gated, quantiser), Coefficients(p)
         words, results = Words(p, current, stages, coefficients), Results(p, current, self.acc_read, self.matrices)
         passes, slot_scales = TwoPasses(p, current, stages, quantiser, scales), SlotScales(p, current, scales)
         loads = Loads(p, current, words, coefficients, scales, weights=self.weights_i, request=self.read_request, read=self.read_data)
-        work, datapath, norm = WorkVector(p, current), Datapath(p, current, stages), Norm(stages, words, passes, scales)
+        one = BiasCodes(p, current, scales) if p.bias_inputs else None
+        work, datapath, norm = WorkVector(p, current), Datapath(p, current, stages), Norm(stages, words, passes, scales, one)
         residual = Residual(p, current, stages, words, results, scales)
         head_norms = HeadNorms(p, current, coefficients, loads) if p.head_norms else None
         qkv = Qkv(p, current, stages, results, coefficients, loads, passes, head_norms)
@@ -147,5 +151,9 @@ class VectorUnit(wiring.Component):
                      trace=self.x_trace)
         passes.connect(m, datapath.y, code_write=self.code_write, activation_write=self.activation_write,
                        q_scale_write=self.q_scale_write, kv=qkv.writer)
+        if one is not None:
+            one.connect(m, self.code_write)
+            with m.If(one.clamped):  # no element is meanwhile
+                m.d.comb += self.saturated.eq(1)
         gating.connect(m, work, accumulators=datapath.accumulators, fixed=residual.fixed, outputs=self.work_write, clear=self.work_clear)
         return m

@@ -130,7 +130,7 @@ def measure(model: str, name: str, report: Callable[[str], None]) -> dict[str, A
     runs = []
     with scratch(cache("scratch")) as folder:
         path = folder / "image"
-        write_image(path, config=config, spec=checkpoint.spec.to_dict(), sections=packed.sections)
+        write_image(path, config=config, spec=packed.spec.to_dict(), sections=packed.sections)
         backend = SimBackend.build(config, verilog, memory_bytes=packed.map.total_bytes, timing="ddr")
         report(f"{model}, {name}: compiled after {time.monotonic() - started:.0f} s")
         image = open_image(path)

@@ -20,12 +20,14 @@ from typing import Any
 
 import numpy as np
 
-from tritloom.firmware.config import BuildConfig, ConfigError, ModelShape
+from tritloom.firmware.config import BIASES, BuildConfig, ConfigError, ModelShape
 from tritloom.firmware.image import Image
 from tritloom.firmware.integer import GREEDY, Sampling
 from tritloom.firmware.layout import memory_map
 from tritloom.firmware.registers import REGISTER
 from tritloom.gen.models import Checkpoint, open_checkpoint
+from tritloom.gen.models.checkpoint import MATRICES
+from tritloom.gen.models.spec import BIASED as BIASED_AS
 from tritloom.gen.pack import pack, quantise
 from tritloom.gen.quantised import QuantisedModel
 from tritloom.gen.scaling import Scaling, rescaled
@@ -50,7 +52,9 @@ SERIAL = 100
 """From this seed on machines have one arithmetic unit that is shared in time."""
 GROUPED = 500
 """From this seed on models have scales by groups."""
-SEEDS = (*range(12), *range(SERIAL, SERIAL + 6), *range(GROUPED, GROUPED + 6))
+BIASED = 600
+"""From this seed on they have biases too."""
+SEEDS = (*range(12), *range(SERIAL, SERIAL + 6), *range(GROUPED, GROUPED + 6), *range(BIASED, BIASED + 4))
 """What `make random` runs."""
 LARGE = 131_072
 """A vocabulary so large that the head takes nearly all of the time: such a model is narrow, and writes little."""
@@ -96,6 +100,18 @@ SPREAD = 8
 """Powers of two between scales of groups, beside those that lie between random ones."""
 
 
+BIASED_MATRICES = (("q_proj", "k_proj", "v_proj"), MATRICES, ("o_proj", "down_proj"), ("k_proj", "up_proj", "down_proj"))
+"""Those of which a model has biases, one after the other. The last one's checkpoint has one scale a matrix, the first one's heads no
+norms."""
+
+
+def _biased_shape(rng: np.random.Generator, seed: int) -> ModelShape:
+    kind, shape = (seed - BIASED) % len(BIASED_MATRICES), _grouped_shape(rng, seed)
+    named = {BIASED_AS[name] for name in BIASED_MATRICES[kind]}
+    shape = replace(shape, biases=tuple(name for name in BIASES if name in named), head_norms=kind in (1, 2))
+    return replace(shape, ternary_head=False) if kind == 3 else shape
+
+
 def _grouped_shape(rng: np.random.Generator, seed: int) -> ModelShape:
     pick = lambda *values: values[rng.integers(len(values))]  # noqa: E731
     size, (head_norms, ternary_head) = pick(64, 128), GROUPED_KINDS[(seed - GROUPED) % len(GROUPED_KINDS)]
@@ -137,6 +153,17 @@ def _config(rng: np.random.Generator, shape: ModelShape) -> BuildConfig:
         except ConfigError:
             continue
     raise ConfigError(f"no machine found for {shape}")
+
+
+def _odd_rows(config: BuildConfig) -> BuildConfig:
+    """The same machine with a row a cycle more than a power of two, and results that come in parts, as a KV260's has."""
+    for tables in range(config.tables, 0, -1):
+        try:
+            return replace(config, tables=tables, rows_per_cycle=3, result_turns=1, result_parts=2, block_rows=0, vector_lanes=8,
+                           attention_macs=16, attention_rows=2, mem_bytes=max(16, config.mem_bytes))
+        except ConfigError:
+            continue
+    raise ConfigError(f"no machine of odd rows for {config.shape}")
 
 
 def _serial_config(rng: np.random.Generator, shape: ModelShape) -> BuildConfig:
@@ -183,10 +210,14 @@ SALT = 2017
 
 def case(seed: int) -> Case:
     rng = np.random.default_rng([seed, SALT])
-    shape = (_grouped_shape if seed >= GROUPED else _shape)(rng, seed)
+    shape = (_biased_shape if seed >= BIASED else _grouped_shape if seed >= GROUPED else _shape)(rng, seed)
     config = (_serial_config if SERIAL <= seed < GROUPED else _config)(rng, shape)
     if shape.group_size:
         config = replace(config, group_exponents=EXPONENTS[(seed - GROUPED) % len(EXPONENTS)])
+    if shape.biases and config.memory == "axi":  # units with UltraRAM, whose results come later
+        config = replace(config, ultra_ram=seed % 2 == 0)
+    if shape.biases and config.ultra_units:
+        config = _odd_rows(config)
 
     def prompt(longest: int) -> list[int]:
         motif = rng.integers(3, shape.vocab, rng.integers(1, longest + 1)).tolist()
@@ -247,8 +278,13 @@ def interrupt(device: SimBackend, image: Image, prompt: list[int], cycles: int, 
 def checkpoint(what: Case, folder: Path) -> Checkpoint:
     rng = np.random.default_rng([what.seed, 7])
     seed, tied = int(rng.integers(1 << 30)), bool(rng.integers(2))
-    if what.shape.group_size:
-        synthetic.unpacked(folder, what.shape, synthetic.grouped_weights(what.shape, seed, SPREAD), tied=tied)
+    kind = (what.seed - BIASED) % len(BIASED_MATRICES)
+    biases = synthetic.biases(what.shape, BIASED_MATRICES[kind], seed) if what.shape.biases else {}
+    if biases and kind == 3:
+        shape = replace(what.shape, group_size=0, biases=())
+        synthetic.hugging_face(folder, shape, synthetic.weights(shape, seed), tied=tied, tensors=biases)
+    elif what.shape.group_size:
+        synthetic.unpacked(folder, what.shape, synthetic.grouped_weights(what.shape, seed, SPREAD), tied=tied, tensors=biases)
     else:
         synthetic.hugging_face(folder, what.shape, synthetic.weights(what.shape, seed), tied=tied)
     return open_checkpoint(folder, context=CONTEXT)
@@ -270,7 +306,7 @@ def check(what: Case, rtl: bool, report: Callable[[str], None] = lambda text: No
         model = checkpoint(what, Path(name) / "model")
         quantised = binary_points(what, quantise(model))
         packed, reference = pack(quantised, what.config), IntegerModel.of(quantised, what.config)
-        write_image(Path(name) / "image", config=what.config, spec=model.spec.to_dict(), sections=packed.sections)
+        write_image(Path(name) / "image", config=what.config, spec=packed.spec.to_dict(), sections=packed.sections)
         image = open_image(Path(name) / "image")
 
         def alone(prompt: list[int], count: int, choice: Sampling = GREEDY) -> list[int]:

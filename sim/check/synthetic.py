@@ -34,6 +34,15 @@ def weights(shape: ModelShape, seed: int = 0) -> Weights:
     return out
 
 
+def biases(shape: ModelShape, names: tuple[str, ...], seed: int = 0) -> dict[str, Any]:
+    """Tensors (float16) of the biases of these matrices by Hugging Face's names, some small and some large beside what they are added
+    to."""
+    rng = np.random.default_rng([seed, 29])
+    return {f"model.layers.{layer}.{'self_attn' if name[0] in 'qkvo' else 'mlp'}.{name}.bias":
+            (rng.normal(size=matrix_shape(shape, name)[0]) * 2.0 ** rng.integers(-6, 4)).astype(np.float16)
+            for layer in range(shape.layers) for name in names}
+
+
 def packed_rows(trits: NDArray[np.int8]) -> NDArray[np.uint8]:
     quarters = (trits + 1).astype(np.uint8).reshape(4, -1, trits.shape[1])
     return quarters[0] | quarters[1] << 2 | quarters[2] << 4 | quarters[3] << 6

@@ -217,7 +217,7 @@ def verify(source: Source, text: str | None, tokens: int, progress: Progress | N
     done(0, 1, "packing the weights")
     with scratch(cache("scratch")) as folder:
         packed = pack(checkpoint, config)
-        write_image(folder / "image", config=packed.config, spec=spec.to_dict(), sections=packed.sections)
+        write_image(folder / "image", config=packed.config, spec=packed.spec.to_dict(), sections=packed.sections)
         image = open_image(folder / "image")
         done(0, 1, "generating Verilog")
         verilog = cached_verilog(config)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from synthetic import TINY
-from tritloom.firmware.config import LIMITS, SHAPE_LIMITS, BuildConfig, ConfigError, ModelShape
+from tritloom.firmware.config import BIASES, LIMITS, SHAPE_LIMITS, BuildConfig, ConfigError, ModelShape
 
 NUMBERS = [field.name for field in dataclasses.fields(BuildConfig) if field.type == "int"]
 GOOD: dict[str, Any] = dict(shape=TINY, lanes=1, tables=5, rows_per_cycle=4, vector_lanes=4, attention_macs=8, mem_bytes=16)
@@ -71,12 +71,34 @@ def test_a_shape_s_later_fields_change_no_machine_from_before():
     assert BuildConfig.from_json(exponents.to_json()) == exponents
     others = [dataclasses.replace(wide, **change) for change in ({"group_size": 0}, {"head_norms": False}, {"ternary_head": True})]
     assert len({grouped.digest, *(dataclasses.replace(plain, shape=shape).digest for shape in others)}) == 4
+    biased = dataclasses.replace(grouped, shape=dataclasses.replace(wide, biases=("qkv", "down")))
+    assert "biases" not in grouped.to_dict()["shape"] and biased.digest != grouped.digest
+    assert BuildConfig.from_json(biased.to_json()) == biased
+
+
+def test_a_bias_before_the_residual_stream_is_a_group_of_inputs():
+    shape = dataclasses.replace(TINY, hidden=128, heads=16, ffn=256, group_size=64)
+    assert shape.bias_inputs == 0 and shape.max_inputs == 256
+    for biases, more, longest in ((("qkv",), (64, 0, 0, 0), 256), (("gate_up",), (0, 0, 64, 0), 256), (("o", "down"), (0, 0, 0, 0), 256),
+                                  (("qkv", "o", "gate_up", "down"), (64, 0, 64, 0), 256)):
+        biased = dataclasses.replace(shape, biases=biases)
+        assert tuple(biased.inputs_of(name) - shape.inputs_of(name) for name in BIASES) == more and biased.max_inputs == longest
+        gains = [biased.gains_before(name) - shape.gains_before(name) for name in BIASES]
+        assert gains == [0, 128 * ("o" in biases), 0, 128 * ("down" in biases)]
+    assert dataclasses.replace(shape, ffn=64, hidden=256, biases=("qkv",)).max_inputs == 320
+    with pytest.raises(ConfigError, match="biases are of whole words: vector_lanes .128. must divide 64"):
+        BuildConfig(shape=dataclasses.replace(shape, hidden=1024, head_dim=128, heads=1, kv_heads=1, biases=("qkv",)), tables=2,
+                    vector_lanes=128, attention_macs=128, mem_bytes=128)
 
 
 @pytest.mark.parametrize("changes, words", [
     ({"group_size": 64}, "shape.hidden .32. must be a multiple of shape.group_size .64."),
     ({"group_size": 128, "hidden": 128, "head_dim": 16, "ffn": 128}, "shape.q_size .64. must be a multiple"),
     ({"ternary_head": True}, "ternary_head is by groups"),
+    ({"biases": ("qkv",)}, "shape.biases are of matrices with scales by groups"),
+    ({"biases": ("o", "qkv")}, "shape.biases must be some of qkv, o, gate_up, down, in this order"),
+    ({"biases": "qkv"}, "shape.biases must be some of"),
+    ({"biases": ["head"]}, "shape.biases must be some of"),
 ])
 def test_groups_are_whole(changes, words):
     with pytest.raises(ConfigError, match=words):

@@ -5,7 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from tritloom.firmware import integer
+from tritloom.firmware import config, integer
 from tritloom.firmware.integer import UFloat
 from tritloom.firmware.packing import RESULT_BITS, result_bits, scale_drop, scaled_sum_bits
 
@@ -147,6 +147,27 @@ def test_a_head_of_zeros_has_the_scale_zero():
     zeros, one = np.zeros((1, 2, 8), np.int64), UFloat(np.array([40000]), np.array([-20]))
     codes, scale = integer.normed_heads(zeros, zeros, one, -14, integer.uf_from_float(1 / 8), integer.uf_from_float(1e-6))
     assert not codes.any() and not scale.m.any() and (scale.e == integer.EXPONENT_MIN).all()
+
+
+@pytest.mark.parametrize("size, most", [(64, 0), (64, 3), (128, 7)])
+def test_codes_that_stand_for_one(size, most):
+    """Times the vector's scale their sum is one, cut off at 12 bits as long as exponents reach."""
+    mantissas = np.array([32768, 32769, 40000, 50001, 65535])
+    for exponent in range(-50, 10):
+        s, seen = integer.UFloat(mantissas, np.full(5, exponent)), integer.Saturations()
+        codes, shifts = integer.bias_codes(s, size, most, seen)
+        assert codes.shape == (5, size) and shifts.shape == (5,) and 0 <= codes.min() and codes.max() <= 127
+        assert set(shifts) <= set(range(most + 1))
+        total = codes[:, : config.BIAS_CODES].sum(-1)
+        one = total * 2.0**-shifts * s.value()
+        step = 2.0**-shifts * s.value()  # of the greatest exponent, or the 12th bit of one
+        fits = s.value() > 2.0**-12
+        assert seen.count == (~fits).sum() and (total[~fits] == 4095).all() and not shifts[~fits].any()
+        assert (one[fits] <= 1).all() and (1 - one[fits] < step[fits] + 2**-14).all()
+        assert (total[fits & (shifts < most)] >= 2048).all()
+        # All but one code of the rest are the same, which hardware writes without counting.
+        assert (codes[:, :63] == total[:, None] // 64).all() and (codes[:, 63] == total // 64 + total % 64).all()
+    assert not integer.bias_codes(integer.UFloat(np.array([0]), np.array([-512])), size, most)[0].any()
 
 
 def test_embed_groups_rounds_to_the_residual_stream():

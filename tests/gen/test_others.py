@@ -6,8 +6,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from synthetic import GROUPED, LLAMA, TINY, assert_problem, grouped_gguf, grouped_weights, hugging_face, interleaved, unpacked, weights
+from synthetic import (
+    GROUPED,
+    LLAMA,
+    TINY,
+    assert_problem,
+    biases,
+    grouped_gguf,
+    grouped_weights,
+    hugging_face,
+    interleaved,
+    mlx,
+    unpacked,
+    weights,
+)
 from tritloom.gen.models import check, open_checkpoint, open_shape
+from tritloom.gen.pack import quantise
 
 Q0 = "model.layers.0.self_attn.q_proj"
 UNNAMED = {"quantization_config": None}
@@ -97,7 +111,9 @@ def test_biases_that_config_does_not_name(tmp_path):
     path = hugging_face(tmp_path, shape, w, form="ternary", config=UNNAMED, tensors=biases)
     report = check(path)
     assert report.ok and report.spec and report.spec.biases == ("q_proj", "o_proj", "up_proj", "down_proj"), report.problems
-    assert report.spec.no_machine and "has biases (q_proj, o_proj, up_proj, down_proj), which no machine" in report.spec.no_machine
+    assert report.spec.no_machine is None and not report.spec.shape.biases and not report.spec.shape.group_size
+    wanted = report.spec.require_machine().shape
+    assert (wanted.biases, wanted.group_size) == (("qkv", "o", "gate_up", "down"), 128)
     assert (open_checkpoint(path).bias(1, "o_proj") == biases["model.layers.1.self_attn.o_proj.bias"]).all()
     assert type(report.spec).from_json(report.spec.to_json()) == report.spec
     poisoned: dict[str, Any] = biases | {f"{Q0}.bias": np.full(shape.q_size, np.nan, np.float32)}
@@ -116,6 +132,30 @@ def test_qwen2_has_biases(tmp_path):
     config = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
     path = unpacked(tmp_path / "without", shape, config=config)
     assert_problem(path, f"{Q0}.bias", "missing (and 5 more)")
+
+
+@pytest.mark.needs("gguf")
+def test_a_model_with_biases_is_the_same_in_every_form(tmp_path):
+    """Hugging Face, MLX, and GGUF with rows permuted and not: the integers are equal."""
+    shape = dataclasses.replace(GROUPED, head_norms=False)
+    w, names = grouped_weights(shape), ("q_proj", "k_proj", "v_proj")
+    tensors, config = biases(shape, names), {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
+    paths = [make(tmp_path / make.__name__, shape, w, tensors=tensors, config=config) for make in (unpacked, mlx)]
+    for architecture in ("qwen2", "llama"):
+        more: dict[str, Any] = {}
+        for layer in range(shape.layers):
+            for name, heads in zip(names, (shape.heads, shape.kv_heads, 0), strict=True):
+                bias = tensors[f"model.layers.{layer}.self_attn.{name}.bias"].astype(np.float32)
+                stored = interleaved(bias[:, None], heads)[:, 0] if architecture == "llama" and heads else bias
+                key = f"blk.{layer}.attn_{name[0]}.bias"
+                more[key] = key, bias.shape, 0, stored.tobytes()
+        paths.append(grouped_gguf(tmp_path / f"{architecture}.gguf", shape, w, architecture=architecture, tensors=more))
+    first, *others = (quantise(open_checkpoint(path)) for path in paths)
+    assert first.shape.biases == ("qkv",) and first.layers[0].qkv.shape[1] == (shape.hidden + 128) // 4
+    for other in others:
+        for a, b in zip(first.layers, other.layers, strict=True):
+            assert (a.qkv == b.qkv).all() and (a.group_scales["qkv"] == b.group_scales["qkv"]).all()
+            assert a.qkv_parameters.gain_exponent == b.qkv_parameters.gain_exponent
 
 
 @pytest.mark.needs("gguf")

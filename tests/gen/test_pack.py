@@ -5,17 +5,28 @@ from typing import Any
 import numpy as np
 import pytest
 
-from synthetic import GROUPED, LLAMA, TINY, grouped_weights, hugging_face, unpacked, weights
+from synthetic import GROUPED, LLAMA, TINY, biases, grouped_weights, hugging_face, unpacked, weights
 from tritloom.firmware import integer
-from tritloom.firmware.config import PARAM_HEADER_BYTES, BuildConfig, ConfigError, ModelShape, round_up
+from tritloom.firmware.config import BIAS_CODES, BIASES, PARAM_HEADER_BYTES, BuildConfig, ConfigError, ModelShape, round_up
 from tritloom.firmware.emulator import Emulator
 from tritloom.firmware.isa import Descriptor, DescriptorOp, Destination
 from tritloom.firmware.layout import MemoryMap, flat_memory, memory_map, stream_blocks
-from tritloom.firmware.packing import unpack_grouped, unpack_matrix
+from tritloom.firmware.packing import scale_drop, unpack_grouped, unpack_matrix
 from tritloom.gen.models import open_checkpoint
-from tritloom.gen.models.codes import codes_of
+from tritloom.gen.models.checkpoint import MATRICES
+from tritloom.gen.models.codes import codes_of, trits_of
 from tritloom.gen.models.rope import frequencies
-from tritloom.gen.pack import adjacent_pairs, group_codes, grouped_table_bytes, interleave, pack, quantise, quantise_gains
+from tritloom.gen.pack import (
+    adjacent_pairs,
+    group_codes,
+    grouped_table_bytes,
+    interleave,
+    pack,
+    power_of_one,
+    quantise,
+    quantise_gains,
+    with_bias,
+)
 from tritloom.gen.quantised import GroupedTable, Table
 
 TINY_CONFIG = BuildConfig(shape=TINY, tables=5, rows_per_cycle=4, vector_lanes=4, attention_macs=8, mem_bytes=16)
@@ -35,6 +46,17 @@ def llama(tmp_path):
 
 def by_groups(tmp_path, tied=True):
     return open_checkpoint(unpacked(tmp_path / "m", GROUPED, grouped_weights(GROUPED, spread=3), tied=tied))
+
+
+def with_biases(tmp_path):
+    """Of every matrix, beside scales by groups."""
+    return open_checkpoint(unpacked(tmp_path / "m", GROUPED, grouped_weights(GROUPED, spread=3), tensors=biases(GROUPED, MATRICES)))
+
+
+def one_scale_and_biases(tmp_path):
+    """As Tequila's models have them: a scale a matrix, and biases of outputs."""
+    return open_checkpoint(hugging_face(tmp_path / "m", LLAMA, weights(LLAMA), form="ternary", tied=False,
+                                        config={"quantization_config": None}, tensors=biases(LLAMA, ("k_proj", "up_proj", "down_proj"))))
 
 
 def streamed(map: MemoryMap, memory, entry):
@@ -61,7 +83,8 @@ def streamed(map: MemoryMap, memory, entry):
 def in_two_groups(config, layers, blocks, pieces):
     """The stream of the pass of two groups that ends a prompt."""
     blocks_ahead = config.gate_up_blocks[: config.gate_up_ahead]
-    ahead = sum(config.matrix_beats(-(-rows // config.rows_per_cycle), config.shape.hidden) for rows in blocks_ahead) * config.mem_bytes
+    inputs = config.shape.inputs_of("gate_up")
+    ahead = sum(config.matrix_beats(-(-rows // config.rows_per_cycle), inputs) for rows in blocks_ahead) * config.mem_bytes
     out = []
     for number, ((layer, block), data) in enumerate(zip(blocks, pieces, strict=True)):
         last = layer is layers[-1]
@@ -103,7 +126,10 @@ def unpacked_blocks(data, block, config):
 
 
 CASES = {"tiny": (tiny, TINY_CONFIG), "llama": (llama, LLAMA_CONFIG), "groups": (by_groups, GROUPED_CONFIG),
-         "groups apart": (lambda path: by_groups(path, tied=False), GROUPED_CONFIG)}
+         "groups apart": (lambda path: by_groups(path, tied=False), GROUPED_CONFIG),
+         "biases": (with_biases, dataclasses.replace(GROUPED_CONFIG, shape=dataclasses.replace(GROUPED, biases=BIASES))),
+         "one scale and biases": (one_scale_and_biases, dataclasses.replace(
+             GROUPED_CONFIG, shape=dataclasses.replace(LLAMA, group_size=128, biases=("qkv", "gate_up", "down"))))}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -207,6 +233,7 @@ def test_scales_of_groups_are_exact_within_a_thirty_second_of_the_greatest():
         assert exact[scales >= top / np.float16(32)].all() and (np.abs(codes * unit - scales.astype(np.float64)) <= unit / 2).all()
     codes, unit = group_codes(np.zeros((3, 2), np.float16))
     assert not codes.any() and codes.shape == (3, 2) and unit == 1
+    assert group_codes(np.array([1 - 2.0**-30, 0.5, 2.0**-40]))[0].tolist() == [65535, 32768, 0]  # beside biases they have any value
 
 
 def test_quantised_values_by_groups(tmp_path):
@@ -230,6 +257,92 @@ def test_quantised_values_by_groups(tmp_path):
     assert (layer.qkv[d + 2] == q.codes[d + 1]).all() and (layer.qkv[d + 3] == q.codes[d + 1 + d // 2]).all()
     unit = layer.group_scales["qkv"][d + 3] / np.where(q.scales[d + 1 + d // 2] == 0, 1, q.scales[d + 1 + d // 2])
     assert len({*unit[unit > 0]}) == 1  # scales follow their rows
+
+
+def test_biases_are_in_the_units_of_what_they_are_added_to(tmp_path):
+    """Of qkv, gate and up times what the norm before them makes of one; of o and down as they are."""
+    s, given = GROUPED, biases(GROUPED, MATRICES)
+    plain, model = (quantise(make(tmp_path / name)) for make, name in ((by_groups, "plain"), (with_biases, "biased")))
+    (before, layer), n = (each.layers[1] for each in (plain, model)), s.group_size
+    moved = [layer.qkv_parameters.gain_exponent - before.qkv_parameters.gain_exponent,
+             layer.gate_up_parameters.gain_exponent - before.gate_up_parameters.gain_exponent]
+    for name, place, scale, power in (("v_proj", slice(s.q_size + s.kv_size, None), 2, moved[0]), ("gate_proj", slice(None), 0, moved[1]),
+                                      ("up_proj", slice(None), 1, moved[1])):
+        of = {"v_proj": "qkv", "gate_proj": "gate", "up_proj": "up"}[name]
+        trits, factors = layer.trits(of)[place], layer.group_scales[of][place]
+        parameters = layer.qkv_parameters if of == "qkv" else layer.gate_up_parameters
+        unit = float(parameters.scales[scale].value()) * 2.0**-s.scale_drop
+        assert (trits[:, :-n] == before.trits(of)[place]).all() and not trits[:, s.hidden + BIAS_CODES :].any()
+        assert (np.diff(trits[:, s.hidden : s.hidden + BIAS_CODES]) == 0).all()
+        bias = given[f"model.layers.1.{'self_attn' if of == 'qkv' else 'mlp'}.{name}.bias"].astype(float)
+        assert np.abs(trits[:, s.hidden] * factors[:, -1] * unit - bias).max() <= unit / 2
+        weights_before = before.group_scales[of][place] * float((before.qkv_parameters if of == "qkv" else before.gate_up_parameters)
+                                                                .scales[scale].value())
+        assert np.abs(factors[:, :-1] * unit * 2.0**power - weights_before * 2.0**-s.scale_drop).max() <= unit * 2.0**power
+    for name, parameters in (("o_proj", layer.o_parameters), ("down_proj", layer.down_parameters)):
+        bias = given[f"model.layers.1.{'self_attn' if name[0] == 'o' else 'mlp'}.{name}.bias"].astype(float)
+        unit = float(parameters.scales[1].value())
+        assert parameters.bias is not None and np.abs(parameters.bias * unit - bias).max() <= unit / 2
+        assert 1 << 14 <= np.abs(parameters.bias.astype(int)).max()
+
+
+def test_great_biases_leave_other_rows_their_bits():
+    """A hundred times the gains in half of a matrix' rows: products are nearly as exact as with int8 codes alone."""
+    rng, inputs, rows, size, most = np.random.default_rng(0), 2048, 256, 128, 3
+    trits, scales = rng.integers(-1, 2, (rows, inputs)).astype(np.int8), rng.uniform(1 / 64, 1 / 16, (rows, 16)).astype(np.float16)
+    gains, x, half = rng.uniform(0.5, 2, inputs), rng.normal(size=(50, inputs)), np.arange(rows) < rows // 2
+    y = x * gains / np.sqrt((x * x).mean(-1, keepdims=True))
+    wrong = {}
+    for times in (0, 100):
+        bias = np.where(half, times * np.sqrt((gains * gains).mean()) * rng.choice([-1, 1], rows), 0)
+        power = power_of_one(gains)
+        codes, factors = with_bias(codes_of(trits), scales, bias * 2.0**power)
+        units, unit = group_codes(factors)
+        weights = integer.grouped_weights(trits_of(np.ascontiguousarray(codes)), units)
+        steps = np.abs(y).max(-1) / 127
+        found = [integer.uf_from_float(float(step * 2.0**power)) for step in steps]
+        s = integer.UFloat(np.array([int(each.m) for each in found]), np.array([int(each.e) for each in found]))
+        one, exponent = integer.bias_codes(s, size, most)
+        given, shifts = np.concatenate([np.rint(y / steps[:, None]).astype(int), one], 1), np.zeros((50, 17), int)
+        shifts[:, -1] = exponent
+        drop = scale_drop(inputs + size)
+        got = integer.grouped_matmul(given, weights, drop, shifts, most) * 2.0**drop * unit * 2.0**-power * s.value()[:, None]
+        products = y @ (trits * np.repeat(scales.astype(float), size, 1)).T
+        apart = got - products - bias
+        wrong[times] = [float(np.linalg.norm(apart[:, which]) / np.linalg.norm(products[:, which])) for which in (half, ~half)]
+    print({times: [f"{each:.2%}" for each in both] for times, both in wrong.items()})  # shown by pytest -s
+    assert max(wrong[0]) < 0.012 and max(wrong[100]) < 0.025, wrong
+
+
+def test_a_scale_of_a_matrix_is_exact_beside_biases(tmp_path):
+    w, model = weights(LLAMA), quantise(one_scale_and_biases(tmp_path))
+    s, layer = model.shape, model.layers[0]
+    assert s.group_size == 128 and s.biases == ("qkv", "gate_up", "down") and not model.spec.shape.ternary_head
+    for name, parameters, which in (("o", layer.o_parameters, 0), ("down", layer.down_parameters, 0)):
+        found, scale = w[0, f"{name}_proj"]
+        factors = layer.group_scales[name]
+        assert (layer.trits(name) == found).all() and (factors == factors[0, 0]).all() and factors[0, 0].bit_count() == 1
+        unit = float(parameters.scales[which].value()) * 2.0**-s.scale_drop
+        assert unit * int(factors[0, 0]) == pytest.approx(scale, rel=2**-16)
+
+
+def test_a_model_with_biases_is_as_near_to_the_formulas_as_one_without(tmp_path):
+    """Logits of the integer model and of the paper's, in double precision: what is left is of int8 activations."""
+    pytest.importorskip("torch")
+    from tritloom.sim.integer_model import IntegerModel
+    from tritloom.sim.paper_model import PaperModel
+
+    ids, apart, formulas = np.random.default_rng(3).integers(3, GROUPED.vocab, 50).tolist(), {}, {}
+    for make in (by_groups, with_biases, one_scale_and_biases):
+        checkpoint = make(tmp_path / make.__name__)
+        model = IntegerModel(quantise(checkpoint), group_exponents=3)
+        logits, scale = model.forward([i % checkpoint.spec.shape.vocab for i in ids])
+        expected = formulas[make.__name__] = PaperModel(checkpoint).logits([i % checkpoint.spec.shape.vocab for i in ids])
+        apart[make.__name__] = np.linalg.norm(logits * scale.value()[:, None] - expected) / np.linalg.norm(expected)
+        assert model.saturations.count == 0
+    assert max(apart.values()) <= apart["by_groups"] < 0.05, apart
+    plain, biased = formulas["by_groups"], formulas["with_biases"]
+    assert np.linalg.norm(plain - biased) > np.linalg.norm(plain) / 2  # biases left out would be seen
 
 
 def test_quantised_values(tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from synthetic import GROUPED, LLAMA, TINY
-from tritloom.firmware.config import BuildConfig, ConfigError, round_up
+from tritloom.firmware.config import BIASES, BuildConfig, ConfigError, round_up
 from tritloom.firmware.layout import memory_map
 from tritloom.gen.fit.fit import fit
 from tritloom.gen.models.shapes import SHAPES, memory_pieces, published
@@ -67,8 +67,10 @@ GROUPS = [
     (GROUPED, True), (GROUPED, False), (dataclasses.replace(GROUPED, group_size=64, ternary_head=False, head_norms=False), False),
     (dataclasses.replace(GROUPED, ffn=512, sub_norms=True, activation="relu2", head_norms=False), True),
     (dataclasses.replace(LLAMA, head_norms=True), True),
+    (dataclasses.replace(GROUPED, biases=BIASES), True),
+    (dataclasses.replace(GROUPED, ternary_head=False, sub_norms=True, biases=("gate_up", "down")), False),
 ]
-"""Small shapes with groups, head norms and ternary heads, or only some of these."""
+"""Small shapes with groups, head norms, ternary heads and biases, or only some of these."""
 
 
 @pytest.mark.parametrize("shape, tied", [(TINY, True), (LLAMA, False), *GROUPS])

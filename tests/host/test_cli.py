@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from synthetic import LLAMA, biases, hugging_face
 from tritloom.firmware.config import BuildConfig
 from tritloom.gen import pack as gen_pack
 from tritloom.gen import scaling as gen_scaling
@@ -280,6 +281,18 @@ def test_every_family_works_without_weights(tritloom, tmp_path, monkeypatch, fam
     assert tritloom("bench", tmp_path, "--prefill", 9)[0] == 0 and seen == [64, ("sim", 99), ("sim", None)]
     status, _, err = tritloom("bench", tmp_path, "--drafts", 2)
     assert status == 2 and "which writes no text: leave --drafts out" in one_line(err)
+
+
+def test_biases_get_a_machine_with_groups(tritloom, tmp_path):
+    """Though the checkpoint has one scale a matrix."""
+    path = hugging_face(tmp_path / "biased", LLAMA, form="ternary", config={"quantization_config": None},
+                        tensors=biases(LLAMA, ("q_proj", "o_proj")))  # fmt: skip
+    data = json.loads(tritloom("check", path, "--json")[1])
+    assert data["ok"] and data["no_machine"] is None and "group_size" not in data["spec"]["shape"]
+    data = json.loads(tritloom("run", path, "--backend", "emulator", "--prompt", "w3 w4", "--tokens", 3, "--json")[1])
+    assert len(data["tokens"]) == 3
+    shape = json.loads(tritloom("fit", "--model", path, "--board", "kv260", "--context", 64, "--json")[1])["config"]["shape"]
+    assert shape["group_size"] == 128 and shape["biases"] == ["qkv", "o"] and "ternary_head" not in shape
 
 
 def test_models_and_boards_are_listed_by_name(tritloom):

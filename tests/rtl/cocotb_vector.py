@@ -8,7 +8,7 @@ from cocotb.triggers import FallingEdge
 
 import streams
 from tritloom.firmware import integer
-from tritloom.firmware.config import CHUNK, BuildConfig
+from tritloom.firmware.config import BIASES, CHUNK, BuildConfig
 from tritloom.firmware.integer import UFloat
 from tritloom.firmware.isa import VectorOp
 from tritloom.firmware.layout import cache_rows
@@ -205,6 +205,8 @@ class Machine:
         names = ("inverse_count", "eps", "scale0", "scale1", "scale2")
         known = {name: scales.get(name, integer.UF_ONE) for name in names}
         self.banks[bank] = known | {"gains": gains, "gain_exponent": gain_exponent}
+        if bank in (1, 3) and BIASES[bank] in self.config.shape.biases and len(gains):
+            self.banks[bank]["gain_bias"] = self.rng.integers(-32768, 32768, self.config.shape.hidden) >> self.rng.integers(0, 16)
         header = np.zeros(8, "<u4")
         header[:5] = [integer.uf_pack(known[name]) for name in names]
         header[5] = (gain_exponent & 0xFFFF) << 16
@@ -212,6 +214,7 @@ class Machine:
             # Of a normed vector whose greatest element is some three times the others, times accumulators of an eighth of the greatest.
             step = 3 * float(np.abs(gains).max()) * 2.0**gain_exponent / 127 * float(known["scale0"].value())
             gains = self._head_norms(header, gains, (self.most / 8 * step) ** 2)
+        gains = np.concatenate([gains, self.banks[bank].get("gain_bias", gains[:0])])
         size = self.config.mem_bytes
         blob = b"".join(part + bytes(-len(part) % size) for part in (header.tobytes(), gains.astype("<i2").tobytes()))
         beats = [int.from_bytes(blob[i : i + size], "little") for i in range(0, len(blob), size)]
@@ -287,12 +290,17 @@ class Machine:
         await self.command(
             VectorOp.NORMQ, label=f"NORMQ x{count}", source=source, norm=norm, dest=dest, slot=slot, count=count, length=length, bank=bank
         )
-        for name, written in (("code", dest != 1), ("activation", dest != 0)):
-            if written:
-                self.expect(name, 8, rows)
+        written, exponents = rows, shifts
+        if shape.bias_inputs and norm and not source and not dest:
+            one = {i: integer.bias_codes(self.code_scale[i], shape.group_size, self.config.group_exponents, self.seen) for i in rows}
+            written = {i: np.concatenate([codes, one[i][0]]) for i, codes in rows.items()}
+            exponents = {i: np.append(each, one[i][1]) for i, each in shifts.items()}
+        for name, goes_there in (("code", dest != 1), ("activation", dest != 0)):
+            if goes_there:
+                self.expect(name, 8, written)
         if self.config.group_exponents and dest != 1:
             a_group = shape.group_size // self.config.vector_lanes
-            assert dict(self.exponents) == {(i, n): each[n // a_group] for i, each in shifts.items() for n in range(len(each) * a_group)}
+            assert dict(self.exponents) == {(i, n): each[n // a_group] for i, each in exponents.items() for n in range(len(each) * a_group)}
         self.exponents.clear()
         if dest:
             scales = {i: integer.uf_mul(self.code_scale[i], p["scale0"]) for i in rows}
@@ -316,6 +324,17 @@ class Machine:
         self.expect("x", 32, rows)
         for i, row in rows.items():
             self.record("resid", i, bank, x=x[i], acc=self.acc[i, :n], got=row)
+        if "gain_bias" in self.of(bank):
+            await self.bias(slot, count, bank)
+
+    async def bias(self, slot, count, bank):
+        rows, x, p, n = {}, self.x.copy(), self.of(bank), self.config.shape.hidden
+        for i in range(slot, slot + count):
+            self.x[i] = rows[i] = integer.residual_add(self.x[i], p["gain_bias"], p["scale1"], self.seen)
+        await self.command(VectorOp.BIAS, label=f"BIAS x{count}", slot=slot, count=count, length=n, bank=bank)
+        self.expect("x", 32, rows)
+        for i, row in rows.items():
+            self.record("bias", i, bank, x=x[i], got=row)
 
     async def glu(self, slot, count, bank):
         ffn, v = self.config.shape.ffn, self.config.vector_lanes

@@ -17,7 +17,7 @@ import harness
 from netlist import as_netlist
 
 UNITS: dict[str, Callable[[], object]] = {
-    "sequencer": lambda: test_sequencer.test_programs(),
+    "sequencer": lambda: test_sequencer.test_programs(test_sequencer.PARAMETERS),
     "registers": lambda: [test_registers.test_bank(case) for case in ("registers", "tokens", "control")],
     "sampler": lambda: test_sampler.test_extremes(),
     "short-list": lambda: test_shortlist.test_lists(5, 4, 16, 8, 2),

@@ -9,7 +9,7 @@ from amaranth.sim import Simulator
 
 from tritloom.firmware import integer
 from tritloom.firmware.integer import UFloat, uf_add, uf_mul, uf_norm, uf_recip, uf_sqrt
-from tritloom.rtl.vector.scales import Program, ScaleUnit
+from tritloom.rtl.vector.scales import BIAS, Program, ScaleUnit
 
 NAMES = ("code", "work", "scale0", "scale1", "head_scale", "inverse_count", "eps")
 SQUARES_BITS = 44
@@ -28,6 +28,8 @@ def expected(program, given):
     t = UFloat(t.m, t.e + (given["exponent_y"] if t.m else 0))
     if program == Program.HEAD:
         return uf_mul(t, uf_mul(given["code"], given["head_scale"])), None
+    if program == BIAS:
+        return given["scale1"], None
     if program == Program.RESIDUAL:
         return uf_mul(given["code"], given["scale0"]), None
     if program == Program.EMBED:
@@ -60,10 +62,11 @@ def cases(program) -> Iterator[dict[str, Any]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("program", "held"), [
-    *(pytest.param(program, False, id=program.name) for program in Program),
-    *(pytest.param(program, True, id=f"{program.name}-held") for program in Program)])
+    *(pytest.param(program, False, id=program.name) for program in Program), pytest.param(BIAS, False, id="BIAS"),
+    *(pytest.param(program, True, id=f"{program.name}-held", marks=() if program == Program.NORM else pytest.mark.long)
+      for program in Program)])
 def test_programs(program, held):
-    dut, wrong = ScaleUnit(squares_bits=SQUARES_BITS, held=held), []
+    dut, wrong = ScaleUnit(squares_bits=SQUARES_BITS, held=held, inverse=program == Program.NORM, biases=program == BIAS), []
     divides = program in (Program.QUANTISE, Program.NORM, Program.HEAD)
 
     async def process(ctx):
@@ -83,7 +86,8 @@ def test_programs(program, held):
                     break
                 await ctx.tick()
             assert done and reciprocal is not None, f"case {index} never ends"
-            for name, want in zip("tw", expected(program, given), strict=True):
+            t, w = expected(program, given)
+            for name, want in (("t", t), ("w", w), *([("u", uf_recip(t))] if program == Program.NORM and t is not None else [])):
                 got = ctx.get(getattr(dut, name))
                 if want is not None and (got.m, got.e) != (int(want.m), int(want.e)):
                     wrong.append(f"case {index}, {name}: got {got.m} * 2**{got.e}, expected {want}")

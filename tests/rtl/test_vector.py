@@ -72,11 +72,29 @@ CONFIGS = {
         shape=dict(hidden=64, ffn=128, heads=2, kv_heads=2, head_dim=32, activation="relu2", group_size=64, head_norms=True,
                    ternary_head=True),
     ),
+    "biases": dict(
+        lanes=2,
+        groups=2,
+        vector_lanes=4,
+        attention_macs=8,
+        mem_bytes=16,
+        group_exponents=3,
+        shape=dict(hidden=128, ffn=192, heads=4, kv_heads=2, head_dim=16, activation="silu", group_size=64, ternary_head=True,
+                   biases=("qkv", "o", "gate_up", "down")),
+    ),
+    "ones": dict(
+        lanes=1,
+        vector_lanes=16,
+        attention_macs=16,
+        mem_bytes=32,
+        shape=dict(hidden=128, ffn=256, heads=2, kv_heads=2, head_dim=64, activation="relu2", group_size=128, head_norms=True,
+                   biases=("qkv",)),
+    ),
 }
 
-FAR = {("silu", "random"), ("wide", "random"), ("groups", "none"), ("heads", "none")}
+FAR = {("silu", "random"), ("wide", "random"), ("groups", "none"), ("heads", "none"), ("biases", "none")}
 """Programs of these run with memories in UltraRAM; "wide" both with results that come at once and in parts."""
-SPREAD = {("groups", "none"), ("heads", "none")}
+SPREAD = {("groups", "none"), ("heads", "none"), ("biases", "none")}
 """Of these, results are late."""
 WIDEST = "silu"
 """Programs of this one run with the widest accumulators that a unit may have; configurations have up to 23 bits."""
@@ -91,8 +109,10 @@ def configuration(name):
 @pytest.mark.parametrize(
     ("name", "stall", "acc_latency", "acc_parts"),
     [("wide", "random", 1, 1), ("narrow", "none", 2, 1), ("silu", "random", 2, 1), ("square", "periodic", 1, 1), ("wide", "random", 2, 2),
-     ("silu", "none", 2, 2), ("groups", "random", 2, 1), ("groups", "none", 2, 2), ("heads", "periodic", 1, 1),
-     ("groups", "none", 2, 1), ("heads", "none", 2, 1), ("heads", "none", 2, 2)],
+     ("silu", "none", 2, 2), ("groups", "random", 2, 1), ("groups", "none", 2, 2), ("biases", "random", 2, 2),
+     ("heads", "none", 2, 1), *(pytest.param(*each, marks=pytest.mark.long) for each in (
+         ("biases", "none", 2, 1), ("ones", "periodic", 1, 1), ("groups", "none", 2, 1), ("heads", "none", 2, 2),
+         ("heads", "periodic", 1, 1)))],
 )
 def test_programs(name, stall, acc_latency, acc_parts):
     config = configuration(name)
@@ -159,6 +179,9 @@ def compared(records, config):
             if r["scale"] is not None:
                 got = tensor(r["codes"]) * value(r["scale"])
                 shares.compare(f"{kind} and scale", got, golden.scaled(near, value(r["scale0"])))
+        elif r["op"] == "bias":
+            near = golden.add(tensor(r["x"]) / 2**16, tensor(r["gain_bias"]), golden.Scale(value(r["scale1"])))
+            shares.compare("bias", tensor(r["got"]) / 2**16, near)
         elif r["op"] == "resid":
             near = golden.add(tensor(r["x"]) / 2**16, tensor(r["acc"]), steps[slot].times(value(r["scale0"])))
             shares.compare("residual add", tensor(r["got"]) / 2**16, near)
@@ -186,7 +209,7 @@ def test_keys_wait_for_a_slow_memory():
     harness.run(harness.unit(VectorUnit, vector), "vector_square", "cocotb_vector", testcase="keys_wait_for_room", parameters=parameters)
 
 
-@pytest.mark.parametrize(("name", "acc_latency"), [("wide", 1), ("square", 1)])
+@pytest.mark.parametrize(("name", "acc_latency"), [("wide", 1), ("square", 1), pytest.param("biases", 1, marks=pytest.mark.long)])
 def test_cycles(name, acc_latency):
     """The declared cycles per operation, without stalls; a short NORMQ waits for its scale."""
     config = configuration(name)
@@ -200,6 +223,7 @@ def test_cycles(name, acc_latency):
     limits = {
         "NORMQ": vector.cycles(VectorOp.NORMQ, length=s.max_inputs, norm=True),
         "RESID": vector.cycles(VectorOp.RESID),
+        **({"BIAS": vector.cycles(VectorOp.BIAS)} if vector.adds_biases else {}),
         "GLU": vector.cycles(VectorOp.GLU, length=s.ffn),
         "QKV": vector.cycles(VectorOp.QKV, heads=s.heads + 2 * s.kv_heads),
     }

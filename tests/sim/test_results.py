@@ -7,7 +7,7 @@ import pytest
 from filelock import FileLock
 
 from tritloom.boards.board import load as load_board
-from tritloom.firmware.config import BuildConfig
+from tritloom.firmware.config import BIASES, BuildConfig
 from tritloom.gen.fit.fit import Clock, slowest_path
 from tritloom.gen.verilog.digests import syntax_digest, verilog_digest
 from tritloom.gen.verilog.generate import generate_verilog
@@ -112,6 +112,16 @@ def test_random_machines_with_groups_are_of_every_kind():
     assert any(c.config.shortlist for c in cases) and any(t["drafts"] for c in cases if c.shape.ternary_head for t in c.texts)
     assert {c.config.result_parts for c in cases} == {1, 2} and {c.shape.layers for c in cases} == {1, 2}
     assert {c.config.group_exponents for c in cases} == {0, 1, 3, 7}
+
+
+def test_random_machines_with_biases_are_of_every_kind():
+    cases = [random_machines.case(random_machines.BIASED + i) for i in range(4)]
+    assert [c.shape.biases for c in cases] == [("qkv",), BIASES, ("o", "down"), ("qkv", "gate_up", "down")]
+    assert {c.shape.activation for c in cases} == {"relu2", "silu"} and {c.config.ultra_units for c in cases} == {True, False}
+    assert {c.shape.head_norms for c in cases} == {c.shape.ternary_head for c in cases} == {True, False}
+    assert {c.shape.group_size for c in cases} == {64, 128} and {c.config.group_exponents for c in cases} == {0, 1, 3, 7}
+    far = [c.config for c in cases if c.config.ultra_units]
+    assert {(c.rows_per_cycle, c.result_parts, c.vector_lanes) for c in far} == {(3, 2, 8)} and far[0].shape.bias_inputs
 
 
 def test_random_machines_are_of_every_kind():
