@@ -32,6 +32,10 @@ __all__ = ["BusError", "DramStatistics", "Parameters", "PortStatistics", "Simula
 
 CSR_CYCLES = WRITE_CYCLES + 1000
 """Cycles an AXI4-Lite access may take."""
+RESET_CYCLES = 32
+"""Cycles that the reset pin is held: no less than the latency of any ternary matmul (docs/driver.md)."""
+ZERO_RESET_CYCLES = 4
+"""The same before the first program of a machine whose registers begin with zeros."""
 RESPONSES = {"okay": 0, "slverr": 2, "decerr": 3}
 """AXI responses."""
 RUN_CHUNK = 1 << 20
@@ -142,7 +146,8 @@ class Verilated:
         if timing.dram and self.data_bytes > LINE_BYTES:
             raise ValueError(f"the modelled channel serves ports of at most {LINE_BYTES} bytes, not {self.data_bytes}: use timing ddr")
         parameters = Parameters.of(timing, memory_bytes // ports, seed)
-        if hasattr(self._library, "sim_undefined_seed"):
+        undefined = hasattr(self._library, "sim_undefined_seed")
+        if undefined:
             self._library.sim_undefined_seed(1 + seed % 0x7FFFFFFF)
         self._recording: _Recording | None = None
         self._handle: int | None = None
@@ -152,7 +157,7 @@ class Verilated:
         self._handle = self._library.sim_create(ctypes.byref(parameters))
         if not self._handle:
             raise MemoryError(f"no address space for {memory_bytes} bytes of simulated memory")
-        self.reset()
+        self.reset(RESET_CYCLES if undefined else ZERO_RESET_CYCLES)
 
     # Life ----------------------------------------------------------------------------------------
 
@@ -193,7 +198,7 @@ class Verilated:
             raise SimulationError("the simulated machine is closed")
         return self._handle
 
-    def reset(self, cycles: int = 4) -> None:
+    def reset(self, cycles: int = RESET_CYCLES) -> None:
         """Hold reset; the memory keeps its contents."""
         self._library.sim_reset(self._machine(), cycles)
 

@@ -37,7 +37,10 @@ def command(as_json: JsonOption = False) -> None:
 
 
 def parameters(spec: ModelSpec) -> int:
-    """Weights of the matrices, of the tables of embeddings and of the norms."""
+    """Weights of the matrices and their biases, of the tables of embeddings and of the norms."""
     s: Any = spec.shape
     norms = s.layers * (2 * s.hidden + (s.q_size + s.ffn if s.sub_norms else 0) + (2 * s.head_dim if s.head_norms else 0)) + s.hidden
-    return s.layers * s.hidden * (s.qkv_rows + s.q_size + 3 * s.ffn) + s.vocab * s.hidden * (1 if spec.tied_embeddings else 2) + norms
+    rows = {"q": s.q_size, "k": s.kv_size, "v": s.kv_size, "o": s.hidden, "gate": s.ffn, "up": s.ffn, "down": s.hidden}
+    biases = s.layers * sum(rows[name.removesuffix("_proj")] for name in spec.biases)
+    tables = s.vocab * s.hidden * (1 if spec.tied_embeddings else 2)
+    return s.layers * s.hidden * (s.qkv_rows + s.q_size + 3 * s.ffn) + tables + norms + biases

@@ -84,6 +84,9 @@ class RegisterParameters:
         Digest of the configuration.
     spread : bool
         The machine spreads over a large device and has a fast clock: a token's read takes it out of its FIFO a cycle later.
+    reset_cycles : int
+        Cycles of a RESET before memory ports are looked at, and again that it lasts once they are idle. Words on their way through the
+        ternary matmul have no reset of their own: a power of two, no less than its latency.
     """
 
     mem_bytes: int
@@ -91,6 +94,7 @@ class RegisterParameters:
     program_words: int
     digest: int
     spread: bool = False
+    reset_cycles: int = 16
 
     latency = 3
     """Cycles from a request to its response; MEMORY_DATA waits for the memory besides."""
@@ -100,12 +104,14 @@ class RegisterParameters:
         require(1 <= self.mem_ports <= PORTS, f"mem_ports must be from 1 to {PORTS}, not {self.mem_ports!r}")
         require_power_of_two(self, "program_words", 2)
         require(0 <= self.digest < 1 << 32, f"digest must be a 32-bit number, not {self.digest!r}")
+        require_power_of_two(self, "reset_cycles", 2)
 
     @classmethod
     def of(cls, config: BuildConfig) -> RegisterParameters:
         """Those of a configuration's machine."""
+        latency = TernaryParameters.of(config).latency
         return cls(mem_bytes=config.mem_bytes, mem_ports=config.mem_ports, program_words=config.program_words, digest=config.digest,
-                   spread=config.ultra_units)
+                   spread=config.ultra_units, reset_cycles=max(16, 1 << (latency - 1).bit_length()))
 
     def memories(self) -> tuple[MemoryUse, ...]:
         """What the unit instantiates."""

@@ -32,9 +32,6 @@ _OKAY, _SLVERR = 0, 2
 _COUNTED = ("VECTOR", "MATMUL", "DOT", "SAMPLER")
 """Units with a counter of busy cycles."""
 
-_RESET_CYCLES = 16
-"""Cycles of a reset before memory ports are looked at, and again that it lasts once they are idle: more than their latency."""
-
 
 def axi_lite_members() -> dict:
     """Signature members of the AXI4-Lite slave."""
@@ -156,18 +153,19 @@ class ControlRegisters(wiring.Component):
 
     def _reset(self, m: Module, asked) -> None:
         """Drain the memory ports, then reset."""
-        left = Signal(range(_RESET_CYCLES))
+        cycles = self.parameters.reset_cycles
+        left = Signal(range(cycles))
         m.d.sync += left.eq(left - 1)
         with m.FSM(name="resetting"):
             with m.State("IDLE"):
                 with m.If(asked):
-                    m.d.sync += [self.hold.eq(1), left.eq(_RESET_CYCLES - 1)]
+                    m.d.sync += [self.hold.eq(1), left.eq(cycles - 1)]
                     m.next = "DRAIN"
             with m.State("DRAIN"):
                 with m.If(left == 0):
                     m.d.sync += left.eq(0)
                     with m.If(~self.memory_busy.any()):
-                        m.d.sync += [self.reset.eq(1), left.eq(_RESET_CYCLES - 1)]
+                        m.d.sync += [self.reset.eq(1), left.eq(cycles - 1)]
                         m.next = "RESET"
             with m.State("RESET"):
                 with m.If(left == 0):

@@ -167,7 +167,7 @@ class ShortList(wiring.Component):
             with m.State("IDLE"):
                 m.d.comb += [self.busy.eq(0), self.cmd.ready.eq(1)]
                 m.d.sync += [self.acc_read.slot.eq(self.cmd.payload.slot), rows.eq(self.cmd.payload.rows), address.eq(0), part.eq(0),
-                             origin.eq((self.cmd.payload.at * self._ternary.rows_per_cycle) >> lane_bits),
+                             origin.eq((self.cmd.payload.at * self._ternary.result_step) >> lane_bits),
                              last_address.eq((self.cmd.payload.rows - 1) >> lane_bits)]
                 with m.If(self.cmd.valid):
                     m.next = "SCAN"

@@ -155,12 +155,12 @@ def _config(rng: np.random.Generator, shape: ModelShape) -> BuildConfig:
     raise ConfigError(f"no machine found for {shape}")
 
 
-def _odd_rows(config: BuildConfig) -> BuildConfig:
-    """The same machine with a row a cycle more than a power of two, and results that come in parts, as a KV260's has."""
+def _odd_rows(config: BuildConfig, **changes: Any) -> BuildConfig:
+    """The same machine with `changes`, a row a cycle more than a power of two, and results that come in parts, as a KV260's has."""
     for tables in range(config.tables, 0, -1):
         try:
             return replace(config, tables=tables, rows_per_cycle=3, result_turns=1, result_parts=2, block_rows=0, vector_lanes=8,
-                           attention_macs=16, attention_rows=2, mem_bytes=max(16, config.mem_bytes))
+                           attention_macs=16, attention_rows=2, mem_bytes=max(16, config.mem_bytes), **changes)
         except ConfigError:
             continue
     raise ConfigError(f"no machine of odd rows for {config.shape}")
@@ -214,10 +214,9 @@ def case(seed: int) -> Case:
     config = (_serial_config if SERIAL <= seed < GROUPED else _config)(rng, shape)
     if shape.group_size:
         config = replace(config, group_exponents=EXPONENTS[(seed - GROUPED) % len(EXPONENTS)])
-    if shape.biases and config.memory == "axi":  # units with UltraRAM, whose results come later
-        config = replace(config, ultra_ram=seed % 2 == 0)
-    if shape.biases and config.ultra_units:
-        config = _odd_rows(config)
+    if shape.biases and config.memory == "axi":  # some units with UltraRAM, whose results come later; all heads through the matmul
+        short = {} if shape.ternary_head else {"shortlist": 16, "sequences": 1}
+        config = _odd_rows(config, ultra_ram=seed % 2 == 0, **short)
 
     def prompt(longest: int) -> list[int]:
         motif = rng.integers(3, shape.vocab, rng.integers(1, longest + 1)).tolist()

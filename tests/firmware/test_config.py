@@ -105,6 +105,13 @@ def test_groups_are_whole(changes, words):
         dataclasses.replace(TINY, **changes)
 
 
+def test_one_arithmetic_unit_names_what_it_does_not_take():
+    shape = dataclasses.replace(TINY, hidden=128, heads=8, head_dim=128, ffn=128, group_size=64)
+    for changes, what in (({"biases": ("o",)}, "biases"), ({}, "scales by groups"), ({"group_size": 0, "head_norms": True}, "norms of heads")):
+        with pytest.raises(ConfigError, match=f"vector_lanes 1 takes no models with {what}: give vector_lanes=2 or more"):
+            BuildConfig(shape=dataclasses.replace(shape, **changes), vector_lanes=1, lanes=1, attention_macs=4)
+
+
 def test_exponents_are_of_groups():
     with pytest.raises(ConfigError, match="leave group_exponents out"):
         BuildConfig(shape=TINY, group_exponents=1, vector_lanes=4, attention_macs=8)

@@ -23,7 +23,7 @@ from tritloom.gen import source as gen_source
 from tritloom.gen.models import open_checkpoint
 from tritloom.gen.scaling import Scaling
 from tritloom.host import console as console_module
-from tritloom.host.commands import common
+from tritloom.host.commands import common, models
 from tritloom.host.console import Console
 from tritloom.host.image import open_image
 from tritloom.sim import prepare
@@ -307,6 +307,10 @@ def test_models_and_boards_are_listed_by_name(tritloom):
     assert "bitnet-b1.58" in listed["families"]["gguf"]
     counts = {Path(each["name"]).name: each["parameters"] for each in listed["models"]}
     assert counts["Llama3-8B-1.58"] == 8_030_261_248 and counts.get("stories-27m", 27_288_064) == 27_288_064  # as published
+    spec = open_checkpoint(MODEL).spec
+    biased = dataclasses.replace(spec, biases=("q_proj", "v_proj", "o_proj", "up_proj", "down_proj"))
+    rows = spec.shape.q_size + spec.shape.kv_size + spec.shape.hidden + spec.shape.ffn + spec.shape.hidden
+    assert models.parameters(biased) == models.parameters(spec) + spec.shape.layers * rows
     listed = listed["models"]
     assert [each["name"] for each in listed] == names and {each["name"]: each["weights"] for each in listed}["TriLM-99M"] is False
     assert clone == (MODEL.resolve() in [Path(each["name"]).resolve() for each in listed if each["weights"]])

@@ -80,7 +80,8 @@ async def follow(dut, job, p):
     while others were to come."""
     words, early = [], 0
     rows = p["rows"]
-    first, end = (edge * rows // p["vector_lanes"] for edge in (job["at"], job["at"] + job["steps"]))
+    steps = -(-(job["steps"] * (rows + p["padded"]) - job["rest"]) // rows)
+    first, end = (edge * rows // p["vector_lanes"] for edge in (job["at"], job["at"] + steps))
     while not dut.busy.value:
         await streams.cycles(dut)
     for word in range(first, end):

@@ -11,10 +11,13 @@ from cocotb.triggers import FallingEdge
 
 import harness
 import streams
+from tritloom.firmware.config import BuildConfig, ModelShape
 from tritloom.firmware.registers import FIFO_DEPTH, IDENTIFIER, MAP_VERSION, REGISTER, REGISTERS, WRITE_CYCLES
 from tritloom.gen.verilog import registers as exports
 from tritloom.rtl.control.parameters import RegisterParameters
 from tritloom.rtl.control.registers import ControlRegisters
+from tritloom.rtl.ternary.parameters import TernaryParameters
+from tritloom.sim.machine import RESET_CYCLES
 
 DOC = Path(__file__).parents[2] / "docs" / "registers.md"
 DIGEST = 0x89ABCDEF
@@ -277,7 +280,7 @@ async def resets(dut):
     """A RESET waits for the memory ports; until it is done, nothing starts and nothing is written."""
     bench = await begin(dut)
     del bench.monitors["prompt_o"]  # RESET withdraws what is offered
-    resetting, seen = REGISTER["STATUS"]["RESETTING"], []
+    resetting, seen, cycles = REGISTER["STATUS"]["RESETTING"], [], streams.parameters()["reset_cycles"]
     cocotb.start_soon(watch(dut, seen))
     for busy in (0, 0b0001, 0b1000):
         assert await write(dut, "TOKEN_IN", 5) == OKAY
@@ -296,7 +299,7 @@ async def resets(dut):
         dut.memory_busy.value = 0
         while dut.reset.value == 0:
             await FallingEdge(dut.clk)
-        for _ in range(8):
+        for _ in range(cycles):
             assert dut.reset.value == 1 and dut.hold.value == 1
             await FallingEdge(dut.clk)
         dut.running.value = 0
@@ -325,10 +328,10 @@ async def gives_up(dut):
     assert await read(dut, "MEMORY_ADDRESS") == 0x40
 
 
-def run(testcase, mem_bytes=32, mem_ports=2, spread=False):
-    dut = harness.unit(ControlRegisters, RegisterParameters(
-        mem_bytes=mem_bytes, mem_ports=mem_ports, program_words=64, digest=DIGEST, spread=spread))
-    harness.run(dut, "csr", __name__, testcase=testcase, parameters={"ports": mem_ports, "mem_bytes": mem_bytes})
+def run(testcase, mem_bytes=32, mem_ports=2, **changes):
+    p = RegisterParameters(mem_bytes=mem_bytes, mem_ports=mem_ports, program_words=64, digest=DIGEST, **changes)
+    harness.run(harness.unit(ControlRegisters, p), "csr", __name__, testcase=testcase,
+                parameters={"ports": mem_ports, "mem_bytes": mem_bytes, "reset_cycles": p.reset_cycles})
 
 
 @pytest.mark.parametrize("testcase", ["registers", "tokens", "tokens_while_read", "control", "errors", "resets", "gives_up"])
@@ -339,6 +342,22 @@ def test_bank(testcase):
 @pytest.mark.parametrize("testcase", ["tokens", "tokens_while_read"])
 def test_a_token_is_read_once_in_a_machine_that_is_spread(testcase):
     run(testcase, spread=True)
+
+
+@pytest.mark.parametrize("tables, cycles", [(43, 16), (86, 32)])
+def test_a_reset_pushes_out_what_is_on_its_way_through_the_matmul(tables, cycles):
+    shape = ModelShape(hidden=512, ffn=512, layers=1, heads=4, kv_heads=4, head_dim=128, vocab=512, context=64, activation="silu",
+                       sub_norms=False, group_size=128)
+    config = BuildConfig(shape=shape, tables=tables, rows_per_cycle=2, vector_lanes=8, attention_macs=16, mem_bytes=512, mem_ports=4,
+                         table_form="addsub", group_exponents=7)
+    latency = TernaryParameters.of(config).latency
+    assert cycles // 2 < latency <= RegisterParameters.of(config).reset_cycles == cycles
+    deepest = TernaryParameters(lanes=1, tables=1024, rows_per_cycle=3, table_form="addsub", packing="trit5", mem_bytes=1 << 13,
+                                max_inputs=4096, max_rows=64, block_rows=64, acc_bits=64, vector_lanes=8, result_banks=1, group_size=4096,
+                                group_exponents=7)
+    assert latency <= deepest.latency <= RESET_CYCLES
+    if cycles > 16:
+        run("resets", reset_cycles=cycles)
 
 
 def test_narrow_memory():
@@ -366,7 +385,7 @@ def test_header_compiles(tmp_path):
     ({"mem_bytes": 6}, "mem_bytes must be a power of two from 4, not 6"),
     ({"mem_ports": 9}, "mem_ports must be from 1 to 8, not 9"),
     ({"program_words": 0}, "program_words must be a power of two from 2, not 0"),
-    ({"digest": -1}, "digest must be a 32-bit number, not -1"),
+    ({"digest": -1}, "digest must be a 32-bit number, not -1"), ({"reset_cycles": 20}, "reset_cycles must be a power of two from 2, not 20"),
 ])
 def test_parameters_are_validated(changes, message):
     with pytest.raises(ValueError, match=message):

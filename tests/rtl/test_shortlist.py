@@ -48,7 +48,7 @@ async def lists(dut):
             accumulators.slot, accumulators.rows = case["slot"], case["logits"][start : start + rows]
             accumulators.origin = case["origin"] * (i % 2)
             await streams.send(dut, "cmd", [{"slot": case["slot"], "rows": rows, "first": int(i == 0),
-                                             "at": accumulators.origin * p["width"] // p["rows_per_cycle"]}])
+                                             "at": accumulators.origin * p["width"] // p["result_step"]}])
             while dut.busy.value == 1:
                 await streams.cycles(dut)
             accumulators.rows = []
@@ -82,9 +82,10 @@ def case(rng, vocab, count, *, hidden=32, most=64, order="random", slot=0, stall
 
 
 def parameters(*, width, rows_per_cycle, bits, max_rows, parts, hidden, **short_list):
+    step = 1 << rows_per_cycle.bit_length() - 1  # rows of the results that are written at once
     ternary = TernaryParameters(lanes=2, tables=1, rows_per_cycle=rows_per_cycle, table_form="symmetric14", packing="index5", mem_bytes=32,
                                 max_inputs=hidden, max_rows=max_rows, block_rows=max_rows, acc_bits=bits, vector_lanes=width,
-                                result_banks=max(1, width // rows_per_cycle) // parts)
+                                result_banks=max(1, width // step) // parts, group_size=hidden if step < rows_per_cycle else 0)
     return ShortListParameters(hidden=hidden, ternary=ternary, **short_list)
 
 
@@ -93,22 +94,22 @@ def check(cases, *, vocab, count, queue, width, hidden=32, bits=18, most=64, par
                    max_rows=2 * most, parts=parts)
     assert (p.ternary.acc_read_latency, p.ternary.result_reads) == (LATENCY, parts)
     result = harness.run(harness.unit(ShortList, p), "shortlist", __name__, parameters={
-        "cases": cases, "width": width, "bits": bits, "count": count, "parts": parts, "rows_per_cycle": rows_per_cycle})
+        "cases": cases, "width": width, "bits": bits, "count": count, "parts": parts, "result_step": p.ternary.result_step})
     expected = [integer.short_list(np.array(c["logits"]), count).tolist()[: c["taken"]] for c in cases if c["taken"]]
     assert result["got"] == expected
     return p, result["cycles"]
 
 
-@pytest.mark.parametrize("vocab, count, queue, width, parts", [
-    (300, 16, 64, 8, 2), (100, 2, 4, 4, 1), (64, 64, 8, 16, 1), (70, 4, 1, 2, 1), (5, 4, 16, 8, 2),
+@pytest.mark.parametrize("vocab, count, queue, width, parts, rows", [
+    (300, 16, 64, 8, 2, 2), (100, 2, 4, 4, 1, 2), (64, 64, 8, 16, 1, 2), (70, 4, 1, 2, 1, 2), (5, 4, 16, 8, 2, 2), (200, 8, 16, 8, 2, 3),
 ])
-def test_lists(vocab, count, queue, width, parts):
+def test_lists(vocab, count, queue, width, parts, rows):
     rng = np.random.default_rng([vocab, count])
     orders = ("random", "ties", "rising", "falling", "late", "equal")
     cases = [case(rng, vocab, count, order=order, slot=int(rng.integers(2)), stall=stall, between=int(rng.choice([0, 3, 200])),
                   origin=64 // width)
              for stall in streams.STALLS for order in orders]
-    check(cases, vocab=vocab, count=count, queue=queue, width=width, parts=parts)
+    check(cases, vocab=vocab, count=count, queue=queue, width=width, parts=parts, rows_per_cycle=rows, bits=18 if rows == 2 else 29)
 
 
 def test_an_abandoned_list_leaves_no_trace():
