@@ -107,7 +107,8 @@ def test_groups_are_whole(changes, words):
 
 def test_one_arithmetic_unit_names_what_it_does_not_take():
     shape = dataclasses.replace(TINY, hidden=128, heads=8, head_dim=128, ffn=128, group_size=64)
-    for changes, what in (({"biases": ("o",)}, "biases"), ({}, "scales by groups"), ({"group_size": 0, "head_norms": True}, "norms of heads")):
+    for changes, what in (({"biases": ("o",)}, "biases"), ({}, "scales by groups"),
+                          ({"group_size": 0, "head_norms": True}, "norms of heads")):
         with pytest.raises(ConfigError, match=f"vector_lanes 1 takes no models with {what}: give vector_lanes=2 or more"):
             BuildConfig(shape=dataclasses.replace(shape, **changes), vector_lanes=1, lanes=1, attention_macs=4)
 

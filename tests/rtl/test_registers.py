@@ -385,7 +385,8 @@ def test_header_compiles(tmp_path):
     ({"mem_bytes": 6}, "mem_bytes must be a power of two from 4, not 6"),
     ({"mem_ports": 9}, "mem_ports must be from 1 to 8, not 9"),
     ({"program_words": 0}, "program_words must be a power of two from 2, not 0"),
-    ({"digest": -1}, "digest must be a 32-bit number, not -1"), ({"reset_cycles": 20}, "reset_cycles must be a power of two from 2, not 20"),
+    ({"digest": -1}, "digest must be a 32-bit number, not -1"),
+    ({"reset_cycles": 20}, "reset_cycles must be a power of two from 2, not 20"),
 ])
 def test_parameters_are_validated(changes, message):
     with pytest.raises(ValueError, match=message):
