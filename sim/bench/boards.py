@@ -90,6 +90,7 @@ class Row:
 ROWS = (
     Row(board="ulx3s", model="stories-27m", settings={"clock_hz": 60_000_000}, seeds=(1, 2, 3), decodes=True),
     Row(board="ulx3s", model="stories-260k", settings={"clock_hz": 45_000_000, "mem_bytes": 4, "attention_macs": 4, "vector_lanes": 1}),
+    Row(board="ulx3s", model="stories-4m-g128", decodes=True),
     Row(board="tang-nano-20k", model="stories-1m", decodes=True),
     Row(board="colorlight-i5", model="stories-1m"),
 )  # fmt: skip
