@@ -145,15 +145,17 @@ def _joined(codes: Bytes) -> Bytes:
 
 
 def pack_grouped_codes(
-    codes: Codes, scales: Scales, group_size: int, tables: int, rows_per_cycle: int, packing: str, mem_bytes: int
+    codes: Codes, scales: Scales, group_size: int, tables: int, rows_per_cycle: int, packing: str, mem_bytes: int, out: Bytes | None = None
 ) -> Bytes:
-    """Beats [beats, mem_bytes] of a matrix of codes [rows, inputs/4] with scales [rows, inputs/group_size]."""
+    """Beats [beats, mem_bytes] of a matrix of codes [rows, inputs/4] with scales [rows, inputs/group_size], in `out` if there is one: zeros
+    [beats, mem_bytes]."""
     rows, groups = scales.shape
     if 4 * codes.shape[1] != groups * group_size or len(codes) != rows:
         raise ValueError(f"scales {scales.shape} are not those of codes {codes.shape} by groups of {group_size}")
     tile, steps = tile_inputs(tables, group_size), -(-rows // rows_per_cycle)
     tiles, ahead = group_size // tile, group_beats(steps, rows_per_cycle, mem_bytes)
-    out = np.zeros((groups, ahead + tiles * steps, mem_bytes), np.uint8)
+    beats = ahead + tiles * steps
+    out = (np.zeros((groups * beats, mem_bytes), np.uint8) if out is None else out).reshape(groups, beats, mem_bytes)
     _pack_scales(scales, rows_per_cycle, out[:, :ahead])
     size, plan = grouped_word_bytes(tables, rows_per_cycle, group_size, packing), _plan(tile, rows_per_cycle, packing)
     whole = rows // rows_per_cycle

@@ -321,8 +321,12 @@ def matrix_bytes(matrix: NDArray[np.int8 | np.uint8], config: BuildConfig, scale
     blocks = np.split(matrix, ends)
     if scales is None:
         return np.concatenate([pack_matrix(block, *layout).reshape(-1) for block in blocks])
-    return np.concatenate([pack_grouped_codes(block.view(np.uint8), part, config.shape.group_size, *layout).reshape(-1)
-                           for block, part in zip(blocks, np.split(scales, ends), strict=True)])
+    inputs = 4 * matrix.shape[1]
+    beats = [config.matrix_beats(-(-len(block) // config.rows_per_cycle), inputs) for block in blocks]
+    out = np.zeros((sum(beats), config.mem_bytes), np.uint8)
+    for block, part, place in zip(blocks, np.split(scales, ends), np.split(out, np.cumsum(beats)[:-1]), strict=True):
+        pack_grouped_codes(block.view(np.uint8), part, config.shape.group_size, *layout, place)
+    return out.reshape(-1)
 
 
 def grouped_table_bytes(codes: Codes, scales: Scales, config: BuildConfig) -> Bytes:
