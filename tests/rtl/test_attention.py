@@ -367,7 +367,7 @@ def check(shape, jobs, short_list=0):
     return measured["results"]
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.long if name in ("middle", "pairs") else ()) for name in SHAPES])
 def test_engine(name):
     """Decoding and several tokens at chunk borders, extremes, stalls, heads in between; the time they take."""
     shape = SHAPES[name]
@@ -434,7 +434,8 @@ def test_several_caches(name):
 
 
 @pytest.mark.parametrize("name, short_list", [
-    pytest.param("wide", 8, marks=pytest.mark.long), ("narrow", 4), ("middle", 32), ("pairs", 2), ("fours", 16)])
+    ("narrow", 4), ("pairs", 2),
+    *(pytest.param(*each, marks=pytest.mark.long) for each in (("wide", 8), ("middle", 32), ("fours", 16)))])
 def test_rows_of_a_short_list(name, short_list):
     shape = SHAPES[name]
     rng = np.random.default_rng(short_list)

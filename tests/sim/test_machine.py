@@ -172,7 +172,7 @@ def stream(sim, beats, mem_bytes=32, max_cycles=1_000_000):
     return cycles
 
 
-@pytest.mark.parametrize("mem_bytes, mem_ports", [(32, 1), (16, 4)])
+@pytest.mark.parametrize("mem_bytes, mem_ports", [pytest.param(32, 1, marks=pytest.mark.long), (16, 4)])
 def test_a_stream_is_summed_and_counted(mem_bytes, mem_ports):
     with machine(mem_bytes=mem_bytes, mem_ports=mem_ports) as sim:
         for _ in range(2):
