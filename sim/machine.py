@@ -35,7 +35,7 @@ CSR_CYCLES = WRITE_CYCLES + 1000
 RESET_CYCLES = 32
 """Cycles that the reset pin is held: no less than the latency of any ternary matmul (docs/driver.md)."""
 ZERO_RESET_CYCLES = 4
-"""The same before the first program of a machine whose registers begin with zeros."""
+"""The same after power-up, where registers begin with zeros."""
 RESPONSES = {"okay": 0, "slverr": 2, "decerr": 3}
 """AXI responses."""
 RUN_CHUNK = 1 << 20

@@ -202,6 +202,17 @@ def test_results_are_there_when_the_progress_says_so(rows, vector_lanes, banks):
     check(parameters, jobs, follow=True)
 
 
+@pytest.mark.parametrize("ultra", [False, True])
+def test_rows_that_are_left_over_are_there_when_the_progress_says_so(ultra):
+    """Three rows a cycle, which leave two at a time: some blocks end with a word that is whole, others with one that is not."""
+    parameters = grouped(64, 128, tables=3, rows=3, lanes=2, vector_lanes=8, mem_bytes=16, result_banks=2, ultra=ultra)
+    jobs = [job(88, 128, lanes=2), job(40, 64, "random", lanes=2), job(87, 64, "periodic", lanes=1), job(64, 64, "random", lanes=2, seed=1)]
+    for j, at in zip(jobs, (0, 24, 0, 12), strict=True):
+        j.at = at
+        scaled(j, 64)
+    check(parameters, jobs, follow=True)
+
+
 @pytest.mark.parametrize("rows, vector_lanes, banks, turns, lanes", [
     (2, 8, 1, 1, 6), (2, 8, 2, 1, 6), (4, 4, 1, 1, 6), (8, 4, 1, 1, 6), (2, 8, 1, 2, 6), (8, 4, 1, 2, 7),
 ])
