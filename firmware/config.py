@@ -59,9 +59,6 @@ MOST_HEAD_BLOCKS = 1 << 14
 STEP_LIMIT = 1 << 16
 """Rows of a block over `rows_per_cycle` are fewer: what the matmul instruction counts."""
 
-LENGTH_LIMIT = 1 << 16
-"""Elements that an instruction of the vector unit counts are fewer."""
-
 BIAS_CODES = 64
 """Codes whose sum stands for one, in a vector whose matrix has a bias. Part of the numerics."""
 
@@ -361,8 +358,6 @@ class BuildConfig:
         _require(not (k and s.ternary_head), "a head that is ternary by groups needs no short-list: leave shortlist out")
         for what, there in (("biases", s.biases), ("scales by groups", s.group_size), ("norms of heads", s.head_norms)):
             _require(not (there and self.serial), f"vector_lanes 1 takes no models with {what}: give vector_lanes=2 or more")
-        _require(all(s.gains_before(name) < LENGTH_LIMIT for name in BIASES),
-                 f"hidden ({s.hidden}) is too wide: the gains and biases before a matrix must be fewer than {LENGTH_LIMIT}")
         _require(s.group_size > 0 or not self.group_exponents,
                  "group_exponents are of models whose groups of inputs have scales: leave group_exponents out")
         _require(not self.group_exponents or s.group_size % self.vector_lanes == 0,

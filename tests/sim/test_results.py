@@ -122,6 +122,8 @@ def test_random_machines_with_biases_are_of_every_kind():
     assert {c.shape.group_size for c in cases} == {64, 128} and {c.config.group_exponents for c in cases} == {0, 1, 3, 7}
     far = [c.config for c in cases if c.config.ultra_units]
     assert {(c.rows_per_cycle, c.result_parts, c.vector_lanes) for c in far} == {(3, 2, 8)} and far[0].shape.bias_inputs
+    short = cases[3].config  # the scan of a short-list steps over results that leave two at a time
+    assert short.shortlist and short.rows_per_cycle == 3 and not short.ultra_units
 
 
 def test_random_machines_are_of_every_kind():
