@@ -26,7 +26,7 @@ from tritloom.firmware.config import BIASES, CHUNK, LIMITS, TRITS, BuildConfig, 
 from tritloom.firmware.isa import DotOp, VectorOp
 from tritloom.firmware.layout import ADDRESS_LIMIT, MemoryMap, head_row_blocks, memory_map
 from tritloom.firmware.packing import grouped_word_bytes
-from tritloom.firmware.programs import machine_program
+from tritloom.firmware.programs import machine_program, program_length
 from tritloom.gen.fit.cost import BLOCK_KIBIT, SLOWEST_PATH_NS, ULTRA_KIBIT, board_resources
 from tritloom.gen.models import ModelSpec
 from tritloom.gen.tools.synthesis import SMALL
@@ -590,7 +590,7 @@ def fit(spec: ModelSpec, board: Board | str, *, at: int | None = None, fill: flo
         other = _first_that_fits(partial(machine, n, 0, **more) for n in enough for more in ways)
         if _suits(other) and batch_speed(other) > batch_speed(result):
             result = other
-    return result
+    return _programmed(result)
 
 
 def _better(one: FitResult, other: FitResult, board: Board, near: float) -> FitResult:
@@ -652,10 +652,21 @@ def _engine(values: dict[str, Any], pairs: list[tuple[int, int]], spec: ModelSpe
 
 def _program_words(config: BuildConfig, layout: MemoryMap) -> int:
     """Words of a machine's programs."""
+    words = program_length(config, layout)
+    if words > MOST_PROGRAM_WORDS:
+        raise ConfigError(f"programs of {words} instructions, {MOST_PROGRAM_WORDS} at the most: raise block_rows ({config.block_rows})")
+    return words
+
+
+def _programmed(result: FitResult) -> FitResult:
+    """The machine, whose programs can be assembled if its model finds addresses."""
+    if result.memory_map.total_bytes > ADDRESS_LIMIT:
+        return result
     try:
-        return len(machine_program(dataclasses.replace(config, program_words=MOST_PROGRAM_WORDS), layout))
+        machine_program(dataclasses.replace(result.config, program_words=MOST_PROGRAM_WORDS), result.memory_map)
     except AssemblyError as error:
-        raise ConfigError(f"the programs are too long: {error}; raise block_rows ({config.block_rows})") from None
+        raise ConfigError(f"the machine has no program: {error}") from None
+    return result
 
 
 def _first_that_fits(machines: Iterable[Callable[[], FitResult]]) -> FitResult:

@@ -7,6 +7,8 @@ import pytest
 
 from synthetic import LLAMA
 from tritloom.firmware.config import BuildConfig
+from tritloom.firmware.layout import memory_map
+from tritloom.firmware.programs import machine_program, program_length
 from tritloom.firmware.programs.layer import Layer, layer_assembly, two_groups_assembly
 
 CONFIG = BuildConfig(shape=LLAMA, lanes=2, groups=2, tables=3, rows_per_cycle=2, vector_lanes=4, attention_macs=8, mem_bytes=16)
@@ -47,3 +49,10 @@ def test_what_is_early_is_seen(monkeypatch):
     monkeypatch.setattr(Layer, "glu", lambda self, slot, count, pieces, *_: glu(self, slot, count, pieces))
     config = dataclasses.replace(CONFIG, block_rows=64)
     assert activations(config, two_groups_assembly(config)) and activations(config, layer_assembly(config, "", ""))
+
+
+@pytest.mark.parametrize("changes", [{}, {"block_rows": 64}, {"groups": 1, "lanes": 1}, {"shortlist": 4}])
+def test_length_is_that_of_the_program(changes):
+    config = dataclasses.replace(CONFIG, program_words=4096, **changes)
+    layout = memory_map(config, tied=True)
+    assert program_length(config, layout) == len(machine_program(config, layout)) > 100
