@@ -103,13 +103,15 @@ def _require(condition: bool, message: str) -> None:
 
 def _require_number(name: str, value: object, least: int, most: int) -> None:
     """`value` is an integer from `least` to `most`."""
+    if type(value) is int and least <= value <= most:
+        return
     if most == least + 1:
         what = f"{least} or {most}"
     elif type(value) is not int or value < min(least, 1):
         what = "a positive integer" if least else "a positive integer, or 0 for the default"
     else:
         what = f"from {least} to {most}"
-    _require(type(value) is int and least <= value <= most, f"{name} must be {what}, not {_shown(value)}")
+    raise ConfigError(f"{name} must be {what}, not {_shown(value)}")
 
 
 def _shown(value: object) -> str:

@@ -43,8 +43,6 @@ EXPONENT_MIN = -512
 MANTISSA_BITS = 23
 """Magnitude bits of aligned activations and work mantissas (24 bits with sign)."""
 RUNNING_MAX_MIN = -4096
-ROWS_ONCE = 1 << 20
-"""About so many weights are in floating point at a time."""
 BIAS_BITS = 12
 """Bits of the number of code steps that make one, which meets a matrix' bias."""
 GROUP_DIGITS = 3
@@ -314,19 +312,6 @@ def grouped_matmul(codes: Int, weights: NDArray[np.floating], drop: int, shifts:
     if shifts is not None:
         codes, drop = codes << (most - shifts).repeat(codes.shape[-1] // shifts.shape[-1], -1), drop + most
     return ((codes.astype(np.float64) @ weights.T).astype(np.int64) + (1 << drop >> 1)) >> drop
-
-
-def grouped_matmul_once(codes: Int, trits: NDArray[np.int8], scales: NDArray[np.uint16], drop: int) -> Int:
-    """`grouped_matmul` of codes [n, inputs] with trits [rows, inputs] and scales [rows, groups], for a matrix that is used once: its
-    weights are never all in memory in floating point."""
-    (n, inputs), groups = codes.shape, scales.shape[1]
-    given = np.ascontiguousarray(codes.astype(np.float32).reshape(n, groups, -1).transpose(1, 2, 0))
-    out, some = np.empty((n, len(trits)), np.int64), max(1, ROWS_ONCE // inputs)
-    for first in range(0, len(trits), some):
-        part = trits[first : first + some].reshape(-1, groups, inputs // groups).transpose(1, 0, 2).astype(np.float32)  # exact below 2**24
-        sums = (part @ given).astype(np.float64) * scales[first : first + some].T[..., None]
-        out[:, first : first + some] = sums.sum(0).T
-    return (out + (1 << drop >> 1)) >> drop
 
 
 def residual_add(x: Int, acc: Int, s: UFloat, seen: Saturations | None = None) -> Int:

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 __all__ = [
     "SCALE_BITS", "SERPENTINE", "TRIPLES", "TRITS_A_BYTE", "decode_codes", "encode_triples", "group_beats", "grouped_word_bytes",
-    "pack_codes", "pack_grouped", "pack_matrix", "pack_triples", "result_bits", "scale_drop", "scale_steps", "scaled_sum_bits",
-    "tile_inputs", "unpack_codes", "unpack_grouped", "unpack_matrix", "word_bytes",
+    "pack_codes", "pack_grouped", "pack_matrix", "pack_scales", "pack_triples", "result_bits", "scale_drop", "scale_steps",
+    "scaled_sum_bits", "tile_inputs", "unpack_codes", "unpack_grouped", "unpack_matrix", "word_bytes",
 ]
 
 Trits = NDArray[np.int8]
@@ -282,7 +282,7 @@ def pack_grouped(trits: NDArray[np.integer], scales: Scales, group_size: int, ta
     tile, steps, groups = tile_inputs(tables, group_size), -(-rows // rows_per_cycle), inputs // group_size
     tiles, ahead = group_size // tile, group_beats(steps, rows_per_cycle, mem_bytes)
     out = np.zeros((groups, ahead + tiles * steps, mem_bytes), np.uint8)
-    out[:, :ahead] = _pack_scales(scales, steps, rows_per_cycle, mem_bytes)
+    out[:, :ahead] = pack_scales(scales, steps, rows_per_cycle, mem_bytes)
     size = grouped_word_bytes(tables, rows_per_cycle, group_size, packing)
     words = out[:, ahead:].reshape(groups * tiles, steps, mem_bytes)
     # A few steps at a time, in caches; the last ones have rows that are none.
@@ -330,7 +330,7 @@ def _unpack_tile(words: Bytes, rows: int, inputs: int, packing: str) -> Trits:
     return np.concatenate([trits, np.array([0, 1, -1], np.int8)[digits]], -1)
 
 
-def _pack_scales(scales: Scales, steps: int, rows_per_cycle: int, mem_bytes: int) -> Bytes:
+def pack_scales(scales: Scales, steps: int, rows_per_cycle: int, mem_bytes: int) -> Bytes:
     """Beats [groups, beats, mem_bytes] of the scales [rows, groups] of each group."""
     rows, groups = scales.shape
     together = scale_steps(rows_per_cycle, mem_bytes)

@@ -45,8 +45,9 @@ ROPE_ROWS = 1 << 14
 LEAST_TOP = 1 / 2
 """Greatest element of a normed vector, over its gains' rms, down to which a bias is added whole. The lower, the fewer bits has a bias
 beside greater elements, and the fewer a matrix' scales beside great biases."""
-KEPT_BYTES = 2 << 30
-"""A model whose layers take no more memory than this keeps them once read."""
+KEPT_BYTES, KEPT_CODES_BYTES = 2 << 30, 1 << 29
+"""A model whose layers take no more memory than this keeps them once read; than the second, if they are stored as codes, which are read
+again as quickly as memory is had."""
 
 
 # The quantised model -----------------------------------------------------------------------------
@@ -117,9 +118,14 @@ def group_codes(scales: NDArray[np.floating]) -> tuple[NDArray[np.uint16], float
 
 def _grouped_table(checkpoint: Checkpoint, name: str) -> GroupedTable:
     """The embedding or head of a model that is ternary by groups."""
-    parts = [rows for _, rows in checkpoint.grouped_blocks(name)]
-    codes, unit = group_codes(np.concatenate([rows.scales for rows in parts]))
-    return GroupedTable(np.concatenate([rows.codes for rows in parts]), codes, _scalar(unit))
+    s = checkpoint.spec.shape
+    table = np.empty((s.vocab, s.hidden // 4), np.uint8)
+    scales = []
+    for first, rows in checkpoint.grouped_blocks(name):
+        table[first : first + len(rows.codes)] = rows.codes
+        scales.append(rows.scales)
+    codes, unit = group_codes(np.concatenate(scales))
+    return GroupedTable(table, codes, _scalar(unit))
 
 
 def _table(checkpoint: Checkpoint, name: str) -> Table | GroupedTable:
@@ -253,10 +259,9 @@ def as_trained(checkpoint: Checkpoint, context: int | None = None) -> QuantisedM
     cos, sin = rotary_tables(spec)
     zero = _scalar(0)
     s = spec.shape
-    held = s.layers * s.hidden * (s.qkv_rows + s.q_size + 3 * s.ffn) // (4 if s.group_size else 1)
     return QuantisedModel(
         spec=spec,
-        layers=Layers(spec.shape.layers, partial(_quantise_layer, checkpoint, s), keep=held <= KEPT_BYTES),
+        layers=Layers(spec.shape.layers, partial(_quantise_layer, checkpoint, s), keep=_keeps(checkpoint, s)),
         embedding=embedding,
         head=head,
         embedding_parameters=Parameters((embedding.scale,), None, 0, zero, zero),
@@ -267,6 +272,15 @@ def as_trained(checkpoint: Checkpoint, context: int | None = None) -> QuantisedM
         sin=sin,
         tokenizer=checkpoint.tokenizer.read_bytes(),
     )
+
+
+def _keeps(checkpoint: Checkpoint, s: ModelShape) -> bool:
+    """Whether layers are kept once read."""
+    held = s.layers * s.hidden * (s.qkv_rows + s.q_size + 3 * s.ffn) // (4 if s.group_size else 1)
+    if not s.group_size or held <= KEPT_CODES_BYTES:
+        return held <= KEPT_BYTES
+    stored = s.layers * sum(checkpoint.tensor(checkpoint.matrix_name(0, name)).data.nbytes for name in MATRICES)
+    return held <= KEPT_BYTES and stored > 2 * held
 
 
 # Bytes in memory ---------------------------------------------------------------------------------

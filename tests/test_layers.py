@@ -54,6 +54,7 @@ THIRD_PARTIES = {
     "system": Others(others={"platformdirs"}),
     "boards": Others(others=set()),
     "gen": Others(others={"amaranth", "gguf", "numpy", "pydantic", "pyosys", "safetensors", "tokenizers"}),
+    "gen/loops.py": Others(others={"numba", "numpy"}),
     "gen/fit/calibrate.py": Others(others={"numpy"}, lazy={"scipy"}),
     "gen/tools/litedram_core.py": Others(others=set(), lazy={"litedram", "litex"}),  # a process of its own
     "host": Others(others={"numpy", "rich", "serial", "tokenizers", "typer"}),

@@ -52,6 +52,7 @@ def test_a_model_becomes_an_image_and_text(tritloom, tmp_path):
     (("generate", "--model", MODEL, "--out", "machine"), "gen"),
     (("build", "--model", MODEL, "--board", "ecp5-85f", "--out", "machine"), "gen"),
     (("run", "--model", MODEL), "gen"),
+    (("pack", "--model", MODEL.with_name("stories-4m-g128"), "--board", "kv260", "--out", "story.img"), "gen"),  # by groups
     (("verify", "--model", MODEL, "--tokens", "2", "--float-tokens", "0"), "gen"),
     (("bench", "--model", MODEL, "--tokens", "1"), "gen"),
     (("bench", "--unit", "tlmm", "--synth"), "gen"),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tritloom.gen.models.codes import LOW_BITS, ZEROS, Codes, Trits, codes_of, trits_of, used, words
+from tritloom.gen.models.codes import ZEROS, Codes, Trits, codes_of, trits_of, used
 from tritloom.gen.models.files import Tensor
 from tritloom.gen.models.problems import CheckpointError
 
@@ -93,7 +93,7 @@ class Grouped:
     def _merged(self, size: int) -> tuple[Scales, NDArray[np.bool_]]:
         """Scales [rows, inputs/size] of larger groups, and which of them cannot be: groups of zeros have any scale."""
         parts = self.scales.view(np.uint16).reshape(len(self.scales), -1, size // self.group_size)
-        if (parts == parts[..., :1]).all():
+        if (parts[..., 1:] == parts[..., :1]).all():
             return parts[..., 0].view(np.float16), np.zeros(parts.shape[:2], np.bool_)
         used = self.used.reshape(parts.shape)
         first = np.take_along_axis(parts, used.argmax(-1)[..., None], -1)
@@ -120,12 +120,13 @@ def _steps(rows: int, inputs: int) -> Iterator[slice]:
 def checked(name: str, codes: Codes, scales: Scales) -> Grouped:
     """The record, its scales checked; trits under a scale of 0 become 0, which they stand for."""
     bits = scales.view(np.uint16)
-    if (bits >= 0x7C00).any() and (bad := (bits >= 0x7C00) & (bits != 0x8000)).any():
+    if bits.max(initial=0) < 0x7C00 and bits.min(initial=1):
+        return Grouped(codes, scales)
+    if (bad := (bits >= 0x7C00) & (bits != 0x8000)).any():
         row, group = _first(bad)
         what = f"{int(bad.sum())} scales are negative or not finite"
         raise CheckpointError(name, f"{what}, the first is {scales[row, group]} (group {group} of row {row})", AGAIN)
-    if not (bits & 0x7FFF).all():
-        codes.reshape(*scales.shape, -1)[bits & 0x7FFF == 0] = ZEROS
+    codes.reshape(*scales.shape, -1)[bits & 0x7FFF == 0] = ZEROS
     return Grouped(codes, (bits & np.uint16(0x7FFF)).view(np.float16))
 
 
@@ -155,16 +156,15 @@ def no_code_3(name: str, codes: NDArray[np.uint8]) -> None:
 
 
 def _two_bits(tensor: Tensor, rows: int, inputs: int, block: int) -> tuple[Codes, Scales]:
-    kind = f"V{block // 4}"  # a block's codes are copied as one
-    blocks = tensor.data.view([("scale", "<f2"), ("codes", kind)]).reshape(rows, -1)
-    codes, scales = np.empty((rows, inputs // 4), np.uint8), np.empty(blocks.shape, "<f2")
-    for part in _steps(rows, inputs):
-        codes[part].view(kind)[:] = blocks["codes"][part]
-        scales[part] = blocks["scale"][part]
-        found = words(codes[part])
-        if (found & found >> np.uint64(1) & LOW_BITS).any():
-            no_code_3(tensor.name, np.ascontiguousarray(blocks["codes"]).view(np.uint8).reshape(codes.shape))
-    return codes, scales
+    from tritloom.gen.loops import codes_of_blocks
+
+    blocks = tensor.data.view("<u2").reshape(-1, 1 + block // 8)
+    codes, scales = np.empty((len(blocks), block // 32), "<u8"), np.empty(len(blocks), "<u2")
+    found_3 = codes_of_blocks(blocks, codes, scales)
+    found = codes.view(np.uint8).reshape(rows, inputs // 4)
+    if found_3:
+        no_code_3(tensor.name, found)
+    return found, scales.view("<f2").reshape(rows, -1)
 
 
 # Base 3 ----------------------------------------------------------------------------------------------
@@ -180,33 +180,14 @@ def _digits() -> NDArray[np.uint64]:
     return found
 
 
-_FIVE = _digits()
-_FIVE_OF_TWO = (_FIVE | _FIVE[:, None] << np.uint64(2)).reshape(-1)
-"""The same of two bytes side by side, whose digits are side by side."""
-_BASE_3_BLOCK = np.dtype([("fives", "<u2", 12), ("fours", "<u2"), ("scale", "<f2")])
-"""A block: 16 bytes of five digits, 8 of five, 2 of four. Digit i of the bytes of such a part are trits side by side."""
-_BASE_3_BYTES = [(4 * digit + word, word, digit) for digit in range(5) for word in range(4)] + [
-    (20 + 2 * digit + word, 4 + word, digit) for digit in range(5) for word in range(2)]
-"""Of a block's codes each byte, the four bytes that it is of, and their digit."""
-
-
 def _base_3(tensor: Tensor, rows: int, inputs: int) -> tuple[Codes, Scales]:
-    """PTQ1_0."""
-    blocks = tensor.data.view(_BASE_3_BLOCK)
-    codes, step = np.empty((len(blocks), 32), np.uint8), max(1, STEP // 128)
-    keys, found = np.empty((step, 12), np.int64), np.empty((step, 12), np.uint64)
-    for start in range(0, len(blocks), step):
-        part, out = blocks[start : start + step], codes[start : start + step]
-        some = slice(len(part))
-        keys[some] = part["fives"]
-        np.take(_FIVE_OF_TWO, keys[some], out=found[some], mode="wrap")  # the quickest: none is beyond
-        fives = (found[some, ::2] | found[some, 1::2] << np.uint64(4)).view(np.uint8).reshape(-1, 6, 8)
-        for byte, word, digit in _BASE_3_BYTES:
-            out[:, byte] = fives[:, word, digit]
-        fours = _FIVE_OF_TWO.take(part["fours"])
-        for byte in (0, 1):
-            out[:, 30 + byte] = fours >> np.uint64(16 * byte) & np.uint64(15) | fours >> np.uint64(16 * byte + 4) & np.uint64(0xF0)
-    return codes.reshape(rows, inputs // 4), blocks["scale"].reshape(rows, -1).copy()
+    """PTQ1_0: blocks of 26 bytes of digits and a scale."""
+    from tritloom.gen.loops import codes_of_base_3
+
+    blocks = tensor.data.view(np.uint8).reshape(-1, 28)
+    codes = np.empty((len(blocks), 32), np.uint8)
+    codes_of_base_3(blocks, _digits(), codes)
+    return codes.reshape(rows, inputs // 4), np.ascontiguousarray(blocks[:, 26:]).view("<f2").reshape(rows, -1)
 
 
 def of_blocks(tensor: Tensor) -> Grouped:

@@ -86,15 +86,6 @@ def test_sums_of_shifted_codes_are_exact(most):
         assert got[i, row] == (exact + 2**12) // 2**13
 
 
-@pytest.mark.parametrize("rows, inputs, group_size", [(5, 192, 64), (700, 2048, 128), (33, 640, 128)])
-def test_a_matrix_that_is_used_once_gives_the_same(rows, inputs, group_size):
-    rng = np.random.default_rng(rows)
-    codes, trits = rng.integers(-127, 128, (7, inputs)), rng.integers(-1, 2, (rows, inputs), np.int8)
-    scales = rng.integers(0, 1 << 16, (rows, inputs // group_size)).astype(np.uint16)
-    expected = integer.grouped_matmul(codes, integer.grouped_weights(trits, scales), 14)
-    assert (integer.grouped_matmul_once(codes, trits, scales, 14) == expected).all()
-
-
 def test_gained_rounds_the_product():
     rng = np.random.default_rng(1)
     table, gains = rng.integers(-16384, 16385, (9, 8)), rng.integers(-32767, 32768, 16)

@@ -6,9 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tritloom.firmware.packing import grouped_word_bytes, pack_grouped
-from tritloom.gen import grouped_packing
 from tritloom.gen.grouped_packing import pack_grouped_codes
 from tritloom.gen.models.codes import codes_of, trits_of, used
+
+pytestmark = pytest.mark.needs("numba")
 
 
 def matrix(seed, rows, groups, group_size):
@@ -30,22 +31,30 @@ def test_beats_are_the_contract_s(rows, groups, group_size, tables, rows_per_cyc
     assert np.array_equal(pack_grouped_codes(codes_of(trits), *layout), pack_grouped(trits, *layout))
 
 
-@pytest.mark.parametrize("words, steps, key", [(8, 3, 6), (64, 1, 8), (1, 100, 5)])
-def test_beats_do_not_depend_on_how_many_are_made_at_once(monkeypatch, words, steps, key):
-    trits, scales = matrix(1, 103, 3, 128)
+def test_steps_of_a_long_matrix():
+    trits, scales = matrix(1, 1003, 3, 128)
     layout = (scales, 128, 22, 5, "trit5", 64)
-    expected = pack_grouped(trits, *layout)
-    for name, value in (("WORDS", words), ("STEPS", steps), ("KEY", key)):
-        monkeypatch.setattr(grouped_packing, name, value)
-    grouped_packing._plan.cache_clear()
-    assert np.array_equal(pack_grouped_codes(codes_of(trits), *layout), expected)
-    grouped_packing._plan.cache_clear()
+    assert np.array_equal(pack_grouped_codes(codes_of(trits), *layout), pack_grouped(trits, *layout))
 
 
 def test_scales_of_another_matrix_are_refused():
     trits, scales = matrix(0, 4, 2, 64)
     with pytest.raises(ValueError, match="are not those of codes"):
         pack_grouped_codes(codes_of(trits), scales[:, :1], 64, 22, 5, "trit5", 64)
+
+
+def test_what_would_be_written_elsewhere_is_refused():
+    trits, scales = matrix(0, 33, 2, 128)
+    with pytest.raises(ValueError, match="a word of 52 bytes does not fit mem_bytes 50"):
+        pack_grouped_codes(codes_of(trits), scales, 128, 40, 4, "trit5", 50)
+    with pytest.raises(ValueError, match="groups of 96"):
+        pack_grouped_codes(codes_of(trits[:, :192]), scales, 96, 8, 4, "trit5", 64)
+
+
+def test_no_rows():
+    trits, scales = matrix(0, 0, 2, 128)
+    layout = (scales, 128, 22, 4, "trit5", 64)
+    assert pack_grouped_codes(codes_of(trits), *layout).shape == pack_grouped(trits, *layout).shape == (0, 64)
 
 
 def test_codes_hold_their_trits():

@@ -27,6 +27,8 @@ from tritloom.gen.models.checkpoint import MATRICES, norms_of
 from tritloom.gen.models.files import Tensor
 from tritloom.gen.models.groups import BLOCKS, Grouped, of_affine, of_blocks, of_floats
 
+pytestmark = pytest.mark.needs("numba")
+
 SMALL = dataclasses.replace(GROUPED, group_size=64, hidden=192, ffn=320)
 Q0 = "model.layers.0.self_attn.q_proj"
 GGUF = sorted(set(GGUF_FORMS) - {"old Q2_0"})

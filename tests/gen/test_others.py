@@ -70,6 +70,7 @@ def test_gguf_norms_of_projections(tmp_path, name):
     assert_problem(grouped_gguf(tmp_path / "m.gguf", tensors=tensors), name, "a norm of its own before a projection")
 
 
+@pytest.mark.needs("numba")
 @pytest.mark.parametrize("options", [
     {"form": "divide", "config": {"quantization_config": {"quant_method": "bitnet", "modules_to_not_convert": ["lm_head"]}}},
     {"form": "ternary", "config": UNNAMED | {"model_type": "llama"}},
@@ -83,6 +84,7 @@ def test_falcon_and_llama_are_read(tmp_path, options):
     assert (open_checkpoint(path).ternary(0, "q_proj")[0] == w[0, "q_proj"][0]).all()
 
 
+@pytest.mark.needs("numba")
 def test_trilm_of_several_parts_is_read_by_groups(tmp_path):
     """Larger TriLMs have a scale for each part of the inputs or outputs that one device had: whole groups have one."""
     shape = dataclasses.replace(GROUPED, head_norms=False, ternary_head=False)
@@ -101,6 +103,7 @@ def test_trilm_of_several_parts_is_read_by_groups(tmp_path):
 # Biases -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.needs("numba")
 def test_biases_that_config_does_not_name(tmp_path):
     """As Tequila's models have them: on the output of every matrix."""
     shape = dataclasses.replace(LLAMA, layers=2)

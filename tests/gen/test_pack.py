@@ -1,11 +1,12 @@
 import dataclasses
+import sys
 from itertools import groupby
 from typing import Any
 
 import numpy as np
 import pytest
 
-from synthetic import GROUPED, LLAMA, TINY, biases, grouped_weights, hugging_face, unpacked, weights
+from synthetic import GROUPED, LLAMA, TINY, biases, grouped_weights, hugging_face, mlx, unpacked, weights
 from tritloom.firmware import integer
 from tritloom.firmware.config import BIAS_CODES, BIASES, PARAM_HEADER_BYTES, BuildConfig, ConfigError, ModelShape, round_up
 from tritloom.firmware.emulator import Emulator
@@ -132,6 +133,7 @@ CASES = {"tiny": (tiny, TINY_CONFIG), "llama": (llama, LLAMA_CONFIG), "groups": 
              GROUPED_CONFIG, shape=dataclasses.replace(LLAMA, group_size=128, biases=("qkv", "gate_up", "down"))))}
 
 
+@pytest.mark.needs("numba")
 @pytest.mark.parametrize("case", CASES)
 def test_stream_holds_the_model(tmp_path, case):
     make, config = CASES[case]
@@ -236,6 +238,7 @@ def test_scales_of_groups_are_exact_within_a_thirty_second_of_the_greatest():
     assert group_codes(np.array([1 - 2.0**-30, 0.5, 2.0**-40]))[0].tolist() == [65535, 32768, 0]  # beside biases they have any value
 
 
+@pytest.mark.needs("numba")
 def test_quantised_values_by_groups(tmp_path):
     """Trits and scales are the checkpoint's; the powers of two that results lose come back in the matrix' scale."""
     w, s = grouped_weights(GROUPED, spread=3), GROUPED
@@ -259,6 +262,7 @@ def test_quantised_values_by_groups(tmp_path):
     assert len({*unit[unit > 0]}) == 1  # scales follow their rows
 
 
+@pytest.mark.needs("numba")
 def test_biases_are_in_the_units_of_what_they_are_added_to(tmp_path):
     """Of qkv, gate and up times what the norm before them makes of one; of o and down as they are."""
     s, given = GROUPED, biases(GROUPED, MATRICES)
@@ -314,6 +318,7 @@ def test_great_biases_leave_other_rows_their_bits():
     assert max(wrong[0]) < 0.012 and max(wrong[100]) < 0.025, wrong
 
 
+@pytest.mark.needs("numba")
 def test_a_scale_of_a_matrix_is_exact_beside_biases(tmp_path):
     w, model = weights(LLAMA), quantise(one_scale_and_biases(tmp_path))
     s, layer = model.shape, model.layers[0]
@@ -326,6 +331,7 @@ def test_a_scale_of_a_matrix_is_exact_beside_biases(tmp_path):
         assert unit * int(factors[0, 0]) == pytest.approx(scale, rel=2**-16)
 
 
+@pytest.mark.needs("numba")
 def test_a_model_with_biases_is_as_near_to_the_formulas_as_one_without(tmp_path):
     """Logits of the integer model and of the paper's, in double precision: what is left is of int8 activations."""
     pytest.importorskip("torch")
@@ -412,6 +418,20 @@ def test_rope_scaling(tmp_path):
     assert angles(mixed)[0] == pytest.approx((1 - smooth) / 8 + smooth)
     linear = dataclasses.replace(spec, rope_scaling={"rope_type": "linear", "factor": 4})
     assert np.allclose(angles(linear), plain / 4)
+
+
+@pytest.mark.needs("numba")
+def test_layers_that_are_stored_as_codes_are_read_again(tmp_path, monkeypatch):
+    w, of_pack = grouped_weights(GROUPED, spread=3), sys.modules[pack.__module__]
+    paths = [unpacked(tmp_path / "values", GROUPED, w), mlx(tmp_path / "codes", GROUPED, w)]
+    kept = [quantise(open_checkpoint(path)) for path in paths]
+    monkeypatch.setattr(of_pack, "KEPT_CODES_BYTES", 0)
+    models = [quantise(open_checkpoint(path)) for path in paths]
+    assert [model.layers.keep for model in kept + models] == [True, True, True, False]
+    expected, *others = (pack(model, GROUPED_CONFIG).memory() for model in kept + models)
+    assert all(np.array_equal(a, b) for other in others for (_, a), (_, b) in zip(expected, other, strict=True))
+    monkeypatch.setattr(of_pack, "KEPT_BYTES", 0)
+    assert [quantise(open_checkpoint(path)).layers.keep for path in paths] == [False, False]
 
 
 def test_context_is_the_machines(tmp_path):

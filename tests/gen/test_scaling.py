@@ -173,6 +173,7 @@ def test_the_emulator_counts_what_the_integer_model_clamps(tmp_path):
         assert session.stats().saturations == reference.saturations.count > 0
 
 
+@pytest.mark.needs("numba")
 @pytest.mark.parametrize("rows, inputs, group_size", [(5, 192, 64), (700, 2048, 128), (33, 640, 128)])
 def test_products_of_codes_are_exact(rows, inputs, group_size):
     rng = np.random.default_rng(rows)
@@ -180,3 +181,16 @@ def test_products_of_codes_are_exact(rows, inputs, group_size):
     scales = rng.integers(0, 1 << 16, (rows, inputs // group_size)).astype(np.uint16)
     expected = given @ grouped_weights(trits, scales).T
     assert (scaling.grouped_product(given.astype(np.float64), codes_of(trits), scales) == expected).all()
+    wide = np.zeros((rows, inputs), np.uint8)
+    wide[:, : inputs // 4] = codes_of(trits)
+    assert (scaling.grouped_product(given.astype(np.float64), wide[:, : inputs // 4], scales) == expected).all()
+
+
+@pytest.mark.needs("numba")
+def test_products_of_what_does_not_fit_are_refused():
+    codes, scales = np.full((4, 64), 0x55, np.uint8), np.ones((4, 2), np.uint16)
+    assert scaling.grouped_product(np.ones((3, 256)), codes, scales).shape == (3, 4)
+    assert scaling.grouped_product(np.ones((3, 256)), codes[:0], scales[:0]).shape == (3, 0)
+    for given, few in ((np.ones((3, 128)), scales), (np.ones((3, 256)), scales[:, :1]), (np.ones((3, 256)), scales[:3])):
+        with pytest.raises(ValueError, match="are not a matrix of"):
+            scaling.grouped_product(given, codes, few)

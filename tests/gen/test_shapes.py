@@ -73,6 +73,7 @@ GROUPS = [
 """Small shapes with groups, head norms, ternary heads and biases, or only some of these."""
 
 
+@pytest.mark.needs("numba")
 @pytest.mark.parametrize("shape, tied", [(TINY, True), (LLAMA, False), *GROUPS])
 def test_pieces_fill_the_memory_once(shape, tied):
     spec, config = small(shape, tied=tied)
@@ -87,6 +88,7 @@ def test_pieces_fill_the_memory_once(shape, tied):
     assert (filled == expected).all()
 
 
+@pytest.mark.needs("numba")
 @pytest.mark.parametrize("shape, tied", [(TINY, True), (LLAMA, False), *GROUPS])
 def test_a_machine_runs_on_random_weights_and_nothing_saturates(shape, tied):
     spec, config = small(shape, tied=tied)

@@ -257,6 +257,7 @@ NO_WEIGHTS = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 
               "eos_token_id": 2, "tie_word_embeddings": True}
 
 
+@pytest.mark.needs("numba")
 @pytest.mark.slow
 @pytest.mark.parametrize("family", [
     {"architectures": ["BitNetForCausalLM"], "model_type": "bitnet", "hidden_act": "relu2",
@@ -283,6 +284,7 @@ def test_every_family_works_without_weights(tritloom, tmp_path, monkeypatch, fam
     assert status == 2 and "which writes no text: leave --drafts out" in one_line(err)
 
 
+@pytest.mark.needs("numba")
 def test_biases_get_a_machine_with_groups(tritloom, tmp_path):
     """Though the checkpoint has one scale a matrix."""
     path = hugging_face(tmp_path / "biased", LLAMA, form="ternary", config={"quantization_config": None},

@@ -108,6 +108,21 @@ def test_what_is_kept_is_checked(tmp_path):
     assert not sound(folder)
 
 
+def test_damaged_files_of_a_sealed_folder(tmp_path):
+    for name in "abc":
+        (tmp_path / name).write_text(name)
+    assert files.damaged(tmp_path) == []
+    seal(tmp_path)
+    (tmp_path / "d").write_text("newer than the seal")
+    assert files.damaged(tmp_path) == []
+    (tmp_path / "a").write_text("")
+    (tmp_path / "b").unlink()
+    assert sorted(files.damaged(tmp_path)) == [tmp_path / "a", tmp_path / "b"]
+    (tmp_path / files.SEAL).write_text("{")
+    assert files.damaged(tmp_path) == [tmp_path / files.SEAL]
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["a", "c", "d", files.SEAL]
+
+
 @pytest.fixture
 def private(monkeypatch):
     monkeypatch.setattr(files, "_instead_at", {})
