@@ -116,7 +116,7 @@ unit: setup
 
 # Emits all machines that have stored results; those whose Verilog is the same stay current.
 digests: setup
-	$(BIN)/python -m tritloom.sim.bench.stored
+	$(BIN)/python -m tritloom.sim.bench.current
 
 # Of sim/bench/boards.py's rows those whose Verilog, pins or tools are others now; projections always.
 boards: setup

@@ -44,8 +44,8 @@ from tritloom.sim.prepare import image_of
 from tritloom.system.files import cache, scratch, write_atomically
 from tritloom.system.steps import Unseen
 
-__all__ = ["CELLS_OF", "ROWS", "Row", "decode", "decode_digests", "design_digests",
-           "digests_of", "error", "path_of", "projected", "route", "speeds", "state_of", "unrouted", "update", "used"]
+__all__ = ["CELLS_OF", "ROWS", "Row", "decode", "decode_digests", "design_digests", "digests_of", "error", "listed_digests", "makers",
+           "name_of", "path_of", "projected", "route", "speeds", "state_of", "unrouted", "update", "used"]
 
 CELLS_OF = {
     "ecp5": {"lut": {"TRELLIS_COMB": 1, "TRELLIS_RAMW": 2}, "ff": {"TRELLIS_FF": 1}, "bram": {"DP16KD": 1}, "dsp": {"MULT18X18D": 1}},
@@ -109,13 +109,32 @@ def digests_of(design: Design, config: BuildConfig) -> dict[str, str]:
     return {"verilog": verilog_digest(design.text, config), "constraints": digest(design.pins or "")}
 
 
+def makers(board: Board) -> str:
+    """Digest of the sources of a whole board."""
+    return syntax_digest((MAKER, f"boards/{board.name.replace('-', '_')}.py"))
+
+
 def design_digests(config: BuildConfig, board: Board) -> dict[str, str]:
-    """The same of a machine on a board, which is emitted for it unless these sources have made it before."""
-    makers = syntax_digest((MAKER, f"boards/{board.name.replace('-', '_')}.py"))
-    kept = cache("digests") / makers / f"{config.digest:08x}-{board.name}"
+    """The same of a machine on a board, which is emitted for it unless these sources have made it before, here or for
+    docs/results/digests.json."""
+    sources, name = makers(board), name_of(config, board)
+    kept = cache("digests") / sources / name
     if not kept.is_file():
+        listed = dict(stored.listed().get("boards", {}).get(name, {}))
+        if listed.pop("sources", None) == sources:
+            return listed
         write_atomically(kept.parent, {kept.name: json.dumps(digests_of(Design.of(config, board), config))})
     return json.loads(kept.read_text("utf-8"))
+
+
+def name_of(config: BuildConfig, board: Board) -> str:
+    return f"{config.digest:08x}-{board.name}"
+
+
+def listed_digests() -> dict[str, dict[str, str]]:
+    """Those of all rows with the sources that they are of, as docs/results/digests.json has them."""
+    machines = [(row.fitted().config, load(row.board)) for row in ROWS]
+    return {name_of(config, board): {"sources": makers(board)} | design_digests(config, board) for config, board in machines}
 
 
 def decode_digests(row: Row, result: FitResult) -> dict[str, str]:

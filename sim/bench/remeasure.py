@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tritloom.sim.bench import stored
+from tritloom.sim.bench import current, stored
 from tritloom.sim.check import equality
 
 __all__ = ["Job", "main", "run", "stale"]
@@ -122,13 +122,13 @@ def main(arguments: Sequence[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     say = logging.getLogger(__name__).info
     at_once = int(arguments[0]) if arguments else JOBS
-    stored.main([str(at_once)])
+    current.main([str(at_once)])
     try:
         failed = run(stale(), at_once, say)
     except KeyboardInterrupt:
         say("interrupted: what was measured is stored, and the next run goes on")
         return 130
-    stored.main([str(at_once)])
+    current.main([str(at_once)])
     for job in failed:
         say("failed: %s (see %s)", job.name, _log(job))
     return int(bool(failed) or any(stored.state_of(entry) != stored.CURRENT for entry in stored.entries().values()))

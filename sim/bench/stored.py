@@ -16,19 +16,15 @@ integer model on all but `memory` (`decisive`). So a change that leaves a machin
 does any renaming that Amaranth does not write into the Verilog.
 
 All but the Verilog is made again whenever it is asked for. To emit a machine takes up to a minute: docs/results/digests.json
-keeps the digests of the Verilog of all machines that have a result, and of the sources that made it; `make digests`
-(`python -m tritloom.sim.bench.stored [PROCESSES]`) makes it again once the sources have changed. It can be interrupted and goes on.
+keeps the digests of the Verilog of all machines and boards that have a result, and of the sources that made it; `make digests`
+(sim/bench/current.py) makes it again once the sources have changed.
 """
 
 from __future__ import annotations
 
 import functools
 import json
-import logging
-import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from inspect import isfunction
 from pathlib import Path
@@ -54,8 +50,8 @@ from tritloom.sim import dram
 from tritloom.sim.integer_model import IntegerModel
 from tritloom.system.files import cache, write_atomically
 
-__all__ = ["CURRENT", "configuration_of", "decisive", "digests", "emitted", "entries", "files", "known", "machines", "memory_digest",
-           "of_image", "reference", "stale_by", "state_of"]
+__all__ = ["CURRENT", "configuration_of", "decisive", "digests", "emitted", "entries", "files", "known", "listed", "machines",
+           "memory_digest", "of_image", "reference", "stale_by", "state_of"]
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "results"
@@ -63,7 +59,6 @@ DIGESTS = RESULTS / "digests.json"
 BOARDS = "boards"
 """The folder in RESULTS of whole boards (sim/bench/boards.py); the others there are named after a board and have its machines."""
 CURRENT = "current"
-PROCESSES = 2
 
 SYNTHESIS = ("verilog", "delays")
 ESTIMATE = "gen/tools/timing.py"
@@ -151,9 +146,15 @@ def _kept(config: BuildConfig) -> Path:
     return cache("digests") / syntax_digest() / f"{config.digest:08x}"
 
 
+def listed() -> dict[str, Any]:
+    """docs/results/digests.json: `sources` and what they make of machines (`verilog`, by the configuration's digest), and the same of whole
+    boards (`boards`), each with its own `sources`."""
+    return json.loads(DIGESTS.read_text("utf-8")) if DIGESTS.is_file() else {}
+
+
 def _table() -> dict[str, str]:
-    """Of docs/results/digests.json: digest of the Verilog by digest of the configuration; empty when other sources made them."""
-    data = json.loads(DIGESTS.read_text("utf-8")) if DIGESTS.is_file() else {}
+    """Digest of the Verilog by digest of the configuration; empty when other sources made them."""
+    data = listed()
     return data["verilog"] if data.get("sources") == syntax_digest() else {}
 
 
@@ -318,32 +319,3 @@ def machines() -> dict[str, BuildConfig]:
     found = [config for entry in entries().values() if (config := configuration_of(entry))]
     found.sort(key=lambda config: (config.shape.hidden, config.groups * config.lanes * config.tables * config.rows_per_cycle))
     return {f"{config.digest:08x}": config for config in found}
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Make docs/results/digests.json of today's sources, and say which results are stale. Exit status 1 if a machine cannot be emitted."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    say, started = logging.getLogger(__name__).info, time.monotonic()
-    wanted = machines()
-    table = {name: found for name, config in wanted.items() if (found := known(config))}
-    missing = [name for name in wanted if name not in table]
-    say("%d machines have results, %d of them must be emitted", len(wanted), len(missing))
-    with ProcessPoolExecutor(int(arguments[0]) if arguments else PROCESSES) as pool:
-        running = {pool.submit(emitted, wanted[name]): name for name in missing}
-        for done, future in enumerate(as_completed(running), 1):
-            table[running[future]] = future.result()
-            config, passed = wanted[running[future]], time.monotonic() - started
-            say("%d of %d after %.0f s: %s, hidden %d, %d lanes", done, len(missing), passed, running[future], config.shape.hidden,
-                config.lanes)
-    text = json.dumps({"command": "make digests", "sources": syntax_digest(), "verilog": dict(sorted(table.items()))}, indent=1) + "\n"
-    write_atomically(DIGESTS.parent, {DIGESTS.name: text})
-    states = {place: state_of(entry) for place, entry in entries().items()}
-    for place, state in states.items():
-        if state != CURRENT:
-            say("%s: %s", place, state)
-    say("%d of %d results are current", sum(state == CURRENT for state in states.values()), len(states))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -33,6 +33,15 @@ def test_a_whole_board_is_today_s(row):
         assert boards.state_of(entry["decode"], boards.decode_digests(row, result)) == stored.CURRENT
 
 
+def test_the_stored_digests_are_those_of_the_boards():
+    """Of one, which is emitted; all are of these sources. Run `make digests` when this fails."""
+    row = next(row for row in boards.ROWS if row.board == "tang-nano-20k")
+    config, board, listed = row.fitted().config, load(row.board), stored.listed()["boards"]
+    assert listed[boards.name_of(config, board)] == {"sources": boards.makers(board)} | boards.digests_of(Design.of(config, board), config)
+    machines = [(row.fitted().config, load(row.board)) for row in boards.ROWS]
+    assert {name: each["sources"] for name, each in listed.items()} == {boards.name_of(*each): boards.makers(each[1]) for each in machines}
+
+
 @pytest.mark.parametrize("row", boards.ROWS, ids=lambda row: row.board)
 def test_a_stored_board_agrees_with_itself(row):
     entry = entry_of(row)

@@ -9,7 +9,7 @@ import pytest
 from tritloom.firmware.errors import TritloomError
 from tritloom.host.cli import main
 from tritloom.sim import prepare
-from tritloom.sim.bench import measure, remeasure, stored
+from tritloom.sim.bench import current, measure, remeasure, stored
 from tritloom.sim.bench import results as kept
 from tritloom.sim.check import equality
 
@@ -153,7 +153,7 @@ def test_an_interrupt_ends_the_jobs(processes, monkeypatch):
 def test_the_status_says_whether_all_holds_now(results, monkeypatch, caplog, state, status):
     caplog.set_level(logging.INFO)
     digests = []
-    monkeypatch.setattr(stored, "main", digests.append)
+    monkeypatch.setattr(current, "main", digests.append)
     monkeypatch.setattr(remeasure, "stale", lambda: [])
     results["a"] = entry("", state=state)
     assert remeasure.main(["3"]) == status and digests == [["3"], ["3"]]

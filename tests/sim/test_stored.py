@@ -15,7 +15,7 @@ from tritloom.firmware.layout import memory_map
 from tritloom.firmware.programs import machine_program
 from tritloom.gen import pack
 from tritloom.gen.verilog import digests
-from tritloom.sim.bench import stored
+from tritloom.sim.bench import current, stored
 
 VERILOG = f"""/* made by hand */
 (* top =  1  *)
@@ -96,6 +96,7 @@ def place(monkeypatch, tmp_path):
     monkeypatch.setattr(stored, "RESULTS", tmp_path)
     monkeypatch.setattr(stored, "DIGESTS", tmp_path / "digests.json")
     monkeypatch.setattr(stored, "cached_verilog", emit)
+    monkeypatch.setattr(current, "listed_digests", dict)
     return SimpleNamespace(path=tmp_path, emitted=emitted)
 
 
@@ -154,13 +155,13 @@ def test_make_digests_emits_what_is_not_known_and_says_what_is_stale(place, monk
     other = entry(None, dataclasses.replace(TINY, lanes=2))
     other["digests"]["program"] = "other"
     (place.path / "random.json").write_text(json.dumps({"entries": [other]}))
-    assert stored.main(["1"]) == 0
+    assert current.main(["1"]) == 0
     table = json.loads(stored.DIGESTS.read_text())
     assert len(table["verilog"]) == 2 and len(place.emitted) == 2
     assert "random.json 1: stale: its program changed" in caplog.text and "1 of 2 results are current" in caplog.text
     monkeypatch.setenv("TRITLOOM_CACHE", str(place.path / "empty"))  # a fresh clone: the file alone tells
     assert stored.state_of(json.loads((place.path / "kv260" / "a.json").read_text())) == stored.CURRENT
-    assert stored.main([]) == 0 and json.loads(stored.DIGESTS.read_text()) == table and len(place.emitted) == 2
+    assert current.main([]) == 0 and json.loads(stored.DIGESTS.read_text()) == table and len(place.emitted) == 2
     monkeypatch.setattr(stored, "syntax_digest", lambda: "later")
     assert stored.state_of(other | {"digests": {}}).startswith("stale: its program") and not stored._table()
 
