@@ -73,6 +73,7 @@ class Growing:
             part = data[start : start + WRITTEN_BYTES]
             after = zlib.crc32(part, after)
             _write(self._file, part)
+        _begin(self._file, offset, length)
         self._line([offset, length, after])
         self._written += 1
         return after, False
@@ -109,6 +110,13 @@ def _write(file: BinaryIO, data: memoryview) -> None:
     """Write all of it: a full disk takes a part, and says so afterwards."""
     while data:
         data = data[file.write(data) :]
+
+
+def _begin(file: BinaryIO, offset: int, length: int) -> None:
+    """Let the disk take these bytes now, for which `end` would wait. What it has need not stay in memory."""
+    if hasattr(os, "posix_fadvise"):
+        with suppress(OSError):  # only a hint
+            os.posix_fadvise(file.fileno(), offset, length, os.POSIX_FADV_DONTNEED)
 
 
 def _parsed(line: bytes) -> Any:
