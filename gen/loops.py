@@ -255,8 +255,9 @@ def _compile(folder: Path | None) -> None:
 def _key() -> str:
     """Digest of all that decides what is compiled, and of what numba compares."""
     source = Path(__file__)
+    processor = cpu_target.target_context.codegen().magic_tuple()  # type: ignore[attr-defined]
     parts = (source.read_text("utf-8"), str(source), str(source.stat().st_mtime_ns), numba.__version__, np.__version__,
-             platform.python_version(), *map(str, cpu_target.target_context.codegen().magic_tuple()))
+             platform.python_version(), *map(str, processor))
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
 
 
