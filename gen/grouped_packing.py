@@ -26,6 +26,8 @@ from tritloom.gen.models.codes import LOW_BITS, ZEROS, Codes
 
 Bytes = NDArray[np.uint8]
 Scales = NDArray[np.uint16]
+
+
 # Look-ups --------------------------------------------------------------------------------------------
 
 
@@ -65,7 +67,7 @@ def pack_grouped_codes(
     codes: Codes, scales: Scales, group_size: int, tables: int, rows_per_cycle: int, packing: str, mem_bytes: int, out: Bytes | None = None
 ) -> Bytes:
     """Beats [beats, mem_bytes] of a matrix of codes [rows, inputs/4] with scales [rows, inputs/group_size], in `out` if there is one: zeros
-    [beats, mem_bytes]."""
+    [beats, mem_bytes]. Raises ValueError for groups that are no power of two from 32 on, and for words that do not fit."""
     rows, groups = scales.shape
     if 4 * codes.shape[1] != groups * group_size or len(codes) != rows:
         raise ValueError(f"scales {scales.shape} are not those of codes {codes.shape} by groups of {group_size}")

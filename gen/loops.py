@@ -273,7 +273,8 @@ def _fetch(place: Path, compile_in: Callable[[Path | None], None]) -> None:
     """`compile_in` the folder `place`, if it is there as it was sealed: numba trusts what it finds. Otherwise in a new one, which takes its
     place; in none where none can be written."""
     if _whole(place):
-        return compile_in(place)
+        with suppress(OSError):  # it is being cleared
+            return compile_in(place)
     compiled = False
     with suppress(OSError), scratch(place.parent) as work:
         made = work / "loops"
@@ -281,7 +282,7 @@ def _fetch(place: Path, compile_in: Callable[[Path | None], None]) -> None:
         compiled = True
         (inside,) = made.iterdir()
         seal(inside)
-        if place.is_dir():
+        if place.is_dir() and not _whole(place):
             shutil.rmtree(place)  # damaged
         made.rename(place)  # unless another process was first
     if not compiled:

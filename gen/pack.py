@@ -277,7 +277,7 @@ def as_trained(checkpoint: Checkpoint, context: int | None = None) -> QuantisedM
 def _keeps(checkpoint: Checkpoint, s: ModelShape) -> bool:
     """Whether layers are kept once read."""
     held = s.layers * s.hidden * (s.qkv_rows + s.q_size + 3 * s.ffn) // (4 if s.group_size else 1)
-    if not s.group_size or held <= KEPT_CODES_BYTES:
+    if not checkpoint.spec.shape.group_size or held <= KEPT_CODES_BYTES:
         return held <= KEPT_BYTES
     stored = s.layers * sum(checkpoint.tensor(checkpoint.matrix_name(0, name)).data.nbytes for name in MATRICES)
     return held <= KEPT_BYTES and stored > 2 * held

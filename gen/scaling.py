@@ -60,6 +60,7 @@ SQUARED_MOST = 62
 """Bits of what a norm may read, so that float32, in which the model was made, holds its square."""
 LIMITED = "no binary point carries it: train the model with smaller activations, or with norms before o_proj and down_proj"
 
+
 @dataclass(frozen=True)
 class Scaling:
     """Powers of two: the stream is 2**-residual of the model's, a layer's gates and scores are 2**-gates and 2**-scores of theirs."""
@@ -160,7 +161,7 @@ def _added(p: Parameters) -> Floats | float:
 
 def grouped_product(given: Floats, codes: Codes, scales: NDArray[np.uint16]) -> NDArray[np.int64]:
     """Exact sums [n, rows] of integers `given` [n, inputs], -127 to 127, times the trits of codes [rows, inputs/4] and their groups' scales
-    [rows, groups]."""
+    [rows, groups], of 32, 64, 96 or 128 inputs each. Raises ValueError for other shapes."""
     from tritloom.gen import loops
 
     (n, inputs), (rows, groups) = given.shape, scales.shape

@@ -665,7 +665,7 @@ def _programmed(result: FitResult) -> FitResult:
     try:
         machine_program(dataclasses.replace(result.config, program_words=MOST_PROGRAM_WORDS), result.memory_map)
     except AssemblyError as error:
-        raise ConfigError(f"the machine has no program: {error}") from None
+        raise ConfigError(f"the machine has no program: {error}; choose another block_rows ({result.config.block_rows})") from None
     return result
 
 

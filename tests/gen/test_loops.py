@@ -58,6 +58,17 @@ def test_without_room_they_are_compiled_for_this_process(fetch, monkeypatch):
     assert fetch() == [None] and fetch() == [None]
 
 
+class Removals:
+    """Removes folders, and says whether `watched` was one."""
+
+    def __init__(self, watched):
+        self.watched, self.removed, self._remove = watched, False, shutil.rmtree
+
+    def __call__(self, path, *arguments, **named):
+        self.removed |= path == self.watched
+        self._remove(path, *arguments, **named)
+
+
 def test_another_process_may_be_first(fetch, monkeypatch):
     from tritloom.gen import loops
 
@@ -68,8 +79,26 @@ def test_another_process_may_be_first(fetch, monkeypatch):
         shutil.copytree(inside.parent, fetch.place)
 
     monkeypatch.setattr(loops, "seal", slow)
-    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)
-    assert len(fetch()) == 1 and fetch() == []
+    monkeypatch.setattr(shutil, "rmtree", remove := Removals(fetch.place))
+    assert len(fetch()) == 1 and fetch() == [] and not remove.removed
+
+
+def test_what_is_cleared_while_it_is_read_is_compiled_again(fetch):
+    from tritloom.gen import loops
+
+    assert len(fetch()) == 1
+    folders = []
+
+    def compile_in(folder):
+        folders.append(folder)
+        if folder == fetch.place:
+            shutil.rmtree(folder)
+            raise FileNotFoundError(folder)
+        (folder / INDEX).parent.mkdir(parents=True)
+        (folder / INDEX).write_text("index")
+
+    loops._fetch(fetch.place, compile_in)
+    assert len(folders) == 2 and (fetch.place / INDEX).exists()
 
 
 def test_other_arrays_are_refused():

@@ -174,7 +174,7 @@ def test_the_emulator_counts_what_the_integer_model_clamps(tmp_path):
 
 
 @pytest.mark.needs("numba")
-@pytest.mark.parametrize("rows, inputs, group_size", [(5, 192, 64), (700, 2048, 128), (33, 640, 128)])
+@pytest.mark.parametrize("rows, inputs, group_size", [(5, 192, 64), (700, 2048, 128), (33, 640, 128), (2100, 256, 64)])
 def test_products_of_codes_are_exact(rows, inputs, group_size):
     rng = np.random.default_rng(rows)
     given, trits = rng.integers(-127, 128, (7, inputs)), rng.integers(-1, 2, (rows, inputs), np.int8)
