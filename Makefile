@@ -69,14 +69,14 @@ $(VENV)/.stamp-python: | same-python
 $(VENV)/.stamp-demo: pyproject.toml $(VENV)/.stamp-python
 	@for tool in g++ make perl; do command -v $$tool >/dev/null \
 	  || { echo "$$tool is missing: apt-get install g++ make perl" >&2; exit 1; }; done
-	@echo "Installing the generator and the simulator into $(VENV) (300 MB, about a minute)"
+	@echo "Installing the generator and the simulator into $(VENV) (460 MB, about a minute)"
 	@$(PIP) --no-compile --editable '.[gen,sim]' || { $(OFFLINE); exit 1; }
 	@touch $@
 
 $(VENV)/.stamp-all: pyproject.toml $(VENV)/.stamp-demo
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "The tests need Python 3.11 or newer: make distclean, then make PYTHON=python3.11 test" >&2; exit 1; }
-	@echo "Installing the test and bitstream tools into $(VENV) (1.6 GB, a few minutes)"
+	@echo "Installing the test and bitstream tools into $(VENV) (2 GB, a few minutes)"
 	@$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable '.[gen,sim,build,test]' || { $(OFFLINE); exit 1; }
 	@$(BIN)/python -m compileall -q $(VENV)/lib/python3*/site-packages/amaranth $(VENV)/lib/python3*/site-packages/numpy
 	@touch $@

@@ -18,7 +18,7 @@ OLDEST = (3, 10)
 
 PURPOSES = {
     "": "everything",
-    "gen": "tritloom generate, GGUF files, models by groups",
+    "gen": "tritloom generate, GGUF files",
     "sim": "tritloom run on the simulated machine",
     "build": "tritloom build",
     "plain": "make plain",
